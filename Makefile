@@ -1,0 +1,95 @@
+# Needlestream: `make help` explains. Each step does only what is not done yet.
+
+DATA   ?= $(if $(wildcard input/train_labels.csv input/sample_submission.csv),input,demo/input)
+# The demonstration keeps to its own folder; anything else goes where its name says.
+IS_DEMO := $(filter demo/input,$(DATA))
+SHARDS ?= $(if $(IS_DEMO),demo/shards,shards)
+RUN    ?= $(if $(IS_DEMO),demo/run,runs/$(PRESET))
+PRESET ?= $(if $(IS_DEMO),demo,full)
+ARGS   ?=
+# With PYTHON=... that interpreter is used as it is; otherwise .venv is made and filled.
+ifdef PYTHON
+  READY :=
+  READY_DEV :=
+else
+  PYTHON    := .venv/bin/python
+  READY     := .venv/installed
+  READY_DEV := .venv/installed-dev
+endif
+BASE_PYTHON ?= python3
+DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --seed 0
+
+.DELETE_ON_ERROR:
+.PHONY: help data shards train infer test lint format clean
+
+help:
+	@echo 'make shards   pack the data into WebDataset shards'
+	@echo 'make train    train a model on them (and pack first if need be)'
+	@echo 'make infer    write submission.csv (and train first if need be)'
+	@echo 'make test     run the tests'
+	@echo 'make lint     check style, types and imports'
+	@echo 'make clean    remove the demonstration (demo/) and nothing else'
+	@echo
+	@echo 'Without data in input/ (train_labels.csv, train/, sample_submission.csv, test/)'
+	@echo 'a demonstration data set is simulated under demo/.'
+	@echo
+	@echo 'DATA=$(DATA)  SHARDS=$(SHARDS)  RUN=$(RUN)  PRESET=$(PRESET)'
+	@echo 'ARGS="..."    further options of the step that is run; see for example'
+	@echo '              $(PYTHON) train.py --help'
+	@echo 'PYTHON=...    an interpreter that has everything, instead of .venv'
+
+.venv/bin/python:
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'error: $(BASE_PYTHON) is too old, expected Python 3.11 or newer; give BASE_PYTHON=...'; exit 1; }
+	$(BASE_PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	@echo 'installing requirements.txt into .venv (some 6 GB, a few minutes)'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
+	@echo 'installing requirements-dev.txt into .venv (some 6 GB, a few minutes)'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/installed
+
+demo/input/train_labels.csv: | $(READY)
+	@echo 'input/ has no data: simulating a demonstration data set under demo/'
+	$(PYTHON) -m shard_tools simulate --out demo/input $(DEMO_SIMULATE)
+
+$(SHARDS)/manifest.json: $(if $(IS_DEMO),demo/input/train_labels.csv) | $(READY)
+	$(PYTHON) -m shard_tools pack --input $(DATA) --out $(SHARDS) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
+	$(PYTHON) -m shard_tools info $(SHARDS)
+
+$(RUN)/summary.json: $(SHARDS)/manifest.json | $(READY)
+	$(PYTHON) train.py --shards $(SHARDS) --run-dir $(RUN) --preset $(PRESET) --resume \
+	  $(if $(filter train,$(MAKECMDGOALS)),$(ARGS))
+
+$(RUN)/submission.csv: $(RUN)/summary.json | $(READY)
+	$(PYTHON) infer.py --shards $(SHARDS) --weights $(RUN)/best.safetensors --tta --out $@ \
+	  $(if $(filter infer,$(MAKECMDGOALS)),$(ARGS))
+
+shards: $(SHARDS)/manifest.json
+	@echo 'shards:      $(SHARDS)'
+
+train: $(RUN)/summary.json
+	@echo 'run:         $(RUN)  (weights: $(RUN)/best.safetensors)'
+
+infer: $(RUN)/submission.csv
+	@echo 'done:        $(RUN)/submission.csv'
+
+test: $(READY_DEV)
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: $(READY_DEV)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	PYTHONPATH=. $(dir $(PYTHON))lint-imports
+
+format: $(READY_DEV)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean:
+	rm -rf demo

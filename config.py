@@ -1,0 +1,178 @@
+"""What a run is: the parts' configurations and the loop's own, presets, and the command line made from them."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from model import ModelConfig
+from pipeline.canvas import CanvasConfig
+from pipeline.draws import DrawConfig
+from pipeline.loader import LoaderConfig
+from shard_tools.errors import InputError
+
+Preset = Literal["demo", "seed", "full"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a model on one fold of a folder of shards."""
+
+    shards: Path
+    """Folder with manifest.json, as `python -m shard_tools pack` writes it."""
+    run_dir: Path
+    """Folder for everything that the run writes."""
+    preset: Preset = "full"
+    """What the other options default to. demo: minutes on a CPU. seed: the recipe of the original project, done
+    right. full: for the Kaggle data on a GPU."""
+    fold: int = 0
+    """Fold to validate on; the others train."""
+    epochs: int = 5
+    """Passes over the training folds."""
+    batch_size: int = 32
+    """Cadences of one rank in one forward pass."""
+    accumulate: int = 1
+    """Forward passes summed into one step."""
+    eval_batch_size: int = 64
+    """Cadences of one rank in one forward pass of validation."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run folder, if there is one."""
+    sampling: Literal["uniform", "weighted"] = "uniform"
+    """uniform: every training cadence once an epoch. weighted: as many draws with replacement, by class weights."""
+    class_weights: tuple[float, float] | None = None
+    """With weighted sampling, the weights of one cadence without and with a needle; unset: both classes alike."""
+    optimiser: Literal["adamw", "adam"] = "adamw"
+    """AdamW decays weights apart from the gradient, Adam through it."""
+    learning_rate: float = 1e-4
+    """Highest learning rate."""
+    min_learning_rate: float = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the learning rate rises from min-learning-rate; may be a fraction."""
+    cosine_epochs: float = 0.0
+    """Epochs at which the cosine ends; 0: where the training ends."""
+    weight_decay: float = 0.05
+    """Weight decay of all weights but biases and norms; with adam of all weights."""
+    clip: float = 1.0
+    """Largest norm of the gradient of a step; 0 clips nothing."""
+    ema: float = 0.0
+    """Decay a step of the running mean of the weights that is validated and saved; 0: the weights themselves."""
+    precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+    """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
+    compile: bool = False
+    """Compile the model with torch.compile; pays off after some minutes."""
+    tracker: Literal["wandb", "none"] = "wandb"
+    """wandb: Weights & Biases, online when logged in, else into the run folder. none: nothing but the run folder."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+    canvas: tyro.conf.OmitArgPrefixes[CanvasConfig] = field(default_factory=CanvasConfig)
+    draws: tyro.conf.OmitArgPrefixes[DrawConfig] = field(default_factory=DrawConfig)
+    loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        for name in ("fold", "seed", "warmup_epochs", "cosine_epochs", "weight_decay", "clip", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0")
+        if not self.learning_rate > 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise InputError(
+                f"--learning-rate {self.learning_rate} --min-learning-rate {self.min_learning_rate}: "
+                "expected 0 <= min-learning-rate <= learning-rate, and above 0"
+            )
+        if not 0 <= self.ema < 1:
+            raise InputError(f"--ema {self.ema}: expected 0 to below 1")
+
+
+# What each preset sets; all else is the field's own default.
+_NOWHERE: dict[str, Any] = {"shards": Path("shards"), "run_dir": Path("run")}
+PRESETS: dict[Preset, TrainConfig] = {
+    "demo": TrainConfig(
+        **_NOWHERE,
+        preset="demo",
+        epochs=9,
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup_epochs=1.0,
+        model=ModelConfig("swin_nano"),
+        canvas=CanvasConfig("on_off", height=112, width=224, sum_time_bins=7, compress="asinh"),
+        draws=DrawConfig(cutmix=0.0, erase=0.0),
+    ),
+    # The original recipe, done right: its CutMix mixes pixels, its weights are those of the classes, its flips keep
+    # ON panels ON.
+    "seed": TrainConfig(
+        **_NOWHERE,
+        preset="seed",
+        epochs=5,
+        batch_size=32,
+        sampling="weighted",
+        optimiser="adam",
+        learning_rate=1e-4,
+        min_learning_rate=1e-6,
+        cosine_epochs=10.0,
+        weight_decay=1e-6,
+        clip=0.0,
+        model=ModelConfig("swin_small_patch4_window7_224", pretrained="hub"),
+        canvas=CanvasConfig("stack6", height=224, width=224, normalise=False),
+        draws=DrawConfig(
+            flip_time=0.0, roll_frequency=0.0, shift_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=1.0
+        ),
+    ),
+    "full": TrainConfig(
+        **_NOWHERE,
+        preset="full",
+        epochs=10,
+        batch_size=64,
+        learning_rate=3e-4,
+        warmup_epochs=0.5,
+        ema=0.999,
+        model=ModelConfig("swin_small_patch4_window7_224", pretrained="hub", drop_path=0.1),
+        canvas=CanvasConfig("on_off", height=224, width=224, sum_time_bins=3, compress="asinh"),
+    ),
+}
+
+# These may change from one start of a run to the next: they say where and how fast, not what.
+FREE_FIELDS = ("run_dir", "shards", "resume", "tracker", "loader", "checkpoint_every", "eval_batch_size", "compile")
+
+
+@dataclass(frozen=True)
+class _PresetOnly:
+    preset: Preset = "full"
+
+
+def parse_train_config(arguments: list[str] | None = None) -> TrainConfig:
+    """Read a TrainConfig from the command line: first the preset, then what is given on top of it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    wanted = [word for word in arguments if word not in ("-h", "--help")]
+    chosen, _ = tyro.cli(_PresetOnly, args=wanted, return_unknown_args=True, add_help=False)
+    preset = PRESETS[chosen.preset]
+    required = dataclasses.replace(preset, shards=tyro.MISSING, run_dir=tyro.MISSING)
+    return tyro.cli(TrainConfig, args=arguments, default=required, prog="train.py")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain
+
+
+def check_same_run(old: dict[str, Any], new: dict[str, Any], run_dir: Path) -> None:
+    """Refuse to go on with a run under another configuration. Raises InputError naming the differences."""
+    differences = [
+        f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if name not in FREE_FIELDS and old.get(name) != new.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{run_dir}: holds a run of another configuration ({'; '.join(differences)}); "
+            "choose another --run-dir, or delete this one"
+        )

@@ -1,0 +1,29 @@
+"""ROC AUC and its companions, each sample counted once."""
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.integer]
+
+
+def unique_rows(rows: Ints, *columns: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.generic], ...]:
+    """`rows` sorted and without repeats, and `columns` likewise: padding and uneven ranks repeat samples."""
+    unique, first = np.unique(rows, return_index=True)
+    return unique, *(column[first] for column in columns)
+
+
+def roc_auc(target: Ints, score: Floats) -> float:
+    """Area under the ROC curve, unrounded; NaN where there is only one class to tell apart."""
+    return float(roc_auc_score(target, score)) if len(np.unique(target)) == 2 else float("nan")
+
+
+def average_precision(target: Ints, score: Floats) -> float:
+    """Area under the precision-recall curve as scikit-learn sums it; NaN where there is no positive."""
+    return float(average_precision_score(target, score)) if (target == 1).any() else float("nan")
+
+
+def sigmoid(logit: Floats) -> npt.NDArray[np.float64]:
+    """Scores in 0 to 1, in float64, so that large logits stay apart."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logit.astype(np.float64))))

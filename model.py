@@ -1,0 +1,152 @@
+"""The backbone: build a timm model for a canvas, and load and save its weights."""
+
+import difflib
+import json
+import logging
+import socket
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from shard_tools.errors import InputError
+from shard_tools.files import write_whole
+
+_log = logging.getLogger(__name__)
+_METADATA = "needlestream"
+_HUB_SECONDS = 5.0
+
+# A Swin of 5 million weights, small enough for a CPU: timm's tiny one, half as wide and a third as deep.
+_OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "swin_nano": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and what it starts from."""
+
+    model: str = "swin_small_patch4_window7_224"
+    """Name of a timm model, or swin_nano."""
+    pretrained: str = "none"
+    """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
+    Anything else: a file of weights (.safetensors, .pth) for this model."""
+    drop_path: float = 0.0
+    """Probability of skipping a residual branch in training (stochastic depth)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"--drop-path {self.drop_path}: expected 0 to below 1")
+        if self.pretrained not in ("hub", "none") and not Path(self.pretrained).is_file():
+            raise InputError(f"--pretrained {self.pretrained}: no such file; expected hub, none or a weights file")
+
+
+def build_model(config: ModelConfig, channels: int, height: int, width: int) -> nn.Module:
+    """A network from canvases (B, channels, height, width) to logits (B, 1).
+
+    Raises InputError where timm has no such model, or the pretrained file does not fit it.
+    """
+    name, own = _OWN_MODELS.get(config.model, (config.model, {}))
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*timm.list_models(), *_OWN_MODELS], n=3)
+        raise InputError(f"--model {config.model}: timm has no such model; {f'near it: {near}' if near else ''}")
+    options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
+    if config.pretrained == "none":
+        return _create(name, (height, width), options)
+    if config.pretrained == "hub":
+        return _create_from_hub(name, (height, width), options)
+    try:
+        return _create(name, (height, width), options | _from_file(config.pretrained))
+    except (RuntimeError, SafetensorError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--pretrained {config.pretrained}: does not fit {config.model} ({reason})") from None
+
+
+def _create(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
+    try:
+        return _timm_model(name, img_size=size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return _timm_model(name, **options)  # a convolutional model takes any size
+    except AssertionError as error:
+        raise InputError(f"--model {name}: does not take a canvas of {size[0]} x {size[1]} ({error})") from None
+
+
+def _timm_model(name: str, **options: Any) -> nn.Module:
+    model: nn.Module = timm.create_model(name, **options)
+    return model
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    # timm then adapts channels and position tables, as it does for its own weights, and unpickles nothing but tensors.
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+
+
+def _create_from_hub(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
+    import huggingface_hub.constants as hub
+
+    if not hub.HF_HUB_OFFLINE and not _reachable(hub.ENDPOINT):
+        hub.HF_HUB_OFFLINE = True  # look into the cache alone: the hub's own retries take most of a minute
+    try:
+        return _create(name, size, options | {"pretrained": True})
+    except (OSError, RuntimeError) as error:
+        _log.warning("no pretrained weights for %s at hand (%s): starting from scratch", name, type(error).__name__)
+        return _create(name, size, options)
+
+
+def _reachable(url: str) -> bool:
+    if urllib.request.getproxies():
+        return True  # a proxy answers for it
+    try:
+        socket.create_connection((urllib.parse.urlsplit(url).hostname, 443), timeout=_HUB_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write weights as safetensors, at once or not at all; `about` says what is needed to use them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    write_whole(path, save(tensors, metadata={_METADATA: json.dumps(about)}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and what was said about them. Raises InputError where the file is not such weights."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_METADATA])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such weights; train.py writes best.safetensors into its run folder") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); expected train.py's best.safetensors") from None
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: does not say what it was trained on; expected train.py's best.safetensors") from None
+
+
+def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Put weights into a model. Raises InputError where they do not fit."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{where}: the weights do not fit the model ({reason})") from None
+
+
+def pick_precision(device: torch.device) -> str:
+    """bf16 where the hardware has it, else fp16 on a GPU, else float32; in Accelerate's words."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    # Emulated bf16 is slower than float32.
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"

@@ -1,0 +1,62 @@
+"""The canvas: how the six panels of a cadence become the image that the model sees.
+
+Axes: N planes (the panels that the canvas shows), T time bins after summing, F frequency channels;
+C, H, W channels, height and width of the canvas.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shard_tools.cadence import ON_POSITIONS, PANELS, check_time_bins
+from shard_tools.errors import InputError
+
+Layout = Literal["stack6", "on", "on_off", "panels"]
+TTA_VIEWS = ("identity", "flip_frequency", "flip_time", "flip_both")
+
+
+@dataclass(frozen=True)
+class CanvasConfig:
+    """How a snippet becomes an image."""
+
+    canvas: Layout = "on_off"
+    """stack6: all six panels under each other, one channel. on: the ON panels under each other, one channel.
+    on_off: the ON stack and the OFF stack as two channels. panels: six channels, the ON panels first."""
+    height: int = 224
+    """Height of the image (time), in pixels."""
+    width: int = 224
+    """Width of the image (frequency), in pixels."""
+    sum_time_bins: int = 1
+    """Number of neighbouring time bins to sum before anything else; must divide the snippet's time bins."""
+    normalise: bool = True
+    """Bring each panel to mean 0 and standard deviation 1."""
+    compress: Literal["none", "asinh"] = "none"
+    """asinh bends the heavy tail of bright pixels: linear up to about 1 standard deviation, logarithmic above."""
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1:
+            raise InputError(f"--height {self.height} --width {self.width}: expected at least 1 pixel each")
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return {"stack6": 1, "on": 1, "on_off": 2, "panels": PANELS}[self.canvas]
+
+    @property
+    def planes(self) -> int:
+        """N."""
+        return len(ON_POSITIONS) if self.canvas == "on" else PANELS
+
+    @property
+    def flips_time(self) -> bool:
+        """Whether time may be reversed: over the stack of six it would move ON panels into OFF slots."""
+        return self.canvas != "stack6"
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The TTA views that keep every slot what it is."""
+        return TTA_VIEWS if self.flips_time else TTA_VIEWS[:2]
+
+    def plane_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(N, T, F) for a snippet of `shape`. Raises InputError if its time bins do not divide."""
+        check_time_bins(shape[1], self.sum_time_bins)
+        return self.planes, shape[1] // self.sum_time_bins, shape[2]

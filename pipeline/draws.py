@@ -1,0 +1,183 @@
+"""What happens to each sample: pure functions of (seed, epoch, position).
+
+Axes: n samples; boxes are (time start, time end, channel start, channel end) in bins of the planes, ends excluded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import betaincinv
+
+from pipeline.canvas import CanvasConfig
+from pipeline.randomness import Int64s, Stream, uniform
+from shard_tools.errors import InputError
+
+Int32s = npt.NDArray[np.int32]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Numbers = Callable[[Stream], Float64s]  # one uniform number a sample
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """How strongly training samples are augmented."""
+
+    flip_frequency: float = 0.5
+    """Probability of reversing frequency (0 to 1)."""
+    flip_time: float = 0.5
+    """Probability of reversing time (0 to 1); never done on stack6, where it would turn ON into OFF."""
+    roll_frequency: float = 0.1
+    """Largest roll along frequency, as a share of the channels; wraps around."""
+    shift_time: float = 0.05
+    """Largest shift along time, the same in each panel, as a share of its time bins; what comes in is 0."""
+    erase: float = 0.1
+    """Probability of setting a box in one panel to 0 (0 to 1)."""
+    erase_size: float = 0.25
+    """Largest side of that box, as a share of the panel's side."""
+    gain: float = 0.1
+    """Largest relative change of the brightness: a factor in 1 - gain to 1 + gain."""
+    offset: float = 0.1
+    """Largest brightness added or taken away, in standard deviations of a panel."""
+    cutmix: float = 0.5
+    """Probability of CutMix with the neighbour in the (shuffled) epoch (0 to 1)."""
+    cutmix_alpha: float = 1.0
+    """The share of a sample that is kept is drawn from Beta(alpha, alpha)."""
+    cutmix_box: Literal["box", "band"] = "box"
+    """box: the same box of time and frequency in each panel. band: all time bins of a band of channels."""
+    cutmix_target: Literal["area", "or"] = "area"
+    """area: targets weighted by the area actually kept. or: the larger of both targets."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        if not 0 <= self.gain < 1 or self.offset < 0 or self.cutmix_alpha <= 0:
+            raise InputError(
+                f"--gain {self.gain} --offset {self.offset} --cutmix-alpha {self.cutmix_alpha}: "
+                "expected 0 <= gain < 1, offset >= 0, alpha > 0"
+            )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The decisions for n samples."""
+
+    flip_frequency: Int32s
+    """(n,) 0 or 1."""
+    flip_time: Int32s
+    """(n,) 0 or 1."""
+    roll: Int32s
+    """(n,) channels to roll by, to the left, in 0 to F - 1."""
+    shift: Int32s
+    """(n,) time bins to shift each panel by, towards its start."""
+    gain: Float32s
+    """(n,)"""
+    offset: Float32s
+    """(n,)"""
+    erase_start: Float32s
+    """(n, 3) plane, time bin and channel where the erased box begins."""
+    erase_shape: Float32s
+    """(n, 3) its extent; 0 where nothing is erased."""
+    cutmix_box: Int32s
+    """(n, 4) what is taken from the partner; empty where nothing is."""
+    partner: npt.NDArray[np.integer[Any]]
+    """(n,) position of the partner; in the loader its place in the batch."""
+    kept: Float64s
+    """(n,) the share of the sample's pixels that are its own after CutMix."""
+
+
+def partner_positions(positions: Int64s, length: int) -> Int64s:
+    """The neighbour 2k + 1 of position 2k, and the other way; the last of an odd number is its own.
+
+    The order of an epoch is random, so a fixed pairing is a random one; and both of a pair fall into one batch of any
+    even size, which therefore need not read a sample twice.
+    """
+    partners = positions ^ 1
+    return np.where(partners < length, partners, positions)
+
+
+def draw(
+    config: DrawConfig,
+    canvas: CanvasConfig,
+    planes: tuple[int, int, int],
+    *,
+    seed: int,
+    epoch: int,
+    positions: Int64s,
+    length: int,
+) -> Draws:
+    """Draw for `positions` of an epoch of `length`; `planes` is the shape (N, T, F) before the canvas is resized."""
+    _, time_bins, channels = planes
+
+    def number(stream: Stream) -> Float64s:
+        return uniform(seed, epoch, positions, stream)
+
+    def within(stream: Stream, largest: float) -> Float64s:
+        return (2 * number(stream) - 1) * largest
+
+    largest_roll, largest_shift = int(config.roll_frequency * channels), int(config.shift_time * time_bins)
+    erase_shape, erase_start = _draw_erased(config, planes, number)
+    box = _draw_cutmix_box(config, time_bins, channels, number)
+    box[partner_positions(positions, length) == positions] = 0
+    area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
+    return Draws(
+        flip_frequency=(number(Stream.FLIP_FREQUENCY) < config.flip_frequency).astype(np.int32),
+        flip_time=((number(Stream.FLIP_TIME) < config.flip_time) & canvas.flips_time).astype(np.int32),
+        roll=(np.rint(within(Stream.ROLL, largest_roll)).astype(np.int32) % channels).astype(np.int32),
+        shift=np.rint(within(Stream.SHIFT, largest_shift)).astype(np.int32),
+        gain=(1 + within(Stream.GAIN, config.gain)).astype(np.float32),
+        offset=within(Stream.OFFSET, config.offset).astype(np.float32),
+        erase_start=erase_start,
+        erase_shape=erase_shape,
+        cutmix_box=box,
+        partner=partner_positions(positions, length),
+        kept=1 - area / (time_bins * channels),
+    )
+
+
+def mixed_targets(
+    config: DrawConfig, draws: Draws, own: npt.NDArray[np.int8], partner: npt.NDArray[np.int8]
+) -> Float32s:
+    """(n,) targets after CutMix, from those of the samples and of their partners."""
+    if config.cutmix_target == "or":
+        return np.where(draws.kept < 1, np.maximum(own, partner), own).astype(np.float32)
+    return (draws.kept * own + (1 - draws.kept) * partner).astype(np.float32)
+
+
+def _draw_erased(config: DrawConfig, planes: tuple[int, int, int], number: Numbers) -> tuple[Float32s, Float32s]:
+    panel_count, time_bins, channels = planes
+    erased = number(Stream.ERASE) < config.erase
+    height = np.ceil(number(Stream.ERASE_TIME_BINS) * config.erase_size * time_bins)
+    width = np.ceil(number(Stream.ERASE_CHANNELS) * config.erase_size * channels)
+    starts = (
+        np.floor(number(Stream.ERASE_PANEL) * panel_count),
+        np.floor(number(Stream.ERASE_TIME_START) * (time_bins - height + 1)),
+        np.floor(number(Stream.ERASE_CHANNEL_START) * (channels - width + 1)),
+    )
+    shape = np.stack([np.ones_like(height), height, width], axis=1) * erased[:, None]
+    return shape.astype(np.float32), np.stack(starts, axis=1).astype(np.float32)
+
+
+def _draw_cutmix_box(config: DrawConfig, time_bins: int, channels: int, number: Numbers) -> Int32s:
+    """(n, 4) boxes by Yun et al. 2019 (arXiv:1905.04899): of area 1 - kept around a uniform centre, then clipped."""
+    cut = 1 - betaincinv(config.cutmix_alpha, config.cutmix_alpha, number(Stream.CUTMIX_KEEP))
+    cut = np.where(number(Stream.CUTMIX) < config.cutmix, cut, 0)
+    side = np.sqrt(cut) if config.cutmix_box == "box" else cut
+    channel_start, channel_end = _clipped(number(Stream.CUTMIX_CHANNEL_CENTRE), side, channels)
+    if config.cutmix_box == "box":
+        time_start, time_end = _clipped(number(Stream.CUTMIX_TIME_CENTRE), side, time_bins)
+    else:
+        time_start, time_end = np.zeros_like(channel_start), np.full_like(channel_end, time_bins)
+    box = np.stack([time_start, time_end, channel_start, channel_end], axis=1)
+    box[(channel_start == channel_end) | (time_start == time_end)] = 0
+    return box
+
+
+def _clipped(centre: Float64s, side: Float64s, size: int) -> tuple[Int32s, Int32s]:
+    """An interval of `side` shares of `size` around `centre` (0 to 1), as whole bins, clipped to 0 to `size`."""
+    half = np.rint(side * size).astype(np.int32)
+    start = np.floor(centre * size).astype(np.int32) - half // 2
+    return np.clip(start, 0, size).astype(np.int32), np.clip(start + half, 0, size).astype(np.int32)

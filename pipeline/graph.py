@@ -1,0 +1,168 @@
+"""DALI graphs: bytes and draws in, canvases out; one graph for training, one for evaluation and TTA.
+
+Axes: N planes, T time bins (t before summing), F frequency channels; C, H, W channels, height, width of the canvas;
+V views. Shapes are of one sample. Nothing here is random: every decision comes in as a tensor.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, math, pipeline_def, types
+from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import Pipeline
+
+from pipeline.canvas import CanvasConfig
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
+
+PREFETCH_DEPTH = 2
+NORMALISE_EPSILON = 1e-6  # added to the variance, so that a constant panel becomes 0
+# What the training graph takes besides the npy bytes, in order: fields of Draws, the partner as a place in the batch.
+DRAW_INPUTS = (
+    "flip_frequency", "flip_time", "roll", "shift", "gain", "offset", "erase_start", "erase_shape", "cutmix_box",
+    "partner",
+)  # fmt: skip
+
+Feed = Callable[[], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class GraphPlace:
+    """Where a graph runs."""
+
+    max_batch: int
+    threads: int
+    device_id: int | None
+    """None for the CPU."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the canvases are made on a GPU."""
+        return self.device_id is not None
+
+    def pipeline_def(self, graph: Callable[[], Any]) -> Pipeline:
+        """Build the pipeline of a graph function."""
+        build = pipeline_def(
+            graph,
+            batch_size=self.max_batch,
+            num_threads=self.threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=PREFETCH_DEPTH,
+        )
+        pipeline: Pipeline = build()
+        return pipeline
+
+
+def build_train_graph(feed: Feed, canvas: CanvasConfig, shape: tuple[int, int, int], place: GraphPlace) -> Pipeline:
+    """A pipeline from (npy bytes, *DRAW_INPUTS) to canvases (C, H, W) float32, augmented and mixed.
+
+    `feed` returns one batch per input and raises StopIteration at the end of an epoch; what it returns must stay as
+    it is until the batch has left the pipeline. `shape` is a snippet's (P, t, F).
+    """
+    planes_shape = canvas.plane_shape(shape)
+
+    def graph() -> DataNode:
+        data, *values = fn.external_source(source=feed, num_outputs=1 + len(DRAW_INPUTS), batch=True, no_copy=True)
+        draws = dict(zip(DRAW_INPUTS, values, strict=True))
+        planes = _to_planes(data, canvas, shape, place.on_gpu)
+        planes = _augment(planes, canvas, planes_shape, draws, place.on_gpu)
+        planes = _cutmix(planes, planes_shape, draws, place.on_gpu)
+        return _to_canvas(planes, canvas, planes_shape)
+
+    return place.pipeline_def(graph)
+
+
+def build_eval_graph(
+    feed: Feed, canvas: CanvasConfig, shape: tuple[int, int, int], views: Sequence[str], place: GraphPlace
+) -> Pipeline:
+    """A pipeline from npy bytes to the `views` of each canvas, (V, C, H, W) float32; see `build_train_graph`."""
+
+    def graph() -> DataNode:
+        (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, no_copy=True)
+        planes = _to_planes(data, canvas, shape, place.on_gpu)
+        image = _to_canvas(planes, canvas, canvas.plane_shape(shape))
+        return fn.stack(*(_view(image, canvas, view) for view in views))
+
+    return place.pipeline_def(graph)
+
+
+def _to_planes(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
+    """Npy bytes to normalised planes (N, T, F) float32, in the order that the canvas shows them."""
+    _, raw_bins, channels = shape
+    count, time_bins, _ = canvas.plane_shape(shape)
+    halves = fn.decoders.numpy(data)
+    if canvas.canvas != "stack6":
+        # Not halves[0::2]: DALI 2.4 gets strided slices of large arrays wrong on the CPU, silently.
+        pairs = fn.reshape(halves, shape=[len(ON_POSITIONS), 2, raw_bins, channels])
+        on, off = pairs[:, ON_POSITIONS[0]], pairs[:, OFF_POSITIONS[0]]
+        halves = on if canvas.canvas == "on" else fn.cat(on, off, axis=0)
+    # Cross PCIe as float16 and widen on the device: half the bytes, nothing lost.
+    values = fn.cast(halves.gpu() if on_gpu else halves, dtype=types.FLOAT)
+    if canvas.sum_time_bins > 1:
+        values = fn.reshape(values, shape=[count, time_bins, canvas.sum_time_bins, channels])
+        # Over the square root, so that white noise keeps its standard deviation.
+        values = fn.reductions.sum(values, axes=[2]) * np.float32(canvas.sum_time_bins**-0.5)
+    if canvas.normalise:
+        values = fn.normalize(values, axes=[1, 2], epsilon=NORMALISE_EPSILON)
+    return math.asinh(values) if canvas.compress == "asinh" else values
+
+
+def _augment(
+    planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool
+) -> DataNode:
+    """Flip, roll, shift, scale and erase planes (N, T, F); the same for every panel, but for the erased box."""
+    count, time_bins, channels = shape
+    # ON and OFF stacks reversed each as a whole: the order of panels turns round and no panel changes its slot.
+    stacks = 1 if canvas.canvas == "on" or not canvas.flips_time else 2
+    stacked = fn.reshape(planes, shape=[stacks, count // stacks * time_bins, channels], layout="CHW")
+    flipped = fn.flip(stacked, horizontal=draws["flip_frequency"], vertical=draws["flip_time"])
+    values = fn.reshape(flipped, shape=[count, time_bins, channels])
+    values = fn.cat(values[:, :, draws["roll"] :], values[:, :, : draws["roll"]], axis=2)
+    values = fn.slice(
+        values,
+        start=fn.reshape(draws["shift"], shape=[1]),
+        shape=[time_bins],
+        axes=[1],
+        out_of_bounds_policy="pad",
+        fill_values=0.0,
+    )
+    values = values * _on(draws["gain"], on_gpu) + _on(draws["offset"], on_gpu)
+    return fn.erase(values, anchor=draws["erase_start"], shape=draws["erase_shape"], axes=[0, 1, 2], fill_value=0.0)
+
+
+def _cutmix(planes: DataNode, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool) -> DataNode:
+    """Paste the partner's box into planes (N, T, F): the same box in each panel, so that slots stay what they are."""
+    _, time_bins, channels = shape
+    device = "gpu" if on_gpu else "cpu"
+    row = types.Constant(np.arange(time_bins, dtype=np.int32).reshape(1, -1, 1), device=device)
+    column = types.Constant(np.arange(channels, dtype=np.int32).reshape(1, 1, -1), device=device)
+    box = _on(draws["cutmix_box"], on_gpu)
+    inside = ((row >= box[0]) & (row < box[1])) & ((column >= box[2]) & (column < box[3]))
+    taken = fn.cast(inside, dtype=types.FLOAT)
+    partner = fn.permute_batch(planes, indices=draws["partner"])
+    return planes * (np.float32(1) - taken) + partner * taken
+
+
+def _to_canvas(planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int]) -> DataNode:
+    """Planes (N, T, F) to an image (C, H, W)."""
+    count, time_bins, channels = shape
+    height = count // canvas.channels * time_bins
+    image = fn.reshape(planes, shape=[canvas.channels, height, channels], layout="CHW")
+    if (height, channels) == (canvas.height, canvas.width):
+        return image
+    return fn.resize(image, size=[canvas.height, canvas.width], interp_type=types.INTERP_LINEAR, antialias=True)
+
+
+def _view(image: DataNode, canvas: CanvasConfig, view: str) -> DataNode:
+    """One TTA view of an image (C, H, W)."""
+    if view not in canvas.views:
+        raise ValueError(f"view {view!r} of canvas {canvas.canvas!r}: expected one of {canvas.views}")
+    if view == "identity":
+        return image
+    horizontal, vertical = int(view != "flip_time"), int(view != "flip_frequency")
+    return fn.flip(image, horizontal=horizontal, vertical=vertical)
+
+
+def _on(value: DataNode, on_gpu: bool) -> DataNode:
+    return value.gpu() if on_gpu else value

@@ -1,0 +1,112 @@
+"""Which sample, when: pure functions of (rows, targets, seed, epoch, rank, world size).
+
+A position in an epoch is one sample's turn. Step s of an epoch takes the positions [s G, (s + 1) G), where G is the
+global batch; rank r takes a contiguous part of them. So the set of samples of a step is the same for every world size
+that divides the global batch.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.randomness import Int64s, Stream, permute, uniform
+from shard_tools.errors import InputError
+
+Sampling = Literal["uniform", "weighted", "sequential"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which row each position of an epoch reads.
+
+    uniform: every row once, shuffled anew each epoch. weighted: as many independent draws with replacement as there
+    are rows, a row's chance in proportion to its class's weight, as torch's WeightedRandomSampler draws them.
+    sequential: every row once, as they stand.
+    """
+
+    rows: Int64s
+    targets: npt.NDArray[np.int8]
+    """Of every row; only `weighted` looks at them."""
+    sampling: Sampling = "uniform"
+    seed: int = 0
+    class_weights: tuple[float, float] | None = None
+    """Weights of targets 0 and 1; None weighs both classes equally as a whole."""
+
+    def __post_init__(self) -> None:
+        if not len(self.rows):
+            raise InputError("no samples to read: the split or fold is empty")
+        if self.sampling == "weighted" and not np.isin(self.targets, (0, 1)).all():
+            raise InputError("weighted sampling needs a target of 0 or 1 for every sample")
+        if self.class_weights is not None and (min(self.class_weights) < 0 or sum(self.class_weights) <= 0):
+            raise InputError(f"--class-weights {self.class_weights}: expected two numbers >= 0, not both 0")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def rows_at(self, epoch: int, positions: Int64s) -> Int64s:
+        """The rows that these positions of an epoch read."""
+        if self.sampling == "sequential":
+            return self.rows[positions]
+        if self.sampling == "uniform":
+            return self.rows[permute(self.seed, epoch, positions, len(self))]
+        return self._drawn_rows(uniform(self.seed, epoch, positions, Stream.ORDER))
+
+    @cached_property
+    def _classes(self) -> tuple[Int64s, Int64s]:
+        return np.flatnonzero(self.targets == 0), np.flatnonzero(self.targets == 1)
+
+    def _drawn_rows(self, drawn: npt.NDArray[np.float64]) -> Int64s:
+        """Turn uniform numbers into rows: first the class, then, with what is left of the number, the row in it."""
+        classes = self._classes
+        sizes = np.array([len(members) for members in classes])
+        weights = np.array(self.class_weights or 1 / np.maximum(sizes, 1))
+        share = sizes * weights
+        if share.sum() <= 0:
+            raise InputError(f"--class-weights {self.class_weights}: the only class at hand has weight 0")
+        negative_share = share[0] / share.sum()
+        is_positive = drawn >= negative_share
+        low = np.where(is_positive, negative_share, 0.0)
+        width = np.where(is_positive, 1 - negative_share, negative_share)
+        size = sizes[is_positive.astype(np.int64)]
+        place = np.minimum(((drawn - low) / width * size).astype(np.int64), size - 1)
+        chosen = np.empty(len(drawn), np.int64)
+        for target, members in enumerate(classes):
+            chosen[is_positive == target] = members[place[is_positive == target]]
+        return self.rows[chosen]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of an epoch one rank reads."""
+
+    length: int
+    """Positions in an epoch."""
+    batch_size: int
+    """Of one rank in one forward pass."""
+    accumulate: int = 1
+    """Forward passes (micro-batches) of one step."""
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one step, over all ranks and micro-batches."""
+        return self.batch_size * self.accumulate * self.world_size
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch; the same on every rank."""
+        return -(-self.length // self.global_batch)
+
+    def positions(self, step: int, micro: int = 0) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """The positions of one micro-batch, and which of them count.
+
+        The last step of an epoch is filled up with repeats from its start, which do not count, so that batches keep
+        their size and ranks their number of steps.
+        """
+        start = step * self.global_batch + (self.rank * self.accumulate + micro) * self.batch_size
+        positions = np.arange(start, start + self.batch_size)
+        return positions % self.length, positions < self.length

@@ -1,0 +1,85 @@
+"""Counter-based random numbers: each is a pure function of (seed, epoch, position, stream), whoever asks and when."""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64s = npt.NDArray[np.uint64]
+Int64s = npt.NDArray[np.int64]
+
+# Odd constants of SplitMix64 and of its output function (Steele, Lea and Flood 2014; Stafford's variant 13).
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_FEISTEL_ROUNDS = 6
+_MIN_HALF_BITS = 4  # a Feistel network over fewer bits reaches too few of the permutations
+
+
+class Stream(IntEnum):
+    """What a number is drawn for; two uses of one stream would be equal numbers."""
+
+    ORDER = 1
+    FLIP_FREQUENCY = 2
+    FLIP_TIME = 3
+    ROLL = 4
+    SHIFT = 5
+    GAIN = 6
+    OFFSET = 7
+    ERASE = 8
+    ERASE_PANEL = 9
+    ERASE_TIME_BINS = 10
+    ERASE_CHANNELS = 11
+    ERASE_TIME_START = 12
+    ERASE_CHANNEL_START = 13
+    CUTMIX = 14
+    CUTMIX_KEEP = 15
+    CUTMIX_TIME_CENTRE = 16
+    CUTMIX_CHANNEL_CENTRE = 17
+
+
+def uniform(seed: int, epoch: int, positions: Int64s, stream: Stream) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one for each position."""
+    bits = _hash(_hash_key(seed, epoch, stream) + positions.astype(np.uint64) * _GOLDEN)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permute(seed: int, epoch: int, positions: Int64s, size: int) -> Int64s:
+    """Where a random permutation of range(size) takes each position, without making the permutation.
+
+    A Feistel network over the next power of four permutes a superset; walking along its cycles until a value lies
+    below `size` permutes the range itself (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    Memory and time depend on the number of positions asked for, not on `size`.
+    """
+    half_bits = max(_MIN_HALF_BITS, ((size - 1).bit_length() + 1) // 2)
+    key = _hash_key(seed, epoch, Stream.ORDER)
+    values = _feistel(positions.astype(np.uint64), half_bits, key)
+    outside = np.flatnonzero(values >= size)
+    while outside.size:
+        values[outside] = _feistel(values[outside], half_bits, key)
+        outside = outside[values[outside] >= size]
+    return values.astype(np.int64)
+
+
+def _feistel(values: UInt64s, half_bits: int, key: np.uint64) -> UInt64s:
+    mask = np.uint64((1 << half_bits) - 1)
+    shift = np.uint64(half_bits)
+    left, right = values >> shift, values & mask
+    for number in range(_FEISTEL_ROUNDS):
+        round_key = _hash(np.array([key + np.uint64(number)]))
+        left, right = right, left ^ (_hash(right + round_key) & mask)
+    return (left << shift) | right
+
+
+def _hash(values: UInt64s) -> UInt64s:
+    """SplitMix64's output function: a bijection of 64-bit integers in which every bit depends on every other."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
+
+
+def _hash_key(seed: int, epoch: int, stream: Stream) -> np.uint64:
+    key = np.zeros(1, np.uint64)
+    for word in (seed, epoch, int(stream)):
+        key = _hash(key + np.array([word & (2**64 - 1)], np.uint64) + _GOLDEN)
+    return np.uint64(key[0])

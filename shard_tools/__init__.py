@@ -1,0 +1,1 @@
+"""From labels and snippet files to shards: simulate, pack, verify, look inside."""

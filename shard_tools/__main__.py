@@ -1,0 +1,102 @@
+"""Command line: python -m shard_tools simulate / pack / verify / info."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from shard_tools.catalog import SPLITS
+from shard_tools.errors import run_command
+from shard_tools.manifest import Manifest, read_manifest, verify
+from shard_tools.pack import SKIPPED, PackConfig, pack
+from shard_tools.simulate import SimulateConfig, simulate
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check every byte of a folder of shards against its manifest; name every fault; exit with 0 or 1."""
+
+    shards: tyro.conf.Positional[Path]
+    """Folder with manifest.json."""
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Say what a folder of shards holds, and how far trivial statistics tell its needles from the rest."""
+
+    shards: tyro.conf.Positional[Path]
+    """Folder with manifest.json."""
+    trivial: int = 2000
+    """Number of training snippets to compute the trivial statistics on (evenly spaced); 0 leaves them out."""
+
+
+Command = (
+    Annotated[SimulateConfig, tyro.conf.subcommand("simulate")]
+    | Annotated[PackConfig, tyro.conf.subcommand("pack")]
+    | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
+    | Annotated[InfoConfig, tyro.conf.subcommand("info")]
+)
+
+
+def main() -> int:
+    """Parse the command line and run one command."""
+    command = tyro.cli(Command, prog="python -m shard_tools", description=__doc__)
+    match command:
+        case SimulateConfig():
+            simulate(command)
+        case PackConfig():
+            _print_packed(pack(command))
+        case VerifyConfig():
+            return _verify(command.shards)
+        case InfoConfig():
+            _print_info(read_manifest(command.shards), command.trivial)
+    return 0
+
+
+def _print_packed(manifest: Manifest) -> None:
+    gigabytes = sum(shard.bytes for shard in manifest.shards) / 1e9
+    print(f"packed {len(manifest):,} cadences into {len(manifest.shards)} shards, {gigabytes:.2f} GB: {manifest.root}")
+    for split in SPLITS:
+        counts = manifest.splits[split]
+        if counts["missing"] or counts["quarantined"]:
+            print(
+                f"  {split}: {counts['missing']:,} files missing, {counts['quarantined']:,} snippets quarantined; "
+                f"see {manifest.root / SKIPPED}"
+            )
+
+
+def _verify(root: Path) -> int:
+    faults = 0
+    for fault in verify(root):
+        print(f"fault: {fault}")
+        faults += 1
+    print(f"{root}: {f'{faults} faults' if faults else 'every byte is as it was packed'}")
+    return 1 if faults else 0
+
+
+def _print_info(manifest: Manifest, trivial: int) -> None:
+    panels, time_bins, channels = manifest.shape
+    gigabytes = sum(shard.bytes for shard in manifest.shards) / 1e9
+    print(f"{manifest.root}: {len(manifest):,} cadences in {len(manifest.shards)} shards, {gigabytes:.2f} GB")
+    print(f"snippets: {panels} panels x {time_bins} time bins x {channels} frequency channels, float16")
+    for split in SPLITS:
+        counts = manifest.splits[split]
+        print(f"{split}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items()))
+    for fold in np.unique(manifest.fold[manifest.fold >= 0]):
+        held_out = manifest.target[manifest.fold == fold]
+        print(f"  fold {fold}: {len(held_out):,} cadences, {held_out.mean():.2%} with a needle")
+    rows = manifest.rows("train")
+    if trivial and len(np.unique(manifest.target[rows])) == 2:
+        from shard_tools.trivial import read_trivial_auc  # scikit-learn is slow to import
+
+        rows = rows[np.linspace(0, len(rows) - 1, min(trivial, len(rows)), dtype=np.int64)]
+        print(f"ROC AUC of trivial statistics, ON panels minus OFF panels, over {len(rows):,} training cadences:")
+        for name, auc in read_trivial_auc(manifest, rows).items():
+            print(f"  {name}: {auc:.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

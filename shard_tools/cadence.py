@@ -1,0 +1,123 @@
+"""The snippet contract: what one cadence is, and how its bytes are read and checked.
+
+Axes: P position in the cadence, T time bin, F frequency channel. A snippet is (P, T, F), float16, C order, finite,
+stored as npy format 1.0.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.errors import InputError
+
+PANELS = 6
+ON_POSITIONS = (0, 2, 4)
+OFF_POSITIONS = (1, 3, 5)
+KAGGLE_SHAPE = (PANELS, 273, 256)
+
+# The competition does not publish its resolution. These are Breakthrough Listen's fine channel at Green Bank
+# (187.5 MHz / 64 / 2**20; Lebofsky et al. 2019, arXiv:1906.07391) and three spectra summed, of which 273 make the
+# five minutes of one pointing (293 s). Only the units of simulated drift rates rest on them.
+CHANNEL_WIDTH_HZ = 187.5e6 / 64 / 2**20
+TIME_BIN_SECONDS = 3 / CHANNEL_WIDTH_HZ
+
+# A key becomes a file name, a tar member and a WebDataset __key__, which ends at the first dot; a USTAR name holds
+# 100 bytes, of which ".npy" takes four.
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,96}\Z")
+_MAX_HEADER_BYTES = 4096
+_FLOAT16_INFINITY = 0x7C00
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise InputError unless `key` is safe as a file name and as a tar member."""
+    if not _KEY.match(key):
+        raise InputError(f"{where}: bad key {key[:120]!r}; expected 1 to 96 letters, digits, '_' or '-'")
+
+
+def npy_header(shape: Sequence[int]) -> bytes:
+    """The npy 1.0 header that NumPy writes for a float16 C-order array of `shape`."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": tuple(shape)})
+    return buffer.getvalue()
+
+
+def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[int, int, int]]:
+    """Parse the npy header at the start of `data`; return its size in bytes and the shape (P, T, F).
+
+    Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where the header
+    is not one of a snippet.
+    """
+    stream = io.BytesIO(bytes(data[:_MAX_HEADER_BYTES]))
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"npy format {version[0]}.{version[1]}, expected 1.0")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_HEADER_BYTES)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{where}: not a readable npy file ({reason}); expected what np.save writes") from None
+    if dtype != np.dtype("<f2"):
+        raise InputError(f"{where}: dtype {dtype}, expected float16; convert it with array.astype('float16')")
+    if fortran_order:
+        raise InputError(f"{where}: Fortran order, expected C order; save np.ascontiguousarray(array)")
+    if len(shape) != 3 or shape[0] != PANELS or min(shape) < 1:
+        raise InputError(f"{where}: shape {shape}, expected ({PANELS}, time bins, frequency channels)")
+    return stream.tell(), shape
+
+
+def read_snippet(path: Path) -> tuple[bytes, npt.NDArray[np.float16]]:
+    """Read and check one snippet file: its bytes, and a (P, T, F) float16 view of them.
+
+    Raises InputError naming the file where it is cut short, too long, pickled, not float16, not C order, not of six
+    panels, or holds a NaN or an infinity; OSError where it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_MAX_HEADER_BYTES)
+        if not head:
+            raise InputError(f"{path}: empty file, expected a snippet")
+        header_bytes, shape = check_npy_header(head, str(path))
+        expected = header_bytes + 2 * int(np.prod(shape, dtype=object))
+        # The size is asked of the system before anything is read: a header may claim terabytes.
+        found = file.seek(0, io.SEEK_END)
+        if found != expected:
+            raise InputError(f"{path}: {found} bytes, expected {expected} for shape {shape}; fetch the file again")
+        file.seek(0)
+        data = file.read(expected)
+    snippet = np.frombuffer(data, "<f2", offset=header_bytes).reshape(shape)
+    check_finite(snippet, str(path))
+    return data, snippet
+
+
+def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:
+    """Raise InputError if any value is NaN or infinite."""
+    # On the bit patterns: integer compares run at memory speed, where np.isfinite converts each half to a float.
+    magnitude = snippet.view(np.uint16) & np.uint16(0x7FFF)
+    if magnitude.max() >= _FLOAT16_INFINITY:
+        position, time_bin, channel = np.argwhere(magnitude >= _FLOAT16_INFINITY)[0]
+        raise InputError(
+            f"{where}: {snippet[position, time_bin, channel]} at panel {position}, time bin {time_bin}, "
+            f"channel {channel}; expected finite values"
+        )
+
+
+def time_binned(snippet: npt.NDArray[np.float16], time_bins: int) -> npt.NDArray[np.float16]:
+    """Sum `time_bins` neighbouring time bins, over sqrt(time_bins) so that white noise keeps its standard deviation.
+
+    (P, T, F) float16 to (P, T / time_bins, F) float16, summed in float32. Raises InputError unless T divides.
+    """
+    panels, total, channels = snippet.shape
+    check_time_bins(total, time_bins)
+    summed = snippet.reshape(panels, total // time_bins, time_bins, channels).sum(axis=2, dtype=np.float32)
+    binned: npt.NDArray[np.float16] = (summed / np.float32(np.sqrt(time_bins))).astype(np.float16)
+    return binned
+
+
+def check_time_bins(total: int, time_bins: int) -> None:
+    """Raise InputError unless `total` time bins divide into groups of `time_bins`."""
+    if time_bins < 1 or total % time_bins:
+        divisors = [k for k in range(1, total + 1) if total % k == 0]
+        raise InputError(f"--time-bin {time_bins}: {total} time bins do not divide by it; choose one of {divisors}")

@@ -1,0 +1,258 @@
+"""Records to shards: tars, indexes and the manifest; in parallel, each file whole or absent, and resumable."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shard_tools.cadence import check_npy_header, check_time_bins, npy_header
+from shard_tools.catalog import SPLITS, SUBMISSION, Record, read_catalog
+from shard_tools.errors import InputError
+from shard_tools.files import file_sha256, folder_lock, whole_file, write_whole
+from shard_tools.manifest import (
+    MANIFEST,
+    SAMPLES,
+    SAMPLES_SCHEMA,
+    TAR_BLOCK,
+    Manifest,
+    Shard,
+    canonical_json,
+    manifest_content,
+    read_manifest,
+)
+from shard_tools.progress import progress
+from shard_tools.shard import PackedShard, padded, write_shard
+
+SKIPPED = "skipped.csv"
+_WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Pack a folder of snippets in the Kaggle layout into shards."""
+
+    input: Path
+    """Folder with train_labels.csv and train/, or sample_submission.csv and test/, or both."""
+    out: Path
+    """Folder for the shards; made if it is absent. An interrupted pack goes on where it stopped."""
+    folds: int = 5
+    """Number of stratified folds of the train split."""
+    seed: int = 0
+    """Seed of the folds."""
+    workers: int = os.cpu_count() or 1
+    """Threads, each of which writes a shard of its own."""
+    allow_missing: bool = False
+    """Pack what is there where the tables name keys without a file; skipped.csv lists them."""
+    on_bad: Literal["fail", "quarantine"] = "fail"
+    """What to do with a snippet that breaks the contract: stop, or leave it out and list it in skipped.csv."""
+    time_bin: int = 1
+    """Number of neighbouring time bins to sum into one, for smaller shards; 1 keeps the source files' bytes."""
+    shard_mb: int = 256
+    """Size of a shard, in MB (10^6 bytes)."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--workers", self.workers), ("--shard-mb", self.shard_mb), ("--time-bin", self.time_bin)):
+            if value < 1:
+                raise InputError(f"{flag} {value}: expected at least 1")
+        if not 2 <= self.folds <= 100:
+            raise InputError(f"--folds {self.folds}: expected 2 to 100")
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which records one shard holds."""
+
+    name: str
+    records: Sequence[Record]
+
+
+def pack(config: PackConfig) -> Manifest:
+    """Write `config.input` as shards to `config.out` and return their manifest.
+
+    Packing the same input twice gives the same bytes. Raises InputError naming the file or key that breaks a
+    contract, or where the output folder holds something else; finished shards stay for the next try.
+    """
+    catalog = read_catalog(config.input, config.folds, config.seed, config.allow_missing)
+    shape = _common_shape(config, catalog.records)
+    plans = plan_shards(catalog.records, shape, config.shard_mb * 10**6)
+    made = {
+        "folds": config.folds,
+        "seed": config.seed,
+        "time_bin": config.time_bin,
+        "shard_mb": config.shard_mb,
+        "catalog_sha256": _catalog_digest(catalog.records),
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    _check_out_folder(config.out)
+    if (config.out / MANIFEST).is_file():
+        return _already_packed(config, made, catalog.records)
+    (config.out / _WORK).mkdir(exist_ok=True)
+    with folder_lock(config.out / _WORK, "lock"):
+        _clear_leftovers(config.out, plans)
+        packed = _pack_shards(config, plans, shape)
+        skipped = [[key, split, "no file"] for split in SPLITS for key in catalog.missing.get(split, [])]
+        skipped += [line for shard in packed for line in shard.quarantined]
+        for line in skipped[:20] if config.on_bad == "quarantine" else []:
+            _log.warning("left out %s (%s): %s", *line)
+        _write_tables(config, catalog.records, packed, skipped, shape, made)
+    shutil.rmtree(config.out / _WORK)
+    return read_manifest(config.out)
+
+
+def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: int) -> list[ShardPlan]:
+    """Cut records, in order, into shards of about `shard_bytes`; no shard mixes splits."""
+    count = 1
+    for length in shape:
+        count *= length
+    member = TAR_BLOCK + padded(len(npy_header(shape)) + 2 * count) + 2 * TAR_BLOCK
+    per_shard = max(1, shard_bytes // member)
+    plans = []
+    for split in SPLITS:
+        members = [record for record in records if record.split == split]
+        for number, start in enumerate(range(0, len(members), per_shard)):
+            plans.append(ShardPlan(f"{split}-{number:06d}.tar", members[start : start + per_shard]))
+    return plans
+
+
+def _common_shape(config: PackConfig, records: Sequence[Record]) -> tuple[int, int, int]:
+    """The shape (P, T, F) of the first readable snippet, after summing time bins: all others must have it too."""
+    for record in records:
+        try:
+            with record.path.open("rb") as file:
+                _, (panels, time_bins, channels) = check_npy_header(file.read(4096), str(record.path))
+        except InputError:
+            if config.on_bad == "fail":
+                raise
+            continue
+        check_time_bins(time_bins, config.time_bin)
+        return panels, time_bins // config.time_bin, channels
+    raise InputError(f"{config.input}: not one readable snippet among {len(records)}")
+
+
+def _check_out_folder(out: Path) -> None:
+    """Refuse a folder that holds something other than a pack."""
+    names = sorted(path.name for path in out.iterdir())
+    if names and MANIFEST not in names and _WORK not in names:
+        raise InputError(f"{out}: holds something else ({names[0]}); expected an empty folder or an unfinished pack")
+
+
+def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
+    """Remove what an interrupted try with other options, or a killed one, left behind."""
+    planned = {plan.name for plan in plans}
+    for path in [*out.glob("*.tar"), *out.glob("*.idx"), *out.rglob(".*.tmp")]:
+        if path.with_suffix(".tar").name not in planned:
+            path.unlink()
+
+
+def _already_packed(config: PackConfig, made: dict[str, Any], records: Sequence[Record]) -> Manifest:
+    """A finished pack of the same input stays; of anything else it is in the way."""
+    manifest = read_manifest(config.out)
+    packed_at = (config.out / MANIFEST).stat().st_mtime
+    newer = [record.path for record in records if record.path.stat().st_mtime > packed_at]
+    if manifest.made != made or newer:
+        reason = f"{newer[0]} is newer" if newer else "of other keys, labels or options"
+        raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
+    _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
+    return manifest
+
+
+def _pack_shards(config: PackConfig, plans: Sequence[ShardPlan], shape: tuple[int, ...]) -> list[PackedShard]:
+    """Write the shards that are not there yet, on `config.workers` threads."""
+    # Threads, not processes: reading, hashing and writing all let go of the interpreter lock.
+    with ThreadPoolExecutor(config.workers) as pool:
+        futures: dict[Future[PackedShard], int] = {
+            pool.submit(_pack_shard, config, plan, shape): number for number, plan in enumerate(plans)
+        }
+        packed: dict[int, PackedShard] = {}
+        try:
+            for future in progress(as_completed(futures), len(plans), "packing", "shards"):
+                packed[futures[future]] = future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [packed[number] for number in range(len(plans))]
+
+
+def _pack_shard(config: PackConfig, plan: ShardPlan, shape: tuple[int, ...]) -> PackedShard:
+    """One shard: kept where an earlier try finished it and its bytes still match, else written."""
+    path = config.out / plan.name
+    note = config.out / _WORK / f"{plan.name}.json"
+    inputs = _inputs_digest(config, plan)
+    if note.is_file():
+        content = json.loads(note.read_text())
+        kept = PackedShard(Shard(**content["shard"]), content["places"], content["quarantined"])
+        index = path.with_suffix(".idx")
+        whole = path.is_file() and index.is_file() and content["inputs"] == inputs
+        if whole and (file_sha256(path), file_sha256(index)) == (kept.shard.sha256, kept.shard.index_sha256):
+            return kept
+    packed = write_shard(plan.records, path, shape, config.time_bin, config.on_bad == "quarantine")
+    write_whole(note, json.dumps({"inputs": inputs, **asdict(packed)}))
+    return packed
+
+
+def _write_tables(
+    config: PackConfig,
+    records: Sequence[Record],
+    packed: Sequence[PackedShard],
+    skipped: Sequence[Sequence[str]],
+    shape: tuple[int, ...],
+    made: dict[str, Any],
+) -> None:
+    """samples.parquet, skipped.csv, the submission's ids, and last the manifest, which makes the data set exist."""
+    by_key = {record.key: record for record in records}
+    rows = [
+        (key, SPLITS.index(by_key[key].split), by_key[key].target, by_key[key].fold, number, offset, size)
+        for number, shard in enumerate(packed)
+        for key, offset, size in shard.places
+    ]
+    if not rows:
+        raise InputError(f"{config.input}: every snippet was left out; {skipped[-1][2]}")
+    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SAMPLES_SCHEMA)
+    with whole_file(config.out / SAMPLES) as temporary:
+        pq.write_table(table, temporary)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["id", "split", "reason"], *skipped])
+    write_whole(config.out / SKIPPED, text.getvalue())
+    if (config.input / SUBMISSION).is_file():
+        write_whole(config.out / SUBMISSION, (config.input / SUBMISSION).read_bytes())
+    names = [name for name in (SAMPLES, SKIPPED, SUBMISSION) if (config.out / name).is_file()]
+    splits = {
+        split: {
+            "samples": sum(row[1] == number for row in rows),
+            "positive": sum(row[1] == number and row[2] == 1 for row in rows),
+            "missing": sum(line[1] == split and line[2] == "no file" for line in skipped),
+            "quarantined": sum(line[1] == split and line[2] != "no file" for line in skipped),
+        }
+        for number, split in enumerate(SPLITS)
+    }
+    files = {name: file_sha256(config.out / name) for name in names}
+    content = manifest_content(shape, [shard.shard for shard in packed], splits, made, files)
+    write_whole(config.out / MANIFEST, canonical_json(content))
+
+
+def _catalog_digest(records: Sequence[Record]) -> str:
+    lines = "".join(f"{r.key} {r.split} {r.target} {r.fold}\n" for r in records)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _inputs_digest(config: PackConfig, plan: ShardPlan) -> str:
+    """What a finished shard was made from: another size or time of a source file makes it stale."""
+    stats = [(record.path.stat().st_size, record.path.stat().st_mtime_ns) for record in plan.records]
+    parts = [
+        config.time_bin,
+        config.on_bad,
+        *((r.key, r.target, r.fold, s) for r, s in zip(plan.records, stats, strict=True)),
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,29 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log file."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], total: int, label: str, unit: str = "cadences") -> Iterator[T]:
+    """Yield `items` while showing how many of `total` are done, the rate and the time left."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=False)
+        return
+    # tqdm's carriage returns make one endless line of a log file.
+    began = shown = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - shown >= _SECONDS_BETWEEN_LINES and done < total:
+            rate = done / (now - began)
+            _log.info("%s: %d of %d, %.0f %s/s, %.0f s left", label, done, total, rate, unit, (total - done) / rate)
+            shown = now
