@@ -27,6 +27,9 @@ class CanvasConfig:
     """Width of the image (frequency), in pixels."""
     sum_time_bins: int = 1
     """Number of neighbouring time bins to sum before anything else; must divide the snippet's time bins."""
+    subtract: Literal["none", "lines", "lines_bursts"] = "none"
+    """Background to take away. lines: each channel's mean over all six panels (bandpass, persistent lines).
+    lines_bursts: then also each time bin's mean over the channels (broadband bursts)."""
     normalise: bool = True
     """Bring each panel to mean 0 and standard deviation 1."""
     compress: Literal["none", "asinh"] = "none"
@@ -35,6 +38,8 @@ class CanvasConfig:
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
             raise InputError(f"--height {self.height} --width {self.width}: expected at least 1 pixel each")
+        if self.canvas == "on" and self.subtract != "none":
+            raise InputError(f"--subtract {self.subtract}: --canvas on has no OFF panels, so needles would go too")
 
     @property
     def channels(self) -> int:

@@ -103,6 +103,10 @@ def _to_planes(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int]
         values = fn.reshape(values, shape=[count, time_bins, canvas.sum_time_bins, channels])
         # Over the square root, so that white noise keeps its standard deviation.
         values = fn.reductions.sum(values, axes=[2]) * np.float32(canvas.sum_time_bins**-0.5)
+    if canvas.subtract != "none":
+        values = values - fn.reductions.mean(values, axes=[0, 1], keep_dims=True)
+    if canvas.subtract == "lines_bursts":
+        values = values - fn.reductions.mean(values, axes=[2], keep_dims=True)
     if canvas.normalise:
         values = fn.normalize(values, axes=[1, 2], epsilon=NORMALISE_EPSILON)
     return math.asinh(values) if canvas.compress == "asinh" else values

@@ -13,7 +13,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _FEISTEL_ROUNDS = 6
-_MIN_HALF_BITS = 4  # a Feistel network over fewer bits reaches too few of the permutations
+_MIN_HALF_BITS = 3  # a Feistel network over fewer bits reaches too few of the permutations
 
 
 class Stream(IntEnum):
@@ -52,22 +52,21 @@ def permute(seed: int, epoch: int, positions: Int64s, size: int) -> Int64s:
     Memory and time depend on the number of positions asked for, not on `size`.
     """
     half_bits = max(_MIN_HALF_BITS, ((size - 1).bit_length() + 1) // 2)
-    key = _hash_key(seed, epoch, Stream.ORDER)
-    values = _feistel(positions.astype(np.uint64), half_bits, key)
+    keys = _hash(_hash_key(seed, epoch, Stream.ORDER) + np.arange(_FEISTEL_ROUNDS, dtype=np.uint64))
+    values = _feistel(positions.astype(np.uint64), half_bits, keys)
     outside = np.flatnonzero(values >= size)
     while outside.size:
-        values[outside] = _feistel(values[outside], half_bits, key)
+        values[outside] = _feistel(values[outside], half_bits, keys)
         outside = outside[values[outside] >= size]
     return values.astype(np.int64)
 
 
-def _feistel(values: UInt64s, half_bits: int, key: np.uint64) -> UInt64s:
+def _feistel(values: UInt64s, half_bits: int, keys: UInt64s) -> UInt64s:
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
     left, right = values >> shift, values & mask
-    for number in range(_FEISTEL_ROUNDS):
-        round_key = _hash(np.array([key + np.uint64(number)]))
-        left, right = right, left ^ (_hash(right + round_key) & mask)
+    for key in keys:
+        left, right = right, left ^ (_hash(right + key) & mask)
     return (left << shift) | right
 
 

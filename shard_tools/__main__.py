@@ -9,10 +9,11 @@ import numpy as np
 import tyro
 
 from shard_tools.catalog import SPLITS
-from shard_tools.errors import run_command
-from shard_tools.manifest import Manifest, read_manifest, verify
+from shard_tools.errors import InputError, run_command
+from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import SKIPPED, PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
+from shard_tools.verify import verify
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class InfoConfig:
     """Folder with manifest.json."""
     trivial: int = 2000
     """Number of training snippets to compute the trivial statistics on (evenly spaced); 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        if self.trivial < 0:
+            raise InputError(f"--trivial {self.trivial}: expected 0 or more")
 
 
 Command = (
@@ -89,10 +94,11 @@ def _print_info(manifest: Manifest, trivial: int) -> None:
         held_out = manifest.target[manifest.fold == fold]
         print(f"  fold {fold}: {len(held_out):,} cadences, {held_out.mean():.2%} with a needle")
     rows = manifest.rows("train")
+    if trivial and len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, min(trivial, len(rows)), dtype=np.int64)]
     if trivial and len(np.unique(manifest.target[rows])) == 2:
         from shard_tools.trivial import read_trivial_auc  # scikit-learn is slow to import
 
-        rows = rows[np.linspace(0, len(rows) - 1, min(trivial, len(rows)), dtype=np.int64)]
         print(f"ROC AUC of trivial statistics, ON panels minus OFF panels, over {len(rows):,} training cadences:")
         for name, auc in read_trivial_auc(manifest, rows).items():
             print(f"  {name}: {auc:.3f}")

@@ -5,14 +5,17 @@ stored as npy format 1.0.
 """
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from shard_tools.errors import InputError
+from shard_tools.files import naming
 
 PANELS = 6
 ON_POSITIONS = (0, 2, 4)
@@ -30,6 +33,7 @@ TIME_BIN_SECONDS = 3 / CHANNEL_WIDTH_HZ
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,96}\Z")
 _MAX_HEADER_BYTES = 4096
 _FLOAT16_INFINITY = 0x7C00
+MAX_SNIPPET_BYTES = 2**31 - 1  # what the manifest's sizes hold
 
 
 def check_key(key: str, where: str) -> None:
@@ -53,12 +57,13 @@ def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[i
     """
     stream = io.BytesIO(bytes(data[:_MAX_HEADER_BYTES]))
     try:
+        # NumPy parses a header as Python text, so damaged ones raise about every error that a parser has.
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise ValueError(f"npy format {version[0]}.{version[1]}, expected 1.0")
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_HEADER_BYTES)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{where}: not a readable npy file ({reason}); expected what np.save writes") from None
     if dtype != np.dtype("<f2"):
         raise InputError(f"{where}: dtype {dtype}, expected float16; convert it with array.astype('float16')")
@@ -75,21 +80,35 @@ def read_snippet(path: Path) -> tuple[bytes, npt.NDArray[np.float16]]:
     Raises InputError naming the file where it is cut short, too long, pickled, not float16, not C order, not of six
     panels, or holds a NaN or an infinity; OSError where it cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(_MAX_HEADER_BYTES)
-        if not head:
-            raise InputError(f"{path}: empty file, expected a snippet")
-        header_bytes, shape = check_npy_header(head, str(path))
-        expected = header_bytes + 2 * int(np.prod(shape, dtype=object))
-        # The size is asked of the system before anything is read: a header may claim terabytes.
-        found = file.seek(0, io.SEEK_END)
-        if found != expected:
-            raise InputError(f"{path}: {found} bytes, expected {expected} for shape {shape}; fetch the file again")
+    with naming(path), path.open("rb") as file:
+        header_bytes, shape = _check_file(file, path)
         file.seek(0)
-        data = file.read(expected)
+        data = file.read(header_bytes + 2 * math.prod(shape))
     snippet = np.frombuffer(data, "<f2", offset=header_bytes).reshape(shape)
     check_finite(snippet, str(path))
     return data, snippet
+
+
+def read_shape(path: Path) -> tuple[int, int, int]:
+    """The shape (P, T, F) of one snippet file, from its header and its size alone. Raises as `read_snippet`."""
+    with naming(path), path.open("rb") as file:
+        return _check_file(file, path)[1]
+
+
+def _check_file(file: BinaryIO, path: Path) -> tuple[int, tuple[int, int, int]]:
+    """Header size and shape of an open snippet file, whose size must be the one that its header tells."""
+    head = file.read(_MAX_HEADER_BYTES)
+    if not head:
+        raise InputError(f"{path}: empty file, expected a snippet")
+    header_bytes, shape = check_npy_header(head, str(path))
+    expected = header_bytes + 2 * math.prod(shape)
+    # The size is asked of the system before anything is read: a header may claim terabytes.
+    found = file.seek(0, io.SEEK_END)
+    if found != expected:
+        raise InputError(f"{path}: {found} bytes, expected {expected} for shape {shape}; fetch the file again")
+    if expected > MAX_SNIPPET_BYTES:
+        raise InputError(f"{path}: {expected} bytes, expected at most {MAX_SNIPPET_BYTES}; cut smaller snippets")
+    return header_bytes, shape
 
 
 def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:
@@ -107,12 +126,14 @@ def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:
 def time_binned(snippet: npt.NDArray[np.float16], time_bins: int) -> npt.NDArray[np.float16]:
     """Sum `time_bins` neighbouring time bins, over sqrt(time_bins) so that white noise keeps its standard deviation.
 
-    (P, T, F) float16 to (P, T / time_bins, F) float16, summed in float32. Raises InputError unless T divides.
+    (P, T, F) float16 to (P, T / time_bins, F) float16, summed in float32. Raises InputError unless T divides. A sum
+    beyond float16 becomes infinite.
     """
     panels, total, channels = snippet.shape
     check_time_bins(total, time_bins)
     summed = snippet.reshape(panels, total // time_bins, time_bins, channels).sum(axis=2, dtype=np.float32)
-    binned: npt.NDArray[np.float16] = (summed / np.float32(np.sqrt(time_bins))).astype(np.float16)
+    with np.errstate(over="ignore"):
+        binned: npt.NDArray[np.float16] = (summed / np.float32(np.sqrt(time_bins))).astype(np.float16)
     return binned
 
 

@@ -61,7 +61,7 @@ def read_catalog(root: Path, folds: int, seed: int, allow_missing: bool) -> Cata
         if stray:
             table = LABELS if split == "train" else SUBMISSION
             raise InputError(
-                f"{files[stray[0]]}: not in {table}, nor are {len(stray) - 1} other files; add or move them"
+                f"{files[stray[0]]}: not in {table}, the first of {len(stray)} such files; add or move them"
             )
         missing[split] = sorted(targets.keys() - files.keys())
         if missing[split] and not allow_missing:
@@ -118,11 +118,11 @@ def _read_table(path: Path, labelled: bool) -> dict[str, int]:
     """Key to target of a CSV table with the columns id and target."""
     targets: dict[str, int] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             expected = {"id", "target"} if labelled else {"id"}
             if not expected <= set(rows.fieldnames or ()):
-                raise InputError(f"{path}: columns {rows.fieldnames}, expected {sorted(expected)}")
+                raise InputError(f"{path}: columns {str(rows.fieldnames)[:120]}, expected {sorted(expected)}")
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
                 key = row["id"] or ""
@@ -130,7 +130,7 @@ def _read_table(path: Path, labelled: bool) -> dict[str, int]:
                 if key in targets:
                     raise InputError(f"{where}: id {key} stands twice; expected each id once")
                 if labelled and row["target"] not in ("0", "1"):
-                    raise InputError(f"{where}: target {row['target']!r} of id {key}; expected 0 or 1")
+                    raise InputError(f"{where}: target {str(row['target'])[:40]!r} of id {key}; expected 0 or 1")
                 targets[key] = int(row["target"]) if labelled else UNKNOWN_TARGET
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a CSV table ({error})") from None
@@ -140,13 +140,21 @@ def _read_table(path: Path, labelled: bool) -> dict[str, int]:
 def _find_snippets(folder: Path) -> dict[str, Path]:
     """Key to path of <folder>/<c>/<key>.npy and <folder>/<key>.npy."""
     found: dict[str, Path] = {}
-    if not folder.is_dir():
+    if not folder.exists():
         return found
+    if not folder.is_dir():
+        raise InputError(f"{folder}: a file, expected a folder of snippets")
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: {error.strerror}; expected a readable folder")
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    seen: set[Path] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = Path(parent).resolve()
+        if real in seen:  # through a link that leads back up, where a walk would not end
+            folders.clear()
+            continue
+        seen.add(real)
         for name in names:
             if not name.endswith(".npy"):
                 continue
@@ -154,5 +162,7 @@ def _find_snippets(folder: Path) -> dict[str, Path]:
             check_key(key, str(path))
             if key in found:
                 raise InputError(f"{path}: key {key} is {found[key]} too; a key names one snippet")
+            if not path.is_file():  # opening a pipe waits for its writer, for ever
+                raise InputError(f"{path}: not a regular file, expected a snippet")
             found[key] = path
     return found

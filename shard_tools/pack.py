@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -16,10 +17,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shard_tools.cadence import check_npy_header, check_time_bins, npy_header
-from shard_tools.catalog import SPLITS, SUBMISSION, Record, read_catalog
+from shard_tools.cadence import check_time_bins, npy_header, read_shape
+from shard_tools.catalog import SPLITS, SUBMISSION, Catalog, Record, read_catalog
 from shard_tools.errors import InputError
-from shard_tools.files import file_sha256, folder_lock, whole_file, write_whole
+from shard_tools.files import file_sha256, folder_lock, write_whole
 from shard_tools.manifest import (
     MANIFEST,
     SAMPLES,
@@ -36,6 +37,8 @@ from shard_tools.shard import PackedShard, padded, write_shard
 
 SKIPPED = "skipped.csv"
 _WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
+_NO_FILE = "no file"
+_SHAPE_VOTES = 100
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +71,8 @@ class PackConfig:
                 raise InputError(f"{flag} {value}: expected at least 1")
         if not 2 <= self.folds <= 100:
             raise InputError(f"--folds {self.folds}: expected 2 to 100")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def pack(config: PackConfig) -> Manifest:
         "seed": config.seed,
         "time_bin": config.time_bin,
         "shard_mb": config.shard_mb,
-        "catalog_sha256": _catalog_digest(catalog.records),
+        "catalog_sha256": _catalog_digest(catalog, config.input),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     _check_out_folder(config.out)
@@ -100,14 +105,16 @@ def pack(config: PackConfig) -> Manifest:
         return _already_packed(config, made, catalog.records)
     (config.out / _WORK).mkdir(exist_ok=True)
     with folder_lock(config.out / _WORK, "lock"):
+        if (config.out / MANIFEST).is_file():  # another process finished it since the look above
+            return _already_packed(config, made, catalog.records)
         _clear_leftovers(config.out, plans)
         packed = _pack_shards(config, plans, shape)
-        skipped = [[key, split, "no file"] for split in SPLITS for key in catalog.missing.get(split, [])]
-        skipped += [line for shard in packed for line in shard.quarantined]
-        for line in skipped[:20] if config.on_bad == "quarantine" else []:
+        quarantined = [line for shard in packed for line in shard.quarantined]
+        for line in quarantined[:20]:
             _log.warning("left out %s (%s): %s", *line)
-        _write_tables(config, catalog.records, packed, skipped, shape, made)
-    shutil.rmtree(config.out / _WORK)
+        missing = [[key, split, _NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
+        _write_tables(config, catalog.records, packed, [*missing, *quarantined], shape, made)
+        shutil.rmtree(config.out / _WORK)
     return read_manifest(config.out)
 
 
@@ -127,18 +134,22 @@ def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: 
 
 
 def _common_shape(config: PackConfig, records: Sequence[Record]) -> tuple[int, int, int]:
-    """The shape (P, T, F) of the first readable snippet, after summing time bins: all others must have it too."""
+    """The shape (P, T, F) of most snippets, after summing time bins: all others must have it too."""
+    shapes: Counter[tuple[int, int, int]] = Counter()
     for record in records:
         try:
-            with record.path.open("rb") as file:
-                _, (panels, time_bins, channels) = check_npy_header(file.read(4096), str(record.path))
+            shapes[read_shape(record.path)] += 1
         except InputError:
             if config.on_bad == "fail":
                 raise
-            continue
-        check_time_bins(time_bins, config.time_bin)
-        return panels, time_bins // config.time_bin, channels
-    raise InputError(f"{config.input}: not one readable snippet among {len(records)}")
+        # Enough for one odd snippet not to put all others in the wrong, and quick on any disk.
+        if shapes.total() == _SHAPE_VOTES:
+            break
+    if not shapes:
+        raise InputError(f"{config.input}: not one readable snippet among {len(records)}")
+    panels, time_bins, channels = shapes.most_common(1)[0][0]
+    check_time_bins(time_bins, config.time_bin)
+    return panels, time_bins // config.time_bin, channels
 
 
 def _check_out_folder(out: Path) -> None:
@@ -154,6 +165,8 @@ def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
     for path in [*out.glob("*.tar"), *out.glob("*.idx"), *out.rglob(".*.tmp")]:
         if path.with_suffix(".tar").name not in planned:
             path.unlink()
+    for name in (SAMPLES, SKIPPED, SUBMISSION):
+        (out / name).unlink(missing_ok=True)
 
 
 def _already_packed(config: PackConfig, made: dict[str, Any], records: Sequence[Record]) -> Manifest:
@@ -164,6 +177,7 @@ def _already_packed(config: PackConfig, made: dict[str, Any], records: Sequence[
     if manifest.made != made or newer:
         reason = f"{newer[0]} is newer" if newer else "of other keys, labels or options"
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
+    shutil.rmtree(config.out / _WORK, ignore_errors=True)  # of a try that was killed at its very end
     _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
     return manifest
 
@@ -189,17 +203,27 @@ def _pack_shard(config: PackConfig, plan: ShardPlan, shape: tuple[int, ...]) -> 
     """One shard: kept where an earlier try finished it and its bytes still match, else written."""
     path = config.out / plan.name
     note = config.out / _WORK / f"{plan.name}.json"
-    inputs = _inputs_digest(config, plan)
-    if note.is_file():
-        content = json.loads(note.read_text())
-        kept = PackedShard(Shard(**content["shard"]), content["places"], content["quarantined"])
-        index = path.with_suffix(".idx")
-        whole = path.is_file() and index.is_file() and content["inputs"] == inputs
-        if whole and (file_sha256(path), file_sha256(index)) == (kept.shard.sha256, kept.shard.index_sha256):
+    inputs = _inputs_digest(config, plan, shape)
+    kept = _read_note(note, inputs)
+    index = path.with_suffix(".idx")
+    if kept and path.is_file() and index.is_file():
+        found = file_sha256(path), file_sha256(index)
+        if found == (kept.shard.sha256, kept.shard.index_sha256):
             return kept
     packed = write_shard(plan.records, path, shape, config.time_bin, config.on_bad == "quarantine")
     write_whole(note, json.dumps({"inputs": inputs, **asdict(packed)}))
     return packed
+
+
+def _read_note(note: Path, inputs: str) -> PackedShard | None:
+    """What an earlier try noted of a shard that it finished from the same inputs; None where it left no such note."""
+    try:
+        content = json.loads(note.read_bytes())
+        if content["inputs"] == inputs:
+            return PackedShard(Shard(**content["shard"]), content["places"], content["quarantined"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # A note damaged by a power cut is none: the shard is written anew.
+    return None
 
 
 def _write_tables(
@@ -220,8 +244,9 @@ def _write_tables(
     if not rows:
         raise InputError(f"{config.input}: every snippet was left out; {skipped[-1][2]}")
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SAMPLES_SCHEMA)
-    with whole_file(config.out / SAMPLES) as temporary:
-        pq.write_table(table, temporary)
+    parquet = io.BytesIO()
+    pq.write_table(table, parquet)
+    write_whole(config.out / SAMPLES, parquet.getvalue())
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["id", "split", "reason"], *skipped])
     write_whole(config.out / SKIPPED, text.getvalue())
@@ -232,8 +257,8 @@ def _write_tables(
         split: {
             "samples": sum(row[1] == number for row in rows),
             "positive": sum(row[1] == number and row[2] == 1 for row in rows),
-            "missing": sum(line[1] == split and line[2] == "no file" for line in skipped),
-            "quarantined": sum(line[1] == split and line[2] != "no file" for line in skipped),
+            "missing": sum(line[1] == split and line[2] == _NO_FILE for line in skipped),
+            "quarantined": sum(line[1] == split and line[2] != _NO_FILE for line in skipped),
         }
         for number, split in enumerate(SPLITS)
     }
@@ -242,17 +267,26 @@ def _write_tables(
     write_whole(config.out / MANIFEST, canonical_json(content))
 
 
-def _catalog_digest(records: Sequence[Record]) -> str:
-    lines = "".join(f"{r.key} {r.split} {r.target} {r.fold}\n" for r in records)
-    return hashlib.sha256(lines.encode()).hexdigest()
+def _catalog_digest(catalog: Catalog, root: Path) -> str:
+    """What a data set is of: its records, the keys it lacks, and the table it will be submitted in."""
+    digest = hashlib.sha256()
+    for r in catalog.records:
+        digest.update(f"{r.key} {r.split} {r.target} {r.fold}\n".encode())
+    for split in SPLITS:
+        for key in catalog.missing.get(split, []):
+            digest.update(f"{key} {split} missing\n".encode())
+    if (root / SUBMISSION).is_file():
+        digest.update((root / SUBMISSION).read_bytes())
+    return digest.hexdigest()
 
 
-def _inputs_digest(config: PackConfig, plan: ShardPlan) -> str:
+def _inputs_digest(config: PackConfig, plan: ShardPlan, shape: tuple[int, ...]) -> str:
     """What a finished shard was made from: another size or time of a source file makes it stale."""
     stats = [(record.path.stat().st_size, record.path.stat().st_mtime_ns) for record in plan.records]
     parts = [
         config.time_bin,
         config.on_bad,
+        shape,
         *((r.key, r.target, r.fold, s) for r, s in zip(plan.records, stats, strict=True)),
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shard_tools.cadence import npy_header, read_snippet, time_binned
+from shard_tools.cadence import check_finite, npy_header, read_snippet, time_binned
 from shard_tools.catalog import UNKNOWN_TARGET, Record
 from shard_tools.errors import InputError
 from shard_tools.files import whole_file, write_whole
@@ -44,7 +44,8 @@ def write_shard(
             except InputError as error:
                 if not quarantine:
                     raise
-                quarantined.append([record.key, record.split, str(error)])
+                # Without the path, so that the same input packs to the same bytes from another place.
+                quarantined.append([record.key, record.split, str(error).removeprefix(f"{record.path}: ")])
                 continue
             offset = writer.add(f"{record.key}.npy", data)
             places.append([record.key, offset, len(data)])
@@ -99,10 +100,12 @@ def _snippet_bytes(record: Record, time_bin: int, shape: tuple[int, ...]) -> byt
     panels, time_bins, channels = shape
     if snippet.shape != (panels, time_bins * time_bin, channels):
         expected = (panels, time_bins * time_bin, channels)
-        raise InputError(f"{record.path}: shape {snippet.shape}, expected {expected} like the first snippet")
+        raise InputError(f"{record.path}: shape {snippet.shape}, expected {expected} like the others")
     if time_bin == 1:
         return data
-    return npy_header(shape) + time_binned(snippet, time_bin).tobytes()
+    binned = time_binned(snippet, time_bin)
+    check_finite(binned, f"{record.path}: the sum of {time_bin} time bins goes beyond float16")
+    return npy_header(shape) + binned.tobytes()
 
 
 def padded(size: int) -> int:

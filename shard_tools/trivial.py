@@ -8,6 +8,7 @@ import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
+from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 
 STATISTICS: dict[str, Callable[[npt.NDArray[np.float32]], float]] = {
@@ -35,7 +36,12 @@ def read_snippets(manifest: Manifest, rows: npt.NDArray[np.int64]) -> npt.NDArra
 def _read_snippet(path: Path, manifest: Manifest, row: int) -> npt.NDArray[np.float16]:
     count = int(np.prod(manifest.shape))
     start = int(manifest.offset[row]) + int(manifest.size[row]) - 2 * count
-    return np.fromfile(path, "<f2", count, offset=start).reshape(manifest.shape)
+    values = np.fromfile(path, "<f2", count, offset=start)
+    if len(values) != count:
+        raise InputError(
+            f"{path}: ends before sample {manifest.key(row)}, expected {manifest.shape} values; pack again"
+        )
+    return values.reshape(manifest.shape)
 
 
 def read_trivial_auc(manifest: Manifest, rows: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -1,0 +1,120 @@
+"""Shared fixtures: small data folders in the Kaggle layout, and the real one."""
+
+import csv
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from shard_tools.__main__ import main
+from shard_tools.errors import run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL_SHAPE = (6, 14, 16)
+
+
+def snippet(number: int, shape: tuple[int, ...] = SMALL_SHAPE) -> npt.NDArray[np.float16]:
+    """White noise, another for each number."""
+    return np.random.default_rng(number).standard_normal(shape).astype(np.float16)
+
+
+def write_table(path: Path, rows: Iterable[tuple[object, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "target"), *rows])
+
+
+@dataclass
+class Layout:
+    """A data folder in the Kaggle layout; every third train snippet has a needle."""
+
+    root: Path
+    train: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+
+    def path(self, key: str) -> Path:
+        return self.root / ("train" if key in self.train else "test") / key[0] / f"{key}.npy"
+
+    def target(self, key: str) -> int:
+        return int(self.train.index(key) % 3 == 0)
+
+    def write_labels(self, changed: dict[str, str] | None = None, extra: Iterable[tuple[str, str]] = ()) -> None:
+        rows = [(key, (changed or {}).get(key, str(self.target(key)))) for key in self.train]
+        write_table(self.root / "train_labels.csv", [*rows, *extra])
+
+
+MakeData = Callable[..., Layout]
+
+
+@pytest.fixture
+def make_data(tmp_path: Path) -> MakeData:
+    """Build a data folder with `train` and `test` snippets of a shape."""
+
+    def build(name: str = "data", train: int = 12, test: int = 4, shape: tuple[int, ...] = SMALL_SHAPE) -> Layout:
+        keys = [f"{'abcdef'[number % 6]}{number:04d}" for number in range(train + test)]
+        data = Layout(tmp_path / name, keys[:train], keys[train:])
+        data.root.mkdir()
+        for number, key in enumerate(keys):
+            data.path(key).parent.mkdir(parents=True, exist_ok=True)
+            np.save(data.path(key), snippet(number, shape))
+        if train:
+            data.write_labels()
+        if test:
+            # Not in the order of the keys: a submission keeps the table's own.
+            write_table(data.root / "sample_submission.csv", [(key, 0.5) for key in reversed(data.test)])
+        return data
+
+    return build
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `python -m shard_tools ...` in this process, as its __main__ does."""
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["shard_tools", *map(str, arguments)])
+        capsys.readouterr()
+        code = run_command(main)
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def kaggle_seti() -> Path:
+    """The real snippets, where this machine has them."""
+    folder = Path(os.environ.get("KAGGLE_SETI", ROOT.parent / "shared" / "data" / "kaggle_seti"))
+    if not (folder / "train_labels.csv").is_file():
+        pytest.skip(f"{folder}: no real snippets here; set KAGGLE_SETI to their folder")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

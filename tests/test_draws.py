@@ -1,0 +1,133 @@
+"""The draws' promises: pure in (seed, epoch, position), within their bounds, weights equal to the kept area."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.canvas import CanvasConfig
+from pipeline.draws import DrawConfig, Draws, draw, mixed_targets, partner_positions
+from pipeline.loader import batch_slots
+from pipeline.plan import Share
+from shard_tools.errors import InputError
+
+PLANES = (6, 39, 256)
+CANVAS = CanvasConfig("on_off", 112, 224, sum_time_bins=7)
+SEEDS = st.integers(0, 2**63 - 1)
+EPOCHS = st.integers(0, 100)
+CONFIGS = st.builds(
+    DrawConfig,
+    roll_frequency=st.floats(0, 1),
+    shift_time=st.floats(0, 1),
+    erase=st.floats(0, 1),
+    erase_size=st.floats(0, 1),
+    cutmix=st.floats(0, 1),
+    cutmix_alpha=st.floats(0.1, 5),
+    cutmix_box=st.sampled_from(["box", "band"]),
+)
+
+
+def draws_at(positions: np.ndarray, config: DrawConfig, seed: int = 0, epoch: int = 0, length: int = 10**6) -> Draws:
+    return draw(config, CANVAS, PLANES, seed=seed, epoch=epoch, positions=positions, length=length)
+
+
+@given(config=CONFIGS, seed=SEEDS, epoch=EPOCHS, start=st.integers(0, 10**6), split=st.integers(1, 63))
+def test_draws_do_not_depend_on_batching(config: DrawConfig, seed: int, epoch: int, start: int, split: int) -> None:
+    positions = np.arange(start, start + 64)
+    whole = draws_at(positions, config, seed, epoch, length=start + 64)
+    parts = [draws_at(part, config, seed, epoch, start + 64) for part in (positions[:split], positions[split:])]
+    for field in dataclasses.fields(Draws):
+        together = getattr(whole, field.name)
+        assert np.array_equal(together, np.concatenate([getattr(part, field.name) for part in parts])), field.name
+
+
+@given(config=CONFIGS, seed=SEEDS, epoch=EPOCHS)
+def test_the_mixing_weight_is_the_area_kept_and_boxes_lie_inside(config: DrawConfig, seed: int, epoch: int) -> None:
+    found = draws_at(np.arange(200), config, seed, epoch)
+    _, time_bins, channels = PLANES
+    for box, kept in zip(found.cutmix_box, found.kept, strict=True):
+        mask = np.ones((time_bins, channels), bool)
+        mask[box[0] : box[1], box[2] : box[3]] = False
+        assert 0 <= box[0] <= box[1] <= time_bins and 0 <= box[2] <= box[3] <= channels
+        assert kept == pytest.approx(mask.mean(), abs=1e-12)
+        if config.cutmix_box == "band" and kept < 1:
+            assert (box[0], box[1]) == (0, time_bins)
+    ends = found.erase_start + found.erase_shape
+    assert (found.erase_start >= 0).all() and (ends <= np.array(PLANES)).all()
+    assert (np.abs(found.shift) <= config.shift_time * time_bins).all()
+    roll = np.minimum(found.roll, channels - found.roll)
+    assert ((roll >= 0) & (roll <= config.roll_frequency * channels)).all()
+
+
+def test_cutmix_keeps_shares_as_its_beta_distribution_says() -> None:
+    """Boxes are clipped at the border, which keeps more; around the middle the mean share kept is the Beta's 1/2."""
+    band = draws_at(np.arange(20_000), DrawConfig(cutmix=1, cutmix_box="band"))
+    centred = np.abs(band.cutmix_box[:, 2:].mean(axis=1) - PLANES[2] / 2) < 1
+    assert band.kept.mean() > 0.5
+    assert abs(band.kept[centred].mean() - 0.5) < 0.1
+    off = draws_at(np.arange(1000), DrawConfig(cutmix=0))
+    assert (off.kept == 1).all() and not off.cutmix_box.any()
+
+
+def test_probabilities_are_met() -> None:
+    found = draws_at(np.arange(20_000), DrawConfig(flip_frequency=0.3, flip_time=0.7, erase=0.2, cutmix=0.4))
+    for share, values in (
+        (0.3, found.flip_frequency),
+        (0.7, found.flip_time),
+        (0.2, found.erase_shape[:, 0] > 0),
+        (0.4, found.kept < 1),
+    ):
+        assert abs(values.mean() - share) < 0.02
+
+
+def test_time_is_never_reversed_over_the_stack_of_six() -> None:
+    stack = CanvasConfig("stack6", 224, 224)
+    config = DrawConfig(flip_time=1)
+    found = draw(config, stack, (6, 273, 256), seed=0, epoch=0, positions=np.arange(100), length=100)
+    assert not found.flip_time.any()
+
+
+@given(length=st.integers(1, 1000))
+def test_partners_are_pairs(length: int) -> None:
+    positions = np.arange(length)
+    partners = partner_positions(positions, length)
+    assert np.array_equal(partners[partners], positions)
+    assert (partners == positions).sum() == length % 2
+
+
+@given(length=st.integers(1, 200), batch_size=st.integers(1, 40), world_size=st.integers(1, 3))
+def test_a_batch_holds_every_partner_it_needs(length: int, batch_size: int, world_size: int) -> None:
+    for rank in range(world_size):
+        share = Share(length, batch_size, 1, rank, world_size)
+        for step in range(share.steps):
+            positions, counts = share.positions(step)
+            slots, places = batch_slots(positions, counts, length)
+            own = positions[counts]
+            assert np.array_equal(slots[:batch_size], positions)
+            assert np.array_equal(slots[places[: len(own)]], partner_positions(own, length))
+            assert len(slots) - batch_size <= (2 if batch_size % 2 else 0)
+
+
+def test_targets_are_mixed_by_area_or_by_or() -> None:
+    found = dataclasses.replace(draws_at(np.arange(4), DrawConfig()), kept=np.array([0.25, 0.25, 1.0, 0.5]))
+    own, partner = np.array([1, 0, 0, 0], np.int8), np.array([0, 1, 1, 0], np.int8)
+    assert mixed_targets(DrawConfig(), found, own, partner).tolist() == [0.25, 0.75, 0.0, 0.0]
+    assert mixed_targets(DrawConfig(cutmix_target="or"), found, own, partner).tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flip_time", 1.5),
+        ("erase", -0.1),
+        ("roll_frequency", 2.0),
+        ("gain", 1.0),
+        ("offset", -1.0),
+        ("cutmix_alpha", 0.0),
+    ],
+)
+def test_impossible_draws_are_refused_by_the_name_of_their_flag(name: str, value: float) -> None:
+    with pytest.raises(InputError, match="--" + name.replace("_", "-")):
+        DrawConfig(**{name: value})  # type: ignore[arg-type]

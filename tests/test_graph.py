@@ -1,0 +1,164 @@
+"""Every graph against its NumPy twin, at full size, on real and on simulated snippets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from pipeline.canvas import CanvasConfig, Layout
+from pipeline.draws import DrawConfig, Draws, draw
+from pipeline.graph import DRAW_INPUTS, GraphPlace, build_eval_graph, build_train_graph
+from shard_tools.cadence import KAGGLE_SHAPE, npy_header
+from shard_tools.simulate import SimulateConfig, plan_tasks, simulate_cadence
+from tests import twin
+
+SAMPLES = 6
+TOLERANCE = 1e-3
+WILD = DrawConfig(roll_frequency=0.5, shift_time=0.3, erase=0.8, gain=0.5, offset=1.0, cutmix=0.8)
+DEVICES = [None, pytest.param(0, marks=pytest.mark.gpu)]
+CANVASES = [
+    CanvasConfig("stack6", 224, 224, normalise=False),
+    CanvasConfig("stack6", 234, 256, sum_time_bins=7),
+    CanvasConfig("on", 224, 224),
+    CanvasConfig("on", 117, 256, sum_time_bins=7, compress="asinh"),
+    CanvasConfig("on_off", 112, 224, sum_time_bins=7, subtract="lines_bursts", compress="asinh"),
+    CanvasConfig("on_off", 300, 300, sum_time_bins=3),
+    CanvasConfig("panels", 64, 128, sum_time_bins=3, subtract="lines"),
+    CanvasConfig("panels", 273, 256, normalise=False, compress="asinh"),
+]
+Snippets = npt.NDArray[np.float16]
+
+
+def short_name(canvas: CanvasConfig) -> str:
+    return f"{canvas.canvas}-{canvas.height}x{canvas.width}-{canvas.sum_time_bins}-{canvas.subtract}-{canvas.compress}"
+
+
+def to_bytes(snippet: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(npy_header(snippet.shape) + snippet.tobytes(), np.uint8)
+
+
+def run_once(build: Callable[..., object], inputs: tuple[object, ...], *arguments: object) -> npt.NDArray[np.float32]:
+    calls = iter([inputs])
+    graph = build(lambda: next(calls), *arguments)
+    graph.build()  # type: ignore[attr-defined]
+    (output,) = graph.run()  # type: ignore[attr-defined]
+    return torch.from_dlpack(output.as_tensor()).cpu().numpy().copy()
+
+
+def place(device: int | None) -> GraphPlace:
+    return GraphPlace(max_batch=SAMPLES, threads=2, device_id=device)
+
+
+def draws_for(canvas: CanvasConfig, shape: tuple[int, int, int], config: DrawConfig = WILD, seed: int = 5) -> Draws:
+    positions = np.arange(SAMPLES)
+    planes = canvas.plane_shape(shape)
+    return draw(config, canvas, planes, seed=seed, epoch=3, positions=positions, length=SAMPLES)
+
+
+def as_inputs(draws: Draws) -> list[npt.NDArray[np.generic]]:
+    return [
+        values.astype(np.int32) if name == "partner" else values
+        for name in DRAW_INPUTS
+        for values in [getattr(draws, name)]
+    ]
+
+
+def check_train_graph(snippets: Snippets, canvas: CanvasConfig, draws: Draws, device: int | None) -> None:
+    inputs = ([to_bytes(snippet) for snippet in snippets], *as_inputs(draws))
+    found = run_once(build_train_graph, inputs, canvas, snippets.shape[1:], place(device))
+    planes = [twin.augmented(twin.planes_of(snippet, canvas), canvas, draws, k) for k, snippet in enumerate(snippets)]
+    expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
+    assert found.shape == (SAMPLES, canvas.channels, canvas.height, canvas.width)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def check_eval_graph(snippets: Snippets, canvas: CanvasConfig, device: int | None) -> None:
+    inputs = ([to_bytes(snippet) for snippet in snippets],)
+    found = run_once(build_eval_graph, inputs, canvas, snippets.shape[1:], canvas.views, place(device))
+    images = [twin.canvas_of(twin.planes_of(snippet, canvas), canvas) for snippet in snippets]
+    expected = np.stack([twin.views_of(image, canvas.views) for image in images])
+    assert found.shape == (SAMPLES, len(canvas.views), canvas.channels, canvas.height, canvas.width)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def structured() -> Snippets:
+    """Snippets in which each panel, time and channel has a brightness of its own, so that no mix-up goes unseen."""
+    panels, time_bins, channels = np.meshgrid(*(np.arange(length) for length in KAGGLE_SHAPE), indexing="ij")
+    rng = np.random.default_rng(0)
+    shape = (SAMPLES, *KAGGLE_SHAPE)
+    ramp = panels * 3 + np.sin(time_bins / 9) + channels / 64
+    values = ramp + rng.normal(size=shape) + np.arange(SAMPLES).reshape(-1, 1, 1, 1)
+    return values.astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Snippets:
+    config = SimulateConfig(tmp_path_factory.mktemp("unused"), train=SAMPLES, positive_share=0.5)
+    return np.stack([simulate_cadence(config, task)[0] for task in plan_tasks(config)[:SAMPLES]])
+
+
+@pytest.fixture(scope="module")
+def real(kaggle_seti: Path) -> Snippets:
+    files = sorted(kaggle_seti.glob("train/*/*.npy"))[:SAMPLES]
+    return np.stack([np.load(file) for file in files])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("canvas", CANVASES, ids=short_name)
+def test_the_training_graph_equals_its_twin(structured: Snippets, canvas: CanvasConfig, device: int | None) -> None:
+    check_train_graph(structured, canvas, draws_for(canvas, KAGGLE_SHAPE), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("canvas", CANVASES, ids=short_name)
+def test_the_evaluation_graph_equals_its_twin(structured: Snippets, canvas: CanvasConfig, device: int | None) -> None:
+    check_eval_graph(structured, canvas, device)
+
+
+@pytest.mark.parametrize("canvas", CANVASES[::3], ids=short_name)
+def test_both_graphs_equal_their_twins_on_simulated_snippets(simulated: Snippets, canvas: CanvasConfig) -> None:
+    check_train_graph(simulated, canvas, draws_for(canvas, KAGGLE_SHAPE, seed=6), None)
+    check_eval_graph(simulated, canvas, None)
+
+
+@pytest.mark.kaggle
+@pytest.mark.parametrize("canvas", CANVASES[::3], ids=short_name)
+def test_both_graphs_equal_their_twins_on_real_snippets(real: Snippets, canvas: CanvasConfig) -> None:
+    check_train_graph(real, canvas, draws_for(canvas, KAGGLE_SHAPE, seed=7), None)
+    check_eval_graph(real, canvas, None)
+
+
+@pytest.mark.parametrize("box", ["box", "band"])
+def test_the_weight_of_a_mixed_sample_is_the_share_of_pixels_it_kept(structured: Snippets, box: str) -> None:
+    canvas = CanvasConfig("on_off", 3 * 39, 256, sum_time_bins=7, normalise=False)
+    quiet = {"flip_frequency": 0, "flip_time": 0, "roll_frequency": 0, "shift_time": 0, "gain": 0, "offset": 0}
+    config = DrawConfig(**quiet, erase=0, cutmix=1, cutmix_box=box)  # type: ignore[arg-type]
+    draws = draws_for(canvas, KAGGLE_SHAPE, config)
+    marked = np.ones_like(structured) * np.arange(SAMPLES, dtype=np.float16).reshape(-1, 1, 1, 1)
+    inputs = ([to_bytes(snippet) for snippet in marked], *as_inputs(draws))
+    images = run_once(build_train_graph, inputs, canvas, KAGGLE_SHAPE, place(None))
+    own = np.isclose(images, np.arange(SAMPLES).reshape(-1, 1, 1, 1) * np.sqrt(7))
+    np.testing.assert_allclose(own.mean(axis=(1, 2, 3)), draws.kept, atol=1e-9)
+    assert (draws.kept < 1).any()
+
+
+@pytest.mark.parametrize("layout", ["stack6", "on", "on_off", "panels"])
+def test_no_flip_moves_an_on_panel_into_an_off_slot(layout: Layout) -> None:
+    """Mark the ON panels 1 and the OFF panels 0: every view and every draw has to keep the marks where they are."""
+    canvas = CanvasConfig(layout, 6 * 39 if layout == "stack6" else 39 * 3, 256, sum_time_bins=7, normalise=False)
+    if layout == "panels":
+        canvas = CanvasConfig(layout, 39, 256, sum_time_bins=7, normalise=False)
+    marked = np.zeros((SAMPLES, *KAGGLE_SHAPE), np.float16)
+    marked[:, [0, 2, 4]] = 1
+    views = run_once(
+        build_eval_graph, ([to_bytes(s) for s in marked],), canvas, KAGGLE_SHAPE, canvas.views, place(None)
+    )
+    assert (views == views[:, :1]).all()
+    config = DrawConfig(flip_frequency=1, flip_time=1, erase=0, gain=0, offset=0, shift_time=0, cutmix=1)
+    inputs = ([to_bytes(s) for s in marked], *as_inputs(draws_for(canvas, KAGGLE_SHAPE, config)))
+    trained = run_once(build_train_graph, inputs, canvas, KAGGLE_SHAPE, place(None))
+    np.testing.assert_allclose(trained, views[:, 0], atol=1e-6)

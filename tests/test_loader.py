@@ -1,0 +1,194 @@
+"""The loader's promises: planned order, checked bytes, stable batches, resumption, clear errors."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.draws import DrawConfig
+from pipeline.loader import Batch, Loader, LoaderConfig
+from pipeline.plan import Order, Share
+from pipeline.reader import Reader
+from shard_tools.errors import InputError
+from shard_tools.manifest import TAR_BLOCK, Manifest, read_manifest
+from tests.tiny import CANVAS, SHAPE, pack_tiny
+
+SAMPLES = 53
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return pack_tiny(tmp_path_factory.mktemp("loader"), train=SAMPLES)
+
+
+def train_loader(manifest: Manifest, batch_size: int = 8, **share: int) -> Loader:
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "uniform", seed=3)
+    return Loader(manifest, order, Share(len(rows), batch_size, **share), CANVAS, DrawConfig(cutmix=1.0))
+
+
+def copied(batch: Batch) -> tuple[torch.Tensor, ...]:
+    return batch.image.clone(), batch.target.clone(), batch.counts.clone(), batch.row.clone()
+
+
+def same(ours: list[tuple[torch.Tensor, ...]], theirs: list[tuple[torch.Tensor, ...]]) -> bool:
+    pairs = zip(ours, theirs, strict=True)
+    return all(torch.equal(a, b) for mine, yours in pairs for a, b in zip(mine, yours, strict=True))
+
+
+def by_row(loader: Loader) -> dict[int, tuple[torch.Tensor, float]]:
+    """Image and target of each row of one epoch."""
+    found = {}
+    for batch in loader:
+        for slot in batch.counts.nonzero().flatten().tolist():
+            assert int(batch.row[slot]) not in found
+            found[int(batch.row[slot])] = (batch.image[slot].clone(), float(batch.target[slot]))
+    return found
+
+
+def test_an_epoch_has_every_row_once_and_epochs_differ(manifest: Manifest) -> None:
+    loader = train_loader(manifest)
+    epochs = [[row for batch in loader for row in batch.row[batch.counts].tolist()] for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == manifest.rows("train").tolist()
+    assert epochs[0] != epochs[1]
+    loader.close()
+
+
+def test_a_batch_stays_what_it_is_while_others_follow(manifest: Manifest) -> None:
+    loader = train_loader(manifest)
+    kept = [(batch, copied(batch)) for _ in range(3) for batch in loader]
+    assert same([copied(batch) for batch, _ in kept], [before for _, before in kept])
+    loader.close()
+
+
+@settings(max_examples=12)
+@given(batch_size=st.integers(1, 20), world_size=st.integers(1, 3), accumulate=st.integers(1, 2))
+def test_images_and_targets_do_not_depend_on_batch_size_or_ranks(
+    manifest: Manifest, batch_size: int, world_size: int, accumulate: int
+) -> None:
+    """Augmentation and CutMix too: partners outside a batch are read for it."""
+    whole = train_loader(manifest, batch_size=64)
+    expected = by_row(whole)
+    found = {}
+    for rank in range(world_size):
+        loader = train_loader(manifest, batch_size, accumulate=accumulate, rank=rank, world_size=world_size)
+        found |= by_row(loader)
+        loader.close()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[row][0], expected[row][0]) for row in expected)
+    assert {row: value[1] for row, value in found.items()} == {row: value[1] for row, value in expected.items()}
+    whole.close()
+
+
+@settings(max_examples=10)
+@given(stop=st.integers(0, 13))
+def test_a_loader_continues_where_another_stopped(manifest: Manifest, stop: int) -> None:
+    def batches(loader: Loader) -> list[tuple[torch.Tensor, ...]]:
+        return [copied(batch) for _ in range(2) for batch in loader]
+
+    first, second = train_loader(manifest), train_loader(manifest)
+    expected = batches(train_loader(manifest))
+    seen = []
+    for batch in (batch for _ in range(2) for batch in first):
+        if len(seen) == stop:
+            break
+        seen.append(copied(batch))
+        state = first.state_dict()
+    if stop:
+        second.load_state_dict(state)
+    while len(seen) < len(expected):
+        seen += [copied(batch) for batch in second]
+    assert same(seen, expected)
+    first.close()
+    second.close()
+
+
+def test_an_iteration_left_early_is_taken_up_after_its_last_batch(manifest: Manifest) -> None:
+    expected = [copied(batch) for batch in train_loader(manifest)]
+    loader = train_loader(manifest)
+    seen = []
+    while len(seen) < len(expected):
+        for batch in loader:
+            seen.append(copied(batch))
+            if len(seen) % 2 == 0:
+                break
+    assert same(seen, expected)
+    loader.close()
+
+
+def test_a_state_goes_over_to_another_number_of_ranks_but_not_into_the_middle_of_a_step(manifest: Manifest) -> None:
+    state = {"epoch": 2, "position": 24}
+    loader = train_loader(manifest, batch_size=4, world_size=2)
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    with pytest.raises(InputError, match="position 24"):
+        train_loader(manifest, batch_size=7).load_state_dict(state)
+
+
+def test_evaluation_batches_are_the_plain_canvases_in_order(manifest: Manifest) -> None:
+    rows = manifest.rows("test")
+    order = Order(rows, manifest.target[rows], "sequential")
+    loader = Loader(manifest, order, Share(len(rows), 4), CANVAS, None, CANVAS.views)
+    batches = [copied(batch) for batch in loader]
+    assert [row for batch in batches for row in batch[3][batch[2]].tolist()] == rows.tolist()
+    assert batches[0][0].shape == (4, len(CANVAS.views), 2, 28, 56)
+    assert all((batch[1] == -1).all() for batch in batches)
+    loader.close()
+
+
+def test_the_reader_gives_the_files_own_bytes(manifest: Manifest) -> None:
+    reader = Reader(manifest, batch_size=16, blocks=2, threads=3)
+    for rows in np.array_split(np.arange(len(manifest)), 5):
+        for row, data in zip(rows, reader.finish(reader.start(rows)), strict=True):
+            key = manifest.key(row)
+            source = next((manifest.root.parent / "data").rglob(f"{key}.npy"))
+            assert data.tobytes() == source.read_bytes()
+    reader.close()
+
+
+def damaged(manifest: Manifest, tmp_path: Path) -> Manifest:
+    shutil.copytree(manifest.root, tmp_path / "copy")
+    return read_manifest(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "swapped", "header", "shape"])
+def test_a_shard_changed_since_packing_is_refused_by_name_and_key(
+    manifest: Manifest, tmp_path: Path, damage: str
+) -> None:
+    copy = damaged(manifest, tmp_path)
+    shard = copy.root / copy.shards[0].name
+    offset, size = int(copy.offset[2]), int(copy.size[2])
+    data = bytearray(shard.read_bytes())
+    if damage == "cut":
+        os.truncate(shard, offset + size // 2)
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "swapped":
+        other = int(copy.offset[3])
+        data[offset - TAR_BLOCK : offset] = data[other - TAR_BLOCK : other]
+        shard.write_bytes(data)
+    elif damage == "header":
+        data[offset : offset + 6] = b"broken"
+        shard.write_bytes(data)
+    else:
+        turned = str((SHAPE[0], SHAPE[2], SHAPE[1])).encode()
+        data[offset : offset + 128] = bytes(data[offset : offset + 128]).replace(str(SHAPE).encode(), turned)
+        shard.write_bytes(data)
+    loader = train_loader(copy)
+    # Samples behind a cut are gone too, and any of them may be the first to be read.
+    any_key = damage in ("cut", "missing")
+    expected = shard.name if any_key else f"{shard.name}, {copy.key(2)}"
+    with pytest.raises(InputError, match=expected):
+        for _ in loader:
+            pass
+    loader.close()
+
+
+def test_impossible_loaders_are_refused() -> None:
+    with pytest.raises(InputError, match="--read-ahead"):
+        LoaderConfig(read_ahead=0)

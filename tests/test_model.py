@@ -1,0 +1,71 @@
+"""The backbone's promises: any timm name, pretrained weights that fit, and a clear word where they do not."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from model import ModelConfig, build_model, pick_precision
+from shard_tools.errors import InputError
+
+
+@pytest.mark.parametrize("name", ["swin_nano", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_any_timm_model_takes_a_canvas_and_gives_one_logit(name: str) -> None:
+    model = build_model(ModelConfig(name), channels=2, height=112, width=224).eval()
+    with torch.inference_mode():
+        assert model(torch.randn(2, 2, 112, 224)).shape == (2, 1)
+
+
+def test_pretrained_weights_of_a_file_are_adapted_to_channels_and_canvas(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model("swin_tiny_patch4_window7_224", num_classes=1000)
+    save_file(source.state_dict(), tmp_path / "swin.safetensors")
+    torch.manual_seed(1)
+    config = ModelConfig("swin_tiny_patch4_window7_224", str(tmp_path / "swin.safetensors"))
+    model = build_model(config, channels=1, height=112, width=224)
+    found, given = model.state_dict(), source.state_dict()
+    name = "layers.2.blocks.1.mlp.fc1.weight"
+    assert torch.equal(found[name], given[name])
+    # One channel sees what a grey picture in all three would have given.
+    convolved = given["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+    assert torch.allclose(found["patch_embed.proj.weight"], convolved, atol=1e-6)
+
+
+def test_a_file_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    save_file({"something": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"other.safetensors: does not fit swin_tiny"):
+        build_model(ModelConfig("swin_tiny_patch4_window7_224", str(tmp_path / "other.safetensors")), 1, 224, 224)
+
+
+def test_a_pickle_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return (Path.touch, (tmp_path / "run",))
+
+    torch.save({"weights": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(InputError, match=r"trap\.pth"):
+        build_model(ModelConfig("swin_nano", str(tmp_path / "trap.pth")), 1, 56, 56)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_hub_it_says_so_and_starts_from_scratch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        model = build_model(ModelConfig("swin_tiny_patch4_window7_224", "hub"), 1, 224, 224)
+    assert "starting from scratch" in caplog.text
+    assert sum(value.numel() for value in model.parameters()) > 10**7
+
+
+def test_an_unknown_model_is_refused_with_its_neighbours() -> None:
+    with pytest.raises(InputError, match=r"--model swin_nanoo: timm has no such model.*swin_nano"):
+        build_model(ModelConfig("swin_nanoo"), 1, 224, 224)
+
+
+def test_the_precision_picked_for_a_cpu_is_one_it_has() -> None:
+    assert pick_precision(torch.device("cpu")) in ("bf16", "no")

@@ -1,0 +1,100 @@
+"""The plain NumPy twin of the graphs: what they are to compute, in float64 and without hurry.
+
+Axes as in pipeline/graph.py: P positions, t time bins before summing, N planes, T time bins, F frequency channels;
+C, H, W canvas; n samples; V views.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.canvas import CanvasConfig
+from pipeline.draws import Draws
+from pipeline.graph import NORMALISE_EPSILON
+
+Array = npt.NDArray[np.float64]
+
+
+def planes_of(snippet: npt.NDArray[np.float16], canvas: CanvasConfig) -> Array:
+    """(P, t, F) to (N, T, F)."""
+    order = {"stack6": [0, 1, 2, 3, 4, 5], "on": [0, 2, 4]}.get(canvas.canvas, [0, 2, 4, 1, 3, 5])
+    values = snippet.astype(np.float64)[order]
+    count, raw_bins, channels = values.shape
+    k = canvas.sum_time_bins
+    values = values.reshape(count, raw_bins // k, k, channels).sum(axis=2) / np.sqrt(k)
+    if canvas.subtract != "none":
+        values = values - values.mean(axis=(0, 1))
+    if canvas.subtract == "lines_bursts":
+        values = values - values.mean(axis=2, keepdims=True)
+    if canvas.normalise:
+        mean = values.mean(axis=(1, 2), keepdims=True)
+        variance = values.var(axis=(1, 2), keepdims=True)
+        values = (values - mean) / np.sqrt(variance + NORMALISE_EPSILON)
+    return np.arcsinh(values) if canvas.compress == "asinh" else values
+
+
+def augmented(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
+    """Sample k's flips, roll, shift, gain, offset and erased box on (N, T, F)."""
+    values = planes.copy()
+    count, time_bins, _ = values.shape
+    if draws.flip_frequency[k]:
+        values = values[:, :, ::-1]
+    if draws.flip_time[k]:
+        slots = range(count) if canvas.canvas == "on" else None
+        # Reverse time inside each panel, and the order of the ON panels and of the OFF panels among themselves.
+        order = list(slots)[::-1] if slots else [2, 1, 0, 5, 4, 3]
+        values = values[order][:, ::-1]
+    values = np.roll(values, -int(draws.roll[k]), axis=2)
+    shift = int(draws.shift[k])
+    shifted = np.zeros_like(values)
+    for bin_ in range(time_bins):
+        if 0 <= bin_ + shift < time_bins:
+            shifted[:, bin_] = values[:, bin_ + shift]
+    values = shifted * float(draws.gain[k]) + float(draws.offset[k])
+    start, shape = draws.erase_start[k].astype(int), draws.erase_shape[k].astype(int)
+    if shape.all():
+        values[tuple(slice(a, a + b) for a, b in zip(start, shape, strict=True))] = 0
+    return values
+
+
+def mixed(planes: Array, draws: Draws) -> Array:
+    """CutMix on (n, N, T, F), partners being places in the batch."""
+    values = planes.copy()
+    for k, (time_start, time_end, channel_start, channel_end) in enumerate(draws.cutmix_box):
+        box = np.s_[:, time_start:time_end, channel_start:channel_end]
+        values[k][box] = planes[draws.partner[k]][box]
+    return values
+
+
+def canvas_of(planes: Array, canvas: CanvasConfig) -> Array:
+    """(N, T, F) to (C, H, W)."""
+    count, time_bins, channels = planes.shape
+    image = planes.reshape(canvas.channels, count // canvas.channels * time_bins, channels)
+    return resized(resized(image, canvas.height, axis=1), canvas.width, axis=2)
+
+
+def resized(image: Array, size: int, axis: int) -> Array:
+    """Bilinear resize with antialiasing: a triangle as wide as an output pixel, edge pixels repeated outwards."""
+    old = image.shape[axis]
+    if old == size:
+        return image
+    scale = old / size
+    reach = max(scale, 1.0)
+    weights = np.zeros((size, old))
+    for new in range(size):
+        centre = (new + 0.5) * scale - 0.5
+        for source in range(int(np.floor(centre - reach)), int(np.ceil(centre + reach)) + 1):
+            weight = max(0.0, 1 - abs(source - centre) / reach)
+            weights[new, min(max(source, 0), old - 1)] += weight
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.moveaxis(np.tensordot(weights, image, axes=(1, axis)), 0, axis)
+
+
+def views_of(image: Array, views: tuple[str, ...]) -> Array:
+    """(C, H, W) to (V, C, H, W)."""
+    flips = {
+        "identity": image,
+        "flip_frequency": image[:, :, ::-1],
+        "flip_time": image[:, ::-1],
+        "flip_both": image[:, ::-1, ::-1],
+    }
+    return np.stack([flips[view] for view in views])
