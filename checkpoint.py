@@ -5,8 +5,10 @@ RUN/checkpoints/step-00000123/ holds one; `last` and `best` are links to two of 
 
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from shard_tools.errors import InputError
 
@@ -47,8 +49,8 @@ def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
         return False
     try:
         accelerator.load_state(str(last.resolve(strict=True)))
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{last}: not a whole checkpoint of this run ({reason}); delete {run_dir} to start over"
         ) from None

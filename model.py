@@ -8,12 +8,14 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from shard_tools.errors import InputError
@@ -65,11 +67,7 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
         return _create(name, (height, width), options)
     if config.pretrained == "hub":
         return _create_from_hub(name, (height, width), options)
-    try:
-        return _create(name, (height, width), options | _from_file(config.pretrained))
-    except (RuntimeError, SafetensorError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--pretrained {config.pretrained}: does not fit {config.model} ({reason})") from None
+    return _create_from_file(name, (height, width), options, config.pretrained)
 
 
 def _create(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
@@ -88,9 +86,20 @@ def _timm_model(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def _from_file(path: str) -> dict[str, Any]:
-    # timm then adapts channels and position tables, as it does for its own weights, and unpickles nothing but tensors.
-    return {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+def _create_from_file(name: str, size: tuple[int, int], options: dict[str, Any], path: str) -> nn.Module:
+    try:
+        state = load_state_dict(path, weights_only=True)
+        # timm adapts channels, tables of positions and the head, as it does with its own weights.
+        given = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+        model = _create(name, size, options | given)
+    except (RuntimeError, SafetensorError, ValueError, OSError, EOFError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--pretrained {path}: does not fit {name} ({reason})") from None
+    # timm lets weights that it does not know pass, and leaves those it misses as they were drawn.
+    known = len(model.state_dict().keys() & state.keys())
+    if 2 * known < len(model.state_dict()):
+        raise InputError(f"--pretrained {path}: does not fit {name} ({known} of its {len(model.state_dict())} weights)")
+    return model
 
 
 def _create_from_hub(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:

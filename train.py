@@ -5,139 +5,35 @@ import csv
 import io
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from checkpoint import load_last_checkpoint, save_checkpoint
-from config import TrainConfig, check_same_run, parse_train_config, to_dict
+from config import TrainConfig, parse_train_config, to_dict
 from infer import build_accelerator, predict
 from metrics import average_precision, roc_auc, sigmoid
-from model import build_model, save_weights
+from model import save_weights
 from pipeline.loader import Batch, Loader
-from pipeline.plan import Order, Share
+from pipeline.plan import Share
 from report import write_curves, write_roc
-from shard_tools.errors import InputError, run_command
-from shard_tools.files import folder_lock, write_whole
-from shard_tools.manifest import Manifest, read_manifest
+from run import Run, about_weights, build_run, own_run_dir
+from shard_tools.errors import run_command
+from shard_tools.files import write_whole
+from shard_tools.manifest import read_manifest
 from shard_tools.progress import progress
 from shard_tools.trivial import read_trivial_auc
 from tracker import start_tracker
 
 _TRIVIAL_SAMPLES = 2000
 _log = logging.getLogger("train")
-
-
-@dataclass
-class Progress:
-    """How far a run is; part of every checkpoint."""
-
-    step: int = 0
-    best_auc: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One line per finished epoch."""
-    loss_sum: float = 0.0
-    """Of this epoch so far, over the cadences of this rank."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """For Accelerate's checkpoints."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From Accelerate's checkpoints."""
-        vars(self).update(state)
-
-
-@dataclass
-class Run:
-    """The parts of one training run."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    manifest: Manifest
-    train_loader: Loader
-    valid_loader: Loader
-    bare_model: nn.Module
-    """The network itself."""
-    model: nn.Module
-    """The network as it is trained: compiled, distributed."""
-    ema: ModelEmaV3 | None
-    optimiser: Any
-    schedule: CosineLRScheduler
-    progress: Progress = field(default_factory=Progress)
-
-    @property
-    def judged_model(self) -> nn.Module:
-        """What is validated and saved."""
-        return self.bare_model if self.ema is None else self.ema.module
-
-
-def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Run:
-    """Put the parts of a run together, on this rank."""
-    folds = manifest.made["folds"]
-    if config.fold >= folds:
-        raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
-    set_seed(config.seed)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    rows, held_out = (manifest.rows("train", config.fold, held_out=out) for out in (False, True))
-    order = Order(rows, manifest.target[rows], config.sampling, config.seed, config.class_weights)
-    share = Share(len(order), config.batch_size, config.accumulate, rank, world_size)
-    train_loader = Loader(
-        manifest, order, share, config.canvas, config.draws, device=accelerator.device, config=config.loader
-    )
-    valid_order = Order(held_out, manifest.target[held_out], "sequential")
-    valid_share = Share(len(valid_order), config.eval_batch_size, 1, rank, world_size)
-    valid_loader = Loader(
-        manifest, valid_order, valid_share, config.canvas, device=accelerator.device, config=config.loader
-    )
-    canvas = config.canvas
-    bare_model = build_model(config.model, canvas.channels, canvas.height, canvas.width).to(accelerator.device)
-    ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
-    bare_optimiser = build_optimiser(config, bare_model)
-    schedule = build_schedule(config, bare_optimiser, share.steps)
-    model = torch.compile(bare_model) if config.compile else bare_model
-    model, optimiser = accelerator.prepare(model, bare_optimiser)
-    run = Run(config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule)
-    accelerator.register_for_checkpointing(run.progress, train_loader, *([ema] if ema else []))
-    return run
-
-
-def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW without decay on biases and norms, or plain Adam."""
-    if config.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    groups = param_groups_weight_decay(model, config.weight_decay)
-    return torch.optim.AdamW(groups, config.learning_rate)
-
-
-def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then half a cosine; a pure function of the step."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    total = round((config.cosine_epochs or config.epochs) * steps_per_epoch)
-    return CosineLRScheduler(
-        optimiser,
-        t_initial=max(total - warmup, 1),
-        lr_min=config.min_learning_rate,
-        warmup_t=warmup,
-        warmup_lr_init=config.min_learning_rate,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
 
 
 def soft_target_loss(logit: Tensor, batch: Batch, share: Share) -> Tensor:
@@ -196,18 +92,22 @@ def train_epoch(run: Run) -> dict[str, float]:
         if run.ema is not None:
             run.ema.update(run.bare_model, step=state.step)
         if config.checkpoint_every and state.step % config.checkpoint_every == 0 and state.step % share.steps:
-            state.loss_sum, losses = state.loss_sum + float(losses), torch.zeros_like(losses)
+            state.loss_sum, losses = state.loss_sum + _over_ranks(run, losses), torch.zeros_like(losses)
             save_checkpoint(run.accelerator, config.run_dir, state.step, best=False)
-    state.loss_sum += float(losses)
+    loss_sum = state.loss_sum + _over_ranks(run, losses)
     seconds = time.perf_counter() - began
-    trained = min((state.step - first) * share.global_batch, share.length)
-    mean_loss = run.accelerator.reduce(torch.tensor(state.loss_sum, device=losses.device), "mean").item()
+    trained = share.length - first % share.steps * share.global_batch
     state.loss_sum = 0.0
     return {
-        "loss": mean_loss * share.global_batch / share.length,
+        "loss": loss_sum * share.global_batch / share.length,
         "cadences_per_s": trained / seconds,
         "stall": batches.seconds / seconds,
     }
+
+
+def _over_ranks(run: Run, losses: Tensor) -> float:
+    """The mean over ranks, of which each counted its own cadences times the world size."""
+    return float(run.accelerator.reduce(losses, "mean"))
 
 
 def validate(run: Run) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -220,11 +120,16 @@ def train(config: TrainConfig) -> None:
     """Train a run to its end, or on from its last checkpoint."""
     manifest = read_manifest(config.shards)
     accelerator = build_accelerator(config.precision, **start_tracker(config))
-    with _own_run_dir(config, accelerator, manifest):
+    with own_run_dir(config, accelerator, manifest):
         run = build_run(config, accelerator, manifest)
         accelerator.init_trackers("needlestream", to_dict(config), {"wandb": {"dir": str(config.run_dir)}})
         if config.resume and load_last_checkpoint(accelerator, config.run_dir):
             _log.info("going on after step %d", run.progress.step)
+        _log.info(
+            "training on %d ranks (%s, %s): %s cadences, validation on %s of fold %d",
+            accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision,
+            f"{run.train_loader.share.length:,}", f"{run.valid_loader.share.length:,}", config.fold,
+        )  # fmt: skip
         while len(run.progress.history) < config.epochs:
             line = {"epoch": float(len(run.progress.history) + 1), **train_epoch(run)}
             _finish_epoch(run, line)
@@ -248,7 +153,7 @@ def _finish_epoch(run: Run, line: dict[str, float]) -> None:
     run_dir = run.config.run_dir
     if run.accelerator.is_main_process:
         if is_best:
-            save_weights(run_dir / "best.safetensors", run.judged_model.state_dict(), _about(run, line["auc"]))
+            save_weights(run_dir / "best.safetensors", run.judged_model.state_dict(), about_weights(run, line["auc"]))
             _write_scores(run_dir / "oof.csv", run.manifest.keys_of(rows), target, score)
         lines = "".join(json.dumps(entry) + "\n" for entry in run.progress.history)
         write_whole(run_dir / "metrics.jsonl", lines)
@@ -280,39 +185,6 @@ def _finish_run(run: Run) -> None:
     print(f"validation ROC AUC {run.progress.best_auc:.4f} on fold {run.config.fold}, {len(lines):,} cadences")
     print("trivial statistics: " + ", ".join(f"{name} {auc:.4f}" for name, auc in trivial.items()))
     print(f"run folder: {run_dir}  (best.safetensors, oof.csv, metrics.jsonl, curves.png, roc.png)")
-
-
-@contextlib.contextmanager
-def _own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Iterator[None]:
-    """Take the run folder for this run: no other may write there, and what it holds must be this run's."""
-    with contextlib.ExitStack() as stack:
-        if accelerator.is_main_process:
-            config.run_dir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(folder_lock(config.run_dir, ".lock"))
-            path, mine = config.run_dir / "config.json", {**to_dict(config), "shards_identity": manifest.identity}
-            others = sorted(entry.name for entry in config.run_dir.iterdir() if entry.name != ".lock")
-            if path.is_file():
-                check_same_run(json.loads(path.read_text()), mine, config.run_dir)
-            if others and (not path.is_file() or not config.resume):
-                raise InputError(
-                    f"{config.run_dir}: not empty ({others[0]}); give --resume to go on, or another folder"
-                )
-            write_whole(path, json.dumps(mine, indent=1) + "\n")
-        accelerator.wait_for_everyone()
-        yield
-
-
-def _about(run: Run, auc: float) -> dict[str, Any]:
-    """What someone needs to use the weights."""
-    plain = to_dict(run.config)
-    return {
-        "model": plain["model"]["model"],
-        "canvas": plain["canvas"],
-        "shape": list(run.manifest.shape),
-        "fold": run.config.fold,
-        "auc": auc,
-        "shards_identity": run.manifest.identity,
-    }
 
 
 def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], score: npt.NDArray[np.float64]) -> None:

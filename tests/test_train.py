@@ -17,16 +17,20 @@ from safetensors.torch import load_file
 import train as train_module
 from checkpoint import save_checkpoint
 from config import PRESETS, TrainConfig, parse_train_config
+from infer import build_accelerator, predict
 from metrics import roc_auc
 from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
+from pipeline.loader import Loader
+from pipeline.plan import Order, Share
+from run import build_optimiser, build_run, build_schedule
 from shard_tools.catalog import LABELS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from tests.tiny import pack_tiny, tiny_config
-from train import build_optimiser, build_schedule, train
+from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,10 +46,12 @@ def read_history(run_dir: Path) -> list[dict[str, float]]:
 
 def launch(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """Run a script under `accelerate launch` on the CPU, as a user does."""
-    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes, "--num_machines", 1]
+    # With --cpu Accelerate would start one process, whatever the number; told so by its variable it starts them all.
+    command = ["-m", "accelerate.commands.launch", "--num_processes", processes, "--num_machines", 1]
+    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1]
     command += ["--main_process_port", 0, *arguments]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -58,6 +64,7 @@ def flags(config: TrainConfig) -> list[object]:
     words += ["--tracker", "none", "--precision", "float32", "--learning-rate", config.learning_rate]
     words += ["--height", config.canvas.height, "--width", config.canvas.width, "--subtract", "none"]
     words += ["--sum-time-bins", config.canvas.sum_time_bins, "--compress", config.canvas.compress]
+    words += ["--warmup-epochs", config.warmup_epochs]
     return [*words, "--cutmix", config.draws.cutmix, "--drop-path", config.model.drop_path]
 
 
@@ -137,13 +144,16 @@ def test_accumulated_steps_equal_large_batches(manifest: Manifest, tmp_path: Pat
 
 
 def test_two_ranks_train_and_predict_as_one_does(manifest: Manifest, tmp_path: Path) -> None:
-    common = {"epochs": 1, "model": ModelConfig("swin_nano"), "draws": DrawConfig(cutmix=1.0)}
+    draws = dataclasses.replace(PRESETS["demo"].draws, cutmix=1.0)
+    common = {"epochs": 1, "model": ModelConfig("swin_nano"), "draws": draws}
     one = tiny_config(manifest.root, tmp_path / "one", batch_size=8, **common)
     two = tiny_config(manifest.root, tmp_path / "two", batch_size=4, **common)
-    train(dataclasses.replace(one, canvas=dataclasses.replace(one.canvas, compress="asinh")))
-    two = dataclasses.replace(two, canvas=dataclasses.replace(two.canvas, compress="asinh"))
+    train(one)
     done = launch("train.py", *flags(two))
     assert done.returncode == 0, done.stderr
+    assert "2 ranks" in done.stderr
+    configs = [json.loads((config.run_dir / "config.json").read_text()) for config in (one, two)]
+    assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {"batch_size", "run_dir"}
     ours, theirs = read_history(one.run_dir)[0], read_history(two.run_dir)[0]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     weights = one.run_dir / "best.safetensors"
@@ -189,13 +199,13 @@ def test_it_overfits_real_needles_against_their_on_off_swapped_twins(kaggle_seti
 
 def trained_auc(config: TrainConfig, manifest: Manifest) -> float:
     """ROC AUC of a run's last weights on the folds that it was trained on."""
-    accelerator = train_module.build_accelerator("float32")
-    run = train_module.build_run(config, accelerator, manifest)
+    accelerator = build_accelerator("float32")
+    run = build_run(config, accelerator, manifest)
     accelerator.load_state(str((config.run_dir / "checkpoints" / "last").resolve()))
     rows = manifest.rows("train", config.fold)
-    order = train_module.Order(rows, manifest.target[rows], "sequential")
-    loader = train_module.Loader(manifest, order, train_module.Share(len(rows), 16), config.canvas)
-    found, logit = train_module.predict(accelerator, run.judged_model, loader, "trained on")
+    order = Order(rows, manifest.target[rows], "sequential")
+    loader = Loader(manifest, order, Share(len(rows), 16), config.canvas)
+    found, logit = predict(accelerator, run.judged_model, loader, "trained on")
     return roc_auc(manifest.target[found], logit)
 
 

@@ -1,0 +1,160 @@
+"""The parts of one training run, and how they are put together.
+
+Everything that a rank needs is built here; train.py is the loop over it.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from config import TrainConfig, check_same_run, to_dict
+from model import build_model
+from pipeline.loader import Loader
+from pipeline.plan import Order, Share
+from shard_tools.errors import InputError
+from shard_tools.files import folder_lock, write_whole
+from shard_tools.manifest import Manifest
+
+
+@dataclass
+class Progress:
+    """How far a run is; part of every checkpoint."""
+
+    step: int = 0
+    best_auc: float = -math.inf
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One line per finished epoch."""
+    loss_sum: float = 0.0
+    """Of the steps of this epoch that were done before the last checkpoint in it, over all ranks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate's checkpoints."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From Accelerate's checkpoints."""
+        vars(self).update(state)
+
+
+@dataclass
+class Run:
+    """The parts of one training run."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    manifest: Manifest
+    train_loader: Loader
+    valid_loader: Loader
+    bare_model: nn.Module
+    """The network itself."""
+    model: nn.Module
+    """The network as it is trained: compiled, distributed."""
+    ema: ModelEmaV3 | None
+    optimiser: Any
+    schedule: CosineLRScheduler
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """What is validated and saved."""
+        return self.bare_model if self.ema is None else self.ema.module
+
+
+def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Run:
+    """Put the parts of a run together, on this rank."""
+    folds = manifest.made["folds"]
+    if config.fold >= folds:
+        raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
+    if len(np.unique(manifest.target[manifest.rows("train", config.fold, held_out=True)])) < 2:
+        raise InputError(f"--fold {config.fold}: holds one class only; the ROC AUC of validation needs both")
+    set_seed(config.seed)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rows, held_out = (manifest.rows("train", config.fold, held_out=out) for out in (False, True))
+    order = Order(rows, manifest.target[rows], config.sampling, config.seed, config.class_weights)
+    share = Share(len(order), config.batch_size, config.accumulate, rank, world_size)
+    train_loader = Loader(
+        manifest, order, share, config.canvas, config.draws, device=accelerator.device, config=config.loader
+    )
+    valid_order = Order(held_out, manifest.target[held_out], "sequential")
+    valid_share = Share(len(valid_order), config.eval_batch_size, 1, rank, world_size)
+    valid_loader = Loader(
+        manifest, valid_order, valid_share, config.canvas, device=accelerator.device, config=config.loader
+    )
+    canvas = config.canvas
+    bare_model = build_model(config.model, canvas.channels, canvas.height, canvas.width).to(accelerator.device)
+    ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
+    bare_optimiser = build_optimiser(config, bare_model)
+    schedule = build_schedule(config, bare_optimiser, share.steps)
+    model = torch.compile(bare_model) if config.compile else bare_model
+    model, optimiser = accelerator.prepare(model, bare_optimiser)
+    run = Run(config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule)
+    accelerator.register_for_checkpointing(run.progress, train_loader, *([ema] if ema else []))
+    return run
+
+
+def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW without decay on biases and norms, or plain Adam."""
+    if config.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    groups = param_groups_weight_decay(model, config.weight_decay)
+    return torch.optim.AdamW(groups, config.learning_rate)
+
+
+def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int) -> CosineLRScheduler:
+    """Linear warm-up, then half a cosine; a pure function of the step."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = round((config.cosine_epochs or config.epochs) * steps_per_epoch)
+    return CosineLRScheduler(
+        optimiser,
+        t_initial=max(total - warmup, 1),
+        lr_min=config.min_learning_rate,
+        warmup_t=warmup,
+        warmup_lr_init=config.min_learning_rate,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+@contextlib.contextmanager
+def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Iterator[None]:
+    """Take the run folder for this run: no other may write there, and what it holds must be this run's."""
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder_lock(config.run_dir, ".lock"))
+            path, mine = config.run_dir / "config.json", {**to_dict(config), "shards_identity": manifest.identity}
+            others = sorted(entry.name for entry in config.run_dir.iterdir() if entry.name != ".lock")
+            if path.is_file():
+                check_same_run(json.loads(path.read_text()), mine, config.run_dir)
+            if others and (not path.is_file() or not config.resume):
+                raise InputError(
+                    f"{config.run_dir}: not empty ({others[0]}); give --resume to go on, or another folder"
+                )
+            write_whole(path, json.dumps(mine, indent=1) + "\n")
+        accelerator.wait_for_everyone()
+        yield
+
+
+def about_weights(run: Run, auc: float) -> dict[str, Any]:
+    """What someone needs to use the weights."""
+    plain = to_dict(run.config)
+    return {
+        "model": plain["model"]["model"],
+        "canvas": plain["canvas"],
+        "shape": list(run.manifest.shape),
+        "fold": run.config.fold,
+        "auc": auc,
+        "shards_identity": run.manifest.identity,
+    }
