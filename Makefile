@@ -59,16 +59,14 @@ demo/input/train_labels.csv: | $(READY)
 	$(PYTHON) -m shard_tools simulate --out demo/input $(DEMO_SIMULATE)
 
 $(SHARDS)/manifest.json: $(if $(IS_DEMO),demo/input/train_labels.csv) | $(READY)
-	$(PYTHON) -m shard_tools pack --input $(DATA) --out $(SHARDS) $(if $(filter shards,$(MAKECMDGOALS)),$(ARGS))
+	$(PYTHON) -m shard_tools pack --input $(DATA) --out $(SHARDS)$(if $(filter shards,$(MAKECMDGOALS)), $(ARGS))
 	$(PYTHON) -m shard_tools info $(SHARDS)
 
 $(RUN)/summary.json: $(SHARDS)/manifest.json | $(READY)
-	$(PYTHON) train.py --shards $(SHARDS) --run-dir $(RUN) --preset $(PRESET) --resume \
-	  $(if $(filter train,$(MAKECMDGOALS)),$(ARGS))
+	$(PYTHON) train.py --shards $(SHARDS) --run-dir $(RUN) --preset $(PRESET) --resume$(if $(filter train,$(MAKECMDGOALS)), $(ARGS))
 
 $(RUN)/submission.csv: $(RUN)/summary.json | $(READY)
-	$(PYTHON) infer.py --shards $(SHARDS) --weights $(RUN)/best.safetensors --tta --out $@ \
-	  $(if $(filter infer,$(MAKECMDGOALS)),$(ARGS))
+	$(PYTHON) infer.py --shards $(SHARDS) --weights $(RUN)/best.safetensors --tta --out $@$(if $(filter infer,$(MAKECMDGOALS)), $(ARGS))
 
 shards: $(SHARDS)/manifest.json
 	@echo 'shards:      $(SHARDS)'

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,8 @@ class TrainConfig:
     """Seed of weights, order and augmentation."""
     resume: bool = False
     """Go on from the last checkpoint in the run folder, if there is one."""
+    override: tuple[str, ...] = ()
+    """With resume, the fields of config.json that may differ from those the run was started with."""
     sampling: Literal["uniform", "weighted"] = "uniform"
     """uniform: every training cadence once an epoch. weighted: as many draws with replacement, by class weights."""
     class_weights: tuple[float, float] | None = None
@@ -70,7 +73,9 @@ class TrainConfig:
     tracker: Literal["wandb", "none"] = "wandb"
     """wandb: Weights & Biases, online when logged in, else into the run folder. none: nothing but the run folder."""
     checkpoint_every: int = 0
-    """Steps between checkpoints within an epoch; 0: at the end of each epoch only."""
+    """Steps between checkpoints within an epoch; 0: none by number. There is one after each epoch in any case."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints within an epoch; 0: none by time."""
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
     canvas: tyro.conf.OmitArgPrefixes[CanvasConfig] = field(default_factory=CanvasConfig)
     draws: tyro.conf.OmitArgPrefixes[DrawConfig] = field(default_factory=DrawConfig)
@@ -80,7 +85,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        for name in ("fold", "seed", "warmup_epochs", "cosine_epochs", "weight_decay", "clip", "checkpoint_every"):
+        at_least_zero = ("fold", "seed", "warmup_epochs", "cosine_epochs", "weight_decay", "clip")
+        for name in (*at_least_zero, "checkpoint_every", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0")
         if not self.learning_rate > 0 or not 0 <= self.min_learning_rate <= self.learning_rate:
@@ -140,8 +146,12 @@ PRESETS: dict[Preset, TrainConfig] = {
     ),
 }
 
-# These may change from one start of a run to the next: they say where and how fast, not what.
-FREE_FIELDS = ("run_dir", "shards", "resume", "tracker", "loader", "checkpoint_every", "eval_batch_size", "compile")
+# These may change from one start of a run to the next: they say where and how fast, not what. Batch size, accumulation
+# and ranks may change as long as their product, the global batch, stays.
+_FREE_FIELDS = (
+    "run_dir", "shards", "resume", "override", "tracker", "loader", "checkpoint_every", "checkpoint_minutes",
+    "eval_batch_size", "compile", "batch_size", "accumulate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,15 +175,27 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-def check_same_run(old: dict[str, Any], new: dict[str, Any], run_dir: Path) -> None:
-    """Refuse to go on with a run under another configuration. Raises InputError naming the differences."""
-    differences = [
-        f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"
+def run_identity(config: TrainConfig, shards_identity: str, world_size: int) -> dict[str, Any]:
+    """What config.json holds: the configuration, and what else a run must keep to stay the same run."""
+    global_batch = config.batch_size * config.accumulate * world_size
+    return {**to_dict(config), "global_batch": global_batch, "shards_identity": shards_identity}
+
+
+def check_same_run(old: dict[str, Any], new: dict[str, Any], run_dir: Path, override: Sequence[str]) -> None:
+    """Refuse to go on with a run under another configuration, but for the fields in `override`.
+
+    Raises InputError naming the differences.
+    """
+    unknown = sorted(set(override) - new.keys())
+    if unknown:
+        raise InputError(f"--override {' '.join(unknown)}: expected names of config.json, like learning_rate or draws")
+    differences = {
+        name: f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
-        if name not in FREE_FIELDS and old.get(name) != new.get(name)
-    ]
+        if name not in (*_FREE_FIELDS, *override) and old.get(name) != new.get(name)
+    }
     if differences:
         raise InputError(
-            f"{run_dir}: holds a run of another configuration ({'; '.join(differences)}); "
-            "choose another --run-dir, or delete this one"
+            f"{run_dir}: holds a run of another configuration ({'; '.join(differences.values())}); choose another "
+            f"--run-dir, delete this one, or allow the change with --override {' '.join(differences)}"
         )

@@ -185,7 +185,9 @@ def _print_summary(
     picture: Path,
 ) -> None:
     print(f"submission:  {config.out}  ({len(keys):,} ids)")
-    print(f"pictures:    {picture}" + "".join(f"  {path.parent}/*.png" for path in config.weights))
+    beside = {path.parent for path in config.weights}
+    pictures = [folder / name for folder in sorted(beside) for name in ("curves.png", "roc.png")]
+    print("pictures:    " + "\n             ".join(str(path) for path in [picture, *pictures] if path.is_file()))
     for path in config.weights:
         about = load_weights(path)[1]
         print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")

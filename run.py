@@ -6,12 +6,16 @@ Everything that a rank needs is built here; train.py is the loop over it.
 import contextlib
 import json
 import math
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.optim import param_groups_weight_decay
@@ -19,13 +23,15 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from config import TrainConfig, check_same_run, to_dict
+from config import TrainConfig, check_same_run, run_identity, to_dict
 from model import build_model
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
-from shard_tools.files import folder_lock, write_whole
+from shard_tools.files import folder_lock
 from shard_tools.manifest import Manifest
+
+CONFIG = "config.json"
 
 
 @dataclass
@@ -48,6 +54,47 @@ class Progress:
         vars(self).update(state)
 
 
+def _control_group() -> torch.distributed.ProcessGroup | None:
+    group = torch.distributed.new_group(backend="gloo")
+    return group if isinstance(group, torch.distributed.ProcessGroup) else None
+
+
+class Interruption:
+    """SIGTERM (preemption), Ctrl-C and the clock, as all ranks agree on them between two steps."""
+
+    def __init__(self, accelerator: Accelerator, checkpoint_minutes: float) -> None:
+        self._asked = False
+        self._seconds = checkpoint_minutes * 60
+        self._last = time.monotonic()
+        # Over gloo, whatever the gradients travel by: the CPUs agree without waiting for the GPUs.
+        self._group = _control_group() if accelerator.num_processes > 1 else None
+
+    def __enter__(self) -> Self:
+        self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        self._asked = True
+        signal.signal(number, self._before[signal.Signals(number)])  # asked again, it stops at once
+
+    def agree(self) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether the time for a checkpoint has come."""
+        due = bool(self._seconds) and time.monotonic() - self._last > self._seconds
+        if self._group is None:
+            return self._asked, due
+        flags = torch.tensor([self._asked, due], dtype=torch.int32)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, self._group)
+        return bool(flags[0]), bool(flags[1])
+
+    def checkpoint_was_made(self) -> None:
+        """Start the clock anew."""
+        self._last = time.monotonic()
+
+
 @dataclass
 class Run:
     """The parts of one training run."""
@@ -64,6 +111,7 @@ class Run:
     ema: ModelEmaV3 | None
     optimiser: Any
     schedule: CosineLRScheduler
+    interruption: Interruption
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -99,7 +147,11 @@ def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest)
     schedule = build_schedule(config, bare_optimiser, share.steps)
     model = torch.compile(bare_model) if config.compile else bare_model
     model, optimiser = accelerator.prepare(model, bare_optimiser)
-    run = Run(config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule)
+    interruption = Interruption(accelerator, config.checkpoint_minutes)
+    run = Run(
+        config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule,
+        interruption,
+    )  # fmt: skip
     accelerator.register_for_checkpointing(run.progress, train_loader, *([ema] if ema else []))
     return run
 
@@ -134,17 +186,27 @@ def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifes
         if accelerator.is_main_process:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock(config.run_dir, ".lock"))
-            path, mine = config.run_dir / "config.json", {**to_dict(config), "shards_identity": manifest.identity}
+            path = config.run_dir / CONFIG
             others = sorted(entry.name for entry in config.run_dir.iterdir() if entry.name != ".lock")
-            if path.is_file():
-                check_same_run(json.loads(path.read_text()), mine, config.run_dir)
-            if others and (not path.is_file() or not config.resume):
+            if path.is_file() and config.resume:
+                mine = run_identity(config, manifest.identity, accelerator.num_processes)
+                check_same_run(_read_config(path), mine, config.run_dir, config.override)
+            elif others:
                 raise InputError(
                     f"{config.run_dir}: not empty ({others[0]}); give --resume to go on, or another folder"
                 )
-            write_whole(path, json.dumps(mine, indent=1) + "\n")
         accelerator.wait_for_everyone()
         yield
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise InputError(f"{path}: not a run's configuration; delete {path.parent} to start over")
 
 
 def about_weights(run: Run, auc: float) -> dict[str, Any]:

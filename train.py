@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from checkpoint import load_last_checkpoint, save_checkpoint
-from config import TrainConfig, parse_train_config, to_dict
+from config import TrainConfig, parse_train_config, run_identity, to_dict
 from infer import build_accelerator, predict
 from metrics import average_precision, roc_auc, sigmoid
 from model import save_weights
 from pipeline.loader import Batch, Loader
 from pipeline.plan import Share
 from report import write_curves, write_roc
-from run import Run, about_weights, build_run, own_run_dir
+from run import CONFIG, Run, about_weights, build_run, own_run_dir
 from shard_tools.errors import run_command
 from shard_tools.files import write_whole
 from shard_tools.manifest import read_manifest
@@ -32,6 +32,7 @@ from shard_tools.progress import progress
 from shard_tools.trivial import read_trivial_auc
 from tracker import start_tracker
 
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 _TRIVIAL_SAMPLES = 2000
 _log = logging.getLogger("train")
 
@@ -44,6 +45,10 @@ def soft_target_loss(logit: Tensor, batch: Batch, share: Share) -> Tensor:
     """
     losses = binary_cross_entropy_with_logits(logit.float(), batch.target, reduction="none")
     return (losses * batch.counts).sum() * (share.world_size / share.global_batch)
+
+
+class RunInterruptedError(Exception):
+    """The run was asked to stop, and has written a checkpoint."""
 
 
 class Timed:
@@ -91,9 +96,13 @@ def train_epoch(run: Run) -> dict[str, float]:
         state.step += 1
         if run.ema is not None:
             run.ema.update(run.bare_model, step=state.step)
-        if config.checkpoint_every and state.step % config.checkpoint_every == 0 and state.step % share.steps:
+        stop, due = run.interruption.agree()
+        due |= bool(config.checkpoint_every) and state.step % config.checkpoint_every == 0
+        if state.step % share.steps and (stop or due):  # the end of an epoch has its own
             state.loss_sum, losses = state.loss_sum + _over_ranks(run, losses), torch.zeros_like(losses)
-            save_checkpoint(run.accelerator, config.run_dir, state.step, best=False)
+            _save(run, best=False)
+            if stop:
+                raise RunInterruptedError
     loss_sum = state.loss_sum + _over_ranks(run, losses)
     seconds = time.perf_counter() - began
     trained = share.length - first % share.steps * share.global_batch
@@ -122,6 +131,9 @@ def train(config: TrainConfig) -> None:
     accelerator = build_accelerator(config.precision, **start_tracker(config))
     with own_run_dir(config, accelerator, manifest):
         run = build_run(config, accelerator, manifest)
+        if accelerator.is_main_process:
+            identity = run_identity(config, manifest.identity, accelerator.num_processes)
+            write_whole(config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
         accelerator.init_trackers("needlestream", to_dict(config), {"wandb": {"dir": str(config.run_dir)}})
         if config.resume and load_last_checkpoint(accelerator, config.run_dir):
             _log.info("going on after step %d", run.progress.step)
@@ -130,9 +142,10 @@ def train(config: TrainConfig) -> None:
             accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision,
             f"{run.train_loader.share.length:,}", f"{run.valid_loader.share.length:,}", config.fold,
         )  # fmt: skip
-        while len(run.progress.history) < config.epochs:
-            line = {"epoch": float(len(run.progress.history) + 1), **train_epoch(run)}
-            _finish_epoch(run, line)
+        with run.interruption:
+            while len(run.progress.history) < config.epochs:
+                line = {"epoch": float(len(run.progress.history) + 1), **train_epoch(run)}
+                _finish_epoch(run, line)
         _finish_run(run)
         run.train_loader.close()
         run.valid_loader.close()
@@ -164,7 +177,14 @@ def _finish_epoch(run: Run, line: dict[str, float]) -> None:
         line["epoch"], run.config.epochs, line["loss"], line["auc"], " (best)" if is_best else "",
         line["cadences_per_s"], 100 * line["stall"],
     )  # fmt: skip
-    save_checkpoint(run.accelerator, run_dir, run.progress.step, best=is_best)
+    _save(run, best=is_best)
+    if run.interruption.agree()[0] and len(run.progress.history) < run.config.epochs:
+        raise RunInterruptedError
+
+
+def _save(run: Run, best: bool) -> None:
+    save_checkpoint(run.accelerator, run.config.run_dir, run.progress.step, best)
+    run.interruption.checkpoint_was_made()
 
 
 def _finish_run(run: Run) -> None:
@@ -195,9 +215,15 @@ def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], sco
     write_whole(path, text.getvalue())
 
 
-def main() -> None:
-    """Parse the command line and train."""
-    train(parse_train_config())
+def main() -> int:
+    """Parse the command line and train; return the exit code."""
+    config = parse_train_config()
+    try:
+        train(config)
+    except RunInterruptedError:
+        print(f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})", file=sys.stderr)
+        return EXIT_PREEMPTED
+    return 0
 
 
 if __name__ == "__main__":

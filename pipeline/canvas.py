@@ -63,5 +63,5 @@ class CanvasConfig:
 
     def plane_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(N, T, F) for a snippet of `shape`. Raises InputError if its time bins do not divide."""
-        check_time_bins(shape[1], self.sum_time_bins)
+        check_time_bins(shape[1], self.sum_time_bins, "--sum-time-bins")
         return self.planes, shape[1] // self.sum_time_bins, shape[2]

@@ -137,8 +137,8 @@ def time_binned(snippet: npt.NDArray[np.float16], time_bins: int) -> npt.NDArray
     return binned
 
 
-def check_time_bins(total: int, time_bins: int) -> None:
+def check_time_bins(total: int, time_bins: int, flag: str = "--time-bin") -> None:
     """Raise InputError unless `total` time bins divide into groups of `time_bins`."""
     if time_bins < 1 or total % time_bins:
         divisors = [k for k in range(1, total + 1) if total % k == 0]
-        raise InputError(f"--time-bin {time_bins}: {total} time bins do not divide by it; choose one of {divisors}")
+        raise InputError(f"{flag} {time_bins}: {total} time bins do not divide by it; choose one of {divisors}")

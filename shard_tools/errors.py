@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -22,9 +23,12 @@ def run_command(command: Callable[[], int | None]) -> int:
         return command() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`| head`). Python must not find the pipe broken again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         # A full disk, a missing right, a broken device: the system's word and the file name say it all.
-        if error.errno in (errno.EPIPE, None):
+        if error.errno is None:
             raise
         advice = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
         print(f"error: {error.filename or 'a file'}: {error.strerror}{advice}", file=sys.stderr)

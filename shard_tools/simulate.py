@@ -173,6 +173,7 @@ def add_blip(frame: Any, rng: np.random.Generator, config: SimulateConfig) -> No
 @functools.cache
 def _setigen() -> tuple[Any, Any, Any, npt.NDArray[np.float64]]:
     """setigen, its Frame of six panels and of one (making one costs as much as its noise), and its GBT mean powers."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # which setigen brings, and which tells of its fonts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         setigen: Any = importlib.import_module("setigen")  # here, as it takes two seconds
@@ -210,7 +211,8 @@ def simulate_cadence(config: SimulateConfig, task: Task) -> tuple[npt.NDArray[np
 def write_cadence(config: SimulateConfig, task: Task) -> dict[str, Any]:
     """Simulate one cadence, write its .npy, and return its row of truth.csv."""
     snippet, row = simulate_cadence(config, task)
-    write_whole(task.path(config.out), npy_header(snippet.shape) + snippet.tobytes())
+    # The tables come last and durably: until then a power cut costs nothing but the time to simulate again.
+    write_whole(task.path(config.out), npy_header(snippet.shape) + snippet.tobytes(), durable=False)
     return row
 
 

@@ -1,11 +1,14 @@
 """What a bad input leads to: a message that can be acted on, exit code 1, and nothing half done."""
 
+import contextlib
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,13 +216,27 @@ def test_an_empty_folder_is_refused_with_what_it_should_hold(command: Command, t
     refused(command("pack", "--input", tmp_path, "--out", tmp_path / "out"), "no snippets", "train/<c>/<key>.npy")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_refused(make_data: MakeData, command: Command, tmp_path: Path) -> None:
-    data = make_data()
-    data.path(KEY).parent.chmod(0)
-    answer = command("pack", "--input", data.root, "--out", tmp_path / "out", "--folds", 3)
-    data.path(KEY).parent.chmod(0o700)
-    refused(answer, str(data.path(KEY).parent), "expected a readable folder")
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may read everything: be nobody for a while."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_folder_that_may_not_be_read_is_refused(make_data: MakeData, command: Command) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        Path(name).chmod(0o755)
+        root = Path(shutil.copytree(make_data().root, Path(name, "data")))
+        closed = root / "train" / KEY[0]
+        closed.chmod(0)
+        with unprivileged():
+            answer = command("pack", "--input", root, "--out", Path(name, "out"), "--folds", 3)
+    refused(answer, str(closed), "expected a readable folder")
 
 
 OPTIONS = [

@@ -1,0 +1,30 @@
+"""Start the program's scripts under `accelerate launch`, as users do."""
+
+import sys
+from collections.abc import Sequence
+
+from config import TrainConfig
+
+
+def command_line(script: str, *arguments: object, processes: int = 1) -> Sequence[str]:
+    """The words that start a script on `processes` ranks of this machine's CPU.
+
+    Needs ACCELERATE_USE_CPU=true in the environment: with --cpu Accelerate would start one process, whatever the
+    number. One rank is started as the script itself.
+    """
+    if processes == 1:
+        return [sys.executable, *map(str, (script, *arguments))]
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--num_machines", 1]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1]
+    return [sys.executable, *map(str, (*command, "--main_process_port", 0, script, *arguments))]
+
+
+def flags(config: TrainConfig) -> list[object]:
+    """The command line that makes a tiny configuration (of tests.tiny)."""
+    words: list[object] = ["--shards", config.shards, "--run-dir", config.run_dir, "--preset", "demo"]
+    words += ["--epochs", config.epochs, "--batch-size", config.batch_size, "--eval-batch-size", config.eval_batch_size]
+    words += ["--tracker", "none", "--precision", "float32", "--learning-rate", config.learning_rate]
+    words += ["--height", config.canvas.height, "--width", config.canvas.width, "--subtract", "none"]
+    words += ["--sum-time-bins", config.canvas.sum_time_bins, "--compress", config.canvas.compress]
+    words += ["--warmup-epochs", config.warmup_epochs, "--erase", config.draws.erase]
+    return [*words, "--cutmix", config.draws.cutmix, "--drop-path", config.model.drop_path]

@@ -1,0 +1,164 @@
+"""Stopping and going on: kills, signals, other numbers of ranks, other configurations."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from config import TrainConfig
+from model import ModelConfig
+from pipeline.canvas import CanvasConfig
+from shard_tools.errors import InputError
+from shard_tools.manifest import Manifest
+from tests.launch import command_line, flags
+from tests.tiny import pack_tiny, tiny_config
+from train import EXIT_PREEMPTED, train
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMINGS = {"cadences_per_s", "stall", "validation_s"}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return pack_tiny(tmp_path_factory.mktemp("resume"), train=150)
+
+
+def read_history(run_dir: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+
+
+def start(config: TrainConfig, processes: int = 1) -> subprocess.Popen[str]:
+    """A training in processes of its own, in a session of its own, so that all of it can be signalled."""
+    words = command_line("train.py", *flags(config), "--checkpoint-every", 1, "--resume", processes=processes)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def steps_done(config: TrainConfig) -> int:
+    last = config.run_dir / "checkpoints" / "last"
+    return int(last.readlink().name.removeprefix("step-")) if last.is_symlink() else 0
+
+
+def wait_for_step(config: TrainConfig, step: int, process: subprocess.Popen[str]) -> None:
+    while steps_done(config) < step:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)  # a file system has nothing else to wait on
+
+
+def same_weights(one: TrainConfig, other: TrainConfig) -> bool:
+    ours, theirs = (load_file(config.run_dir / "best.safetensors") for config in (one, other))
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_killed_again_and_again_is_the_undisturbed_one_bit_for_bit(manifest: Manifest, tmp_path: Path) -> None:
+    """kill -9 of the whole run: after steps, in the middle of steps, and while checkpoints are written."""
+    common = {"epochs": 2, "model": ModelConfig("swin_nano", drop_path=0.1)}
+    whole, killed = (tiny_config(manifest.root, tmp_path / name, **common) for name in ("whole", "killed"))
+    process = start(whole)
+    assert process.wait() == 0, process.communicate()[0]
+    for kill, (step, delay) in enumerate([(2, 0.0), (7, 0.03), (14, 0.01), (21, 0.05)]):
+        process = start(killed)
+        wait_for_step(killed, step, process)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and steps_done(killed) >= step, kill
+    process = start(killed)
+    assert process.wait() == 0, process.communicate()[0]
+    assert read_history(killed.run_dir) == read_history(whole.run_dir)
+    assert same_weights(killed, whole)
+    assert not list((killed.run_dir / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
+    manifest: Manifest, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=40)
+    process = start(config)
+    wait_for_step(config, 2, process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_PREEMPTED
+    assert "--resume" in said and "Traceback" not in said
+    assert steps_done(config) >= 2
+
+
+def test_a_run_of_two_ranks_goes_on_with_one_and_ends_as_if_it_had_not_stopped(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    """Stopped in mid-epoch on 2 ranks, continued on 1: no key is repeated or skipped, so loss and AUC are the same."""
+    common = {"epochs": 2, "model": ModelConfig("swin_nano")}
+    whole = tiny_config(manifest.root, tmp_path / "whole", batch_size=8, **common)
+    two = tiny_config(manifest.root, tmp_path / "elastic", batch_size=4, **common)
+    train(whole)
+    process = start(two, processes=2)
+    wait_for_step(two, 4, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    stopped_at = steps_done(two)
+    assert 4 <= stopped_at < 30
+    process = start(dataclasses.replace(two, batch_size=8))
+    assert process.wait() == 0, process.communicate()[0]
+    for ours, theirs in zip(read_history(two.run_dir), read_history(whole.run_dir), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+        assert ours["learning_rate"] == theirs["learning_rate"]
+    with pytest.raises(InputError, match="global_batch: 8 then, 4 now"):
+        train(dataclasses.replace(two, resume=True))
+
+
+def test_a_dead_rank_ends_the_others(manifest: Manifest, tmp_path: Path) -> None:
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=200, batch_size=4)
+    process = start(config, processes=2)
+    wait_for_step(config, 2, process)
+    ranks = subprocess.run(["pgrep", "-f", f"train.py.*{config.run_dir}"], capture_output=True, text=True, check=True)
+    children = [int(pid) for pid in ranks.stdout.split() if int(pid) != process.pid]
+    assert len(children) >= 2
+    os.kill(max(children), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    left = subprocess.run(["pgrep", "-f", f"train.py.*{config.run_dir}"], capture_output=True, text=True, check=False)
+    assert not left.stdout.split()
+
+
+def test_what_may_differ_is_named_and_can_be_allowed(manifest: Manifest, tmp_path: Path) -> None:
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=1)
+    train(config)
+    changed = dataclasses.replace(config, resume=True, epochs=2, seed=4)
+    with pytest.raises(InputError, match=r"epochs: 1 then, 2 now; seed: 0 then, 4 now.*--override epochs seed"):
+        train(changed)
+    with pytest.raises(InputError, match=r"seed: 0 then, 4 now"):
+        train(dataclasses.replace(changed, override=("epochs",)))
+    with pytest.raises(InputError, match=r"--override sneed"):
+        train(dataclasses.replace(changed, override=("sneed",)))
+    train(dataclasses.replace(changed, override=("epochs", "seed")))
+    assert len(read_history(config.run_dir)) == 2
+
+
+def test_a_run_that_could_not_start_leaves_its_folder_to_the_next(manifest: Manifest, tmp_path: Path) -> None:
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=1)
+    with pytest.raises(InputError, match="--sum-time-bins 3"):
+        train(dataclasses.replace(config, canvas=CanvasConfig("on_off", 28, 56, sum_time_bins=3)))
+    train(config)
+    assert len(read_history(config.run_dir)) == 1
+
+
+def test_two_trainings_into_one_folder_are_one_too_many(manifest: Manifest, tmp_path: Path) -> None:
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=200)
+    process = start(config)
+    wait_for_step(config, 1, process)
+    with pytest.raises(InputError, match="another process is writing here"):
+        train(dataclasses.replace(config, resume=True))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
