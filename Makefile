@@ -1,6 +1,6 @@
 # Needlestream: `make help` explains. Each step does only what is not done yet.
 
-DATA   ?= $(if $(wildcard input/train_labels.csv input/sample_submission.csv),input,demo/input)
+DATA   ?= $(if $(wildcard input/* shards/manifest.json),input,demo/input)
 # The demonstration keeps to its own folder; anything else goes where its name says.
 IS_DEMO := $(filter demo/input,$(DATA))
 SHARDS ?= $(if $(IS_DEMO),demo/shards,shards)
@@ -20,8 +20,9 @@ BASE_PYTHON ?= python3
 # Bright needles, half of the cadences: enough for a small model to learn from in minutes.
 DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --snr-max 3000 --seed 0
 
-.DELETE_ON_ERROR:
-.PHONY: help data shards train infer test lint format clean
+# Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
+.PRECIOUS: demo/input/train_labels.csv $(SHARDS)/manifest.json $(RUN)/summary.json $(RUN)/submission.csv
+.PHONY: help shards train infer test fuzz chaos lint format clean
 
 help:
 	@echo 'make shards   pack the data into WebDataset shards'
@@ -29,6 +30,7 @@ help:
 	@echo 'make infer    write submission.csv (and train first if need be)'
 	@echo 'make test     run the tests'
 	@echo 'make lint     check style, types and imports'
+	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'
 	@echo
 	@echo 'Without data in input/ (train_labels.csv, train/, sample_submission.csv, test/)'
@@ -80,11 +82,17 @@ infer: $(RUN)/submission.csv
 test: $(READY_DEV)
 	$(PYTHON) -m pytest $(ARGS)
 
+fuzz: $(READY_DEV)
+	$(PYTHON) -m tests.fuzz --mutants 10000 $(ARGS)
+
+chaos: $(READY_DEV)
+	$(PYTHON) -m tests.chaos --kills 20 $(ARGS)
+
 lint: $(READY_DEV)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	PYTHONPATH=. $(dir $(PYTHON))lint-imports
+	PYTHONPATH=. $(PYTHON) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 format: $(READY_DEV)
 	$(PYTHON) -m ruff check --fix .

@@ -3,16 +3,20 @@
 RUN/checkpoints/step-00000123/ holds one; `last` and `best` are links to two of them.
 """
 
+import json
+import os
 import shutil
 from pathlib import Path
-from pickle import UnpicklingError
 
 from accelerate import Accelerator
+from accelerate.utils.other import load as load_plain
 from safetensors import SafetensorError
 
 from shard_tools.errors import InputError
+from shard_tools.files import file_sha256
 
 _FOLDER = "checkpoints"
+_HASHES = "sha256.json"  # neither safetensors nor torch.load notices a flipped bit
 LAST, BEST = "last", "best"
 
 
@@ -28,9 +32,17 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bo
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    try:
+        accelerator.save_state(str(temporary))
+    except (RuntimeError, SafetensorError) as error:  # what they make of a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"{folder / name}: could not be written ({reason}); the last checkpoint is whole") from None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        (temporary / _HASHES).write_text(json.dumps(_read_hashes(temporary), indent=1) + "\n")
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)  # or a power cut could leave nothing but the name, after the one before is gone
         shutil.rmtree(folder / name, ignore_errors=True)
         temporary.rename(folder / name)
         for link in (LAST, BEST) if best else (LAST,):
@@ -48,13 +60,37 @@ def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
     if not last.is_symlink():
         return False
     try:
-        accelerator.load_state(str(last.resolve(strict=True)))
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        step = last.resolve(strict=True)
+        stated = json.loads((step / _HASHES).read_bytes())
+        found = _read_hashes(step)
+        changed = sorted(name for name in {**stated, **found} if stated.get(name) != found.get(name))
+        if changed:
+            raise ValueError(f"{changed[0]} is missing or changed after it was written")
+        for path in step.glob("custom_checkpoint_*.pkl"):
+            # Accelerate would run whatever code a pickle in these holds; this raises on all but plain data.
+            load_plain(path, map_location="cpu")
+        accelerator.load_state(str(step))
+    except Exception as error:  # damaged pickles raise about every error that there is
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"{last}: not a whole checkpoint of this run ({reason}); delete {run_dir} to start over"
+            f"{last}: could not be read as a checkpoint of this run ({reason}); point it to another one of its "
+            f"folder, or delete {run_dir} to start over"
         ) from None
     return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint, by name."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _HASHES)
+    return {str(path.relative_to(folder)): file_sha256(path) for path in paths}
 
 
 def _point(link: Path, target: str) -> None:

@@ -15,6 +15,7 @@ from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
 from pipeline.loader import LoaderConfig
 from shard_tools.errors import InputError
+from shard_tools.store import StoreConfig
 
 Preset = Literal["demo", "seed", "full"]
 
@@ -23,8 +24,8 @@ Preset = Literal["demo", "seed", "full"]
 class TrainConfig:
     """Train a model on one fold of a folder of shards."""
 
-    shards: Path
-    """Folder with manifest.json, as `python -m shard_tools pack` writes it."""
+    shards: str
+    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it."""
     run_dir: Path
     """Folder for everything that the run writes."""
     preset: Preset = "full"
@@ -80,6 +81,7 @@ class TrainConfig:
     canvas: tyro.conf.OmitArgPrefixes[CanvasConfig] = field(default_factory=CanvasConfig)
     draws: tyro.conf.OmitArgPrefixes[DrawConfig] = field(default_factory=DrawConfig)
     loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
+    store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
@@ -99,7 +101,7 @@ class TrainConfig:
 
 
 # What each preset sets; all else is the field's own default.
-_NOWHERE: dict[str, Any] = {"shards": Path("shards"), "run_dir": Path("run")}
+_NOWHERE: dict[str, Any] = {"shards": "shards", "run_dir": Path("run")}
 PRESETS: dict[Preset, TrainConfig] = {
     "demo": TrainConfig(
         **_NOWHERE,
@@ -149,7 +151,7 @@ PRESETS: dict[Preset, TrainConfig] = {
 # These may change from one start of a run to the next: they say where and how fast, not what. Batch size, accumulation
 # and ranks may change as long as their product, the global batch, stays.
 _FREE_FIELDS = (
-    "run_dir", "shards", "resume", "override", "tracker", "loader", "checkpoint_every", "checkpoint_minutes",
+    "run_dir", "shards", "resume", "override", "tracker", "loader", "store", "checkpoint_every", "checkpoint_minutes",
     "eval_batch_size", "compile", "batch_size", "accumulate",
 )  # fmt: skip
 

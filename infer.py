@@ -1,6 +1,7 @@
 """Predict: weights and shards to a Kaggle submission, on any number of devices. python infer.py --help"""
 
 import csv
+import hashlib
 import io
 import logging
 import sys
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from metrics import roc_auc, sigmoid, unique_rows
@@ -22,11 +24,12 @@ from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from report import write_waterfalls
-from shard_tools.catalog import SUBMISSION, read_submission_keys
+from shard_tools.catalog import SUBMISSION, to_submission_keys
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.progress import progress
+from shard_tools.store import StoreConfig, read_file
 from shard_tools.trivial import read_snippets
 
 _CANDIDATES = 6  # in the picture
@@ -37,8 +40,8 @@ _log = logging.getLogger(__name__)
 class InferConfig:
     """Score a split with one or several trained models and write a submission."""
 
-    shards: Path
-    """Folder with manifest.json, as `python -m shard_tools pack` writes it."""
+    shards: str
+    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it."""
     weights: tuple[Path, ...]
     """Files of weights (train.py's best.safetensors); their logits are averaged."""
     out: Path = Path("submission.csv")
@@ -54,6 +57,7 @@ class InferConfig:
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
     """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
     loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
+    store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -66,7 +70,7 @@ class InferConfig:
 
 def build_accelerator(precision: str, **options: Any) -> Accelerator:
     """An Accelerator of `precision` (auto, bf16, fp16 or float32); ranks other than the first keep quiet."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     chosen = {"auto": pick_precision(device), "float32": "no"}.get(precision, precision)
     if chosen == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: needs a GPU; on a CPU choose bf16 or float32")
@@ -84,19 +88,16 @@ def predict(
     Logits are averaged over the views of a batch (B, V, C, H, W).
     """
     model.eval()
-    rows, logits = [], []
+    rows, counts, logits = [], [], []
     with torch.inference_mode():
         for batch in progress(loader, len(loader), label, "batches"):
             with accelerator.autocast():
                 views = model(batch.image.flatten(0, 1)).float().view(batch.image.shape[:2])
-            rows.append(batch.row[batch.counts])
-            logits.append(views.double().mean(dim=1)[batch.counts])
-    # Ranks may end with different numbers, which gather needs alike: fill up with row -1.
-    row = accelerator.pad_across_processes(torch.cat(rows), pad_index=-1)
-    logit = accelerator.pad_across_processes(torch.cat(logits))
-    row, logit = accelerator.gather(row), accelerator.gather(logit)
-    known = row >= 0
-    unique, values = unique_rows(row[known].cpu().numpy(), logit[known].cpu().numpy())
+            rows.append(batch.row)
+            counts.append(batch.counts)
+            logits.append(views.double().mean(dim=1))
+    row, count, logit = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in (rows, counts, logits))
+    unique, values = unique_rows(row[count], logit[count])
     return unique.astype(np.int64), values.astype(np.float64)
 
 
@@ -128,7 +129,10 @@ def predict_with(
 def submission_keys(config: InferConfig, manifest: Manifest) -> list[str]:
     """The ids that the submission has to hold, in order: the sample submission's where the shards came with one."""
     if config.split == "test" and SUBMISSION in manifest.files:
-        return read_submission_keys(manifest.root / SUBMISSION)
+        table, where = read_file(manifest.store, SUBMISSION) or b"", manifest.store.where(SUBMISSION)
+        if hashlib.sha256(table).hexdigest() != manifest.files[SUBMISSION]:
+            raise InputError(f"{where}: missing, or changed after packing; pack again")
+        return to_submission_keys(table, where)
     return manifest.keys_of(manifest.rows(config.split))
 
 
@@ -156,8 +160,11 @@ def write_submission(path: Path, keys: Sequence[str], score_of: dict[str, float]
 
 def infer(config: InferConfig) -> None:
     """Score the split, average over weights, write the submission and the picture of its candidates."""
+    if config.out.is_dir():
+        raise InputError(f"--out {config.out}: a folder, expected the name of the submission")
+    config.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     accelerator = build_accelerator(config.precision)
-    manifest = read_manifest(config.shards)
+    manifest = read_manifest(config.shards, config.store)
     keys = submission_keys(config, manifest)
     totals: npt.NDArray[np.float64] | float = 0.0
     for path in config.weights:
@@ -165,7 +172,6 @@ def infer(config: InferConfig) -> None:
         totals = totals + logits
     score = sigmoid(np.asarray(totals / len(config.weights)))
     if accelerator.is_main_process:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
         score_of = dict(zip(manifest.keys_of(rows), score.tolist(), strict=True))
         write_submission(config.out, keys, score_of, config.fill_missing)
         best = np.argsort(-score, kind="stable")[:_CANDIDATES]

@@ -1,6 +1,7 @@
 """The backbone: build a timm model for a canvas, and load and save its weights."""
 
 import difflib
+import hashlib
 import json
 import logging
 import socket
@@ -22,7 +23,7 @@ from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 
 _log = logging.getLogger(__name__)
-_METADATA = "needlestream"
+_METADATA, _SHA256 = "needlestream", "sha256"
 _HUB_SECONDS = 5.0
 
 # A Swin of 5 million weights, small enough for a CPU: timm's tiny one, half as wide and a third as deep.
@@ -127,15 +128,30 @@ def _reachable(url: str) -> bool:
 def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write weights as safetensors, at once or not at all; `about` says what is needed to use them."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_whole(path, save(tensors, metadata={_METADATA: json.dumps(about)}))
+    text = json.dumps(about)
+    write_whole(path, save(tensors, metadata={_METADATA: text, _SHA256: _digest(tensors, text)}))
+
+
+def _digest(tensors: dict[str, Tensor], about: str) -> str:
+    """SHA-256 of weights and of what is said about them: safetensors itself notices no flipped bit."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read weights and what was said about them. Raises InputError where the file is not such weights."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_METADATA])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        text, stated = metadata[_METADATA], metadata[_SHA256]
+        if _digest(tensors, text) != stated:
+            raise InputError(f"{path}: changed after it was written (its SHA-256 does not match); train again")
+        return tensors, json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such weights; train.py writes best.safetensors into its run folder") from None
     except (SafetensorError, OSError) as error:

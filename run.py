@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class Progress:
     """One line per finished epoch."""
     loss_sum: float = 0.0
     """Of the steps of this epoch that were done before the last checkpoint in it, over all ranks."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Key and reason of every bad sample that was replaced, over all ranks."""
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""
@@ -54,11 +56,6 @@ class Progress:
         vars(self).update(state)
 
 
-def _control_group() -> torch.distributed.ProcessGroup | None:
-    group = torch.distributed.new_group(backend="gloo")
-    return group if isinstance(group, torch.distributed.ProcessGroup) else None
-
-
 class Interruption:
     """SIGTERM (preemption), Ctrl-C and the clock, as all ranks agree on them between two steps."""
 
@@ -67,7 +64,7 @@ class Interruption:
         self._seconds = checkpoint_minutes * 60
         self._last = time.monotonic()
         # Over gloo, whatever the gradients travel by: the CPUs agree without waiting for the GPUs.
-        self._group = _control_group() if accelerator.num_processes > 1 else None
+        self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
     def __enter__(self) -> Self:
         self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
@@ -87,7 +84,7 @@ class Interruption:
         if self._group is None:
             return self._asked, due
         flags = torch.tensor([self._asked, due], dtype=torch.int32)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, self._group)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, cast(Any, self._group))
         return bool(flags[0]), bool(flags[1])
 
     def checkpoint_was_made(self) -> None:
@@ -107,7 +104,7 @@ class Run:
     bare_model: nn.Module
     """The network itself."""
     model: nn.Module
-    """The network as it is trained: compiled, distributed."""
+    """The network as it is trained: distributed over ranks."""
     ema: ModelEmaV3 | None
     optimiser: Any
     schedule: CosineLRScheduler
@@ -145,8 +142,11 @@ def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest)
     ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
     bare_optimiser = build_optimiser(config, bare_model)
     schedule = build_schedule(config, bare_optimiser, share.steps)
-    model = torch.compile(bare_model) if config.compile else bare_model
-    model, optimiser = accelerator.prepare(model, bare_optimiser)
+    if config.compile:
+        bare_model.compile()  # in place: checkpoints are the same with and without
+    # Each rank draws its own stochastic depth, over weights that are alike.
+    set_seed(config.seed, device_specific=True)
+    model, optimiser = accelerator.prepare(bare_model, bare_optimiser)
     interruption = Interruption(accelerator, config.checkpoint_minutes)
     run = Run(
         config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule,
@@ -187,7 +187,7 @@ def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifes
             config.run_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock(config.run_dir, ".lock"))
             path = config.run_dir / CONFIG
-            others = sorted(entry.name for entry in config.run_dir.iterdir() if entry.name != ".lock")
+            others = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
             if path.is_file() and config.resume:
                 mine = run_identity(config, manifest.identity, accelerator.num_processes)
                 check_same_run(_read_config(path), mine, config.run_dir, config.override)

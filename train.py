@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -25,7 +26,7 @@ from pipeline.loader import Batch, Loader
 from pipeline.plan import Share
 from report import write_curves, write_roc
 from run import CONFIG, Run, about_weights, build_run, own_run_dir
-from shard_tools.errors import run_command
+from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
 from shard_tools.manifest import read_manifest
 from shard_tools.progress import progress
@@ -74,7 +75,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     config, share, state = run.config, run.train_loader.share, run.progress
     first = state.step
     run.model.train()
-    losses = torch.zeros((), device=run.accelerator.device)  # read once an epoch: a look each step would stop the GPU
+    # Read once an epoch: a look each step would stop the GPU. In float64, so that it does not matter where it is cut.
+    losses = torch.zeros((), device=run.accelerator.device, dtype=torch.float64)
     batches = Timed(run.train_loader)
     began = time.perf_counter()
     left = (share.steps - first % share.steps) * share.accumulate
@@ -122,12 +124,17 @@ def _over_ranks(run: Run, losses: Tensor) -> float:
 def validate(run: Run) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Rows and scores of the whole held-out fold."""
     rows, logit = predict(run.accelerator, run.judged_model, run.valid_loader, "validation")
+    if not np.isfinite(logit).all():
+        raise InputError(
+            f"epoch {len(run.progress.history) + 1}: the model's output is not finite any more; start again with a "
+            f"lower --learning-rate than {run.config.learning_rate}, or with --precision float32"
+        )
     return rows, sigmoid(logit)
 
 
 def train(config: TrainConfig) -> None:
     """Train a run to its end, or on from its last checkpoint."""
-    manifest = read_manifest(config.shards)
+    manifest = read_manifest(config.shards, config.store)
     accelerator = build_accelerator(config.precision, **start_tracker(config))
     with own_run_dir(config, accelerator, manifest):
         run = build_run(config, accelerator, manifest)
@@ -183,12 +190,14 @@ def _finish_epoch(run: Run, line: dict[str, float]) -> None:
 
 
 def _save(run: Run, best: bool) -> None:
+    run.progress.skipped |= dict(gather_object(list(run.train_loader.skipped.items())))
     save_checkpoint(run.accelerator, run.config.run_dir, run.progress.step, best)
     run.interruption.checkpoint_was_made()
 
 
 def _finish_run(run: Run) -> None:
-    """Draw the ROC of the best weights and say how far above trivial statistics they are."""
+    """Draw the ROC of the best weights, and say how far above trivial statistics they are and what was skipped."""
+    skipped = run.progress.skipped
     if not run.accelerator.is_main_process:
         return
     run_dir, manifest = run.config.run_dir, run.manifest
@@ -201,9 +210,12 @@ def _finish_run(run: Run) -> None:
     rows = rows[np.linspace(0, len(rows) - 1, min(_TRIVIAL_SAMPLES, len(rows)), dtype=np.int64)]
     trivial = read_trivial_auc(manifest, rows)
     summary = {"auc": run.progress.best_auc, "trivial_auc": trivial, "epochs": run.config.epochs}
+    summary["skipped"] = skipped
     write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(f"validation ROC AUC {run.progress.best_auc:.4f} on fold {run.config.fold}, {len(lines):,} cadences")
     print("trivial statistics: " + ", ".join(f"{name} {auc:.4f}" for name, auc in trivial.items()))
+    if skipped:
+        print(f"skipped {len(skipped)} bad samples (see summary.json): {', '.join(sorted(skipped)[:10])}")
     print(f"run folder: {run_dir}  (best.safetensors, oof.csv, metrics.jsonl, curves.png, roc.png)")
 
 

@@ -3,20 +3,17 @@
 Plain reads, not mmap: a shard that is cut short under a mapping kills the process (SIGBUS), a short read raises.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.randomness import Int64s
-from shard_tools.errors import InputError
-from shard_tools.manifest import TAR_BLOCK, Manifest, check_record
-
-Bytes = npt.NDArray[np.uint8]
+from shard_tools.errors import InputError, StoreError
+from shard_tools.manifest import TAR_BLOCK, Manifest
+from shard_tools.sample import read_record
+from shard_tools.store import Bytes
 
 
 @dataclass
@@ -25,7 +22,9 @@ class Block:
 
     rows: Int64s
     buffer: Bytes
-    pending: list[Future[None]]
+    pending: list[Future[None]] = field(default_factory=list)
+    failed: dict[int, InputError] = field(default_factory=dict)
+    """Why a slot's sample could not be read."""
 
 
 class Reader:
@@ -52,18 +51,29 @@ class Reader:
         """Begin to read `rows` (at most `batch_size`) and return at once."""
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % len(self._buffers)
-        block = Block(rows, buffer, [])
+        block = Block(rows.copy(), buffer)
         for part in np.array_split(np.arange(len(rows)), min(self._threads, len(rows))):
             block.pending.append(self._pool.submit(self._read_part, block, part))
         return block
 
-    def finish(self, block: Block) -> list[Bytes]:
-        """Wait for a block and return the npy bytes of each of its samples, views of the block's buffer.
+    def finish(self, block: Block) -> None:
+        """Wait until a block is read; `block.failed` then tells of samples that are not what the manifest says."""
+        for future in block.pending:
+            future.result()
+
+    def retry(self, block: Block, slot: int, row: int) -> None:
+        """Read another row into a slot that failed. Raises InputError where that fails too."""
+        self._read_row(row, self._slot(block, slot, row))
+        block.rows[slot] = row
+        del block.failed[slot]
+
+    def data(self, block: Block) -> list[Bytes]:
+        """The npy bytes of each sample of a block, views of its buffer.
 
         Raises InputError naming shard and key where a file is missing, cut short or not what the manifest says.
         """
-        for future in block.pending:
-            future.result()
+        for slot in sorted(block.failed):
+            raise block.failed[slot]
         sizes = self._manifest.size[block.rows]
         return [block.buffer[slot, TAR_BLOCK : TAR_BLOCK + size] for slot, size in enumerate(sizes)]
 
@@ -72,32 +82,17 @@ class Reader:
         self._pool.shutdown(cancel_futures=True)
 
     def _read_part(self, block: Block, slots: Int64s) -> None:
-        for slot in slots:
+        for slot in slots.tolist():
             row = int(block.rows[slot])
-            self._read_row(row, block.buffer[slot, : TAR_BLOCK + int(self._manifest.size[row])])
+            try:
+                self._read_row(row, self._slot(block, slot, row))
+            except StoreError:
+                raise  # of no sample's own: none could be read in its place
+            except InputError as error:
+                block.failed[slot] = error
+
+    def _slot(self, block: Block, slot: int, row: int) -> Bytes:
+        return block.buffer[slot, : TAR_BLOCK + int(self._manifest.size[row])]
 
     def _read_row(self, row: int, buffer: Bytes) -> None:
-        manifest = self._manifest
-        shard = manifest.shards[int(manifest.shard[row])]
-        path, key, size = manifest.root / shard.name, manifest.key(row), int(manifest.size[row])
-        found = read_into(path, int(manifest.offset[row]) - TAR_BLOCK, buffer)
-        check_record(buffer[:found].data, key, size, manifest.shape, f"{path}, {key}")
-
-
-def read_into(path: Path, offset: int, buffer: Bytes) -> int:
-    """Fill `buffer` from a file's `offset` on; return how many bytes there were."""
-    try:
-        # Opened for every sample: a few microseconds against the hundred of the copy, and no limit on open files.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such shard; it was there when the data set was packed: pack again") from None
-    try:
-        view, done = buffer.data, 0
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-            if count == 0:
-                break
-            done += count
-        return done
-    finally:
-        os.close(descriptor)
+        read_record(self._manifest, row, buffer)

@@ -1,8 +1,7 @@
 """Command line: python -m shard_tools simulate / pack / verify / info."""
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -13,6 +12,7 @@ from shard_tools.errors import InputError, run_command
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import SKIPPED, PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
+from shard_tools.store import StoreConfig
 from shard_tools.verify import verify
 
 
@@ -20,18 +20,20 @@ from shard_tools.verify import verify
 class VerifyConfig:
     """Check every byte of a folder of shards against its manifest; name every fault; exit with 0 or 1."""
 
-    shards: tyro.conf.Positional[Path]
-    """Folder with manifest.json."""
+    shards: tyro.conf.Positional[str]
+    """Folder or URL with manifest.json."""
+    store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)
 class InfoConfig:
     """Say what a folder of shards holds, and how far trivial statistics tell its needles from the rest."""
 
-    shards: tyro.conf.Positional[Path]
-    """Folder with manifest.json."""
+    shards: tyro.conf.Positional[str]
+    """Folder or URL with manifest.json."""
     trivial: int = 2000
     """Number of training snippets to compute the trivial statistics on (evenly spaced); 0 leaves them out."""
+    store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
         if self.trivial < 0:
@@ -55,9 +57,9 @@ def main() -> int:
         case PackConfig():
             _print_packed(pack(command))
         case VerifyConfig():
-            return _verify(command.shards)
+            return _verify(command)
         case InfoConfig():
-            _print_info(read_manifest(command.shards), command.trivial)
+            _print_info(read_manifest(command.shards, command.store), command.trivial)
     return 0
 
 
@@ -69,16 +71,16 @@ def _print_packed(manifest: Manifest) -> None:
         if counts["missing"] or counts["quarantined"]:
             print(
                 f"  {split}: {counts['missing']:,} files missing, {counts['quarantined']:,} snippets quarantined; "
-                f"see {manifest.root / SKIPPED}"
+                f"see {manifest.store.where(SKIPPED)}"
             )
 
 
-def _verify(root: Path) -> int:
+def _verify(command: VerifyConfig) -> int:
     faults = 0
-    for fault in verify(root):
+    for fault in verify(command.shards, command.store):
         print(f"fault: {fault}")
         faults += 1
-    print(f"{root}: {f'{faults} faults' if faults else 'every byte is as it was packed'}")
+    print(f"{command.shards}: {f'{faults} faults' if faults else 'every byte is as it was packed'}")
     return 1 if faults else 0
 
 

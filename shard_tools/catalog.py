@@ -1,10 +1,12 @@
 """Labels and files to records, and records to folds."""
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -98,27 +100,28 @@ def assign_folds(keys: Sequence[str], targets: Sequence[int], folds: int, seed: 
     return {key: int(fold) for key, fold in zip(keys, fold_of, strict=True)}
 
 
-def read_submission_keys(path: Path) -> list[str]:
+def to_submission_keys(table: bytes, where: str) -> list[str]:
     """The keys of a sample_submission.csv, in its order. Raises InputError on duplicate or unsafe keys."""
-    return list(_read_table(path, labelled=False))
+    return list(_to_targets(io.BytesIO(table), where, labelled=False))
 
 
 def _read_targets(root: Path, split: str, files: dict[str, Path]) -> dict[str, int]:
     """Key to target, from the split's table."""
     table = root / (LABELS if split == "train" else SUBMISSION)
     if table.is_file():
-        return _read_table(table, labelled=split == "train")
+        with table.open("rb") as file:
+            return _to_targets(file, str(table), labelled=split == "train")
     if split == "train" and files:
         raise InputError(f"{table}: missing, but {root / split} has {len(files)} snippets; add the table (id,target)")
     # Cadences of one's own to score need no table: each file is one.
     return dict.fromkeys(sorted(files), UNKNOWN_TARGET)
 
 
-def _read_table(path: Path, labelled: bool) -> dict[str, int]:
+def _to_targets(table: BinaryIO, path: str, labelled: bool) -> dict[str, int]:
     """Key to target of a CSV table with the columns id and target."""
     targets: dict[str, int] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(table, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             expected = {"id", "target"} if labelled else {"id"}
             if not expected <= set(rows.fieldnames or ()):

@@ -14,6 +14,10 @@ class InputError(Exception):
     """Something that was given cannot work: the message names it, says what was expected and found, and what to do."""
 
 
+class StoreError(InputError):
+    """A remote store cannot be reached, or refuses us: the fault of no file in it."""
+
+
 def run_command(command: Callable[[], int | None]) -> int:
     """Run a command's body and return its exit code; what a user can mend becomes a line or two, not a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -2,9 +2,12 @@
 
 import functools
 import hashlib
-import io
+import itertools
 import json
+import os
 import re
+import string
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shard_tools.cadence import PANELS, check_npy_header, npy_header
+from shard_tools.cadence import MAX_KEY_LENGTH, PANELS, check_npy_header, npy_header
 from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError
+from shard_tools.store import Bytes, Store, StoreConfig, open_store, read_file
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 FORMAT = "needlestream-shards"
 FORMAT_VERSION = 1
 TAR_BLOCK = 512
+_SLICE = 1 << 20  # samples that are checked together
+_DECODED = 1 << 16  # samples that are decoded together: few enough that Arrow uses the same memory for the next
+_KEY_BYTES = (string.ascii_letters + string.digits + "_-").encode()
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.[a-z]+\Z")
@@ -57,7 +64,7 @@ class Shard:
 class Manifest:
     """A data set of shards. The columns of its samples are arrays of one length, in the order of the shards."""
 
-    root: Path
+    store: Store
     shape: tuple[int, int, int]
     shards: tuple[Shard, ...]
     splits: dict[str, dict[str, int]]
@@ -74,6 +81,11 @@ class Manifest:
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int32]
+
+    @property
+    def root(self) -> Any:
+        """The folder (a Path), or the URL (a str)."""
+        return self.store.root
 
     def __len__(self) -> int:
         return len(self.target)
@@ -120,55 +132,51 @@ def manifest_content(
     }
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Read a folder of shards' table of contents and check that it agrees with itself (not with the shards).
+def read_manifest(root: Path | str, config: StoreConfig = StoreConfig()) -> Manifest:  # noqa: B008 (immutable)
+    """Read a data set's table of contents and check that it agrees with itself (not with the shards).
 
-    Raises InputError naming the file where it is absent, was changed after packing, or contradicts itself.
+    `root` is a folder or a URL. Raises InputError naming the file where it is absent, was changed after packing, or
+    contradicts itself.
     """
-    path = root / MANIFEST
-    if not path.is_file():
+    store = open_store(root, config)
+    path, samples = store.where(MANIFEST), store.where(SAMPLES)
+    text = read_file(store, MANIFEST)
+    if text is None:
         raise InputError(f"{path}: no such file; expected a folder that `python -m shard_tools pack` wrote")
-    text = path.read_bytes()
     content = _check_content(path, text)
-    table_bytes = (root / SAMPLES).read_bytes() if (root / SAMPLES).is_file() else b""
-    if hashlib.sha256(table_bytes).hexdigest() != content["files"].get(SAMPLES):
-        raise InputError(f"{root / SAMPLES}: missing or not the one that was packed with {path.name}; pack again")
-    try:
-        table = pq.read_table(io.BytesIO(table_bytes)).cast(SAMPLES_SCHEMA)
-    except pa.ArrowException as error:
-        raise InputError(f"{root / SAMPLES}: not a table of samples ({str(error)[:200]}); pack again") from None
-    columns = {name: table[name].to_numpy() for name in SAMPLES_SCHEMA.names if name != "key"}
+    columns = _read_columns(_read_table(store, content["files"].get(SAMPLES)), content, samples)
     manifest = Manifest(
-        root=root,
+        store=store,
         shape=tuple(content["shape"]),
-        shards=tuple(Shard(**shard) for shard in content["shards"]),
+        shards=content["shards"],
         splits=content["splits"],
         made=content["made"],
         files=content["files"],
         identity=hashlib.sha256(text).hexdigest(),
-        keys=table["key"],
         **columns,
     )
-    _check_samples(manifest, root / SAMPLES)
-    _check_places(manifest, root / SAMPLES)
+    _check_samples(manifest, samples)
+    _check_places(manifest, samples)
+    store.identify(manifest.identity)
     return manifest
 
 
-def _check_content(path: Path, text: bytes) -> dict[str, Any]:
-    """Parse manifest.json and check its form."""
+def _check_content(path: str, text: bytes) -> dict[str, Any]:
+    """Parse manifest.json, its shards as Shard, and check its form."""
     try:
         content = json.loads(text)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"no field format={FORMAT!r}")
-        content.pop("~sha256")
-        canonical = canonical_json(content).encode()
+        stated = content.pop("~sha256")
     except (ValueError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: not a manifest ({error}); pack again") from None
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path}: format version {content.get('format_version')}, expected {FORMAT_VERSION}; pack again"
         )
-    if text != canonical:
+    # Cut off as text: to write a large table of contents out again takes longer than all else.
+    body = text.removesuffix(f',\n "~sha256": "{stated}"\n}}\n'.encode()) + b"\n}"
+    if len(body) >= len(text) or hashlib.sha256(body).hexdigest() != stated:
         raise InputError(f"{path}: changed after packing (its SHA-256 does not match); pack again")
     if not _has_form(content):
         raise InputError(f"{path}: a field is missing, of another type, or names another folder; pack again")
@@ -178,7 +186,7 @@ def _check_content(path: Path, text: bytes) -> dict[str, Any]:
 def _has_form(content: dict[str, Any]) -> bool:
     """Whether a manifest's fields are there, and of the types and names that `pack` writes."""
     try:
-        shards = [Shard(**shard) for shard in content["shards"]]
+        content["shards"] = shards = tuple(Shard(**shard) for shard in content["shards"])
         names = [shard.name for shard in shards]
         numbers = [n for shard in shards for n in (shard.bytes, shard.samples)]
         numbers += [content["splits"][split][count] for split in SPLITS for count in _COUNTS]
@@ -192,20 +200,90 @@ def _has_form(content: dict[str, Any]) -> bool:
             and all(_SHARD_NAME.match(name) for name in names)
             and all(_FILE_NAME.match(name) for name in content["files"])
             and len(set(names)) == len(names)
-            and isinstance(content["made"], dict)
+            and type(content["made"]["folds"]) is int
         )
     except (KeyError, TypeError, AttributeError):
         return False
 
 
-def _check_samples(manifest: Manifest, where: Path) -> None:
-    """Refuse columns that contradict each other or the manifest's counts."""
-    nulls = any(getattr(manifest, name).dtype.kind != "i" for name in SAMPLES_SCHEMA.names if name != "key")
-    if nulls or manifest.keys.null_count:
-        raise InputError(f"{where}: empty cells; pack again")
-    keys = pc.match_substring_regex(manifest.keys, r"\A[A-Za-z0-9_-]{1,96}\z")
-    if not pc.all(keys).as_py() or pc.count_distinct(manifest.keys).as_py() != len(manifest):
+def _read_table(store: Store, sha256: str | None) -> Bytes:
+    """The bytes of samples.parquet, if they are those that were packed."""
+    # Into one array, hashed on the way: joined from its chunks, a table of a gigabyte would be in memory twice.
+    table, digest, found = np.empty(store.size(SAMPLES) or 0, np.uint8), hashlib.sha256(), 0
+    for chunk in store.chunks(SAMPLES) if len(table) else ():
+        digest.update(chunk)
+        part = table[found : found + len(chunk)]
+        part[:] = np.frombuffer(chunk, np.uint8)[: len(part)]
+        found += len(chunk)
+    if found != len(table) or digest.hexdigest() != sha256:
+        where = store.where(SAMPLES)
+        raise InputError(f"{where}: missing or not the one that was packed with {MANIFEST}; pack again")
+    return table
+
+
+def _read_columns(table: Bytes, content: dict[str, Any], where: str) -> dict[str, Any]:
+    """The columns of samples.parquet, which has to hold as many rows as the shards and the splits."""
+    samples = sum(shard.samples for shard in content["shards"])
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(table)))
+        names = metadata.schema.to_arrow_schema()
+        in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if not names.equals(SAMPLES_SCHEMA) or not sum(sizes) == in_splits == samples > 0 or min(sizes) < 0:
+            raise InputError(
+                f"{where}: {sum(sizes)} samples with columns {names.names}, expected {samples} and {in_splits} "
+                f"with {SAMPLES_SCHEMA.names}; pack again"
+            )
+        ends = list(itertools.accumulate(sizes))
+        columns = {name: np.empty(samples, str(SAMPLES_SCHEMA.field(name).type)) for name in SAMPLES_SCHEMA.names[1:]}
+
+        def read_group(group: int) -> list[pa.StringArray]:
+            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(table)), metadata=metadata)
+            start, keys = ends[group] - sizes[group], []
+            for batch in file.iter_batches(_DECODED, [group], use_threads=False):
+                if any(column.null_count for column in batch.columns):
+                    raise InputError(f"{where}: empty cells; pack again")
+                for name, column in columns.items():
+                    # Not to_numpy, which imports pandas.
+                    column[start : start + len(batch)] = np.from_dlpack(batch[name])
+                keys.append(_own_keys(batch["key"], where))
+                start += len(batch)
+            if start != ends[group]:
+                raise InputError(f"{where}: a row group without all of its rows; pack again")
+            return keys
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            keys = pa.chunked_array(itertools.chain(*pool.map(read_group, range(len(ends)))), pa.string())
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: not a table of samples ({reason}); pack again") from None
+    return {"keys": keys, **columns}
+
+
+def _own_keys(keys: pa.StringArray, where: str) -> pa.StringArray:
+    """A copy of these keys, if `check_key` would let each of them pass."""
+    _, ends, text = keys.buffers()
+    ends = np.frombuffer(ends, np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    lengths = np.diff(ends)
+    letters = np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]].copy()
+    if lengths.min() < 1 or lengths.max() > MAX_KEY_LENGTH or letters.tobytes().translate(None, _KEY_BYTES):
         raise InputError(f"{where}: unsafe or repeated keys; pack again")
+    # A copy as small as can be: what Arrow decoded into is larger, and is free for the next keys.
+    return pa.StringArray.from_buffers(len(keys), pa.py_buffer(ends - ends[0]), pa.py_buffer(letters))
+
+
+def _check_samples(manifest: Manifest, where: str) -> None:
+    """Refuse columns that contradict each other or the manifest's counts."""
+    keys = manifest.keys
+    # `pack` writes each split in the order of its keys, where neighbours tell. Only a table in another order needs a
+    # set of all keys, which is slow and large. That no key is in both splits is left to `verify`: no read rests on it.
+    descents = pc.indices_nonzero(pc.greater_equal(keys.slice(0, len(keys) - 1), keys.slice(1)))
+    steps = np.diff(manifest.split)
+    in_order = steps.min(initial=0) >= 0 and (steps[np.from_dlpack(descents)] > 0).all()
+    if not in_order and has_repeated_keys(manifest):
+        raise InputError(f"{where}: unsafe or repeated keys; pack again")
+    if manifest.target.min() < -1 or manifest.target.max() > 1 or manifest.fold.min() < -1:
+        raise InputError(f"{where}: targets beyond 0 and 1, or negative folds; pack again")
     for number, split in enumerate(SPLITS):
         target = manifest.target[manifest.split == number]
         expected = manifest.splits[split]
@@ -216,19 +294,28 @@ def _check_samples(manifest: Manifest, where: Path) -> None:
             )
 
 
-def _check_places(manifest: Manifest, where: Path) -> None:
+def has_repeated_keys(manifest: Manifest) -> bool:
+    """Whether any key stands twice in the table; keeps a set of all keys while it looks."""
+    return bool(pc.count_distinct(manifest.keys).as_py() != len(manifest))
+
+
+def _check_places(manifest: Manifest, where: str) -> None:
     """Refuse places that point outside the shards: a reader trusts them."""
     sizes = np.array([shard.bytes for shard in manifest.shards], np.int64)
-    shard_ok = (manifest.shard >= 0) & (manifest.shard < len(sizes))
-    if len(manifest) == 0 or not shard_ok.all() or manifest.shape[0] != PANELS:
-        raise InputError(f"{where}: no samples, or samples of unknown shards; pack again")
     array_bytes = 2 * int(np.prod(manifest.shape, dtype=object))
-    # By subtraction: a sum of an enormous offset and a size wraps round.
-    room = sizes[manifest.shard] - manifest.offset
-    inside = (manifest.offset >= TAR_BLOCK) & (manifest.size <= room) & (manifest.size > array_bytes)
-    if not inside.all():
-        row = int(np.argmin(inside))
-        raise InputError(f"{where}: sample {manifest.key(row)} lies outside its shard; pack again")
+    if manifest.shape[0] != PANELS:
+        raise InputError(f"{where}: snippets of {manifest.shape[0]} panels, expected {PANELS}; pack again")
+    for start in range(0, len(manifest), _SLICE):  # in slices, so that what is compared takes no memory to speak of
+        shard, offset, size = (
+            column[start : start + _SLICE] for column in (manifest.shard, manifest.offset, manifest.size)
+        )
+        if shard.min() < 0 or shard.max() >= len(sizes):
+            raise InputError(f"{where}: samples of unknown shards; pack again")
+        # By subtraction: a sum of an enormous offset and a size wraps round.
+        inside = (offset >= TAR_BLOCK) & (size <= sizes[shard] - offset) & (size > array_bytes)
+        if not inside.all():
+            row = start + int(np.argmin(inside))
+            raise InputError(f"{where}: sample {manifest.key(row)} lies outside its shard; pack again")
 
 
 def check_record(record: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:

@@ -7,12 +7,13 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,8 +35,13 @@ from shard_tools.manifest import (
 )
 from shard_tools.progress import progress
 from shard_tools.shard import PackedShard, padded, write_shard
+from shard_tools.store import StoreConfig, check_url, is_remote, local_folder
+
+if TYPE_CHECKING:
+    from shard_tools.upload import Upload
 
 SKIPPED = "skipped.csv"
+_TABLES = (SAMPLES, SKIPPED, SUBMISSION)
 _WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
 _NO_FILE = "no file"
 _SHAPE_VOTES = 100
@@ -48,8 +54,12 @@ class PackConfig:
 
     input: Path
     """Folder with train_labels.csv and train/, or sample_submission.csv and test/, or both."""
-    out: Path
-    """Folder for the shards; made if it is absent. An interrupted pack goes on where it stopped."""
+    out: str
+    """Folder for the shards, made if it is absent, or URL (s3://, gs://, file://). An interrupted pack goes on where
+    it stopped."""
+    staging: Path | None = None
+    """With a URL, the local folder where shards lie until they are uploaded: for each worker one. Unset: a folder of
+    the system's for temporary files, the same for the same URL."""
     folds: int = 5
     """Number of stratified folds of the train split."""
     seed: int = 0
@@ -73,6 +83,14 @@ class PackConfig:
             raise InputError(f"--folds {self.folds}: expected 2 to 100")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+
+    @property
+    def folder(self) -> Path:
+        """Where files are written: `out` itself, or the staging folder before a store."""
+        if not is_remote(self.out):
+            return local_folder(self.out)
+        name = f"needlestream-pack-{os.getuid()}-{hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]}"
+        return self.staging or Path(tempfile.gettempdir(), name)
 
 
 @dataclass(frozen=True)
@@ -99,23 +117,43 @@ def pack(config: PackConfig) -> Manifest:
         "shard_mb": config.shard_mb,
         "catalog_sha256": _catalog_digest(catalog, config.input),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    _check_out_folder(config.out)
-    if (config.out / MANIFEST).is_file():
-        return _already_packed(config, made, catalog.records)
-    (config.out / _WORK).mkdir(exist_ok=True)
-    with folder_lock(config.out / _WORK, "lock"):
-        if (config.out / MANIFEST).is_file():  # another process finished it since the look above
-            return _already_packed(config, made, catalog.records)
-        _clear_leftovers(config.out, plans)
-        packed = _pack_shards(config, plans, shape)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    _check_out_folder(config.folder)
+    upload = _open_upload(config)
+    if _is_packed(config, upload):
+        return _already_packed(config, made, catalog.records, upload)
+    (config.folder / _WORK).mkdir(exist_ok=True)
+    with folder_lock(config.folder / _WORK, "lock"):
+        if _is_packed(config, upload):  # another process finished it since the look above
+            return _already_packed(config, made, catalog.records, upload)
+        _clear_leftovers(config.folder, plans)
+        if upload:
+            upload.clear({plan.name for plan in plans}, _TABLES)
+        packed = _pack_shards(config, plans, shape, upload)
         quarantined = [line for shard in packed for line in shard.quarantined]
         for line in quarantined[:20]:
             _log.warning("left out %s (%s): %s", *line)
         missing = [[key, split, _NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
         _write_tables(config, catalog.records, packed, [*missing, *quarantined], shape, made)
-        shutil.rmtree(config.out / _WORK)
+        if upload:
+            upload.finish(config.folder, _TABLES)
+        shutil.rmtree(config.folder / _WORK)
+    if upload:
+        upload.remove_staging(config.folder, _WORK)
     return read_manifest(config.out)
+
+
+def _open_upload(config: PackConfig) -> "Upload | None":
+    """The way to a remote store; None where the shards stay in a folder."""
+    if not is_remote(config.out):
+        return None
+    from shard_tools.upload import Upload  # its libraries are slow to import
+
+    return Upload(config.out, StoreConfig())
+
+
+def _is_packed(config: PackConfig, upload: "Upload | None") -> bool:
+    return upload.is_finished() if upload else (config.folder / MANIFEST).is_file()
 
 
 def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: int) -> list[ShardPlan]:
@@ -165,29 +203,35 @@ def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
     for path in [*out.glob("*.tar"), *out.glob("*.idx"), *out.rglob(".*.tmp")]:
         if path.with_suffix(".tar").name not in planned:
             path.unlink()
-    for name in (SAMPLES, SKIPPED, SUBMISSION):
+    for name in _TABLES:
         (out / name).unlink(missing_ok=True)
 
 
-def _already_packed(config: PackConfig, made: dict[str, Any], records: Sequence[Record]) -> Manifest:
+def _already_packed(
+    config: PackConfig, made: dict[str, Any], records: Sequence[Record], upload: "Upload | None"
+) -> Manifest:
     """A finished pack of the same input stays; of anything else it is in the way."""
     manifest = read_manifest(config.out)
-    packed_at = (config.out / MANIFEST).stat().st_mtime
+    packed_at = upload.finished_at() if upload else (config.folder / MANIFEST).stat().st_mtime
     newer = [record.path for record in records if record.path.stat().st_mtime > packed_at]
     if manifest.made != made or newer:
         reason = f"{newer[0]} is newer" if newer else "of other keys, labels or options"
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
-    shutil.rmtree(config.out / _WORK, ignore_errors=True)  # of a try that was killed at its very end
+    shutil.rmtree(config.folder / _WORK, ignore_errors=True)  # of a try that was killed at its very end
+    if upload:
+        upload.remove_staging(config.folder, _WORK)
     _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
     return manifest
 
 
-def _pack_shards(config: PackConfig, plans: Sequence[ShardPlan], shape: tuple[int, ...]) -> list[PackedShard]:
+def _pack_shards(
+    config: PackConfig, plans: Sequence[ShardPlan], shape: tuple[int, ...], upload: "Upload | None"
+) -> list[PackedShard]:
     """Write the shards that are not there yet, on `config.workers` threads."""
     # Threads, not processes: reading, hashing and writing all let go of the interpreter lock.
     with ThreadPoolExecutor(config.workers) as pool:
         futures: dict[Future[PackedShard], int] = {
-            pool.submit(_pack_shard, config, plan, shape): number for number, plan in enumerate(plans)
+            pool.submit(_pack_shard, config, plan, shape, upload): number for number, plan in enumerate(plans)
         }
         packed: dict[int, PackedShard] = {}
         try:
@@ -199,18 +243,22 @@ def _pack_shards(config: PackConfig, plans: Sequence[ShardPlan], shape: tuple[in
     return [packed[number] for number in range(len(plans))]
 
 
-def _pack_shard(config: PackConfig, plan: ShardPlan, shape: tuple[int, ...]) -> PackedShard:
+def _pack_shard(config: PackConfig, plan: ShardPlan, shape: tuple[int, ...], upload: "Upload | None") -> PackedShard:
     """One shard: kept where an earlier try finished it and its bytes still match, else written."""
-    path = config.out / plan.name
-    note = config.out / _WORK / f"{plan.name}.json"
+    path = config.folder / plan.name
+    note = config.folder / _WORK / f"{plan.name}.json"
     inputs = _inputs_digest(config, plan, shape)
     kept = _read_note(note, inputs)
     index = path.with_suffix(".idx")
-    if kept and path.is_file() and index.is_file():
+    if kept and upload and upload.holds(kept.shard):
+        return kept
+    if kept and not upload and path.is_file() and index.is_file():
         found = file_sha256(path), file_sha256(index)
         if found == (kept.shard.sha256, kept.shard.index_sha256):
             return kept
     packed = write_shard(plan.records, path, shape, config.time_bin, config.on_bad == "quarantine")
+    if upload:
+        upload.send_shard(path)
     write_whole(note, json.dumps({"inputs": inputs, **asdict(packed)}))
     return packed
 
@@ -246,13 +294,13 @@ def _write_tables(
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SAMPLES_SCHEMA)
     parquet = io.BytesIO()
     pq.write_table(table, parquet)
-    write_whole(config.out / SAMPLES, parquet.getvalue())
+    write_whole(config.folder / SAMPLES, parquet.getvalue())
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["id", "split", "reason"], *skipped])
-    write_whole(config.out / SKIPPED, text.getvalue())
+    write_whole(config.folder / SKIPPED, text.getvalue())
     if (config.input / SUBMISSION).is_file():
-        write_whole(config.out / SUBMISSION, (config.input / SUBMISSION).read_bytes())
-    names = [name for name in (SAMPLES, SKIPPED, SUBMISSION) if (config.out / name).is_file()]
+        write_whole(config.folder / SUBMISSION, (config.input / SUBMISSION).read_bytes())
+    names = [name for name in _TABLES if (config.folder / name).is_file()]
     splits = {
         split: {
             "samples": sum(row[1] == number for row in rows),
@@ -262,9 +310,9 @@ def _write_tables(
         }
         for number, split in enumerate(SPLITS)
     }
-    files = {name: file_sha256(config.out / name) for name in names}
+    files = {name: file_sha256(config.folder / name) for name in names}
     content = manifest_content(shape, [shard.shard for shard in packed], splits, made, files)
-    write_whole(config.out / MANIFEST, canonical_json(content))
+    write_whole(config.folder / MANIFEST, canonical_json(content))
 
 
 def _catalog_digest(catalog: Catalog, root: Path) -> str:

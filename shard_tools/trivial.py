@@ -1,15 +1,14 @@
 """What can be told from a cadence without looking at its shape: a detector has to beat these."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
-from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.sample import read_snippet_of
 
 STATISTICS: dict[str, Callable[[npt.NDArray[np.float32]], float]] = {
     "mean": lambda panels: float(panels.mean()),
@@ -29,19 +28,8 @@ def read_snippets(manifest: Manifest, rows: npt.NDArray[np.int64]) -> npt.NDArra
     """Read rows of a data set into one array (rows, P, T, F); for looking at a few, not for training."""
     values = np.empty((len(rows), *manifest.shape), "<f2")
     for number, row in enumerate(rows):
-        values[number] = _read_snippet(manifest.root / manifest.shards[manifest.shard[row]].name, manifest, int(row))
+        values[number] = read_snippet_of(manifest, int(row))
     return values
-
-
-def _read_snippet(path: Path, manifest: Manifest, row: int) -> npt.NDArray[np.float16]:
-    count = int(np.prod(manifest.shape))
-    start = int(manifest.offset[row]) + int(manifest.size[row]) - 2 * count
-    values = np.fromfile(path, "<f2", count, offset=start)
-    if len(values) != count:
-        raise InputError(
-            f"{path}: ends before sample {manifest.key(row)}, expected {manifest.shape} values; pack again"
-        )
-    return values.reshape(manifest.shape)
 
 
 def read_trivial_auc(manifest: Manifest, rows: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -111,6 +111,13 @@ def kaggle_seti() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promises that hold bit for bit hold on a CPU: only tests marked gpu take a GPU."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none."""
     if torch.cuda.is_available():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard_tools.catalog import NO_FOLD, UNKNOWN_TARGET, assign_folds, read_catalog, read_submission_keys
+from shard_tools.catalog import NO_FOLD, UNKNOWN_TARGET, assign_folds, read_catalog, to_submission_keys
 from shard_tools.errors import InputError
 from tests.conftest import MakeData, snippet
 
@@ -82,7 +82,7 @@ def test_records_are_train_then_test_each_sorted_with_their_labels(make_data: Ma
 
 def test_submission_keys_keep_the_order_of_the_table(make_data: MakeData) -> None:
     data = make_data()
-    assert read_submission_keys(data.root / "sample_submission.csv") == data.test[::-1]
+    assert to_submission_keys((data.root / "sample_submission.csv").read_bytes(), "table") == data.test[::-1]
 
 
 def test_a_table_saved_by_a_spreadsheet_is_read_like_any_other(make_data: MakeData) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.reader import Reader
+from pipeline.randomness import Int64s
+from pipeline.reader import Bytes, Reader
 from shard_tools.errors import InputError
 from shard_tools.manifest import TAR_BLOCK, Manifest, read_manifest
 from tests.tiny import CANVAS, SHAPE, pack_tiny
@@ -141,10 +142,16 @@ def test_evaluation_batches_are_the_plain_canvases_in_order(manifest: Manifest) 
     loader.close()
 
 
+def read_all(reader: Reader, rows: Int64s) -> list[Bytes]:
+    block = reader.start(rows)
+    reader.finish(block)
+    return reader.data(block)
+
+
 def test_the_reader_gives_the_files_own_bytes(manifest: Manifest) -> None:
     reader = Reader(manifest, batch_size=16, blocks=2, threads=3)
     for rows in np.array_split(np.arange(len(manifest)), 5):
-        for row, data in zip(rows, reader.finish(reader.start(rows)), strict=True):
+        for row, data in zip(rows, read_all(reader, rows), strict=True):
             key = manifest.key(row)
             source = next((manifest.root.parent / "data").rglob(f"{key}.npy"))
             assert data.tobytes() == source.read_bytes()
@@ -184,6 +191,77 @@ def test_a_shard_changed_since_packing_is_refused_by_name_and_key(
     any_key = damage in ("cut", "missing")
     expected = shard.name if any_key else f"{shard.name}, {copy.key(2)}"
     with pytest.raises(InputError, match=expected):
+        for _ in loader:
+            pass
+    loader.close()
+
+
+def break_sample(manifest: Manifest, row: int) -> str:
+    with (manifest.root / manifest.shards[int(manifest.shard[row])].name).open("r+b") as file:
+        file.seek(int(manifest.offset[row]))
+        file.write(b"broken")
+    return manifest.key(row)
+
+
+def skipping_loader(manifest: Manifest, max_bad: int = 10, **share: int) -> Loader:
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "uniform", seed=3)
+    config = LoaderConfig(on_bad_sample="skip", max_bad=max_bad)
+    shares = Share(len(rows), share.pop("batch_size", 8), **share)
+    return Loader(manifest, order, shares, CANVAS, DrawConfig(cutmix=1.0), config=config)
+
+
+def test_a_bad_sample_is_skipped_named_and_replaced_alike_on_any_number_of_ranks(
+    manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = damaged(manifest, tmp_path)
+    bad = {row: break_sample(copy, row) for row in (4, 17)}
+    epochs = []
+    for world_size in (1, 2):
+        found = {}
+        for rank in range(world_size):
+            loader = skipping_loader(copy, batch_size=8 // world_size, rank=rank, world_size=world_size)
+            for batch in loader:
+                for slot in batch.counts.nonzero().flatten().tolist():
+                    found[int(batch.position[slot])] = (int(batch.row[slot]), float(batch.target[slot]))
+            assert set(loader.skipped) <= set(bad.values())
+            loader.close()
+        epochs.append(found)
+    assert epochs[0] == epochs[1] and sorted(epochs[0]) == list(range(SAMPLES))
+    rows = [row for row, _ in epochs[0].values()]
+    assert not bad.keys() & set(rows) and len(set(rows)) == SAMPLES - 2
+    assert all(f"skipped {key}" in caplog.text for key in bad.values())
+
+
+def test_the_target_of_a_replaced_sample_is_its_replacements(manifest: Manifest, tmp_path: Path) -> None:
+    copy = damaged(manifest, tmp_path)
+    without = np.flatnonzero(copy.target == 0).tolist()
+    for row in without:
+        break_sample(copy, row)
+    loader = skipping_loader(copy, max_bad=SAMPLES)
+    assert all((batch.target == 1).all() for batch in loader)
+    assert set(loader.skipped) == {copy.key(row) for row in without}
+    loader.close()
+
+
+def test_more_bad_samples_than_allowed_are_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    copy = damaged(manifest, tmp_path)
+    for row in (1, 2, 3):
+        break_sample(copy, row)
+    loader = skipping_loader(copy, max_bad=2)
+    with pytest.raises(InputError, match=r"more than --max-bad 2 samples.*train-000000\.tar"):
+        for _ in loader:
+            pass
+    loader.close()
+
+
+def test_evaluation_never_skips(manifest: Manifest, tmp_path: Path) -> None:
+    copy = damaged(manifest, tmp_path)
+    key = break_sample(copy, 5)
+    rows = copy.rows("train")
+    order = Order(rows, copy.target[rows], "sequential")
+    loader = Loader(copy, order, Share(len(rows), 8), CANVAS, config=LoaderConfig(on_bad_sample="skip"))
+    with pytest.raises(InputError, match=key):
         for _ in loader:
             pass
     loader.close()

@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,8 +29,8 @@ def test_a_log_file_gets_plain_lines_with_rate_and_time_left() -> None:
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left() -> None:
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", SCRIPT, "bar"], cwd=ROOT, stderr=theirs, env=environment) as process:
+    termios.tcsetwinsize(theirs, (24, 80))
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, "bar"], cwd=ROOT, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
         try:

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import os
+import resource
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from metrics import roc_auc
 from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
-from pipeline.loader import Loader
+from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from run import build_optimiser, build_run, build_schedule
 from shard_tools.catalog import LABELS
@@ -172,7 +174,7 @@ def test_it_overfits_real_needles_against_their_on_off_swapped_twins(kaggle_seti
     canvas = CanvasConfig("on_off", 56, 112, sum_time_bins=13, subtract="lines_bursts", compress="asinh")
     quiet = DrawConfig(flip_time=0, roll_frequency=0, shift_time=0, erase=0, gain=0, offset=0, cutmix=0)
     config = tiny_config(
-        manifest.root, tmp_path / "run", epochs=40, batch_size=12, learning_rate=5e-4, canvas=canvas, draws=quiet,
+        manifest.root, tmp_path / "run", epochs=25, batch_size=12, learning_rate=1e-3, canvas=canvas, draws=quiet,
         model=ModelConfig("swin_nano"),
     )  # fmt: skip
     train(config)
@@ -189,6 +191,23 @@ def trained_auc(config: TrainConfig, manifest: Manifest) -> float:
     loader = Loader(manifest, order, Share(len(rows), 16), config.canvas)
     found, logit = predict(accelerator, run.judged_model, loader, "trained on")
     return roc_auc(manifest.target[found], logit)
+
+
+def test_skipped_samples_are_named_at_the_end(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(manifest.root, tmp_path / "shards")
+    copy = read_manifest(tmp_path / "shards")
+    row = int(copy.rows("train", 0)[3])
+    with (copy.root / copy.shards[int(copy.shard[row])].name).open("r+b") as file:
+        file.seek(int(copy.offset[row]))
+        file.write(b"broken")
+    config = tiny_config(copy.root, tmp_path / "run", epochs=1)
+    with pytest.raises(InputError, match=copy.key(row)):
+        train(config)
+    train(dataclasses.replace(config, run_dir=tmp_path / "skip", loader=LoaderConfig(on_bad_sample="skip")))
+    assert f"skipped 1 bad samples (see summary.json): {copy.key(row)}" in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "skip" / "summary.json").read_text())["skipped"]) == [copy.key(row)]
 
 
 def test_a_folder_that_is_in_use_or_of_another_run_is_refused(manifest: Manifest, tmp_path: Path) -> None:
@@ -216,12 +235,35 @@ def test_a_finished_run_is_not_trained_again(manifest: Manifest, tmp_path: Path)
     assert len(read_history(config.run_dir)) == 1
 
 
+def test_a_full_disk_in_a_checkpoint_is_named_and_the_last_one_stays(manifest: Manifest, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: smaller ones are written, the checkpoint's are not."""
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=1)
+    train(config)
+    last = config.run_dir / "checkpoints" / "last"
+    before = {path.name: path.read_bytes() for path in last.iterdir()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(InputError, match=r"step-00000006: could not be written"):
+            train(dataclasses.replace(config, resume=True, epochs=2, override=("epochs",), checkpoint_every=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert before == {path.name: path.read_bytes() for path in last.iterdir()}
+    train(dataclasses.replace(config, resume=True, epochs=2, override=("epochs",)))
+    assert len(read_history(config.run_dir)) == 2
+
+
+def test_a_model_that_diverges_is_named_not_scored(manifest: Manifest, tmp_path: Path) -> None:
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=1, learning_rate=1e30, clip=0.0)
+    with pytest.raises(InputError, match=r"output is not finite .* lower --learning-rate"):
+        train(config)
+
+
 def test_a_damaged_checkpoint_is_refused_by_name(manifest: Manifest, tmp_path: Path) -> None:
     config = tiny_config(manifest.root, tmp_path / "run", epochs=1)
     train(config)
     state = config.run_dir / "checkpoints" / "last" / "model.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"checkpoints.last: not a whole checkpoint"):
+    with pytest.raises(InputError, match=r"checkpoints.last: could not be read as a checkpoint"):
         train(dataclasses.replace(config, resume=True))
 
 

@@ -1,0 +1,75 @@
+"""A pack into a remote store: each shard goes there when it is finished, the manifest last."""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from shard_tools.errors import InputError
+from shard_tools.manifest import MANIFEST, Shard
+from shard_tools.remote import RemoteStore
+from shard_tools.store import StoreConfig, check_url
+
+_OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
+
+
+class Upload:
+    """Carries what `pack` writes from its staging folder to a store, and says what is there already."""
+
+    def __init__(self, url: str, config: StoreConfig) -> None:
+        self._store = RemoteStore(check_url(url), config)
+
+    def is_finished(self) -> bool:
+        """Whether a whole data set lies there."""
+        return self._store.size(MANIFEST) is not None
+
+    def finished_at(self) -> float:
+        """When it was finished, in seconds since 1970; infinite where the store does not say."""
+        return self._store.modified(MANIFEST)
+
+    def clear(self, planned: Collection[str], tables: Collection[str]) -> None:
+        """Remove what a try with other options left in the store.
+
+        Raises InputError where something else lies there.
+        """
+        names = self._store.names()
+        for name in names:
+            if not _OURS.match(name) and name not in tables:
+                raise InputError(
+                    f"{self._store.where(name)}: not of a pack; expected an empty place or an unfinished pack"
+                )
+        for name in names:
+            if name in tables or name.rpartition(".")[0] + ".tar" not in planned:
+                self._store.remove(name)
+
+    def holds(self, shard: Shard) -> bool:
+        """Whether a shard that an earlier try noted as finished is there whole; stores check what they are sent."""
+        index = self._store.size(_index_of(shard.name))
+        return self._store.size(shard.name) == shard.bytes and index is not None
+
+    def send_shard(self, path: Path) -> None:
+        """Upload a shard and its index, and delete them here: a staging folder need not hold the data set."""
+        index = path.with_name(_index_of(path.name))
+        for file in (path, index):
+            self._store.put(file.name, file)
+        for file in (path, index):
+            file.unlink()
+
+    def finish(self, folder: Path, tables: Collection[str]) -> None:
+        """Upload the tables, and last the manifest: it makes the data set exist. Then nothing of it is left here."""
+        for name in (*(table for table in tables if (folder / table).is_file()), MANIFEST):
+            self._store.put(name, folder / name)
+        for name in (*tables, MANIFEST):
+            (folder / name).unlink(missing_ok=True)
+
+    @staticmethod
+    def remove_staging(folder: Path, work: str) -> None:
+        """Delete what is left of a staging folder, if nothing but ours is in it."""
+        shutil.rmtree(folder / work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _index_of(name: str) -> str:
+    return name.removesuffix(".tar") + ".idx"

@@ -1,0 +1,606 @@
+"""Seeded mutants of everything that is read: each is read right, or refused by an error that names the file.
+
+    python -m tests.fuzz --mutants 10000 --seed 0
+
+A mutant is a function of its seed. Mutants run in child processes with bounded memory and time, so that a crash, a
+hang or a blow-up is caught and has a seed. Exits 1 on any failure; `--seed N --mutants 1` repeats the one of seed N.
+
+What may become of a mutant:
+- refused: an InputError that names a file of the data set or run,
+- right: the same samples, weights or state as before,
+- found: a shard that the reader has no reason to doubt (it hashes nothing), where `verify` finds the change,
+- consistent: forged with hashes that fit; the bytes of each key are its own, or it is refused.
+"""
+
+import argparse
+import faulthandler
+import hashlib
+import json
+import os
+import queue
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+SPARE_BYTES = 2 << 30
+"""Address space that a child may take beyond that of its imports and of the undamaged data."""
+SECONDS = 60.0
+"""Longest that one mutant may take, on a busy machine."""
+Rng = np.random.Generator
+
+
+# ---- Mutations of bytes
+
+
+def flip_bits(data: bytes, rng: Rng) -> bytes:
+    changed = bytearray(data)
+    for place in rng.integers(0, len(data), rng.choice([1, 1, 1, 8])).tolist():
+        changed[place] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
+def some_range(data: bytes, rng: Rng) -> tuple[int, int]:
+    start = int(rng.integers(0, len(data)))
+    return start, min(len(data), start + int(2 ** rng.uniform(0, 12)))
+
+
+def cut_end(data: bytes, rng: Rng) -> bytes:
+    return data[: int(rng.integers(0, len(data)))]
+
+
+def cut_range(data: bytes, rng: Rng) -> bytes:
+    start, end = some_range(data, rng)
+    return data[:start] + data[end:]
+
+
+def swap_ranges(data: bytes, rng: Rng) -> bytes:
+    (a, b), (c, d) = sorted([some_range(data, rng), some_range(data, rng)])
+    b = min(b, c)
+    return data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]
+
+
+def insert_bytes(data: bytes, rng: Rng) -> bytes:
+    start, end = some_range(data, rng)
+    return data[:start] + rng.bytes(end - start) + data[start:]
+
+
+def duplicate_range(data: bytes, rng: Rng) -> bytes:
+    start, end = some_range(data, rng)
+    return data[:end] + data[start:end] + data[end:]
+
+
+def huge_number(data: bytes, rng: Rng) -> bytes:
+    """In binary somewhere, or in the place of a run of digits."""
+    digits = [place for place in range(min(len(data), 20_000)) if data[place : place + 1].isdigit()]
+    if digits and rng.random() < 0.5:
+        start = end = int(rng.choice(digits))
+        while data[end : end + 1].isdigit():
+            end += 1
+        texts = [b"9" * 10, b"9" * 19, b"9" * 400, b"-1", b"1e999", b"0", b"4294967296", b"18446744073709551615"]
+        return data[:start] + texts[rng.integers(len(texts))] + data[end:]
+    start = int(rng.integers(0, len(data)))
+    words = [b"\xff" * 8, b"\xff" * 7 + b"\x7f", b"\xff" * 3 + b"\x7f", b"\0" * 8, b"\0\0\0\x80", b"\xff\xff\x03\0"]
+    word = words[rng.integers(len(words))]
+    return data[:start] + word + data[start + len(word) :]
+
+
+MUTATIONS: list[Callable[[bytes, Rng], bytes]] = [
+    flip_bits, flip_bits, cut_end, cut_range, swap_ranges, insert_bytes, duplicate_range, huge_number, huge_number,
+]  # fmt: skip
+
+
+def mutated(data: bytes, rng: Rng) -> bytes:
+    """Changed by one mutation, or now and then by three."""
+    changed = data
+    while changed == data:
+        for _ in range(int(rng.choice([1, 1, 1, 3]))):
+            if changed:
+                changed = MUTATIONS[rng.integers(len(MUTATIONS))](changed, rng)
+    return changed
+
+
+# ---- Mutants
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Files with other bytes than those of the base."""
+
+    kind: str
+    files: dict[Path, bytes]
+    consistent: bool = False
+    """Its hashes fit its content."""
+
+
+ODD_VALUES: list[Any] = [
+    0, 1, -1, 2, 6, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**400, 1.5, float("inf"), True, None, "", "x", "../x", [], {},
+    [0], [[]], {"x": 1}, "train-000000.tar", "test-000000.tar", "samples.parquet", "manifest.json",
+]  # fmt: skip
+
+
+def change_json(value: Any, rng: Rng) -> Any:
+    """Set, drop or double one field, anywhere within."""
+    if isinstance(value, dict) and value and rng.random() < 0.85:
+        name = sorted(value)[rng.integers(len(value))]
+        if rng.random() < 0.1:
+            return {key: inner for key, inner in value.items() if key != name}
+        return {**value, name: change_json(value[name], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.85:
+        place = int(rng.integers(len(value)))
+        if rng.random() < 0.2:
+            return value[:place] + value[place + int(rng.integers(0, 2)) :] + [value[place]]
+        return [*value[:place], change_json(value[place], rng), *value[place + 1 :]]
+    if type(value) is int and rng.random() < 0.4:
+        return value + int(rng.choice([-512, -1, 1, 512]))
+    return ODD_VALUES[rng.integers(len(ODD_VALUES))]
+
+
+class Mutants:
+    """Makes mutants of one data set and one run."""
+
+    def __init__(self, base: Path) -> None:
+        self.shards, self.run = base / "shards", base / "run"
+        self.checkpoint = (self.run / "checkpoints" / "last").resolve()
+        self.content = json.loads((self.shards / "manifest.json").read_text())
+        self.content.pop("~sha256")
+        self.kinds: dict[str, tuple[float, Callable[[Rng], dict[Path, bytes]]]] = {
+            "shard": (12, lambda rng: self._bytes(rng, self.shards.glob("*.tar"))),
+            "snippet data": (8, self._snippet_data),
+            "npy and tar headers": (14, self._headers),
+            "index": (6, lambda rng: self._bytes(rng, self.shards.glob("*.idx"))),
+            "manifest": (8, lambda rng: self._bytes(rng, [self.shards / "manifest.json"])),
+            "manifest, consistent": (14, self._manifest),
+            "samples": (4, lambda rng: self._bytes(rng, [self.shards / "samples.parquet"])),
+            "samples, consistent cells": (10, self._cells),
+            "samples, consistent bytes": (8, self._parquet),
+            "weights": (6, lambda rng: self._bytes(rng, [self.run / "best.safetensors"])),
+            "checkpoint": (6, lambda rng: self._bytes(rng, self.checkpoint.iterdir())),
+            "checkpoint, consistent": (6, self._checkpoint),
+            "config": (4, lambda rng: self._bytes(rng, [self.run / "config.json"])),
+        }
+
+    def make(self, seed: int) -> Mutant:
+        """The mutant of a seed."""
+        rng = np.random.default_rng([7, seed])
+        chances = np.array([chance for chance, _ in self.kinds.values()])
+        kind = list(self.kinds)[rng.choice(len(chances), p=chances / chances.sum())]
+        return Mutant(kind, self.kinds[kind][1](rng), "consistent" in kind)
+
+    def _bytes(self, rng: Rng, paths: Any) -> dict[Path, bytes]:
+        ordered = sorted(paths)
+        path = ordered[rng.integers(len(ordered))]
+        return {path: mutated(path.read_bytes(), rng)}
+
+    def _places(self) -> tuple[Any, int]:
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.shards / "samples.parquet").to_pylist()
+        return table, 2 * int(np.prod(self.content["shape"]))
+
+    def _snippet_data(self, rng: Rng) -> dict[Path, bytes]:
+        rows, array_bytes = self._places()
+        row = rows[rng.integers(len(rows))]
+        path = self.shards / self.content["shards"][row["shard"]]["name"]
+        data, start = path.read_bytes(), row["offset"] + row["size"] - array_bytes
+        return {path: data[:start] + flip_bits(data[start : start + array_bytes], rng) + data[start + array_bytes :]}
+
+    def _headers(self, rng: Rng) -> dict[Path, bytes]:
+        rows, array_bytes = self._places()
+        row = rows[rng.integers(len(rows))]
+        path = self.shards / self.content["shards"][row["shard"]]["name"]
+        data, end = path.read_bytes(), row["offset"] + row["size"] - array_bytes
+        start = row["offset"] if rng.random() < 0.7 else row["offset"] - 512
+        same_length = rng.random() < 0.7  # so that what follows stays where it was
+        header = data[start:end]
+        while header == data[start:end]:
+            header = mutated(data[start:end], rng)
+            if same_length:
+                header = header[: end - start].ljust(end - start)
+        return {path: data[:start] + header + data[end:]}
+
+    def _manifest(self, rng: Rng) -> dict[Path, bytes]:
+        from shard_tools.manifest import canonical_json
+
+        content = self.content
+        for _ in range(int(rng.choice([1, 1, 2]))):
+            content = change_json(content, rng)
+        if not isinstance(content, dict):
+            content = {**self.content, "shards": content}
+        return {self.shards / "manifest.json": canonical_json(content).encode()}
+
+    def _with_table(self, table: bytes) -> dict[Path, bytes]:
+        from shard_tools.manifest import canonical_json
+
+        files = {**self.content["files"], "samples.parquet": hashlib.sha256(table).hexdigest()}
+        manifest = canonical_json({**self.content, "files": files}).encode()
+        return {self.shards / "samples.parquet": table, self.shards / "manifest.json": manifest}
+
+    def _cells(self, rng: Rng) -> dict[Path, bytes]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.shards / "samples.parquet")
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        schema = table.schema
+        name = table.column_names[rng.integers(len(columns))]
+        row, other = rng.integers(len(table), size=2).tolist()
+        limit = {"int8": 2**7, "int32": 2**31, "int64": 2**63, "string": 0}[str(schema.field(name).type)]
+        if (change := rng.random()) < 0.3:
+            columns[name][row] = columns[name][other]
+        elif change < 0.4:
+            columns[name][row], columns[name][other] = columns[name][other], columns[name][row]
+        elif change < 0.5:
+            for values in columns.values():
+                values[row] = values[other]
+        elif change < 0.55:
+            order = rng.permutation(len(table)).tolist()
+            columns = {key: [values[place] for place in order] for key, values in columns.items()}
+        elif change < 0.6:
+            columns = {key: values[:row] for key, values in columns.items()}
+        elif change < 0.65:
+            columns.pop(name)
+            schema = pa.schema([field for field in schema if field.name != name])
+        elif limit:
+            value = rng.choice([-1, 0, 1, 2, 511, 513, limit - 1, -limit, 1 << 20])
+            columns[name][row] = None if rng.random() < 0.1 else int(np.clip(value, -limit, limit - 1))
+        else:
+            odd = ["", "a/b", "../../etc/passwd", "x" * 97, "x" * 96, "a.b", "é", "a\0", None, "A" * 10**6, "a\n"]
+            columns[name][row] = odd[rng.integers(len(odd))]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns, schema=schema), sink, row_group_size=int(rng.choice([1, 7, 1000])))
+        return self._with_table(sink.getvalue().to_pybytes())
+
+    def _parquet(self, rng: Rng) -> dict[Path, bytes]:
+        data = (self.shards / "samples.parquet").read_bytes()
+        if rng.random() < 0.5:
+            return self._with_table(mutated(data, rng))
+        # Its footer of metadata, which says where all else lies; the length of that stands before the last 4 bytes.
+        start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+        footer = mutated(data[start:-8], rng)
+        return self._with_table(data[:start] + footer + len(footer).to_bytes(4, "little") + data[-4:])
+
+    def _checkpoint(self, rng: Rng) -> dict[Path, bytes]:
+        (changed,) = self._bytes(
+            rng, [path for path in self.checkpoint.iterdir() if path.name != "sha256.json"]
+        ).items()
+        hashes = json.loads((self.checkpoint / "sha256.json").read_text())
+        hashes[changed[0].name] = hashlib.sha256(changed[1]).hexdigest()
+        return {changed[0]: changed[1], self.checkpoint / "sha256.json": json.dumps(hashes).encode()}
+
+
+# ---- Reading them
+
+
+class WrongError(Exception):
+    """A mutant was read wrong, and nothing said so."""
+
+
+class Oracle:
+    """Reads the base once and then tells of each mutant what became of it."""
+
+    def __init__(self, base: Path) -> None:
+        from model import load_weights
+
+        self.base, self.shards, self.run = base, base / "shards", base / "run"
+        self.columns, self.records = self._read_data()
+        self.images = self._read_images()
+        self.weights = load_weights(self.run / "best.safetensors")
+        self.state = RunState(self.shards)
+        self.state.load(self.run)
+        self.loaded = self.state.plain()
+        self.config = json.loads((self.run / "config.json").read_text())
+
+    def judge(self, mutant: Mutant) -> str:
+        """The outcome, in a word; raises on a failure."""
+        from shard_tools.errors import InputError
+
+        before = {path: path.read_bytes() for path in mutant.files}
+        try:
+            for path, data in mutant.files.items():
+                path.write_bytes(data)
+            if self.shards in next(iter(mutant.files)).parents:
+                return self._judge_data(mutant)
+            try:
+                return self._judge_run(mutant)
+            except InputError as error:
+                self._check_names_a_file(str(error))
+                return "refused"
+        finally:
+            for path, data in before.items():
+                path.write_bytes(data)
+
+    def _judge_data(self, mutant: Mutant) -> str:
+        from shard_tools.errors import InputError
+        from shard_tools.verify import verify
+
+        faults = list(verify(self.shards))
+        for fault in faults:
+            self._check_names_a_file(fault)
+        if not faults and not mutant.consistent:
+            raise WrongError("verify finds nothing")
+        try:
+            columns, records = self._read_data()
+            images = self._read_images() if self._headers_differ(records) else self.images
+        except InputError as error:
+            self._check_names_a_file(str(error))
+            return "refused"
+        if mutant.consistent:
+            # Labels and splits are what the table says; the bytes of a key are still its own.
+            if any(record[-self._array_bytes :] != self.records[key][-self._array_bytes :] for key, record in records):
+                raise WrongError("a key was read with the bytes of another")
+            return "consistent"
+        same_images = all(np.array_equal(images[key], self.images[key]) for key in images)
+        same_data = [record[-self._array_bytes :] for _, record in records] == [
+            self.records[key][-self._array_bytes :] for key in columns["key"]
+        ]
+        if columns != self.columns:
+            raise WrongError("the table of samples is another")
+        return "right" if same_data and same_images else "found"
+
+    def _headers_differ(self, records: Any) -> bool:
+        return any(
+            record[: -self._array_bytes] != self.records.get(key, record)[: -self._array_bytes]
+            for key, record in records
+        )
+
+    def _read_data(self) -> tuple[dict[str, Any], Any]:
+        """The table, and the bytes of each sample through the reader; all keys of the base to their bytes at first."""
+        from pipeline.reader import Reader
+        from shard_tools.manifest import read_manifest
+
+        manifest = read_manifest(self.shards)
+        reader = Reader(manifest, len(manifest), 1, 2)
+        try:
+            rows = np.arange(len(manifest))
+            block = reader.start(rows)
+            reader.finish(block)
+            data = [record.tobytes() for record in reader.data(block)]
+        finally:
+            reader.close()
+        names = ("split", "target", "fold", "shard", "offset", "size")
+        columns = {"key": manifest.keys_of(rows), **{name: getattr(manifest, name).tolist() for name in names}}
+        manifest.made["folds"] > 1  # noqa: B015 (as training asks)
+        if not hasattr(self, "records"):
+            self._array_bytes = 2 * int(np.prod(manifest.shape))
+            return columns, dict(zip(columns["key"], data, strict=True))
+        return columns, list(zip(columns["key"], data, strict=True))
+
+    def _read_images(self) -> dict[str, Any]:
+        """Each key's canvas, through the whole loader."""
+        from pipeline.loader import Loader
+        from pipeline.plan import Order, Share
+        from shard_tools.manifest import read_manifest
+        from tests.tiny import CANVAS
+
+        manifest = read_manifest(self.shards)
+        rows = np.arange(len(manifest))
+        loader = Loader(manifest, Order(rows, manifest.target, "sequential"), Share(len(rows), 8), CANVAS)
+        try:
+            found = {}
+            for batch in loader:
+                for slot in batch.counts.nonzero().flatten().tolist():
+                    found[manifest.key(int(batch.row[slot]))] = batch.image[slot].numpy().copy()
+            return found
+        finally:
+            loader.close()
+
+    def _judge_run(self, mutant: Mutant) -> str:
+        import torch
+
+        from config import check_same_run
+        from model import load_weights
+        from run import _read_config
+
+        if mutant.kind == "config":
+            check_same_run(_read_config(self.run / "config.json"), self.config, self.run, ())
+            return "right"
+        if mutant.kind == "weights":
+            weights, about = load_weights(self.run / "best.safetensors")
+            same = about == self.weights[1] and weights.keys() == self.weights[0].keys()
+            if not (same and all(torch.equal(weights[name], self.weights[0][name]) for name in weights)):
+                raise WrongError("other weights")
+            return "right"
+        self.state.load(self.run)
+        if mutant.consistent:
+            return "consistent"
+        if self.state.plain() != self.loaded:
+            raise WrongError("another state")
+        return "right"
+
+    def _check_names_a_file(self, message: str) -> None:
+        if str(self.base) not in message or "\n" in message:
+            raise WrongError(f"names no file: {message!r}")
+
+
+class RunState:
+    """What a checkpoint restores, for a network of one layer."""
+
+    def __init__(self, shards: Path) -> None:
+        import torch
+
+        from infer import build_accelerator
+        from pipeline.draws import DrawConfig
+        from pipeline.loader import Loader
+        from pipeline.plan import Order, Share
+        from run import Progress
+        from shard_tools.manifest import read_manifest
+        from tests.tiny import CANVAS
+
+        torch.manual_seed(0)
+        manifest = read_manifest(shards)
+        rows = manifest.rows("train")
+        order = Order(rows, manifest.target[rows])
+        self.loader = Loader(manifest, order, Share(len(rows), 2), CANVAS, DrawConfig())
+        self.progress = Progress(3, 0.75, [{"epoch": 1.0, "auc": 0.75}], 0.5)
+        self.accelerator = build_accelerator("float32")
+        model = torch.nn.Linear(4, 3)
+        self.model, self.optimiser = self.accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+        self.model(torch.ones(2, 4)).sum().backward()
+        self.optimiser.step()
+        self.accelerator.register_for_checkpointing(self.progress, self.loader)
+
+    def load(self, run: Path) -> None:
+        from checkpoint import load_last_checkpoint
+
+        assert load_last_checkpoint(self.accelerator, run)
+
+    def plain(self) -> str:
+        """All of it as text."""
+        import random
+
+        import torch
+
+        parts = [self.model.state_dict(), self.optimiser.state_dict(), vars(self.progress), self.loader.state_dict()]
+        random_states = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()]  # noqa: NPY002
+        return repr(parts + random_states)
+
+
+def write_base(base: Path) -> None:
+    """A tiny data set and what a tiny training leaves of each kind of file."""
+    import torch
+
+    from checkpoint import save_checkpoint
+    from config import run_identity
+    from model import save_weights
+    from tests.tiny import pack_tiny, tiny_config
+
+    manifest = pack_tiny(base, train=20, test=6)
+    run = base / "run"
+    state = RunState(manifest.root)
+    save_checkpoint(state.accelerator, run, 3, best=True)
+    identity = run_identity(tiny_config(manifest.root, run), manifest.identity, 1)
+    (run / "config.json").write_text(json.dumps(identity, indent=1) + "\n")
+    tensors = {"a.weight": torch.randn(4, 5), "a.bias": torch.zeros(4), "b": torch.arange(6), "c": torch.tensor(1.5)}
+    save_weights(run / "best.safetensors", tensors, {"model": "swin_nano", "shape": [6, 14, 56], "auc": 0.5})
+
+
+# ---- Children and their parent
+
+
+def run_child(base: Path, seeds: range) -> None:
+    """Judge these mutants in this process; a line of JSON before and after each."""
+    faulthandler.dump_traceback_later(0.8 * SECONDS)  # says where it hangs, before it is killed
+    print(json.dumps({"seed": seeds.start, "kind": "start of a child"}), flush=True)
+    oracle, mutants = Oracle(base), Mutants(base)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for seed in seeds:
+        faulthandler.dump_traceback_later(0.8 * SECONDS)
+        kind = "?"
+        try:
+            mutant = mutants.make(seed)
+            kind = mutant.kind
+            print(json.dumps({"seed": seed, "kind": kind}), flush=True)
+            outcome, detail = oracle.judge(mutant), ""
+        except Exception as error:
+            outcome, detail = "FAILURE", f"{type(error).__name__}: {error}"[:300]
+        print(json.dumps({"seed": seed, "kind": kind, "outcome": outcome, "detail": detail}), flush=True)
+
+
+def results(base: Path, seeds: range, batch: int) -> Iterator[dict[str, Any]]:
+    """What became of every mutant, from one child process after another."""
+    start = seeds.start
+    while start < seeds.stop:
+        stop = min(start + batch, seeds.stop)
+        words = [sys.executable, "-m", "tests.fuzz", "--child", str(base), "--seed", str(start)]
+        errors = base / "stderr.txt"
+        with errors.open("wb") as sink:
+            child = subprocess.Popen(
+                [*words, "--mutants", str(stop - start)], cwd=ROOT, stdout=subprocess.PIPE, stderr=sink, text=True,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+            )  # fmt: skip
+        lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_pass_on, args=(child.stdout, lines), daemon=True).start()
+        begun: dict[str, Any] = {"seed": start, "kind": "?"}
+        while True:
+            try:
+                line = lines.get(timeout=SECONDS)
+            except queue.Empty:
+                child.kill()
+                where = errors.read_text(errors="replace")[-1500:]
+                yield {**begun, "outcome": "FAILURE", "detail": f"hangs for {SECONDS:.0f} s: {where}"}
+                break
+            if line is None:
+                if child.wait() or begun:
+                    detail = f"exit {child.wait()}: {errors.read_text(errors='replace')[-600:]}"
+                    yield {**(begun or {"seed": start, "kind": "?"}), "outcome": "FAILURE", "detail": detail}
+                break
+            begun = json.loads(line)
+            if "outcome" in begun:
+                yield begun
+                start, begun = begun["seed"] + 1, {}
+        child.wait()
+        if begun:  # the child died: its mutant is accounted for, and may have left its files
+            start = begun["seed"] + 1
+            shutil.rmtree(base)
+            write_base_in_child(base)
+        elif start < stop:
+            start = stop
+
+
+def _pass_on(stream: Any, lines: "queue.Queue[str | None]") -> None:
+    for line in stream:
+        if line.startswith("{"):
+            lines.put(line)
+    lines.put(None)
+
+
+def write_base_in_child(base: Path) -> None:
+    base.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "tests.fuzz", "--write-base", str(base)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(words, cwd=ROOT, check=True, env=environment, capture_output=True)
+
+
+def fuzz(mutants: int, seed: int, batch: int = 1000) -> tuple[Counter[tuple[str, str]], list[dict[str, Any]]]:
+    """Counts by kind and outcome, and the failures."""
+    counts: Counter[tuple[str, str]] = Counter()
+    failures = []
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name) / "base"
+        write_base_in_child(base)
+        for result in results(base, range(seed, seed + mutants), batch):
+            counts[result["kind"], result["outcome"]] += 1
+            if result["outcome"] == "FAILURE":
+                failures.append(result)
+    return counts, failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Mutate shards, tables, weights and checkpoints, and read them.")
+    parser.add_argument("--mutants", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first mutant; each has the next number")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--write-base", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write_base:
+        write_base(options.write_base)
+        return 0
+    if options.child:
+        run_child(options.child, range(options.seed, options.seed + options.mutants))
+        return 0
+    counts, failures = fuzz(options.mutants, options.seed)
+    outcomes = ["refused", "right", "found", "consistent", "FAILURE"]
+    print(f"{'':28}" + "".join(f"{outcome:>12}" for outcome in outcomes))
+    for kind in sorted({kind for kind, _ in counts}):
+        print(f"{kind:28}" + "".join(f"{counts[kind, outcome]:12,}" for outcome in outcomes))
+    print(f"{'all':28}" + "".join(f"{sum(n for (_, o), n in counts.items() if o == name):12,}" for name in outcomes))
+    for failure in failures[:50]:
+        print(f"seed {failure['seed']} ({failure['kind']}): {failure['detail']}")
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
