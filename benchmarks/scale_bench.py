@@ -30,16 +30,8 @@ from pipeline.plan import Order, Sampling, Share
 from pipeline.randomness import Int64s
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
 from shard_tools.files import file_sha256
-from shard_tools.manifest import (
-    MANIFEST,
-    SAMPLES,
-    SAMPLES_SCHEMA,
-    TAR_BLOCK,
-    Shard,
-    canonical_json,
-    manifest_content,
-    read_manifest,
-)
+from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content, read_manifest
+from shard_tools.samples import SAMPLES, SAMPLES_SCHEMA
 from shard_tools.shard import padded
 
 _KEY_DIGITS = 15  # hexadecimal, as the longest of the Kaggle data

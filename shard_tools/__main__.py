@@ -10,9 +10,10 @@ import tyro
 from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError, run_command
 from shard_tools.manifest import Manifest, read_manifest
-from shard_tools.pack import SKIPPED, PackConfig, pack
+from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 from shard_tools.store import StoreConfig
+from shard_tools.tables import SKIPPED
 from shard_tools.verify import verify
 
 

@@ -1,13 +1,8 @@
 """The data set's table of contents: what the shards hold and where each sample lies."""
 
-import functools
 import hashlib
-import itertools
 import json
-import os
 import re
-import string
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,37 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from shard_tools.cadence import MAX_KEY_LENGTH, PANELS, check_npy_header, npy_header
+from shard_tools.cadence import PANELS
 from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError
-from shard_tools.store import Bytes, Store, StoreConfig, open_store, read_file
+from shard_tools.samples import SAMPLES, read_columns, read_table
+from shard_tools.store import Store, StoreConfig, open_store, read_file
 
 MANIFEST = "manifest.json"
-SAMPLES = "samples.parquet"
 FORMAT = "needlestream-shards"
 FORMAT_VERSION = 1
 TAR_BLOCK = 512
 _SLICE = 1 << 20  # samples that are checked together
-_DECODED = 1 << 16  # samples that are decoded together: few enough that Arrow uses the same memory for the next
-_KEY_BYTES = (string.ascii_letters + string.digits + "_-").encode()
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.[a-z]+\Z")
 _COUNTS = ("samples", "positive", "missing", "quarantined")
-
-SAMPLES_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "split": pa.int8(),  # an index into SPLITS
-        "target": pa.int8(),  # 0, 1, or -1 where unknown
-        "fold": pa.int8(),  # or -1 for test
-        "shard": pa.int32(),  # an index into the manifest's shards
-        "offset": pa.int64(),  # bytes from the start of the shard to the npy header
-        "size": pa.int32(),  # bytes of the npy file
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -144,7 +124,7 @@ def read_manifest(root: Path | str, config: StoreConfig = StoreConfig()) -> Mani
     if text is None:
         raise InputError(f"{path}: no such file; expected a folder that `python -m shard_tools pack` wrote")
     content = _check_content(path, text)
-    columns = _read_columns(_read_table(store, content["files"].get(SAMPLES)), content, samples)
+    columns = read_columns(read_table(store, content["files"].get(SAMPLES)), content, samples)
     manifest = Manifest(
         store=store,
         shape=tuple(content["shape"]),
@@ -206,72 +186,6 @@ def _has_form(content: dict[str, Any]) -> bool:
         return False
 
 
-def _read_table(store: Store, sha256: str | None) -> Bytes:
-    """The bytes of samples.parquet, if they are those that were packed."""
-    # Into one array, hashed on the way: joined from its chunks, a table of a gigabyte would be in memory twice.
-    table, digest, found = np.empty(store.size(SAMPLES) or 0, np.uint8), hashlib.sha256(), 0
-    for chunk in store.chunks(SAMPLES) if len(table) else ():
-        digest.update(chunk)
-        part = table[found : found + len(chunk)]
-        part[:] = np.frombuffer(chunk, np.uint8)[: len(part)]
-        found += len(chunk)
-    if found != len(table) or digest.hexdigest() != sha256:
-        where = store.where(SAMPLES)
-        raise InputError(f"{where}: missing or not the one that was packed with {MANIFEST}; pack again")
-    return table
-
-
-def _read_columns(table: Bytes, content: dict[str, Any], where: str) -> dict[str, Any]:
-    """The columns of samples.parquet, which has to hold as many rows as the shards and the splits."""
-    samples = sum(shard.samples for shard in content["shards"])
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(table)))
-        names = metadata.schema.to_arrow_schema()
-        in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        if not names.equals(SAMPLES_SCHEMA) or not sum(sizes) == in_splits == samples > 0 or min(sizes) < 0:
-            raise InputError(
-                f"{where}: {sum(sizes)} samples with columns {names.names}, expected {samples} and {in_splits} "
-                f"with {SAMPLES_SCHEMA.names}; pack again"
-            )
-        ends = list(itertools.accumulate(sizes))
-        columns = {name: np.empty(samples, str(SAMPLES_SCHEMA.field(name).type)) for name in SAMPLES_SCHEMA.names[1:]}
-
-        def read_group(group: int) -> list[pa.StringArray]:
-            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(table)), metadata=metadata)
-            start, keys = ends[group] - sizes[group], []
-            for batch in file.iter_batches(_DECODED, [group], use_threads=False):
-                if any(column.null_count for column in batch.columns):
-                    raise InputError(f"{where}: empty cells; pack again")
-                for name, column in columns.items():
-                    # Not to_numpy, which imports pandas.
-                    column[start : start + len(batch)] = np.from_dlpack(batch[name])
-                keys.append(_own_keys(batch["key"], where))
-                start += len(batch)
-            if start != ends[group]:
-                raise InputError(f"{where}: a row group without all of its rows; pack again")
-            return keys
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            keys = pa.chunked_array(itertools.chain(*pool.map(read_group, range(len(ends)))), pa.string())
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: not a table of samples ({reason}); pack again") from None
-    return {"keys": keys, **columns}
-
-
-def _own_keys(keys: pa.StringArray, where: str) -> pa.StringArray:
-    """A copy of these keys, if `check_key` would let each of them pass."""
-    _, ends, text = keys.buffers()
-    ends = np.frombuffer(ends, np.int32)[keys.offset : keys.offset + len(keys) + 1]
-    lengths = np.diff(ends)
-    letters = np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]].copy()
-    if lengths.min() < 1 or lengths.max() > MAX_KEY_LENGTH or letters.tobytes().translate(None, _KEY_BYTES):
-        raise InputError(f"{where}: unsafe or repeated keys; pack again")
-    # A copy as small as can be: what Arrow decoded into is larger, and is free for the next keys.
-    return pa.StringArray.from_buffers(len(keys), pa.py_buffer(ends - ends[0]), pa.py_buffer(letters))
-
-
 def _check_samples(manifest: Manifest, where: str) -> None:
     """Refuse columns that contradict each other or the manifest's counts."""
     keys = manifest.keys
@@ -316,27 +230,3 @@ def _check_places(manifest: Manifest, where: str) -> None:
         if not inside.all():
             row = start + int(np.argmin(inside))
             raise InputError(f"{where}: sample {manifest.key(row)} lies outside its shard; pack again")
-
-
-def check_record(record: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:
-    """Check one sample as it lies in a shard: a tar header block of `key`.npy, then `size` bytes of npy.
-
-    Raises InputError where the member's name, its size, the npy header or the shape is another.
-    """
-    name = f"{key}.npy".encode().ljust(100, b"\0")  # the name field of a USTAR header
-    if len(record) != TAR_BLOCK + size:
-        raise InputError(f"{where}: {max(len(record) - TAR_BLOCK, 0)} bytes, expected {size}; pack again")
-    if bytes(record[: len(name)]) != name:
-        raise InputError(f"{where}: another sample lies there; the shard changed after packing: pack again")
-    expected = _header_of(shape)
-    head = record[TAR_BLOCK : TAR_BLOCK + len(expected)]
-    if bytes(head) == expected and size == len(expected) + 2 * int(np.prod(shape)):
-        return  # the header NumPy writes, as nearly every file has it
-    header_bytes, found = check_npy_header(record[TAR_BLOCK:], where)
-    if found != shape or size != header_bytes + 2 * int(np.prod(shape)):
-        raise InputError(f"{where}: shape {found} in {size} bytes, expected {shape}; pack again")
-
-
-@functools.lru_cache(maxsize=8)
-def _header_of(shape: tuple[int, int, int]) -> bytes:
-    return npy_header(shape)

@@ -1,8 +1,6 @@
 """Records to shards: tars, indexes and the manifest; in parallel, each file whole or absent, and resumable."""
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
@@ -15,35 +13,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from shard_tools.cadence import check_time_bins, npy_header, read_shape
 from shard_tools.catalog import SPLITS, SUBMISSION, Catalog, Record, read_catalog
 from shard_tools.errors import InputError
 from shard_tools.files import file_sha256, folder_lock, write_whole
 from shard_tools.manifest import (
     MANIFEST,
-    SAMPLES,
-    SAMPLES_SCHEMA,
     TAR_BLOCK,
     Manifest,
     Shard,
-    canonical_json,
-    manifest_content,
     read_manifest,
 )
 from shard_tools.progress import progress
 from shard_tools.shard import PackedShard, padded, write_shard
 from shard_tools.store import StoreConfig, check_url, is_remote, local_folder
+from shard_tools.tables import NO_FILE, TABLES, write_tables
 
 if TYPE_CHECKING:
     from shard_tools.upload import Upload
 
-SKIPPED = "skipped.csv"
-_TABLES = (SAMPLES, SKIPPED, SUBMISSION)
 _WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
-_NO_FILE = "no file"
 _SHAPE_VOTES = 100
 _log = logging.getLogger(__name__)
 
@@ -128,15 +117,15 @@ def pack(config: PackConfig) -> Manifest:
             return _already_packed(config, made, catalog.records, upload)
         _clear_leftovers(config.folder, plans)
         if upload:
-            upload.clear({plan.name for plan in plans}, _TABLES)
+            upload.clear({plan.name for plan in plans}, TABLES)
         packed = _pack_shards(config, plans, shape, upload)
         quarantined = [line for shard in packed for line in shard.quarantined]
         for line in quarantined[:20]:
             _log.warning("left out %s (%s): %s", *line)
-        missing = [[key, split, _NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
-        _write_tables(config, catalog.records, packed, [*missing, *quarantined], shape, made)
+        missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
+        write_tables(config.input, config.folder, catalog.records, packed, [*missing, *quarantined], shape, made)
         if upload:
-            upload.finish(config.folder, _TABLES)
+            upload.finish(config.folder, TABLES)
         shutil.rmtree(config.folder / _WORK)
     if upload:
         upload.remove_staging(config.folder, _WORK)
@@ -203,7 +192,7 @@ def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
     for path in [*out.glob("*.tar"), *out.glob("*.idx"), *out.rglob(".*.tmp")]:
         if path.with_suffix(".tar").name not in planned:
             path.unlink()
-    for name in _TABLES:
+    for name in TABLES:
         (out / name).unlink(missing_ok=True)
 
 
@@ -272,47 +261,6 @@ def _read_note(note: Path, inputs: str) -> PackedShard | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # A note damaged by a power cut is none: the shard is written anew.
     return None
-
-
-def _write_tables(
-    config: PackConfig,
-    records: Sequence[Record],
-    packed: Sequence[PackedShard],
-    skipped: Sequence[Sequence[str]],
-    shape: tuple[int, ...],
-    made: dict[str, Any],
-) -> None:
-    """samples.parquet, skipped.csv, the submission's ids, and last the manifest, which makes the data set exist."""
-    by_key = {record.key: record for record in records}
-    rows = [
-        (key, SPLITS.index(by_key[key].split), by_key[key].target, by_key[key].fold, number, offset, size)
-        for number, shard in enumerate(packed)
-        for key, offset, size in shard.places
-    ]
-    if not rows:
-        raise InputError(f"{config.input}: every snippet was left out; {skipped[-1][2]}")
-    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SAMPLES_SCHEMA)
-    parquet = io.BytesIO()
-    pq.write_table(table, parquet)
-    write_whole(config.folder / SAMPLES, parquet.getvalue())
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["id", "split", "reason"], *skipped])
-    write_whole(config.folder / SKIPPED, text.getvalue())
-    if (config.input / SUBMISSION).is_file():
-        write_whole(config.folder / SUBMISSION, (config.input / SUBMISSION).read_bytes())
-    names = [name for name in _TABLES if (config.folder / name).is_file()]
-    splits = {
-        split: {
-            "samples": sum(row[1] == number for row in rows),
-            "positive": sum(row[1] == number and row[2] == 1 for row in rows),
-            "missing": sum(line[1] == split and line[2] == _NO_FILE for line in skipped),
-            "quarantined": sum(line[1] == split and line[2] != _NO_FILE for line in skipped),
-        }
-        for number, split in enumerate(SPLITS)
-    }
-    files = {name: file_sha256(config.folder / name) for name in names}
-    content = manifest_content(shape, [shard.shard for shard in packed], splits, made, files)
-    write_whole(config.folder / MANIFEST, canonical_json(content))
 
 
 def _catalog_digest(catalog: Catalog, root: Path) -> str:

@@ -1,9 +1,13 @@
 """One sample of a data set: its checked bytes."""
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
-from shard_tools.manifest import TAR_BLOCK, Manifest, check_record
+from shard_tools.cadence import check_npy_header, npy_header
+from shard_tools.errors import InputError
+from shard_tools.manifest import TAR_BLOCK, Manifest
 from shard_tools.store import Bytes
 
 
@@ -26,3 +30,27 @@ def read_snippet_of(manifest: Manifest, row: int) -> npt.NDArray[np.float16]:
     record = read_record(manifest, row)
     array_bytes = 2 * int(np.prod(manifest.shape))
     return np.frombuffer(record, "<f2", offset=len(record) - array_bytes).reshape(manifest.shape)
+
+
+def check_record(record: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:
+    """Check one sample as it lies in a shard: a tar header block of `key`.npy, then `size` bytes of npy.
+
+    Raises InputError where the member's name, its size, the npy header or the shape is another.
+    """
+    name = f"{key}.npy".encode().ljust(100, b"\0")  # the name field of a USTAR header
+    if len(record) != TAR_BLOCK + size:
+        raise InputError(f"{where}: {max(len(record) - TAR_BLOCK, 0)} bytes, expected {size}; pack again")
+    if bytes(record[: len(name)]) != name:
+        raise InputError(f"{where}: another sample lies there; the shard changed after packing: pack again")
+    expected = _header_of(shape)
+    head = record[TAR_BLOCK : TAR_BLOCK + len(expected)]
+    if bytes(head) == expected and size == len(expected) + 2 * int(np.prod(shape)):
+        return  # the header NumPy writes, as nearly every file has it
+    header_bytes, found = check_npy_header(record[TAR_BLOCK:], where)
+    if found != shape or size != header_bytes + 2 * int(np.prod(shape)):
+        raise InputError(f"{where}: shape {found} in {size} bytes, expected {shape}; pack again")
+
+
+@functools.lru_cache(maxsize=8)
+def _header_of(shape: tuple[int, int, int]) -> bytes:
+    return npy_header(shape)

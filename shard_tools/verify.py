@@ -8,8 +8,9 @@ import numpy as np
 
 from shard_tools.cadence import check_finite
 from shard_tools.errors import InputError
-from shard_tools.manifest import SAMPLES, Manifest, has_repeated_keys, read_manifest
+from shard_tools.manifest import Manifest, has_repeated_keys, read_manifest
 from shard_tools.sample import read_snippet_of
+from shard_tools.samples import SAMPLES
 from shard_tools.store import Store, StoreConfig
 
 
