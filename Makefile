@@ -7,6 +7,8 @@ SHARDS ?= $(if $(IS_DEMO),demo/shards,shards)
 RUN    ?= $(if $(IS_DEMO),demo/run,runs/$(PRESET))
 PRESET ?= $(if $(IS_DEMO),demo,full)
 ARGS   ?=
+$(foreach name,DATA SHARDS RUN,$(if $(word 2,$($(name))),\
+  $(error $(name)=$($(name)): make cannot take paths with spaces; run the three steps by hand (README.md))))
 # With PYTHON=... that interpreter is used as it is; otherwise .venv is made and filled.
 ifdef PYTHON
   READY :=

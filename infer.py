@@ -121,7 +121,7 @@ def predict_with(
     share = Share(len(order), config.batch_size, 1, accelerator.process_index, accelerator.num_processes)
     views = canvas.views if config.tta else canvas.views[:1]
     loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
-    found = predict(accelerator, model, loader, path.parent.name or path.name)
+    found = predict(accelerator, model, loader, "prediction")
     loader.close()
     return found
 

@@ -25,5 +25,5 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "cadences")
         now = time.monotonic()
         if now - shown >= _SECONDS_BETWEEN_LINES and done < total:
             rate = done / (now - began)
-            _log.info("%s: %d of %d, %.0f %s/s, %.0f s left", label, done, total, rate, unit, (total - done) / rate)
+            _log.info("%s: %d of %d, %.3g %s/s, %.0f s left", label, done, total, rate, unit, (total - done) / rate)
             shown = now

@@ -23,7 +23,7 @@ assert list(p.progress(iter(range(9)), 9, "packing", "shards")) == list(range(9)
 def test_a_log_file_gets_plain_lines_with_rate_and_time_left() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, "log"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
-    assert lines[0] == "packing: 2 of 9, 0 shards/s, 35 s left"
+    assert lines[0] == "packing: 2 of 9, 0.2 shards/s, 35 s left"
     assert 3 <= len(lines) <= 5 and "\r" not in done.stderr
 
 
