@@ -13,12 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,9 +25,8 @@ import numpy as np
 import tyro
 
 from config import PRESETS
-from pipeline.loader import REMOTE_READS, Loader, LoaderConfig
+from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.reader import Block, Reader
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.store import StoreConfig
 
@@ -74,12 +72,8 @@ def measure(manifest: Manifest, config: RemoteBenchConfig, what: str) -> tuple[l
     order = Order(rows, manifest.target[rows], "uniform", 0)
     share = Share(len(order), config.batch_size, 1, 0, 1)
     preset, loader_config = PRESETS["demo"], LoaderConfig(read_threads=config.read_threads)
-    if what == "read":
-        threads = config.read_threads or (REMOTE_READS if manifest.store.is_remote else loader_config.loader_threads)
-        source: Any = Reads(manifest, order, share, threads)
-    else:
-        draws = preset.draws if what == "train" else None
-        source = Loader(manifest, order, share, preset.canvas, draws, config=loader_config)
+    canvas, draws = None if what == "read" else preset.canvas, preset.draws if what == "train" else None
+    source = Loader(manifest, order, share, canvas, draws, config=loader_config)
     rates, cpu = [], 0.0
     for epoch in range(config.epochs + 1):
         began, cpu_began = time.perf_counter(), time.process_time()
@@ -90,27 +84,6 @@ def measure(manifest: Manifest, config: RemoteBenchConfig, what: str) -> tuple[l
             cpu += time.process_time() - cpu_began
     source.close()
     return rates, 1000 * cpu / (config.epochs * len(rows))
-
-
-class Reads:
-    """The loader without its graph: the same reads in the same order, as far ahead."""
-
-    def __init__(self, manifest: Manifest, order: Order, share: Share, threads: int) -> None:
-        self._order, self._share = order, share
-        self._reader = Reader(manifest, share.batch_size, 6, threads)
-        self.close = self._reader.close
-
-    def __iter__(self) -> Iterator[None]:
-        under_way: deque[Block] = deque()
-        for step in range(self._share.steps + 4):
-            if step < self._share.steps:
-                positions, counts = self._share.positions(step, 0)
-                under_way.append(self._reader.start(self._order.rows_at(0, positions[counts])))
-            if step >= 4 and under_way:
-                block = under_way.popleft()
-                self._reader.finish(block)
-                self._reader.data(block)
-                yield
 
 
 def main(config: RemoteBenchConfig) -> None:

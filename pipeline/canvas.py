@@ -7,10 +7,11 @@ C, H, W channels, height and width of the canvas.
 from dataclasses import dataclass
 from typing import Literal
 
-from shard_tools.cadence import ON_POSITIONS, PANELS, check_time_bins
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS, check_time_bins
 from shard_tools.errors import InputError
 
 Layout = Literal["stack6", "on", "on_off", "panels"]
+NORMALISE_EPSILON = 1e-6  # added to the variance, so that a constant panel becomes 0
 TTA_VIEWS = ("identity", "flip_frequency", "flip_time", "flip_both")
 
 
@@ -47,9 +48,16 @@ class CanvasConfig:
         return {"stack6": 1, "on": 1, "on_off": 2, "panels": PANELS}[self.canvas]
 
     @property
+    def positions(self) -> tuple[int, ...]:
+        """The position in the cadence that each of the N planes shows."""
+        if self.canvas == "stack6":
+            return tuple(range(PANELS))
+        return ON_POSITIONS if self.canvas == "on" else (*ON_POSITIONS, *OFF_POSITIONS)
+
+    @property
     def planes(self) -> int:
         """N."""
-        return len(ON_POSITIONS) if self.canvas == "on" else PANELS
+        return len(self.positions)
 
     @property
     def flips_time(self) -> bool:

@@ -1,4 +1,4 @@
-"""DALI graphs: bytes and draws in, canvases out; one graph for training, one for evaluation and TTA.
+"""DALI graphs: snippets and draws in, canvases out; one graph for training, one for evaluation and TTA.
 
 Axes: N planes, T time bins (t before summing), F frequency channels; C, H, W channels, height, width of the canvas;
 V views. Shapes are of one sample. Nothing here is random: every decision comes in as a tensor.
@@ -13,12 +13,11 @@ from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.canvas import CanvasConfig
+from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 
 PREFETCH_DEPTH = 2
-NORMALISE_EPSILON = 1e-6  # added to the variance, so that a constant panel becomes 0
-# What the training graph takes besides the npy bytes, in order: fields of Draws, the partner as a place in the batch.
+# What the training graph takes besides the snippets, in order: fields of Draws, the partner as a place in the batch.
 DRAW_INPUTS = (
     "flip_frequency", "flip_time", "roll", "shift", "gain", "offset", "erase_start", "erase_shape", "cutmix_box",
     "partner",
@@ -55,7 +54,7 @@ class GraphPlace:
 
 
 def build_train_graph(feed: Feed, canvas: CanvasConfig, shape: tuple[int, int, int], place: GraphPlace) -> Pipeline:
-    """A pipeline from (npy bytes, *DRAW_INPUTS) to canvases (C, H, W) float32, augmented and mixed.
+    """A pipeline from (snippets (P, t, F) float16, *DRAW_INPUTS) to canvases (C, H, W) float32, augmented and mixed.
 
     `feed` returns one batch per input and raises StopIteration at the end of an epoch; what it returns must stay as
     it is until the batch has left the pipeline. `shape` is a snippet's (P, t, F).
@@ -76,7 +75,7 @@ def build_train_graph(feed: Feed, canvas: CanvasConfig, shape: tuple[int, int, i
 def build_eval_graph(
     feed: Feed, canvas: CanvasConfig, shape: tuple[int, int, int], views: Sequence[str], place: GraphPlace
 ) -> Pipeline:
-    """A pipeline from npy bytes to the `views` of each canvas, (V, C, H, W) float32; see `build_train_graph`."""
+    """A pipeline from snippets to the `views` of each canvas, (V, C, H, W) float32; see `build_train_graph`."""
 
     def graph() -> DataNode:
         (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, no_copy=True)
@@ -88,11 +87,11 @@ def build_eval_graph(
 
 
 def _to_planes(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
-    """Npy bytes to normalised planes (N, T, F) float32, in the order that the canvas shows them."""
+    """Snippets to normalised planes (N, T, F) float32, in the order that the canvas shows them."""
     _, raw_bins, channels = shape
     count, time_bins, _ = canvas.plane_shape(shape)
     # Cross PCIe as float16 and widen on the device: half the bytes, nothing lost.
-    halves = _on(fn.decoders.numpy(data), on_gpu)
+    halves = _on(data, on_gpu)
     if canvas.canvas != "stack6":
         # Not halves[0::2]: DALI 2.4 gets strided slices of large arrays wrong on the CPU, silently.
         pairs = fn.reshape(halves, shape=[len(ON_POSITIONS), 2, raw_bins, channels])

@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -31,14 +31,14 @@ class SampleCache:
         self._works = True
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def read_record(self, name: str, offset: int, buffer: Bytes, check: Check) -> bool:
-        """Fill `buffer` with a record; False where it is not here, or damaged."""
+    def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> bool:
+        """Fill `parts` with a record; False where it is not here, or damaged."""
         path = self._path(name, offset)
         try:
             with path.open("rb", buffering=0) as file:
-                found = file.readinto(buffer.data) or 0
+                found = os.readv(file.fileno(), [part.data for part in parts])
                 rest = file.read(_SUM_BYTES + 1)
-            if found != len(buffer) or rest != _sum(buffer):
+            if found != _size(parts) or rest != _sum(parts):
                 raise InputError(f"{path}: damaged")
             check(found)
             os.utime(path)  # used last: the last to go
@@ -49,9 +49,9 @@ class SampleCache:
             path.unlink(missing_ok=True)
             return False
 
-    def write_record(self, name: str, offset: int, buffer: Bytes) -> None:
+    def write_record(self, name: str, offset: int, parts: Sequence[Bytes]) -> None:
         """Keep a record, in place of those that were not used for longest; never beyond the bound."""
-        size = len(buffer) + _SUM_BYTES
+        size = _size(parts) + _SUM_BYTES
         if not self._works or size > self._max_bytes:
             return
         path = self._path(name, offset)
@@ -69,7 +69,7 @@ class SampleCache:
                 ledger.flush()
                 temporary = path.with_suffix(".tmp")
                 with temporary.open("wb", buffering=0) as file:
-                    if os.writev(file.fileno(), [buffer.data, _sum(buffer)]) != size:
+                    if os.writev(file.fileno(), [*(part.data for part in parts), _sum(parts)]) != size:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 temporary.replace(path)
         except OSError as error:
@@ -108,5 +108,12 @@ class SampleCache:
         return self._folder / name.removesuffix(".tar") / f"{offset}{_SUFFIX}"
 
 
-def _sum(buffer: Bytes) -> bytes:
-    return zlib.crc32(buffer.data).to_bytes(_SUM_BYTES, "little")
+def _size(parts: Sequence[Bytes]) -> int:
+    return sum(len(part) for part in parts)
+
+
+def _sum(parts: Sequence[Bytes]) -> bytes:
+    total = 0
+    for part in parts:
+        total = zlib.crc32(part.data, total)
+    return total.to_bytes(_SUM_BYTES, "little")

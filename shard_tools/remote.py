@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -65,24 +65,28 @@ class RemoteStore:
             raise InputError(f"{self.where(name)}: the server does not say its size; choose one that serves ranges")
         return int(about["size"])
 
-    def read_record(self, name: str, offset: int, buffer: Bytes, check: Check) -> None:
+    def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
         """As Store says; from the cache where it is there and whole."""
-        if self._cache and self._cache.read_record(name, offset, buffer, check):
+        if self._cache and self._cache.read_record(name, offset, parts, check):
             return
 
         def take(data: bytes) -> None:
-            buffer[: len(data)] = memoryview(data)
+            rest = memoryview(data)
+            for part in parts:
+                found = rest[: len(part)]
+                part[: len(found)] = found
+                rest = rest[len(found) :]
             check(len(data))
 
         try:
-            self._read_range(name, offset, len(buffer), take)
+            self._read_range(name, offset, sum(len(part) for part in parts), take)
         except FileNotFoundError:
             raise InputError(
                 f"{self.where(name)}: no such shard in the store (404); it was there when the data set was packed: "
                 "upload it or pack again"
             ) from None
         if self._cache:
-            self._cache.write_record(name, offset, buffer)
+            self._cache.write_record(name, offset, parts)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A whole file, piece by piece, some pieces ahead."""

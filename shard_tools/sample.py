@@ -1,6 +1,7 @@
 """One sample of a data set: its checked bytes."""
 
 import functools
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -11,43 +12,62 @@ from shard_tools.manifest import TAR_BLOCK, Manifest
 from shard_tools.store import Bytes
 
 
-def read_record(manifest: Manifest, row: int, buffer: Bytes | None = None) -> Bytes:
-    """Read one sample, tar header and npy, into `buffer` (or a new one) and check it. Raises InputError."""
-    size, key = int(manifest.size[row]), manifest.key(row)
-    record = np.empty(TAR_BLOCK + size, np.uint8) if buffer is None else buffer
-    name = manifest.shards[int(manifest.shard[row])].name
-    where = f"{manifest.store.where(name)}, {key}"
+def array_bytes(manifest: Manifest) -> int:
+    """Bytes of one snippet's values."""
+    return 2 * math.prod(manifest.shape)
 
-    def check(found: int) -> None:
-        check_record(record[:found].data, key, size, manifest.shape, where)
 
-    manifest.store.read_record(name, int(manifest.offset[row]) - TAR_BLOCK, record, check)
+def read_values(manifest: Manifest, row: int, values: Bytes) -> None:
+    """Read one sample's values, C order float16, into `values` and check all that stands before them.
+
+    Raises InputError naming shard and key where a file is missing, cut short or not what the manifest says.
+    """
+    # The tar header before the sample is read too: its name tells whether the manifest still points right.
+    _read_parts(manifest, row, np.empty(TAR_BLOCK + int(manifest.size[row]) - len(values), np.uint8), values)
+
+
+def read_record(manifest: Manifest, row: int) -> Bytes:
+    """Read one sample, tar header and npy, and check it. Raises InputError."""
+    record = np.empty(TAR_BLOCK + int(manifest.size[row]), np.uint8)
+    head_bytes = len(record) - array_bytes(manifest)
+    _read_parts(manifest, row, record[:head_bytes], record[head_bytes:])
     return record
 
 
 def read_snippet_of(manifest: Manifest, row: int) -> npt.NDArray[np.float16]:
     """Read the array (P, T, F) of one sample."""
-    record = read_record(manifest, row)
-    array_bytes = 2 * int(np.prod(manifest.shape))
-    return np.frombuffer(record, "<f2", offset=len(record) - array_bytes).reshape(manifest.shape)
+    values = np.empty(array_bytes(manifest), np.uint8)
+    read_values(manifest, row, values)
+    return values.view("<f2").reshape(manifest.shape)
 
 
-def check_record(record: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:
-    """Check one sample as it lies in a shard: a tar header block of `key`.npy, then `size` bytes of npy.
+def _read_parts(manifest: Manifest, row: int, head: Bytes, values: Bytes) -> None:
+    size, key = int(manifest.size[row]), manifest.key(row)
+    name = manifest.shards[int(manifest.shard[row])].name
+    where = f"{manifest.store.where(name)}, {key}"
 
-    Raises InputError where the member's name, its size, the npy header or the shape is another.
+    def check(found: int) -> None:
+        if found != len(head) + len(values):
+            raise InputError(f"{where}: {max(found - TAR_BLOCK, 0)} bytes, expected {size}; pack again")
+        check_head(head.data, key, size, manifest.shape, where)
+
+    manifest.store.read_record(name, int(manifest.offset[row]) - TAR_BLOCK, (head, values), check)
+
+
+def check_head(head: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:
+    """Check what stands before the values of a sample of `size` bytes of npy: its tar header block and npy header.
+
+    Raises InputError where the member's name, the npy header or the shape is another.
     """
     name = f"{key}.npy".encode().ljust(100, b"\0")  # the name field of a USTAR header
-    if len(record) != TAR_BLOCK + size:
-        raise InputError(f"{where}: {max(len(record) - TAR_BLOCK, 0)} bytes, expected {size}; pack again")
-    if bytes(record[: len(name)]) != name:
+    if bytes(head[: len(name)]) != name:
         raise InputError(f"{where}: another sample lies there; the shard changed after packing: pack again")
     expected = _header_of(shape)
-    head = record[TAR_BLOCK : TAR_BLOCK + len(expected)]
-    if bytes(head) == expected and size == len(expected) + 2 * int(np.prod(shape)):
+    found_header = head[TAR_BLOCK : TAR_BLOCK + len(expected)]
+    if bytes(found_header) == expected and size == len(expected) + 2 * math.prod(shape):
         return  # the header NumPy writes, as nearly every file has it
-    header_bytes, found = check_npy_header(record[TAR_BLOCK:], where)
-    if found != shape or size != header_bytes + 2 * int(np.prod(shape)):
+    header_bytes, found = check_npy_header(head[TAR_BLOCK:], where)
+    if found != shape or size != header_bytes + 2 * math.prod(shape):
         raise InputError(f"{where}: shape {found} in {size} bytes, expected {shape}; pack again")
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,8 +61,8 @@ class Store(Protocol):
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
 
-    def read_record(self, name: str, offset: int, buffer: Bytes, check: Check) -> None:
-        """Fill `buffer` from a shard's `offset` on; `check` how many bytes there were, and what they are.
+    def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
+        """Fill `parts`, one after the other, from a shard's `offset` on; `check` how many bytes there were, and what.
 
         Raises InputError where the shard is missing, cannot be reached, or does not pass the check.
         """
@@ -83,10 +83,11 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._base = f"{root}{os.sep}"  # joined as text: a Path for every sample took as long as its checks
 
     def where(self, name: str) -> str:
         """The file's path."""
-        return str(self.root / name)
+        return self._base + name
 
     def identify(self, identity: str) -> None:
         """As Store says; a folder keeps no copies that could be of another."""
@@ -96,9 +97,9 @@ class LocalStore:
         path = self.root / name
         return path.stat().st_size if path.is_file() else None
 
-    def read_record(self, name: str, offset: int, buffer: Bytes, check: Check) -> None:
+    def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
         """As Store says."""
-        check(read_into(self.root / name, offset, buffer))
+        check(read_into(self._base + name, offset, parts))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A whole file, piece by piece."""
@@ -107,20 +108,24 @@ class LocalStore:
                 yield chunk
 
 
-def read_into(path: Path, offset: int, buffer: Bytes) -> int:
-    """Fill `buffer` from a file's `offset` on; return how many bytes there were."""
+def read_into(path: str, offset: int, parts: Sequence[Bytes]) -> int:
+    """Fill `parts`, one after the other, from a file's `offset` on; return how many bytes there were."""
     try:
         # Opened for every sample: a few microseconds against the hundred of the copy, and no limit on open files.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise InputError(f"{path}: no such shard; it was there when the data set was packed: pack again") from None
     try:
-        view, done = buffer.data, 0
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done:]], offset + done)
+        left, done = [part.data for part in parts], 0
+        while left:
+            count = os.preadv(descriptor, left, offset + done)
             if count == 0:
                 break
             done += count
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if left:
+                left[0] = left[0][count:]
         return done
     finally:
         os.close(descriptor)

@@ -115,19 +115,13 @@ class Oracle:
         )
 
     def _read_data(self) -> tuple[dict[str, Any], Any]:
-        """The table, and the bytes of each sample through the reader; all keys of the base to their bytes at first."""
-        from pipeline.reader import Reader
-        from shard_tools.manifest import read_manifest
+        """The table, and the npy bytes of each sample; all keys of the base to their bytes at first."""
+        from shard_tools.manifest import TAR_BLOCK, read_manifest
+        from shard_tools.sample import read_record
 
         manifest = read_manifest(self.shards)
-        reader = Reader(manifest, len(manifest), 1, 2)
-        try:
-            rows = np.arange(len(manifest))
-            block = reader.start(rows)
-            reader.finish(block)
-            data = [record.tobytes() for record in reader.data(block)]
-        finally:
-            reader.close()
+        rows = np.arange(len(manifest))
+        data = [read_record(manifest, int(row))[TAR_BLOCK:].tobytes() for row in rows]
         names = ("split", "target", "fold", "shard", "offset", "size")
         columns = {"key": manifest.keys_of(rows), **{name: getattr(manifest, name).tolist() for name in names}}
         manifest.made["folds"] > 1  # noqa: B015 (as training asks)

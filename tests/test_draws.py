@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.batches import batch_slots
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig, Draws, draw, mixed_targets, partner_positions
-from pipeline.loader import batch_slots
 from pipeline.plan import Share
 from shard_tools.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Every graph against its NumPy twin, at full size, on real and on simulated snippets."""
+"""Every graph, and the CPU's own arithmetic, against their NumPy twin, at full size, on real and simulated snippets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from pipeline.canvas import CanvasConfig, Layout
+from pipeline.cpu_canvas import CpuCanvas, mix_pair, resize_weights, write_views
 from pipeline.draws import DrawConfig, Draws, draw
 from pipeline.graph import DRAW_INPUTS, GraphPlace, build_eval_graph, build_train_graph
-from shard_tools.cadence import KAGGLE_SHAPE, npy_header
+from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.simulate import SimulateConfig, plan_tasks, simulate_cadence
 from tests import twin
 
 SAMPLES = 6
 TOLERANCE = 1e-3
 WILD = DrawConfig(roll_frequency=0.5, shift_time=0.3, erase=0.8, gain=0.5, offset=1.0, cutmix=0.8)
-DEVICES = [None, pytest.param(0, marks=pytest.mark.gpu)]
+MAKERS = ["cpu", "dali", pytest.param("dali on a GPU", marks=pytest.mark.gpu)]
 CANVASES = [
     CanvasConfig("stack6", 224, 224, normalise=False),
     CanvasConfig("stack6", 234, 256, sum_time_bins=7),
@@ -36,10 +37,6 @@ def short_name(canvas: CanvasConfig) -> str:
     return f"{canvas.canvas}-{canvas.height}x{canvas.width}-{canvas.sum_time_bins}-{canvas.subtract}-{canvas.compress}"
 
 
-def to_bytes(snippet: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(npy_header(snippet.shape) + snippet.tobytes(), np.uint8)
-
-
 def run_once(build: Callable[..., object], inputs: tuple[object, ...], *arguments: object) -> npt.NDArray[np.float32]:
     calls = iter([inputs])
     graph = build(lambda: next(calls), *arguments)
@@ -48,8 +45,40 @@ def run_once(build: Callable[..., object], inputs: tuple[object, ...], *argument
     return torch.from_dlpack(output.as_tensor()).cpu().numpy().copy()
 
 
-def place(device: int | None) -> GraphPlace:
-    return GraphPlace(max_batch=SAMPLES, threads=2, device_id=device)
+def place(maker: str) -> GraphPlace:
+    return GraphPlace(max_batch=SAMPLES, threads=2, device_id=0 if maker == "dali on a GPU" else None)
+
+
+def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> npt.NDArray[np.float32]:
+    """(n, C, H, W) as `maker` makes them for training."""
+    shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
+    if maker != "cpu":
+        return run_once(build_train_graph, (snippets, *as_inputs(draws)), canvas, shape, place(maker))
+    arithmetic = CpuCanvas(canvas, shape)
+    planes = {
+        slot: arithmetic.augment(arithmetic.to_planes(torch.from_numpy(snippet)), draws, slot)
+        for slot, snippet in enumerate(snippets)
+    }
+    for slot in range(0, SAMPLES, 2):
+        mix_pair(planes, draws, (slot, slot + 1))
+    images = np.empty((SAMPLES, canvas.channels, canvas.height, canvas.width), np.float32)
+    for slot in range(SAMPLES):
+        arithmetic.write_canvas(planes[slot], images[slot])
+    return images
+
+
+def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDArray[np.float32]:
+    """(n, V, C, H, W) as `maker` makes them for evaluation."""
+    shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
+    if maker != "cpu":
+        return run_once(build_eval_graph, (snippets,), canvas, shape, canvas.views, place(maker))
+    arithmetic = CpuCanvas(canvas, shape)
+    image = np.empty((canvas.channels, canvas.height, canvas.width), np.float32)
+    views = np.empty((SAMPLES, len(canvas.views), *image.shape), np.float32)
+    for snippet, out in zip(snippets, views, strict=True):
+        arithmetic.write_canvas(arithmetic.to_planes(torch.from_numpy(snippet)), image)
+        write_views(image, canvas.views, out)
+    return views
 
 
 def draws_for(canvas: CanvasConfig, shape: tuple[int, int, int], config: DrawConfig = WILD, seed: int = 5) -> Draws:
@@ -66,18 +95,16 @@ def as_inputs(draws: Draws) -> list[npt.NDArray[np.generic]]:
     ]
 
 
-def check_train_graph(snippets: Snippets, canvas: CanvasConfig, draws: Draws, device: int | None) -> None:
-    inputs = ([to_bytes(snippet) for snippet in snippets], *as_inputs(draws))
-    found = run_once(build_train_graph, inputs, canvas, snippets.shape[1:], place(device))
+def check_training(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> None:
+    found = train_images(snippets, canvas, draws, maker)
     planes = [twin.augmented(twin.planes_of(snippet, canvas), canvas, draws, k) for k, snippet in enumerate(snippets)]
     expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
     assert found.shape == (SAMPLES, canvas.channels, canvas.height, canvas.width)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def check_eval_graph(snippets: Snippets, canvas: CanvasConfig, device: int | None) -> None:
-    inputs = ([to_bytes(snippet) for snippet in snippets],)
-    found = run_once(build_eval_graph, inputs, canvas, snippets.shape[1:], canvas.views, place(device))
+def check_evaluation(snippets: Snippets, canvas: CanvasConfig, maker: str) -> None:
+    found = eval_images(snippets, canvas, maker)
     images = [twin.canvas_of(twin.planes_of(snippet, canvas), canvas) for snippet in snippets]
     expected = np.stack([twin.views_of(image, canvas.views) for image in images])
     assert found.shape == (SAMPLES, len(canvas.views), canvas.channels, canvas.height, canvas.width)
@@ -107,58 +134,70 @@ def real(kaggle_seti: Path) -> Snippets:
     return np.stack([np.load(file) for file in files])
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("canvas", CANVASES, ids=short_name)
-def test_the_training_graph_equals_its_twin(structured: Snippets, canvas: CanvasConfig, device: int | None) -> None:
-    check_train_graph(structured, canvas, draws_for(canvas, KAGGLE_SHAPE), device)
+def test_training_images_equal_the_twins(structured: Snippets, canvas: CanvasConfig, maker: str) -> None:
+    check_training(structured, canvas, draws_for(canvas, KAGGLE_SHAPE), maker)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("canvas", CANVASES, ids=short_name)
-def test_the_evaluation_graph_equals_its_twin(structured: Snippets, canvas: CanvasConfig, device: int | None) -> None:
-    check_eval_graph(structured, canvas, device)
+def test_evaluation_images_equal_the_twins(structured: Snippets, canvas: CanvasConfig, maker: str) -> None:
+    check_evaluation(structured, canvas, maker)
 
 
+@pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("canvas", CANVASES[::3], ids=short_name)
-def test_both_graphs_equal_their_twins_on_simulated_snippets(simulated: Snippets, canvas: CanvasConfig) -> None:
-    check_train_graph(simulated, canvas, draws_for(canvas, KAGGLE_SHAPE, seed=6), None)
-    check_eval_graph(simulated, canvas, None)
+def test_images_equal_the_twins_on_simulated_snippets(simulated: Snippets, canvas: CanvasConfig, maker: str) -> None:
+    check_training(simulated, canvas, draws_for(canvas, KAGGLE_SHAPE, seed=6), maker)
+    check_evaluation(simulated, canvas, maker)
 
 
 @pytest.mark.kaggle
+@pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("canvas", CANVASES[::3], ids=short_name)
-def test_both_graphs_equal_their_twins_on_real_snippets(real: Snippets, canvas: CanvasConfig) -> None:
-    check_train_graph(real, canvas, draws_for(canvas, KAGGLE_SHAPE, seed=7), None)
-    check_eval_graph(real, canvas, None)
+def test_images_equal_the_twins_on_real_snippets(real: Snippets, canvas: CanvasConfig, maker: str) -> None:
+    check_training(real, canvas, draws_for(canvas, KAGGLE_SHAPE, seed=7), maker)
+    check_evaluation(real, canvas, maker)
 
 
+@pytest.mark.parametrize(("old", "new"), [(1638, 224), (256, 224), (56, 224), (63, 56), (7, 9)])
+def test_inside_its_edges_the_resize_is_torchs_antialiased_one(old: int, new: int) -> None:
+    columns = torch.eye(old).reshape(1, 1, old, old)
+    theirs = torch.nn.functional.interpolate(columns, (new, old), mode="bilinear", antialias=True)
+    weights = resize_weights(old, new)
+    assert weights is not None
+    inside = slice(1, -1)  # torch cuts the triangle off at the edge, DALI repeats the edge
+    np.testing.assert_allclose(weights.toarray()[inside], theirs[0, 0].numpy()[inside], atol=1e-4)
+
+
+@pytest.mark.parametrize("maker", ["cpu", "dali"])
 @pytest.mark.parametrize("box", ["box", "band"])
-def test_the_weight_of_a_mixed_sample_is_the_share_of_pixels_it_kept(structured: Snippets, box: str) -> None:
+def test_the_weight_of_a_mixed_sample_is_the_share_of_pixels_it_kept(
+    structured: Snippets, box: str, maker: str
+) -> None:
     canvas = CanvasConfig("on_off", 3 * 39, 256, sum_time_bins=7, normalise=False)
     quiet = {"flip_frequency": 0, "flip_time": 0, "roll_frequency": 0, "shift_time": 0, "gain": 0, "offset": 0}
     config = DrawConfig(**quiet, erase=0, cutmix=1, cutmix_box=box)  # type: ignore[arg-type]
     draws = draws_for(canvas, KAGGLE_SHAPE, config)
     marked = np.ones_like(structured) * np.arange(SAMPLES, dtype=np.float16).reshape(-1, 1, 1, 1)
-    inputs = ([to_bytes(snippet) for snippet in marked], *as_inputs(draws))
-    images = run_once(build_train_graph, inputs, canvas, KAGGLE_SHAPE, place(None))
+    images = train_images(marked, canvas, draws, maker)
     own = np.isclose(images, np.arange(SAMPLES).reshape(-1, 1, 1, 1) * np.sqrt(7))
     np.testing.assert_allclose(own.mean(axis=(1, 2, 3)), draws.kept, atol=1e-9)
     assert (draws.kept < 1).any()
 
 
+@pytest.mark.parametrize("maker", ["cpu", "dali"])
 @pytest.mark.parametrize("layout", ["stack6", "on", "on_off", "panels"])
-def test_no_flip_moves_an_on_panel_into_an_off_slot(layout: Layout) -> None:
+def test_no_flip_moves_an_on_panel_into_an_off_slot(layout: Layout, maker: str) -> None:
     """Mark the ON panels 1 and the OFF panels 0: every view and every draw has to keep the marks where they are."""
     canvas = CanvasConfig(layout, 6 * 39 if layout == "stack6" else 39 * 3, 256, sum_time_bins=7, normalise=False)
     if layout == "panels":
         canvas = CanvasConfig(layout, 39, 256, sum_time_bins=7, normalise=False)
     marked = np.zeros((SAMPLES, *KAGGLE_SHAPE), np.float16)
     marked[:, [0, 2, 4]] = 1
-    views = run_once(
-        build_eval_graph, ([to_bytes(s) for s in marked],), canvas, KAGGLE_SHAPE, canvas.views, place(None)
-    )
+    views = eval_images(marked, canvas, maker)
     assert (views == views[:, :1]).all()
     config = DrawConfig(flip_frequency=1, flip_time=1, erase=0, gain=0, offset=0, shift_time=0, cutmix=1)
-    inputs = ([to_bytes(s) for s in marked], *as_inputs(draws_for(canvas, KAGGLE_SHAPE, config)))
-    trained = run_once(build_train_graph, inputs, canvas, KAGGLE_SHAPE, place(None))
+    trained = train_images(marked, canvas, draws_for(canvas, KAGGLE_SHAPE, config), maker)
     np.testing.assert_allclose(trained, views[:, 0], atol=1e-6)

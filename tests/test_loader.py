@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.randomness import Int64s
-from pipeline.reader import Bytes, Reader
 from shard_tools.errors import InputError
 from shard_tools.manifest import TAR_BLOCK, Manifest, read_manifest
 from tests.tiny import CANVAS, SHAPE, pack_tiny
@@ -142,20 +140,34 @@ def test_evaluation_batches_are_the_plain_canvases_in_order(manifest: Manifest) 
     loader.close()
 
 
-def read_all(reader: Reader, rows: Int64s) -> list[Bytes]:
-    block = reader.start(rows)
-    reader.finish(block)
-    return reader.data(block)
+def test_without_a_canvas_the_snippets_come_as_they_are(manifest: Manifest) -> None:
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "uniform", seed=3)
+    loader = Loader(manifest, order, Share(len(rows), 8), None)
+    kept = [batch for _ in range(2) for batch in loader]
+    for batch in kept:
+        assert batch.image.is_contiguous() and batch.image.dtype == torch.float16
+        for row, snippet in zip(batch.row.tolist(), batch.image, strict=True):
+            source = next((manifest.root.parent / "data").rglob(f"{manifest.key(row)}.npy"))
+            assert np.array_equal(np.load(source), snippet.numpy())
+    assert sorted(row for batch in kept for row in batch.row[batch.counts].tolist()) == sorted([*rows, *rows])
+    loader.close()
 
 
-def test_the_reader_gives_the_files_own_bytes(manifest: Manifest) -> None:
-    reader = Reader(manifest, batch_size=16, blocks=2, threads=3)
-    for rows in np.array_split(np.arange(len(manifest)), 5):
-        for row, data in zip(rows, read_all(reader, rows), strict=True):
-            key = manifest.key(row)
-            source = next((manifest.root.parent / "data").rglob(f"{key}.npy"))
-            assert data.tobytes() == source.read_bytes()
-    reader.close()
+def test_both_engines_make_the_same_batches(manifest: Manifest) -> None:
+    """Of an odd size, so that CutMix partners lie outside some batches."""
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "uniform", seed=3)
+    for draws in (DrawConfig(cutmix=1.0, erase=0.5), None):
+        engines = [
+            Loader(manifest, order, Share(len(rows), 7), CANVAS, draws, config=LoaderConfig(engine=engine))
+            for engine in ("torch", "dali")
+        ]
+        for ours, theirs in zip(*engines, strict=True):
+            torch.testing.assert_close(ours.image, theirs.image, atol=1e-3, rtol=1e-3)
+            assert torch.equal(ours.target, theirs.target) and torch.equal(ours.row, theirs.row)
+        for loader in engines:
+            loader.close()
 
 
 def damaged(manifest: Manifest, tmp_path: Path) -> Manifest:

@@ -7,9 +7,8 @@ C, H, W canvas; n samples; V views.
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.canvas import CanvasConfig
+from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
 from pipeline.draws import Draws
-from pipeline.graph import NORMALISE_EPSILON
 
 Array = npt.NDArray[np.float64]
 

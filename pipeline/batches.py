@@ -1,0 +1,75 @@
+"""One batch as it is planned: which samples it holds, and what happens to each. Pure."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.canvas import CanvasConfig
+from pipeline.draws import DrawConfig, Draws, Int32s, draw, partner_positions
+from pipeline.plan import Order, Share
+from pipeline.randomness import Int64s
+from shard_tools.errors import InputError
+
+EXTRA = 2  # a contiguous batch of odd size has at most a partner before its start and one after its end
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One batch. Its slots are the samples of the batch, then CutMix partners outside it."""
+
+    positions: Int64s
+    """Of each slot in the epoch."""
+    counts: npt.NDArray[np.bool_]
+    """(B,) of the batch alone; False for the repeats that fill up the last one."""
+    draws: Draws | None
+    """Of each slot, partners being slots; None in evaluation."""
+    rows: Int64s
+    """Of each slot in the manifest; changed where a bad sample is replaced."""
+    failed: dict[int, InputError] = field(default_factory=dict)
+    """Why a slot's sample could not be read."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans the batches of one rank."""
+
+    order: Order
+    share: Share
+    draws: DrawConfig | None
+    canvas: CanvasConfig | None
+    planes: tuple[int, int, int]
+    """(N, T, F) of the canvas; only draws look at it."""
+
+    def plan(self, epoch: int, micro: int) -> Planned:
+        """Batch `micro` of this rank's share of an epoch."""
+        positions, counts = self.share.positions(*divmod(micro, self.share.accumulate))
+        if self.draws is None or self.canvas is None:
+            return Planned(positions, counts, None, self.order.rows_at(epoch, positions))
+        length = len(self.order)
+        slots, partner = batch_slots(positions, counts, length)
+        draws = draw(
+            self.draws,
+            self.canvas,
+            self.planes,
+            seed=self.order.seed,
+            epoch=epoch,
+            positions=slots,
+            length=length,
+        )
+        return Planned(slots, counts, replace(draws, partner=partner), self.order.rows_at(epoch, slots))
+
+
+def batch_slots(positions: Int64s, counts: npt.NDArray[np.bool_], length: int) -> tuple[Int64s, Int32s]:
+    """The positions that a training batch has to hold, and where in it each one's CutMix partner lies.
+
+    The batch's own positions come first. Those that count are contiguous, so at most two partners lie outside and are
+    added; a batch of even size has none. What does not count, and what was added, is its own partner.
+    """
+    own = positions[counts]
+    partners = partner_positions(own, length)
+    slots = np.concatenate([positions, np.setdiff1d(partners, own)])
+    places = np.arange(len(slots), dtype=np.int32)
+    place_of = {int(position): place for place, position in reversed(list(enumerate(slots)))}
+    places[: len(own)] = [place_of[int(position)] for position in partners]
+    return slots, places

@@ -1,0 +1,91 @@
+"""Images made by DALI: blocks of snippets are read ahead and fed into a graph on the device."""
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from pipeline.batches import Planned
+from pipeline.canvas import CanvasConfig
+from pipeline.graph import DRAW_INPUTS, PREFETCH_DEPTH, GraphPlace, build_eval_graph, build_train_graph
+from pipeline.reader import Block, Reader
+from pipeline.skipping import BadSamples
+
+
+class DaliImages:
+    """Makes the images of planned batches, float32 (B, C, H, W), or (B, V, C, H, W) of the views."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        canvas: CanvasConfig,
+        shape: tuple[int, int, int],
+        views: tuple[str, ...] | None,
+        bad: BadSamples,
+        place: GraphPlace,
+    ) -> None:
+        """`views` None: training images. `shape` is a snippet's (P, t, F)."""
+        self._reader, self._bad, self._place = reader, bad, place
+        self._reading: deque[tuple[Block, int]] = deque()
+        self._in_graph: deque[Block] = deque()
+        self._copying: deque[tuple[Any, Block, torch.cuda.Event]] = deque()
+        if views is None:
+            self._graph = build_train_graph(self._feed, canvas, shape, place)
+        else:
+            self._graph = build_eval_graph(self._feed, canvas, shape, views, place)
+        self._graph.build()
+
+    def start(self, planned: Planned, epoch: int) -> None:
+        """Begin to read a batch, and return at once."""
+        self._reading.append((self._reader.start(planned), epoch))
+
+    def next(self) -> tuple[Planned, Tensor]:
+        """The oldest batch that was begun and not yet handed out; raises InputError for a sample that is bad."""
+        (output,) = self._graph.run()
+        # A block is let go of, and its memory used again, when its batch has left the graph.
+        block = self._in_graph.popleft()
+        return block.planned, self._image(output, block)[: len(block.planned.counts)]
+
+    def reset(self) -> None:
+        """Let go of all that was begun."""
+        while self._reading:
+            self._reading.popleft()[0].wait()
+        while self._in_graph:
+            self._graph.run()
+            self._in_graph.popleft()
+        self._graph.reset()
+
+    def close(self) -> None:
+        """Stop the reader's threads."""
+        self._reader.close()
+
+    def _feed(self) -> tuple[Any, ...]:
+        """The graph's next inputs."""
+        if not self._reading:
+            raise StopIteration
+        block, epoch = self._reading.popleft()
+        block.wait()
+        planned = block.planned
+        self._bad.settle(planned, epoch, lambda slot, row: self._reader.read(block, slot, row))
+        self._in_graph.append(block)
+        snippets = block.snippets.numpy()
+        if planned.draws is None:
+            return (snippets,)
+        return (snippets, *(getattr(planned.draws, name) for name in DRAW_INPUTS))
+
+    def _image(self, output: Any, block: Block) -> Tensor:
+        """The canvases of a batch, as a tensor that stays what it is."""
+        image = from_dlpack(output.as_tensor())
+        if not self._place.on_gpu:
+            return image
+        # DALI knows nothing of torch's stream: it gets its memory back when torch has copied from it, not when Python
+        # has let go of it. Two batches later the copy is long done, so that nothing waits.
+        copy = image.clone()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        self._copying.append((output, block, copied))
+        while len(self._copying) > PREFETCH_DEPTH:
+            self._copying.popleft()[2].synchronize()
+        return copy
