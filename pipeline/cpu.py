@@ -50,7 +50,7 @@ class CpuImages:
         config = canvas.canvas
         image = (config.channels, config.height, config.width)
         shape = (batch_size, *image) if views is None else (batch_size, len(views), *image)
-        self._images, self._snippets = BufferPool(shape, torch.float32), BufferPool(manifest.shape, torch.float16)
+        self._images, self._snippets = BufferPool(shape, np.float32), BufferPool(manifest.shape, np.float16)
         self._started: deque[_Work] = deque()
         self._cores = threading.Semaphore(threads)
         self._threads = max(threads, read_threads)

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.batches import Planned
@@ -51,7 +50,7 @@ class Reader:
     def __init__(self, manifest: Manifest, max_slots: int, threads: int, pinned: bool = False) -> None:
         """`pinned` buffers, for a GPU, copy without a detour."""
         self._manifest, self._threads = manifest, threads
-        self._pool = BufferPool((max_slots, *manifest.shape), torch.float16, pinned)
+        self._pool = BufferPool((max_slots, *manifest.shape), np.float16, pinned)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="reader")
 
     def start(self, planned: Planned) -> Block:

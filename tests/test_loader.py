@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.buffers import BufferPool
 from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
@@ -63,6 +64,19 @@ def test_a_batch_stays_what_it_is_while_others_follow(manifest: Manifest) -> Non
     kept = [(batch, copied(batch)) for _ in range(3) for batch in loader]
     assert same([copied(batch) for batch, _ in kept], [before for _, before in kept])
     loader.close()
+
+
+def test_memory_is_used_again_when_no_view_of_it_is_left_and_not_before() -> None:
+    pool = BufferPool((2, 3), np.float32)
+    tensor = pool.take()
+    address, view = tensor.data_ptr(), tensor[1]
+    del tensor
+    assert pool.take().data_ptr() != address
+    other = view.numpy()
+    del view
+    assert pool.take().data_ptr() != address
+    del other
+    assert address in (pool.take().data_ptr(), pool.take().data_ptr())
 
 
 @settings(max_examples=12)
