@@ -13,10 +13,12 @@ $(foreach name,DATA SHARDS RUN,$(if $(word 2,$($(name))),\
 ifdef PYTHON
   READY :=
   READY_DEV :=
+  READY_BENCH :=
 else
   PYTHON    := .venv/bin/python
   READY     := .venv/installed
   READY_DEV := .venv/installed-dev
+  READY_BENCH := .venv/installed-bench
 endif
 BASE_PYTHON ?= python3
 # Bright needles, half of the cadences: enough for a small model to learn from in minutes.
@@ -24,7 +26,7 @@ DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --sn
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv $(SHARDS)/manifest.json $(RUN)/summary.json $(RUN)/submission.csv
-.PHONY: help shards train infer test fuzz chaos lint format clean
+.PHONY: help shards train infer test fuzz chaos bench bench-check gpu-check lint format clean
 
 help:
 	@echo 'make shards   pack the data into WebDataset shards'
@@ -33,6 +35,8 @@ help:
 	@echo 'make test     run the tests'
 	@echo 'make lint     check style, types and imports'
 	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
+	@echo 'make bench    measure loading, training, prediction and packing against others'
+	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'
 	@echo
 	@echo 'Without data in input/ (train_labels.csv, train/, sample_submission.csv, test/)'
@@ -57,6 +61,12 @@ help:
 	@echo 'installing requirements-dev.txt into .venv (some 6 GB, a few minutes)'
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed
+
+.venv/installed-bench: requirements-bench.txt requirements-dev.txt requirements.txt | .venv/bin/python
+	@echo 'installing requirements-bench.txt into .venv (some 6 GB, a few minutes)'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
+	@touch $@ .venv/installed .venv/installed-dev
 
 demo/input/train_labels.csv: | $(READY)
 	@echo 'input/ has no data: simulating a demonstration data set under demo/'
@@ -89,6 +99,24 @@ fuzz: $(READY_DEV)
 
 chaos: $(READY_DEV)
 	$(PYTHON) -m tests.chaos --kills 20 $(ARGS)
+
+bench: $(READY_BENCH)
+	$(PYTHON) benchmarks/loader_bench.py --peers all --workloads raw canvas train tta $(ARGS)
+	$(PYTHON) benchmarks/train_bench.py
+	$(PYTHON) benchmarks/train_bench.py --what infer
+	$(PYTHON) benchmarks/pack_bench.py
+	$(PYTHON) benchmarks/report.py --readme README.md
+
+# Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
+bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl
+bench-check: $(READY_DEV)
+	$(PYTHON) benchmarks/loader_bench.py --quick --check --check-margin 0.3
+	$(PYTHON) benchmarks/train_bench.py --cadences 64 --rounds 3 --check --check-margin 0.7
+	$(PYTHON) benchmarks/pack_bench.py --cadences 300 --rounds 3 --check --check-margin 0.4
+
+# Without installing anything: such a machine may have no network. PYTHON=python3 names its own interpreter.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 lint: $(READY_DEV)
 	$(PYTHON) -m ruff check .

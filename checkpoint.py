@@ -3,9 +3,11 @@
 RUN/checkpoints/step-00000123/ holds one; `last` and `best` are links to two of them.
 """
 
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,13 +22,13 @@ _HASHES = "sha256.json"  # neither safetensors nor torch.load notices a flipped 
 LAST, BEST = "last", "best"
 
 
-def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bool) -> None:
+def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bool = False) -> None:
     """Write a checkpoint and point `last`, and if it is the best so far `best`, to it; drop those nothing points to.
 
     Every rank calls it. What `accelerator.register_for_checkpointing` was told of is in it.
     """
     folder = run_dir / _FOLDER
-    name = f"step-{step:08d}"
+    name = next(_names(step))
     temporary = folder / f".{name}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -43,15 +45,22 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bo
         (temporary / _HASHES).write_text(json.dumps(_read_hashes(temporary), indent=1) + "\n")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)  # or a power cut could leave nothing but the name, after the one before is gone
+        name = next(name for name in _names(step) if name not in _pointed_to(folder))
         shutil.rmtree(folder / name, ignore_errors=True)
         temporary.rename(folder / name)
         for link in (LAST, BEST) if best else (LAST,):
             _point(folder / link, name)
-        kept = {(folder / link).readlink().name for link in (LAST, BEST) if (folder / link).is_symlink()}
+        kept = _pointed_to(folder)
         for path in [*folder.glob("step-*"), *folder.glob(".*.tmp")]:
             if path.name not in kept:
                 shutil.rmtree(path)
     accelerator.wait_for_everyone()
+
+
+def point_best_to_last(run_dir: Path) -> None:
+    """Keep the last checkpoint as the best so far."""
+    folder = run_dir / _FOLDER
+    _point(folder / BEST, (folder / LAST).readlink().name)
 
 
 def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
@@ -77,6 +86,15 @@ def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
             f"folder, or delete {run_dir} to start over"
         ) from None
     return True
+
+
+def _names(step: int) -> Iterator[str]:
+    """Names for checkpoints after a step: more than one, since what a link points to is never replaced in place."""
+    return (f"step-{step:08d}{suffix}" for suffix in itertools.chain([""], map("-{}".format, itertools.count(2))))
+
+
+def _pointed_to(folder: Path) -> set[str]:
+    return {(folder / link).readlink().name for link in (LAST, BEST) if (folder / link).is_symlink()}
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import io
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -81,11 +81,15 @@ def build_accelerator(precision: str, **options: Any) -> Accelerator:
 
 
 def predict(
-    accelerator: Accelerator, model: nn.Module, loader: Loader, label: str
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: Loader,
+    label: str,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Rows and logits of everything the loader's order holds, over all ranks, each row once, sorted.
 
-    Logits are averaged over the views of a batch (B, V, C, H, W).
+    Logits are averaged over the views of a batch (B, V, C, H, W). `after_batch` may end it by raising.
     """
     model.eval()
     rows, counts, logits = [], [], []
@@ -96,6 +100,7 @@ def predict(
             rows.append(batch.row)
             counts.append(batch.counts)
             logits.append(views.double().mean(dim=1))
+            after_batch()
     row, count, logit = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in (rows, counts, logits))
     unique, values = unique_rows(row[count], logit[count])
     return unique.astype(np.int64), values.astype(np.float64)

@@ -44,6 +44,8 @@ class Progress:
     """One line per finished epoch."""
     loss_sum: float = 0.0
     """Of the steps of this epoch that were done before the last checkpoint in it, over all ranks."""
+    trained: dict[str, float] | None = None
+    """Loss, rate and stall of an epoch that is trained and not yet validated."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Key and reason of every bad sample that was replaced, over all ranks."""
 

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from checkpoint import load_last_checkpoint, save_checkpoint
+from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
 from infer import build_accelerator, predict
 from metrics import average_precision, roc_auc, sigmoid
@@ -49,7 +49,7 @@ def soft_target_loss(logit: Tensor, batch: Batch, share: Share) -> Tensor:
 
 
 class RunInterruptedError(Exception):
-    """The run was asked to stop, and has written a checkpoint."""
+    """The run was asked to stop, and its last checkpoint holds all that was trained."""
 
 
 class Timed:
@@ -70,6 +70,26 @@ class Timed:
             yield batch
 
 
+def train_step(run: Run, batch: Batch, is_last: bool = True) -> Tensor:
+    """Learn from one micro-batch, and after the last of a step take the step; return its part of the step's loss."""
+    share, state = run.train_loader.share, run.progress
+    with contextlib.nullcontext() if is_last else run.accelerator.no_sync(run.model):
+        with run.accelerator.autocast():
+            logit = run.model(batch.image).squeeze(1)
+        loss = soft_target_loss(logit, batch, share)
+        run.accelerator.backward(loss)
+    if is_last:
+        run.schedule.step_update(state.step)
+        if run.config.clip:
+            run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.clip)
+        run.optimiser.step()
+        run.optimiser.zero_grad(set_to_none=True)
+        state.step += 1
+        if run.ema is not None:
+            run.ema.update(run.bare_model, step=state.step)
+    return loss.detach()
+
+
 def train_epoch(run: Run) -> dict[str, float]:
     """Train to the end of the epoch that the loader is in; return its loss, rate and stall."""
     config, share, state = run.config, run.train_loader.share, run.progress
@@ -81,28 +101,15 @@ def train_epoch(run: Run) -> dict[str, float]:
     began = time.perf_counter()
     left = (share.steps - first % share.steps) * share.accumulate
     for micro, batch in enumerate(progress(batches, left, f"epoch {len(state.history) + 1}", "batches"), start=1):
-        last_of_step = micro % share.accumulate == 0
-        with contextlib.nullcontext() if last_of_step else run.accelerator.no_sync(run.model):
-            with run.accelerator.autocast():
-                logit = run.model(batch.image).squeeze(1)
-            loss = soft_target_loss(logit, batch, share)
-            run.accelerator.backward(loss)
-        losses += loss.detach()
-        if not last_of_step:
+        is_last = micro % share.accumulate == 0
+        losses += train_step(run, batch, is_last)
+        if not is_last:
             continue
-        run.schedule.step_update(state.step)
-        if config.clip:
-            run.accelerator.clip_grad_norm_(run.model.parameters(), config.clip)
-        run.optimiser.step()
-        run.optimiser.zero_grad(set_to_none=True)
-        state.step += 1
-        if run.ema is not None:
-            run.ema.update(run.bare_model, step=state.step)
         stop, due = run.interruption.agree()
         due |= bool(config.checkpoint_every) and state.step % config.checkpoint_every == 0
         if state.step % share.steps and (stop or due):  # the end of an epoch has its own
             state.loss_sum, losses = state.loss_sum + _over_ranks(run, losses), torch.zeros_like(losses)
-            _save(run, best=False)
+            _save(run)
             if stop:
                 raise RunInterruptedError
     loss_sum = state.loss_sum + _over_ranks(run, losses)
@@ -122,8 +129,13 @@ def _over_ranks(run: Run, losses: Tensor) -> float:
 
 
 def validate(run: Run) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Rows and scores of the whole held-out fold."""
-    rows, logit = predict(run.accelerator, run.judged_model, run.valid_loader, "validation")
+    """Rows and scores of the whole held-out fold. Raises RunInterruptedError between two batches."""
+
+    def stop_if_asked() -> None:
+        if run.interruption.agree()[0]:
+            raise RunInterruptedError
+
+    rows, logit = predict(run.accelerator, run.judged_model, run.valid_loader, "validation", stop_if_asked)
     if not np.isfinite(logit).all():
         raise InputError(
             f"epoch {len(run.progress.history) + 1}: the model's output is not finite any more; start again with a "
@@ -151,30 +163,36 @@ def train(config: TrainConfig) -> None:
         )  # fmt: skip
         with run.interruption:
             while len(run.progress.history) < config.epochs:
-                line = {"epoch": float(len(run.progress.history) + 1), **train_epoch(run)}
-                _finish_epoch(run, line)
+                if run.progress.trained is None:
+                    run.progress.trained = train_epoch(run)
+                    # Before the validation: a run that ends in it, or while it is written down, repeats that alone.
+                    _save(run)
+                _finish_epoch(run, run.progress.trained)
         _finish_run(run)
         run.train_loader.close()
         run.valid_loader.close()
     accelerator.end_training()
 
 
-def _finish_epoch(run: Run, line: dict[str, float]) -> None:
-    """Validate, keep the best weights and their scores, write the epoch down and make a checkpoint."""
+def _finish_epoch(run: Run, trained: dict[str, float]) -> None:
+    """Validate what was trained, keep the best weights and their scores, and write the epoch down."""
     began = time.perf_counter()
     rows, score = validate(run)
     target = run.manifest.target[rows]
+    line = {"epoch": float(len(run.progress.history) + 1), **trained}
     line["auc"], line["average_precision"] = roc_auc(target, score), average_precision(target, score)
     line["validation_s"] = time.perf_counter() - began
     line["learning_rate"] = run.optimiser.param_groups[0]["lr"]
     is_best = line["auc"] > run.progress.best_auc or not run.progress.history
     run.progress.best_auc = max(run.progress.best_auc, line["auc"])
     run.progress.history.append(line)
+    run.progress.trained = None
     run_dir = run.config.run_dir
     if run.accelerator.is_main_process:
         if is_best:
             save_weights(run_dir / "best.safetensors", run.judged_model.state_dict(), about_weights(run, line["auc"]))
             _write_scores(run_dir / "oof.csv", run.manifest.keys_of(rows), target, score)
+            point_best_to_last(run_dir)
         lines = "".join(json.dumps(entry) + "\n" for entry in run.progress.history)
         write_whole(run_dir / "metrics.jsonl", lines)
         write_curves(run_dir / "curves.png", run.progress.history)
@@ -184,12 +202,11 @@ def _finish_epoch(run: Run, line: dict[str, float]) -> None:
         line["epoch"], run.config.epochs, line["loss"], line["auc"], " (best)" if is_best else "",
         line["cadences_per_s"], 100 * line["stall"],
     )  # fmt: skip
-    _save(run, best=is_best)
-    if run.interruption.agree()[0] and len(run.progress.history) < run.config.epochs:
-        raise RunInterruptedError
+    if len(run.progress.history) == run.config.epochs:
+        _save(run, best=is_best)  # or a finished run that is started again would validate again
 
 
-def _save(run: Run, best: bool) -> None:
+def _save(run: Run, best: bool = False) -> None:
     run.progress.skipped |= dict(gather_object(list(run.train_loader.skipped.items())))
     save_checkpoint(run.accelerator, run.config.run_dir, run.progress.step, best)
     run.interruption.checkpoint_was_made()

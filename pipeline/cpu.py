@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.batches import Planned
@@ -54,7 +53,7 @@ class CpuImages:
         self._started: deque[_Work] = deque()
         self._cores = threading.Semaphore(threads)
         self._threads = max(threads, read_threads)
-        self._executor = ThreadPoolExecutor(self._threads, "canvas", initializer=_use_one_core)
+        self._executor = ThreadPoolExecutor(self._threads, "canvas")
 
     def start(self, planned: Planned, epoch: int) -> None:
         """Begin to make the images of a batch, and return at once."""
@@ -101,7 +100,7 @@ class CpuImages:
         snippet = self._snippets.take()
         read_values(self._manifest, int(planned.rows[slot]), snippet.numpy().reshape(-1).view(np.uint8))
         with self._cores:
-            planes = self._canvas.to_planes(snippet)
+            planes = self._canvas.to_planes(snippet.numpy())
             return planes if planned.draws is None else self._canvas.augment(planes, planned.draws, slot)
 
     def _write(self, work: _Work, group: Group, planes: dict[int, Float32s]) -> None:
@@ -132,8 +131,3 @@ def _groups(planned: Planned) -> list[Group]:
             groups.append([slot] if partner == slot else [slot, partner])
             taken.update(groups[-1])
     return groups
-
-
-def _use_one_core() -> None:
-    # These threads are the parallelism. The setting is of the calling thread alone.
-    torch.set_num_threads(1)

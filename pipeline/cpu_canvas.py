@@ -1,7 +1,7 @@
 """The arithmetic of the graphs for one sample on one CPU core: values in, canvas out.
 
-It computes what pipeline/graph.py describes for DALI. DALI's CPU operators widen float16, bend and resize value by
-value; these kernels use the whole width of the CPU, and take a third to a tenth of the time (docs/performance.md).
+It computes what pipeline/graph.py describes for DALI, whose CPU operators widen float16, bend and resize value by
+value: here it takes a tenth of the time (docs/performance.md).
 
 Axes: P positions, t time bins before summing, N planes, T time bins, F frequency channels; C, H, W canvas; V views.
 """
@@ -10,11 +10,10 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from scipy.sparse import csr_array
-from torch import Tensor
-from torch.nn.functional import layer_norm
 
+from pipeline import kernels
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
 from pipeline.draws import Draws, Float32s
 
@@ -26,51 +25,41 @@ class CpuCanvas:
         """`shape` is a snippet's (P, t, F)."""
         self.canvas, self.planes = canvas, canvas.plane_shape(shape)
         count, time_bins, channels = self.planes
-        self._panel = shape[1:]
         self._stack = (canvas.channels, count // canvas.channels * time_bins, channels)
-        self._vertical = resize_weights(self._stack[1], canvas.height)
-        self._horizontal = resize_weights(channels, canvas.width)
+        self._rows = resize_weights(self._stack[1], canvas.height)
+        self._columns = resize_weights(channels, canvas.width)
         self._scratch = threading.local()
 
-    def to_planes(self, snippet: Tensor) -> Float32s:
-        """(P, t, F) float16 to normalised planes (N, T, F), in memory that the thread's next call uses again."""
-        canvas, planes, wide = self.canvas, *self._buffers()
-        for plane, position in enumerate(canvas.positions):  # one by one: 0.3 MB stay in the core's cache, 1.7 do not
-            if canvas.sum_time_bins == 1:
-                planes[plane].copy_(snippet[position])
-            else:
-                wide.copy_(snippet[position])
-                torch.sum(wide.view(-1, canvas.sum_time_bins, wide.shape[-1]), 1, out=planes[plane])
-        values = planes
-        if canvas.sum_time_bins > 1:
-            values *= canvas.sum_time_bins**-0.5  # so that white noise keeps its standard deviation
+    def to_planes(self, snippet: npt.NDArray[np.float16]) -> Float32s:
+        """(P, t, F) to normalised planes (N, T, F), in memory that the thread's next call uses again."""
+        canvas, planes = self.canvas, self._buffer("planes")
+        bits = snippet.view(np.uint16)
+        scale = np.float32(canvas.sum_time_bins**-0.5)  # so that white noise keeps its standard deviation
+        for plane, position in zip(planes, canvas.positions, strict=True):
+            kernels.widen_and_sum(bits[position], canvas.sum_time_bins, scale, plane)
         if canvas.subtract != "none":
-            values -= values.mean((0, 1), keepdim=True)
-        if canvas.subtract == "lines_bursts":
-            values -= values.mean(2, keepdim=True)
+            kernels.subtract_means(planes, canvas.subtract == "lines_bursts")
         if canvas.normalise:
-            values = layer_norm(values, self.planes[1:], eps=NORMALISE_EPSILON)
-        found: Float32s = values.numpy()
-        return np.arcsinh(found, out=found) if canvas.compress == "asinh" else found
+            kernels.normalise(planes, NORMALISE_EPSILON)
+        # NumPy's own, which has vectors for it.
+        return np.arcsinh(planes, out=planes) if canvas.compress == "asinh" else planes
 
     def augment(self, planes: Float32s, draws: Draws, slot: int) -> Float32s:
         """Flip, roll, shift, scale and erase planes (N, T, F) as a slot's draws say; leaves `planes` as they are."""
-        count, time_bins, channels = self.planes
         # ON and OFF stacks reversed each as a whole: the order of panels turns round and no panel changes its slot.
         stacks = 1 if self.canvas.canvas == "on" or not self.canvas.flips_time else 2
-        source = planes.reshape(stacks, count // stacks, time_bins, channels)
-        if draws.flip_frequency[slot]:
-            source = source[..., ::-1]
-        if draws.flip_time[slot]:
-            source = source[:, ::-1, ::-1]
-        roll, shift = int(draws.roll[slot]), int(draws.shift[slot])
-        kept = np.s_[max(shift, 0) : time_bins + min(shift, 0)]
-        target = np.s_[max(-shift, 0) : time_bins + min(-shift, 0)]
-        values = np.full_like(planes, draws.offset[slot])
-        shifted = values.reshape(source.shape)
-        for to, of in ((np.s_[: channels - roll], np.s_[roll:]), (np.s_[channels - roll :], np.s_[:roll])):
-            np.multiply(source[:, :, kept, of], draws.gain[slot], out=shifted[:, :, target, to])
-        shifted[:, :, target] += draws.offset[slot]
+        values = np.empty_like(planes)
+        kernels.augment(
+            planes,
+            values,
+            stacks,
+            bool(draws.flip_frequency[slot]),
+            bool(draws.flip_time[slot]),
+            int(draws.roll[slot]),
+            int(draws.shift[slot]),
+            draws.gain[slot],
+            draws.offset[slot],
+        )
         start, extent = draws.erase_start[slot].astype(int), draws.erase_shape[slot].astype(int)
         values[tuple(slice(first, first + length) for first, length in zip(start, extent, strict=True))] = 0
         return values
@@ -78,21 +67,17 @@ class CpuCanvas:
     def write_canvas(self, planes: Float32s, image: Float32s) -> None:
         """Planes (N, T, F) into an image (C, H, W), resized by antialiased bilinear interpolation."""
         stack = planes.reshape(self._stack)
-        if self._vertical is not None:
-            stack = np.stack([self._vertical @ each for each in stack])
-        if self._horizontal is None:
+        if stack.shape == image.shape:
             image[:] = stack
-            return
-        channels, height, width = stack.shape
-        turned = self._horizontal @ np.ascontiguousarray(stack.reshape(-1, width).T)
-        image.reshape(channels * height, -1)[:] = turned.T
+        else:
+            kernels.resize(stack, self._rows, self._columns, image)
 
-    def _buffers(self) -> tuple[Tensor, Tensor]:
-        """A thread's memory for planes (N, T, F) and one wide panel (t, F): fresh memory would cost more."""
-        if not hasattr(self._scratch, "buffers"):
-            self._scratch.buffers = torch.zeros(self.planes), torch.zeros(self._panel)
-        buffers: tuple[Tensor, Tensor] = self._scratch.buffers
-        return buffers
+    def _buffer(self, name: str) -> Float32s:
+        """A thread's memory for planes (N, T, F): fresh memory would cost more than what is done in it."""
+        if not hasattr(self._scratch, name):
+            setattr(self._scratch, name, np.zeros(self.planes, np.float32))
+        buffer: Float32s = getattr(self._scratch, name)
+        return buffer
 
 
 def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
@@ -116,21 +101,20 @@ def mix_pair(planes: dict[int, Float32s], draws: Draws, pair: Sequence[int]) -> 
         planes[slot][box] = values
 
 
-def resize_weights(old: int, new: int) -> csr_array | None:
-    """(new, old) weights of a bilinear resize with antialiasing, along one axis; None where there is none to do.
+def resize_weights(old: int, new: int) -> kernels.Weights:
+    """The weights of a bilinear resize with antialiasing, along one axis.
 
     A triangle as wide as an output pixel around its centre, edge pixels repeated outwards: DALI's antialiased linear
-    interpolation, and torch's but for the outermost pixels. Nearly all weights are 0: as a sparse product the resize
-    of 1638 rows to 224 costs a tenth of the general routines'.
+    interpolation, and torch's but for the outermost pixels. Few of the weights are not 0: as a sparse product the
+    resize of 1638 rows to 224 costs a tenth of the general routines'.
     """
-    if old == new:
-        return None
     scale = old / new
     reach = max(scale, 1.0)
     margin = int(np.ceil(reach))
     centre = (np.arange(new) + 0.5)[:, None] * scale
     pixel = np.arange(-margin, old + margin)
     triangle = np.maximum(0, 1 - np.abs(pixel + 0.5 - centre) / reach)
-    weights = np.zeros((new, old))
-    np.add.at(weights.T, pixel.clip(0, old - 1), triangle.T)
-    return csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
+    dense = np.zeros((new, old))
+    np.add.at(dense.T, pixel.clip(0, old - 1), triangle.T)
+    weights = csr_array((dense / dense.sum(axis=1, keepdims=True)).astype(np.float32))
+    return weights.indptr.astype(np.int32), weights.indices.astype(np.int32), weights.data

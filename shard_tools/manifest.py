@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shard_tools.cadence import PANELS
 from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError
-from shard_tools.samples import SAMPLES, read_columns, read_table
+from shard_tools.samples import SAMPLES, has_repeats, read_columns, read_table
 from shard_tools.store import Store, StoreConfig, open_store, read_file
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,8 @@ class Manifest:
     """SHA-256 of the other files of the data set, by name."""
     identity: str
     """SHA-256 of the whole table of contents: equal only for equal data sets."""
-    keys: pa.ChunkedArray
+    keys_read: Future[pa.ChunkedArray]
+    """The keys, which a large table reads and checks in the background."""
     split: npt.NDArray[np.int8]
     target: npt.NDArray[np.int8]
     fold: npt.NDArray[np.int8]
@@ -66,6 +67,11 @@ class Manifest:
     def root(self) -> Any:
         """The folder (a Path), or the URL (a str)."""
         return self.store.root
+
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """The keys of all samples, waited for. Raises InputError where they are unsafe, repeated or damaged."""
+        return self.keys_read.result()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -123,8 +129,10 @@ def read_manifest(root: Path | str, config: StoreConfig = StoreConfig()) -> Mani
     text = read_file(store, MANIFEST)
     if text is None:
         raise InputError(f"{path}: no such file; expected a folder that `python -m shard_tools pack` wrote")
-    content = _check_content(path, text)
-    columns = read_columns(read_table(store, content["files"].get(SAMPLES)), content, samples)
+    with ThreadPoolExecutor(1) as pool:
+        table = pool.submit(read_table, store)  # meanwhile: for many shards the check takes as long
+        content = _check_content(path, text)
+    columns = read_columns(table.result(), content, samples)
     manifest = Manifest(
         store=store,
         shape=tuple(content["shape"]),
@@ -186,31 +194,24 @@ def _has_form(content: dict[str, Any]) -> bool:
         return False
 
 
+def has_repeated_keys(manifest: Manifest) -> bool:
+    """Whether any key stands twice in the table, in one split or in both."""
+    return has_repeats(manifest.keys)
+
+
 def _check_samples(manifest: Manifest, where: str) -> None:
     """Refuse columns that contradict each other or the manifest's counts."""
-    keys = manifest.keys
-    # `pack` writes each split in the order of its keys, where neighbours tell. Only a table in another order needs a
-    # set of all keys, which is slow and large. That no key is in both splits is left to `verify`: no read rests on it.
-    descents = pc.indices_nonzero(pc.greater_equal(keys.slice(0, len(keys) - 1), keys.slice(1)))
-    steps = np.diff(manifest.split)
-    in_order = steps.min(initial=0) >= 0 and (steps[np.from_dlpack(descents)] > 0).all()
-    if not in_order and has_repeated_keys(manifest):
-        raise InputError(f"{where}: unsafe or repeated keys; pack again")
     if manifest.target.min() < -1 or manifest.target.max() > 1 or manifest.fold.min() < -1:
         raise InputError(f"{where}: targets beyond 0 and 1, or negative folds; pack again")
+    is_positive = manifest.target == 1
     for number, split in enumerate(SPLITS):
-        target = manifest.target[manifest.split == number]
+        in_split = manifest.split == number
         expected = manifest.splits[split]
-        found = (len(target), int((target == 1).sum()))
+        found = (int(np.count_nonzero(in_split)), int(np.count_nonzero(in_split & is_positive)))
         if found != (expected["samples"], expected["positive"]):
             raise InputError(
                 f"{where}: {split} has {found} samples and positives, {MANIFEST} says {expected}; pack again"
             )
-
-
-def has_repeated_keys(manifest: Manifest) -> bool:
-    """Whether any key stands twice in the table; keeps a set of all keys while it looks."""
-    return bool(pc.count_distinct(manifest.keys).as_py() != len(manifest))
 
 
 def _check_places(manifest: Manifest, where: str) -> None:

@@ -1,14 +1,22 @@
-"""samples.parquet: where each sample lies; read whole, in one pass, and checked for its form."""
+"""samples.parquet: where each sample lies; read whole, and checked for its form.
 
+The numbers come first, since they are all that planning needs; the keys of a large table follow in the background.
+"""
+
+import contextlib
 import hashlib
 import itertools
 import os
 import string
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shard_tools.cadence import MAX_KEY_LENGTH
@@ -17,7 +25,11 @@ from shard_tools.errors import InputError
 from shard_tools.store import Bytes, Store
 
 SAMPLES = "samples.parquet"
+_PIECE_BYTES = 8 << 20  # of the table, read at once
+_PIECES_AHEAD = 4
 _DECODED = 1 << 16  # samples that are decoded together: few enough that Arrow uses the same memory for the next
+_JOINED = 16  # decoded keys that are joined: enough that the system hands out huge pages for them
+_AT_ONCE = 1 << 20  # samples whose keys take no time worth a thread in the background
 _KEY_BYTES = (string.ascii_letters + string.digits + "_-").encode()
 
 SAMPLES_SCHEMA = pa.schema(
@@ -31,69 +43,144 @@ SAMPLES_SCHEMA = pa.schema(
         "size": pa.int32(),  # bytes of the npy file
     }
 )
+_NUMBERS = SAMPLES_SCHEMA.names[1:]
 
 
-def read_table(store: Store, sha256: str | None) -> Bytes:
-    """The bytes of samples.parquet, if they are those that were packed."""
-    # Into one array, hashed on the way: joined from its chunks, a table of a gigabyte would be in memory twice.
-    table, digest, found = np.empty(store.size(SAMPLES) or 0, np.uint8), hashlib.sha256(), 0
-    for chunk in store.chunks(SAMPLES) if len(table) else ():
-        digest.update(chunk)
-        part = table[found : found + len(chunk)]
-        part[:] = np.frombuffer(chunk, np.uint8)[: len(part)]
-        found += len(chunk)
-    if found != len(table) or digest.hexdigest() != sha256:
-        where = store.where(SAMPLES)
+def read_table(store: Store) -> tuple[Bytes, str]:
+    """The bytes of samples.parquet and their SHA-256; none where there is no such file."""
+    # Read into their final place: joined from chunks, a table of a gigabyte would be in memory twice.
+    table, digest, where = np.empty(store.size(SAMPLES) or 0, np.uint8), hashlib.sha256(), store.where(SAMPLES)
+
+    def read(start: int) -> Bytes:
+        piece = table[start : start + _PIECE_BYTES]
+
+        def check(found: int) -> None:
+            if found != len(piece):
+                raise InputError(f"{where}: {start + found} bytes, expected {len(table)}; pack again")
+
+        store.read_record(SAMPLES, start, (piece,), check)
+        return piece
+
+    with ThreadPoolExecutor(_PIECES_AHEAD, thread_name_prefix="table") as pool:
+        for piece in pool.map(read, range(0, len(table), _PIECE_BYTES)):
+            digest.update(piece.data)
+    return table, digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Undecoded:
+    """samples.parquet before it is decoded."""
+
+    data: Bytes
+    where: str
+    metadata: Any
+    ends: list[int]
+    """Of every row group, the number of samples up to its end."""
+
+    def batches(self, group: int, names: list[str]) -> Iterator[tuple[int, Any]]:
+        """Some columns of a row group, a few samples at a time, each part with the number of its first sample."""
+        file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self.data)), metadata=self.metadata)
+        start = self.ends[group] - self.metadata.row_group(group).num_rows
+        for batch in file.iter_batches(_DECODED, [group], columns=names, use_threads=False):
+            if any(column.null_count for column in batch.columns):
+                raise InputError(f"{self.where}: empty cells; pack again")
+            yield start, batch
+            start += len(batch)
+        if start != self.ends[group]:
+            raise InputError(f"{self.where}: a row group without all of its rows; pack again")
+
+
+def read_columns(table: tuple[Bytes, str], content: dict[str, Any], where: str) -> dict[str, Any]:
+    """The columns of samples.parquet, which has to hold as many rows as the shards and the splits.
+
+    Raises InputError where the table is not the one that was packed. All but the keys are arrays; `keys_read` is a
+    future of the keys, which raises InputError where they are unsafe or repeated.
+    """
+    data, sha256 = table
+    if not len(data) or sha256 != content["files"].get(SAMPLES):
         raise InputError(f"{where}: missing or not the one that was packed with its manifest; pack again")
-    return table
+    with _refusing(where):
+        undecoded = _open_table(data, content, where)
+        columns = {name: np.empty(undecoded.ends[-1], str(SAMPLES_SCHEMA.field(name).type)) for name in _NUMBERS}
 
-
-def read_columns(table: Bytes, content: dict[str, Any], where: str) -> dict[str, Any]:
-    """The columns of samples.parquet, which has to hold as many rows as the shards and the splits."""
-    samples = sum(shard.samples for shard in content["shards"])
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(table)))
-        names = metadata.schema.to_arrow_schema()
-        in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        if not names.equals(SAMPLES_SCHEMA) or not sum(sizes) == in_splits == samples > 0 or min(sizes) < 0:
-            raise InputError(
-                f"{where}: {sum(sizes)} samples with columns {names.names}, expected {samples} and {in_splits} "
-                f"with {SAMPLES_SCHEMA.names}; pack again"
-            )
-        ends = list(itertools.accumulate(sizes))
-        columns = {name: np.empty(samples, str(SAMPLES_SCHEMA.field(name).type)) for name in SAMPLES_SCHEMA.names[1:]}
-
-        def read_group(group: int) -> list[pa.StringArray]:
-            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(table)), metadata=metadata)
-            start, keys = ends[group] - sizes[group], []
-            for batch in file.iter_batches(_DECODED, [group], use_threads=False):
-                if any(column.null_count for column in batch.columns):
-                    raise InputError(f"{where}: empty cells; pack again")
+        def read_group(group: int) -> None:
+            for start, batch in undecoded.batches(group, _NUMBERS):
                 for name, column in columns.items():
                     # Not to_numpy, which imports pandas.
                     column[start : start + len(batch)] = np.from_dlpack(batch[name])
-                keys.append(_own_keys(batch["key"], where))
-                start += len(batch)
-            if start != ends[group]:
-                raise InputError(f"{where}: a row group without all of its rows; pack again")
-            return keys
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            keys = pa.chunked_array(itertools.chain(*pool.map(read_group, range(len(ends)))), pa.string())
+            list(pool.map(read_group, range(len(undecoded.ends))))
+    background = ThreadPoolExecutor(1, thread_name_prefix="keys")
+    keys = background.submit(_read_keys, undecoded, columns["split"])
+    background.shutdown(wait=False)  # it ends when the keys are read
+    if undecoded.ends[-1] <= _AT_ONCE:
+        keys.result()
+    return {"keys_read": keys, **columns}
+
+
+def _open_table(data: Bytes, content: dict[str, Any], where: str) -> _Undecoded:
+    samples = sum(shard.samples for shard in content["shards"])
+    metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(data)))
+    names = metadata.schema.to_arrow_schema()
+    in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if not names.equals(SAMPLES_SCHEMA) or not sum(sizes) == in_splits == samples > 0 or min(sizes) < 0:
+        raise InputError(
+            f"{where}: {sum(sizes)} samples with columns {names.names}, expected {samples} and {in_splits} "
+            f"with {SAMPLES_SCHEMA.names}; pack again"
+        )
+    return _Undecoded(data, where, metadata, list(itertools.accumulate(sizes)))
+
+
+@contextlib.contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    """Turn what Arrow makes of a table that is none into an InputError."""
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: not a table of samples ({reason}); pack again") from None
-    return {"keys": keys, **columns}
 
 
-def _own_keys(keys: pa.StringArray, where: str) -> pa.StringArray:
-    """A copy of these keys, if `check_key` would let each of them pass."""
+def _read_keys(table: _Undecoded, split: npt.NDArray[np.int8]) -> pa.ChunkedArray:
+    """The keys, if `check_key` would let each of them pass and none is repeated in its split."""
+
+    def read_group(group: int) -> list[pa.StringArray]:
+        batches = (batch["key"] for _, batch in table.batches(group, ["key"]))
+        joined = []
+        while few := [_own_keys(keys, table.where) for keys in itertools.islice(batches, _JOINED)]:
+            lengths, letters = (np.concatenate(parts) for parts in zip(*few, strict=True))
+            ends = np.zeros(len(lengths) + 1, np.int32)
+            np.cumsum(lengths, out=ends[1:])
+            joined.append(pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(letters)))
+        return joined
+
+    # One core is left to whoever plans meanwhile.
+    with _refusing(table.where), ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
+        groups = pool.map(read_group, range(len(table.ends)))
+        keys = pa.chunked_array(itertools.chain(*groups), pa.string())
+    # `pack` writes each split in the order of its keys, where neighbours tell. Only a table in another order needs a
+    # set of all keys, which is slow and large. That no key is in both splits is left to `verify`: no read rests on it.
+    descents = pc.indices_nonzero(pc.greater_equal(keys.slice(0, len(keys) - 1), keys.slice(1)))
+    steps = np.diff(split)
+    in_order = steps.min(initial=0) >= 0 and (steps[np.from_dlpack(descents)] > 0).all()
+    if not in_order and has_repeats(keys):
+        raise InputError(f"{table.where}: unsafe or repeated keys; pack again")
+    return keys
+
+
+def has_repeats(keys: pa.ChunkedArray) -> bool:
+    """Whether any key stands twice; keeps a set of all of them while it looks."""
+    return bool(pc.count_distinct(keys).as_py() != len(keys))
+
+
+def _own_keys(keys: pa.StringArray, where: str) -> tuple[npt.NDArray[np.int32], Bytes]:
+    """Lengths and letters of keys, if `check_key` would let each of them pass."""
     _, ends, text = keys.buffers()
     ends = np.frombuffer(ends, np.int32)[keys.offset : keys.offset + len(keys) + 1]
     lengths = np.diff(ends)
-    letters = np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]].copy()
+    letters = np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]]
     if lengths.min() < 1 or lengths.max() > MAX_KEY_LENGTH or letters.tobytes().translate(None, _KEY_BYTES):
         raise InputError(f"{where}: unsafe or repeated keys; pack again")
-    # A copy as small as can be: what Arrow decoded into is larger, and is free for the next keys.
-    return pa.StringArray.from_buffers(len(keys), pa.py_buffer(ends - ends[0]), pa.py_buffer(letters))
+    return lengths, letters

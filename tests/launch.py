@@ -23,7 +23,8 @@ def flags(config: TrainConfig) -> list[object]:
     """The command line that makes a tiny configuration (of tests.tiny)."""
     words: list[object] = ["--shards", config.shards, "--run-dir", config.run_dir, "--preset", "demo"]
     words += ["--epochs", config.epochs, "--batch-size", config.batch_size, "--eval-batch-size", config.eval_batch_size]
-    words += ["--tracker", "none", "--precision", "float32", "--learning-rate", config.learning_rate]
+    words += ["--accumulate", config.accumulate, "--learning-rate", config.learning_rate]
+    words += ["--tracker", "none", "--precision", "float32"]
     words += ["--height", config.canvas.height, "--width", config.canvas.width, "--subtract", "none"]
     words += ["--sum-time-bins", config.canvas.sum_time_bins, "--compress", config.canvas.compress]
     words += ["--warmup-epochs", config.warmup_epochs, "--erase", config.draws.erase]

@@ -1,8 +1,10 @@
 """The loader's promises: planned order, checked bytes, stable batches, resumption, clear errors."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -290,6 +292,23 @@ def test_evaluation_never_skips(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=key):
         for _ in loader:
             pass
+    loader.close()
+
+
+@pytest.mark.parametrize("engine", ["torch", "dali"])
+def test_memory_stays_flat_over_a_thousand_batches(manifest: Manifest, engine: Literal["torch", "dali"]) -> None:
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "uniform", seed=3)
+    config = LoaderConfig(engine=engine)
+    loader = Loader(manifest, order, Share(len(rows), 8), CANVAS, DrawConfig(cutmix=1.0), config=config)
+
+    def run(batches: int) -> float:
+        for _ in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), batches):
+            pass
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+    before = run(300)
+    assert run(1000) - before < 16  # MB; the images alone of a thousand batches are 100
     loader.close()
 
 

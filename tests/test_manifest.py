@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shard_tools import samples
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, canonical_json, read_manifest
 from shard_tools.pack import PackConfig, pack
+from shard_tools.sample import read_snippet_of
 from shard_tools.trivial import read_snippets
 from shard_tools.verify import verify
 from tests.conftest import Command, MakeData, folder_bytes
@@ -147,6 +149,35 @@ def test_a_place_outside_the_shards_is_refused(packed: Manifest, column: str, va
     forge_samples(packed.root, column, row, value)
     with pytest.raises(InputError, match=rf"samples\.parquet: .*{expected}"):
         read_manifest(packed.root)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("../../etc/passwd", "unsafe or repeated keys"), ("a0000", "unsafe or repeated keys"), (None, "empty cells")],
+)
+def test_a_damaged_key_of_a_large_table_is_refused_when_a_key_is_asked_for_or_a_sample_read(
+    packed: Manifest, monkeypatch: pytest.MonkeyPatch, value: object, expected: str
+) -> None:
+    """Its keys are checked in the background; every read waits for them, so none goes by a table that has a bad one."""
+    rows = np.arange(len(packed))
+    forge_samples(packed.root, "key", 5, value)
+    monkeypatch.setattr(samples, "_AT_ONCE", 0)
+    manifest = read_manifest(packed.root)
+    asks: list[Callable[[], object]] = [
+        lambda: manifest.key(0),
+        lambda: manifest.keys_of(rows[:1]),
+        lambda: read_snippet_of(manifest, 0),
+    ]
+    for ask in asks:
+        with pytest.raises(InputError, match=rf"samples\.parquet: .*{expected}"):
+            ask()
+
+
+def test_keys_of_a_large_table_are_those_of_a_small_one(packed: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = packed.keys.to_pylist()
+    for name, value in (("_AT_ONCE", 0), ("_DECODED", 3), ("_JOINED", 2)):
+        monkeypatch.setattr(samples, name, value)
+    assert read_manifest(packed.root).keys.to_pylist() == expected
 
 
 def first_shard(**changes: object) -> Callable[[dict[str, Any]], object]:

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import train as train_module
 from config import TrainConfig
 from model import ModelConfig
 from pipeline.canvas import CanvasConfig
@@ -35,9 +37,9 @@ def read_history(run_dir: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
 
 
-def start(config: TrainConfig, processes: int = 1) -> subprocess.Popen[str]:
+def start(config: TrainConfig, processes: int = 1, script: str = "train.py") -> subprocess.Popen[str]:
     """A training in processes of its own, in a session of its own, so that all of it can be signalled."""
-    words = command_line("train.py", *flags(config), "--checkpoint-every", 1, "--resume", processes=processes)
+    words = command_line(script, *flags(config), "--checkpoint-every", 1, "--resume", processes=processes)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, text=True, start_new_session=True,
@@ -47,7 +49,7 @@ def start(config: TrainConfig, processes: int = 1) -> subprocess.Popen[str]:
 
 def steps_done(config: TrainConfig) -> int:
     last = config.run_dir / "checkpoints" / "last"
-    return int(last.readlink().name.removeprefix("step-")) if last.is_symlink() else 0
+    return int(last.readlink().name.split("-")[1]) if last.is_symlink() else 0
 
 
 def wait_for_step(config: TrainConfig, step: int, process: subprocess.Popen[str]) -> None:
@@ -95,28 +97,104 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
     assert steps_done(config) >= 2
 
 
-def test_a_run_of_two_ranks_goes_on_with_one_and_ends_as_if_it_had_not_stopped(
-    manifest: Manifest, tmp_path: Path
+SLOW_VALIDATION = """
+import sys, time
+sys.path.insert(0, {root!r})
+import infer, train
+at_once = infer.progress
+infer.progress = lambda *words: (time.sleep(0.3) or batch for batch in at_once(*words))
+sys.exit(train.run_command(train.main))
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_in_validation_ends_it_within_a_batch_and_keeps_what_was_trained(
+    manifest: Manifest, tmp_path: Path, processes: int
 ) -> None:
-    """Preempted in mid-epoch on 2 ranks, continued on 1: no key is repeated or skipped, so the losses are the same."""
+    """Interrupted after the first epoch's training: going on validates it, and all is as if it had not stopped."""
+    common = {"epochs": 2, "batch_size": 8 // processes, "eval_batch_size": 4 // processes, "ema": 0.9}
+    whole, stopped = (tiny_config(manifest.root, tmp_path / name, **common) for name in ("whole", "stopped"))
+    process = start(whole, processes)
+    assert process.wait() == 0, process.communicate()[0]
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_VALIDATION.format(root=str(ROOT)))
+    process = start(stopped, processes, str(script))
+    wait_for_step(stopped, 15, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert "--resume" in said and steps_done(stopped) == 15
+    assert not (stopped.run_dir / "metrics.jsonl").exists(), "the validation went on to its end"
+    process = start(stopped, processes)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "going on after step 15" in said
+    assert read_history(stopped.run_dir) == read_history(whole.run_dir)
+    assert same_weights(stopped, whole)
+    assert (stopped.run_dir / "oof.csv").read_bytes() == (whole.run_dir / "oof.csv").read_bytes()
+
+
+@pytest.mark.parametrize("until", ["best.safetensors", "oof.csv", "metrics.jsonl"])
+def test_a_run_killed_while_an_epoch_is_written_down_ends_as_if_it_had_not_been(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: str
+) -> None:
+    """The weights, scores and history of a run agree, wherever between two of them it died."""
+    whole, cut = (tiny_config(manifest.root, tmp_path / name) for name in ("whole", "cut"))
+    train(whole)
+
+    def die_before(name: str) -> Callable[..., None]:
+        do = getattr(train_module, name)
+
+        def write(path: Path, *arguments: object) -> None:
+            if path.name == until:
+                raise KeyboardInterrupt
+            do(path, *arguments)
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for name in ("save_weights", "_write_scores", "write_whole"):
+            patch.setattr(train_module, name, die_before(name))
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    train(dataclasses.replace(cut, resume=True))
+    assert read_history(cut.run_dir) == read_history(whole.run_dir)
+    assert same_weights(cut, whole)
+    assert (cut.run_dir / "oof.csv").read_bytes() == (whole.run_dir / "oof.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, 4, 1), (1, 8, 1)), ((2, 4, 1), (4, 2, 1)), ((1, 4, 2), (2, 4, 1))],
+    ids=["2 to 1", "2 to 4", "1 to 2"],
+)
+def test_a_run_goes_on_with_another_number_of_ranks_and_ends_as_if_it_had_not_stopped(
+    manifest: Manifest, tmp_path: Path, before: tuple[int, int, int], after: tuple[int, int, int]
+) -> None:
+    """Preempted in mid-epoch and continued: no key is repeated or skipped, so the losses are the same.
+
+    Before and after: ranks, batch size, accumulation; their product, the global batch, is 8.
+    """
     common = {"epochs": 2, "model": ModelConfig("swin_nano")}
     whole = tiny_config(manifest.root, tmp_path / "whole", batch_size=8, **common)
-    two = tiny_config(manifest.root, tmp_path / "elastic", batch_size=4, **common)
+    elastic = tiny_config(manifest.root, tmp_path / "elastic", **common)
     train(whole)
-    process = start(two, processes=2)
-    wait_for_step(two, 4, process)
+    ranks, batch_size, accumulate = before
+    first = dataclasses.replace(elastic, batch_size=batch_size, accumulate=accumulate)
+    process = start(first, ranks)
+    wait_for_step(first, 4, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert "--resume" in said
-    stopped_at = steps_done(two)
+    stopped_at = steps_done(first)
     assert 4 <= stopped_at < 30 and stopped_at != 15
-    process = start(dataclasses.replace(two, batch_size=8))
-    assert process.wait() == 0, process.communicate()[0]
-    for ours, theirs in zip(read_history(two.run_dir), read_history(whole.run_dir), strict=True):
+    ranks, batch_size, accumulate = after
+    process = start(dataclasses.replace(elastic, batch_size=batch_size, accumulate=accumulate), ranks)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and f"going on after step {stopped_at}" in said and f"on {ranks} ranks" in said
+    for ours, theirs in zip(read_history(elastic.run_dir), read_history(whole.run_dir), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
         assert ours["learning_rate"] == theirs["learning_rate"]
     with pytest.raises(InputError, match="global_batch: 8 then, 4 now"):
-        train(dataclasses.replace(two, resume=True))
+        train(dataclasses.replace(elastic, batch_size=4, resume=True))
 
 
 def test_a_dead_rank_ends_the_others(manifest: Manifest, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
             break
         except Killed:
             config = dataclasses.replace(cut, resume=True)
-    assert len(saved) == 9 and saved == sorted(set(saved))
+    assert saved == [2, 4, 5, 6, 8, 10, 12, 14, 15, 15]  # the last before and after its validation
     timings = {"cadences_per_s", "stall", "validation_s"}
     for ours, theirs in zip(read_history(whole.run_dir), read_history(cut.run_dir), strict=True):
         assert {k: v for k, v in ours.items() if k not in timings} == {

@@ -1,0 +1,164 @@
+"""The log of benchmarks: one JSON line a run in benchmarks/results/history.jsonl, which benchmarks/report.py draws.
+
+A line holds benchmark, time (UTC), commit, machine, versions, config and figures: all that it takes to compare it.
+NEEDLESTREAM_HISTORY names another file; NEEDLESTREAM_COMMIT the commit, where the working tree came without git.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from shard_tools.errors import InputError
+from shard_tools.files import naming
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+HISTORY = Path(os.environ.get("NEEDLESTREAM_HISTORY", RESULTS / "history.jsonl"))
+# By the names that pip knows; DALI's ends in the CUDA that it was built for.
+PACKAGES = (
+    "torch", "torchvision", "nvidia-dali", "timm", "accelerate", "numpy", "webdataset", "mosaicml-streaming",
+    "litdata", "spdl", "spdl-core", "spdl-io", "ffcv", "torchdata",
+)  # fmt: skip
+_FIELDS = {
+    "benchmark": str, "time": str, "commit": str, "machine": dict, "versions": dict, "config": dict, "figures": list,
+}  # fmt: skip
+_SECONDS = 20  # for git and nvidia-smi to answer
+_GIT = ("git", "--no-optional-locks", "-C", str(ROOT))
+
+
+def record(
+    benchmark: str, config: Mapping[str, Any], figures: Sequence[Mapping[str, Any]], path: Path = HISTORY
+) -> dict[str, Any]:
+    """Append one line to the history and return what it holds.
+
+    Figures are flat: names to numbers, words or None. Raises ValueError where one is not finite, and InputError where
+    the history ends in half a line, to which nothing can be added.
+    """
+    entry = {
+        "benchmark": benchmark,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "config": {name: _published(value) for name, value in config.items()},
+        "figures": [dict(figure) for figure in figures],
+    }
+    line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # let go of when it is closed
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                raise InputError(f"{path}: its last line is cut short; remove that line, then run again")
+            # One write, so that whoever reads meanwhile sees the line or does not.
+            if os.write(descriptor, line) != len(line):
+                os.ftruncate(descriptor, size)
+                raise InputError(f"{path}: the disk is full; free some space and run again")
+        finally:
+            os.close(descriptor)
+    written: dict[str, Any] = json.loads(line)
+    return written
+
+
+def read(path: Path = HISTORY) -> list[dict[str, Any]]:
+    """Every entry of a history, oldest first. Raises InputError naming the file and the line that is damaged."""
+    if not path.is_file():
+        raise InputError(f"{path}: no history yet; run a benchmark first, such as benchmarks/loader_bench.py")
+    lines = path.read_bytes().split(b"\n")
+    if lines.pop():
+        raise InputError(f"{path}, line {len(lines) + 1}: cut short; remove it")
+    return [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _entry(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error}); remove or mend it") from None
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected an object, found {type(entry).__name__}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(entry.get(name), kind):
+            raise InputError(f"{where}: {name}: expected {kind.__name__}, found {str(entry.get(name))[:60]!r}")
+    flat = all(
+        isinstance(figure, dict) and not any(isinstance(value, dict | list) for value in figure.values())
+        for figure in entry["figures"]
+    )
+    if not flat:
+        raise InputError(f"{where}: figures: expected flat objects")
+    return entry
+
+
+def commit() -> str:
+    """The commit of the working tree, with + where tracked files differ from it; "unknown" without git."""
+    head = _output(*_GIT, "rev-parse", "HEAD")
+    if not head:
+        return os.environ.get("NEEDLESTREAM_COMMIT", "unknown")
+    # The results are of the commit, not part of what was measured.
+    changes = _output(*_GIT, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return head + ("+" if changes else "")
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores, memory, GPU (None where there is none) and system."""
+    gpus = (_output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "").splitlines()
+    gpu, _, driver = gpus[0].rpartition(", ") if gpus else ("", "", "")
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": gpu or None,
+        "gpus": len(gpus),
+        "driver": driver or None,
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of whatever a rate may depend on; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for distribution in distributions():
+        name = distribution.name.lower()
+        known = next((package for package in PACKAGES if name in (package, f"{package}-cuda{name[-3:]}")), None)
+        if known:
+            found.setdefault(known, distribution.version)  # the first on the path is the one that is imported
+    return found
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.is_file() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _output(*words: str) -> str | None:
+    """What a command printed; None where it is not installed or does not succeed."""
+    if shutil.which(words[0]) is None:
+        return None
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _published(value: Any) -> Any:
+    """A value of a configuration as JSON; of a path its name alone: a history is published."""
+    if isinstance(value, Mapping):
+        return {str(name): _published(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_published(part) for part in value]
+    if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/")):
+        return Path(value).name
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

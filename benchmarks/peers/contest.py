@@ -1,0 +1,134 @@
+"""One workload's contest: start everyone, compare what they load with a reference, then let them take turns."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.bench_data import snippet_paths
+from benchmarks.peers.figures import Round, Row
+from benchmarks.peers.measure import COMPARED
+from benchmarks.peers.process import ContestantProcess, Failed
+from benchmarks.peers.spec import Contestant, Spec
+from benchmarks.peers.transforms import load_npy, resized
+
+Array = npt.NDArray[Any]
+_TOLERANCE = 5e-4  # of the noise's standard deviation; resizing sums float32 in other orders
+# DALI repeats the outermost row and column outwards, torch leaves them out: with noise they differ.
+_EDGE_TOLERANCE = 1.0
+
+
+class Contest:
+    """The contestants of one workload, each in its process, with a row for each that fills up."""
+
+    def __init__(self, contestants: Sequence[Contestant], spec: Spec, step: Callable[[str], None]) -> None:
+        """`step` is told of every turn, with a word on it."""
+        self.rows = [Row(contestant, spec.workload, spec.source) for contestant in contestants]
+        self.processes: dict[str, ContestantProcess] = {}
+        """Of those that take part and have not failed, by name."""
+        self._spec, self._step = spec, step
+
+    def __enter__(self) -> "Contest":
+        for row in self.rows:
+            missing = row.contestant.missing()
+            if missing:
+                row.failed = f"not installed: {missing}"
+            elif self._spec.source not in row.contestant.sources:
+                row.failed = f"no such source: {self._spec.source}"
+            else:
+                self.processes[row.contestant.name] = ContestantProcess(row.contestant, self._spec)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(ContestantProcess.close, self.processes.values()))
+
+    def compare(self, at_once: int) -> None:
+        """An epoch of each, `at_once` of them together, whose first keys have to hold what the reference holds."""
+        reference = reference_of(self._spec)
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda row: self._compare(row, Path(folder), reference), self.rows))
+
+    def warm_up(self) -> None:
+        """Another epoch of each, alone, while its memory is looked at."""
+        for row in self.rows:
+            answer = self._ask(row, "warm")
+            row.peak_mb = answer.get("peak_mb", 0.0)
+
+    def play(self, number: int, seconds: float, before: Callable[[Contestant], None]) -> None:
+        """One round: a turn of each, from the last to the first in every other round.
+
+        `before` each turn gets all ready for it, or raises Failed.
+        """
+        for row in self.rows[:: -1 if number % 2 else 1]:
+            try:
+                if not row.failed:
+                    before(row.contestant)
+            except Failed as reason:
+                self._fail(row, str(reason))
+            answer = self._ask(row, f"round {seconds}")
+            if answer:
+                row.rounds.append(Round(**answer))
+
+    def _compare(self, row: Row, folder: Path, reference: dict[str, Array]) -> None:
+        path = folder / f"{row.contestant.module}-{row.contestant.parallel}.npz"
+        answer = self._ask(row, f"check {path}") if row.contestant.checked else {}
+        if not answer:
+            return
+        with np.load(path) as found:
+            row.failed = difference(dict(found), reference)
+        count = len(snippet_paths(self._spec.data))
+        if (answer["cadences"], answer["distinct"]) != (count, count):
+            row.failed = f"an epoch of {answer['cadences']}, {answer['distinct']} distinct; expected {count}"
+
+    def _ask(self, row: Row, command: str) -> dict[str, Any]:
+        """A contestant's answer; {} where it has failed, which its row then says."""
+        self._step(f"{self._spec.workload}, {row.contestant.name}")
+        if row.failed:
+            return {}
+        try:
+            return self.processes[row.contestant.name].ask(command)
+        except Failed as reason:
+            self._fail(row, str(reason))
+            return {}
+
+    def _fail(self, row: Row, reason: str) -> None:
+        row.failed = f"failed: {reason}"
+        row.rounds.clear()
+        self.processes.pop(row.contestant.name).close()
+
+
+def reference_of(spec: Spec) -> dict[str, Array]:
+    """What the first keys have to hold, straight from their files."""
+    found = {}
+    for path in snippet_paths(spec.data)[:COMPARED]:
+        snippet = load_npy(path)
+        if spec.workload == "raw":
+            found[path.stem] = snippet
+            continue
+        canvas = resized(torch.from_numpy(snippet).flatten(0, 1).float())
+        views = [canvas, canvas.flip(-1)] if spec.workload == "tta" else [canvas]
+        found[path.stem] = torch.stack(views).numpy()
+    return found
+
+
+def difference(found: dict[str, Array], reference: dict[str, Array]) -> str:
+    """How a contestant's samples differ from the reference; empty where they are equal to the tolerance."""
+    if found.keys() != reference.keys():
+        return f"failed: other keys, such as {min(found.keys() ^ reference.keys())}"
+    for key, expected in reference.items():
+        if found[key].size != expected.size:
+            return f"failed: shape {found[key].shape}, expected {expected.shape}"
+        apart = np.abs(found[key].reshape(expected.shape).astype(np.float32) - expected.astype(np.float32))
+        if expected.dtype == np.float16:
+            if apart.max() > 0:
+                return f"failed: {key} differs by {apart.max():.2g}; float16 has to be equal"
+        elif not (apart[..., 1:-1, 1:-1].max() <= _TOLERANCE and apart.max() <= _EDGE_TOLERANCE):
+            return f"failed: canvas of {key} differs by {apart.max():.2g}"
+    return ""

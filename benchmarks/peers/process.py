@@ -1,0 +1,88 @@
+"""The parent's side of a contestant's process."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.spec import Contestant, Spec
+
+ROOT = Path(__file__).resolve().parents[2]
+_SECONDS_TO_ANSWER = 300.0
+_SECONDS_TO_QUIT = 10.0
+
+
+class Failed(Exception):  # noqa: N818 (it is what the table says)
+    """A contestant cannot go on; the message is the reason, in one line."""
+
+
+class ContestantProcess:
+    """A contestant in a process of its own."""
+
+    def __init__(self, contestant: Contestant, spec: Spec) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        words = [sys.executable, "-m", "benchmarks.peers", contestant.name, "--workload", spec.workload]
+        words += ["--data", str(spec.data), "--shape", *map(str, spec.shape), "--batch-size", str(spec.batch_size)]
+        words += ["--threads", str(spec.threads), "--source", spec.source, "--device", spec.device]
+        self._process = subprocess.Popen(
+            words,
+            bufsize=0,  # what a dead process did not read must not be written again when its pipe is closed
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=ROOT,
+            start_new_session=True,  # so that it can be ended with all its workers
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of the process, and of the group of its workers."""
+        return self._process.pid
+
+    def ask(self, command: str, seconds: float = _SECONDS_TO_ANSWER) -> dict[str, Any]:
+        """Send a command and wait for its answer. Raises Failed."""
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(f"{command}\n".encode())
+        except BrokenPipeError:
+            raise Failed(self._last_words()) from None
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        if not ready:
+            raise Failed(f"no answer to {command.split()[0]!r} in {seconds:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise Failed(self._last_words())
+        answer: dict[str, Any] = json.loads(line)
+        if "failed" in answer:
+            raise Failed(answer["failed"])
+        return answer
+
+    def close(self) -> None:
+        """Ask it to quit; end it and its workers where it does not."""
+        try:
+            if self._process.poll() is None:
+                self.ask("quit", _SECONDS_TO_QUIT)
+                self._process.wait(_SECONDS_TO_QUIT)
+        except (Failed, subprocess.TimeoutExpired):
+            pass  # it is ended below
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # its group outlives it where workers do
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout, self._errors):
+                if stream:
+                    stream.close()
+
+    def _last_words(self) -> str:
+        """Why it died, as far as it said."""
+        code = self._process.wait(_SECONDS_TO_QUIT)
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"{how}: {lines[-1].strip()}" if lines else how

@@ -1,0 +1,116 @@
+"""What a contestant is asked for, and who the contestants are.
+
+Axes: B batch, P panels, T time bins, F frequency channels; V views, C channels, H height, W width.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+Workload = Literal["raw", "canvas", "train", "tta"]
+Source = Literal["page-cache", "cold", "s3"]
+Kind = Literal["ours", "peer", "ceiling"]
+
+HEIGHT = WIDTH = 224
+BATCHES_AHEAD = 4  # of every loader that can be told so, as many as ours
+LOCAL: tuple[Source, ...] = ("page-cache", "cold")
+ANYWHERE: tuple[Source, ...] = (*LOCAL, "s3")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to load, and with how much of the machine."""
+
+    workload: Workload
+    """raw: float16 (B, P, T, F). canvas, train: float32 (B, 1, H, W). tta: float32 (B, V, 1, H, W)."""
+    data: Path
+    """Folder that `benchmarks.bench_data` filled."""
+    shape: tuple[int, int, int]
+    """(P, T, F) of a snippet."""
+    batch_size: int
+    threads: int
+    """Threads, or worker processes, of a loader that has any."""
+    source: Source = "page-cache"
+    device: str = "cpu"
+
+    @property
+    def shuffles(self) -> bool:
+        """Evaluation reads in the stored order, training in a random one."""
+        return self.workload == "train"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A loader that was built."""
+
+    epochs: Iterable[tuple[Any, Tensor]]
+    """Each iteration is an epoch: for every batch what tells its keys, and the batch, valid until the next one."""
+    _: KW_ONLY
+    to_keys: Callable[[Any], list[str]] = list
+    """The keys of a batch, from what tells them."""
+    settle: Callable[[], None] = lambda: None
+    """Before a timed round: use up what was made ready while it was not this loader's turn."""
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One loader in one configuration."""
+
+    name: str
+    module: str
+    """Of benchmarks.peers; it has `build(spec, workers) -> Loading`."""
+    kind: Kind = "peer"
+    packages: tuple[str, ...] = ()
+    """Distributions that it needs beyond the project's own."""
+    parallel: Literal["none", "threads", "workers"] = "workers"
+    reads: str = "bucket/input"
+    """The part of the data folder that it reads."""
+    sources: tuple[Source, ...] = LOCAL
+    by_default: bool = True
+    checked: bool = True
+    """Whether its batches are compared with the reference before it is timed."""
+
+    def workers(self, threads: int) -> int:
+        """Threads or processes that it works with beside the main one."""
+        return 0 if self.parallel == "none" else threads
+
+    @property
+    def tries_threads(self) -> bool:
+        """Whether all its work is torch's, in the main process."""
+        return self.kind == "peer" and self.parallel == "none"
+
+    def label(self, threads: int) -> str:
+        """How a table names its means: 2t for two threads, 2w for two worker processes."""
+        return "-" if self.parallel == "none" else f"{threads}{self.parallel[0]}"
+
+    def missing(self) -> str | None:
+        """The first of its packages that is not installed."""
+        for package in self.packages:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                return package
+        return None
+
+
+CONTESTANTS = (
+    Contestant("ours", "ours", kind="ours", reads="bucket/shards", parallel="threads", sources=ANYWHERE),
+    Contestant("torch", "torch_dataloader", parallel="none", sources=ANYWHERE),
+    Contestant("torch-workers", "torch_dataloader", sources=ANYWHERE),
+    Contestant("original", "original", parallel="none"),
+    Contestant("webdataset", "webdataset_loader", reads="bucket/shards", packages=("webdataset",), sources=ANYWHERE),
+    Contestant("dali", "dali_reader", reads="bucket/shards", parallel="threads"),
+    Contestant("original-workers", "original", by_default=False),
+    Contestant("streaming", "mosaic_streaming", reads="mds", packages=("mosaicml-streaming",), by_default=False),
+    Contestant("litdata", "lit_data", reads="litdata", packages=("litdata",), by_default=False),
+    Contestant("spdl", "spdl_pipeline", packages=("spdl",), parallel="threads", by_default=False),
+    Contestant("datasets", "hf_datasets", reads="datasets", packages=("datasets",), by_default=False),
+    Contestant("memory-copy", "ceilings", kind="ceiling", parallel="threads", sources=ANYWHERE, checked=False),
+    Contestant("resident", "ceilings", kind="ceiling", parallel="none", sources=ANYWHERE, checked=False),
+)
+BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}

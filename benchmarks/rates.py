@@ -1,0 +1,148 @@
+"""Three rates of one model on one data set, measured in turns: loader alone, model alone, both together.
+
+"Both together" is the project's own loop, `train_epoch` or `predict`, over its own loader; "model alone" is the same
+function over one batch held on the device; so the two differ in nothing but the loader.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from benchmarks.model_figures import wait_for
+from infer import predict
+from pipeline.loader import Batch, Loader
+from pipeline.plan import Share
+from run import Progress, Run
+from train import train_epoch
+
+What = Literal["train", "infer"]
+Rate = Literal["loader", "model", "both"]
+Rates = dict[Rate, list[float]]
+"""Cadences/s of each round."""
+
+
+class Held:
+    """The first batch of a loader, over and over, for as many batches as an epoch of it has."""
+
+    def __init__(self, loader: Loader, share: Share | None = None) -> None:
+        """`share` makes an epoch of another length."""
+        self.share = share or loader.share
+        first = next(iter(loader))
+        loader.load_state_dict({"epoch": 0, "position": 0})  # it was looked at, not used
+        self.batch: Batch = dataclasses.replace(first, image=first.image.clone())
+
+    def __len__(self) -> int:
+        return self.share.steps * self.share.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(len(self)):
+            yield self.batch
+
+
+def trained_per_second(run: Run, batches: Loader | Held) -> float:
+    """Cadences/s of an epoch of train.py's loop over `batches`."""
+    # Progress of its own: an epoch is timed from its first step, however long the one before it was.
+    return train_epoch(dataclasses.replace(run, train_loader=cast(Loader, batches), progress=Progress()))[
+        "cadences_per_s"
+    ]
+
+
+def predicted_per_second(accelerator: Accelerator, model: nn.Module, batches: Loader | Held) -> float:
+    """Cadences/s of infer.py's `predict` over `batches`, each in all its views."""
+    began = time.perf_counter()
+    predict(accelerator, model, cast(Loader, batches), "prediction")  # it ends with the logits on the CPU
+    return batches.share.length / (time.perf_counter() - began)
+
+
+def loaded_per_second(loader: Loader, device: torch.device) -> float:
+    """Cadences/s of an epoch of the loader that nobody uses."""
+    began = time.perf_counter()
+    for _ in loader:
+        pass
+    wait_for(device)
+    return loader.share.length / (time.perf_counter() - began)
+
+
+def train_rates(run: Run, rounds: int) -> Rates:
+    """The three rates of training."""
+    held = Held(run.train_loader)
+    return take_turns(
+        {
+            "loader": lambda: loaded_per_second(run.train_loader, run.accelerator.device),
+            "model": lambda: trained_per_second(run, held),
+            "both": lambda: trained_per_second(run, run.train_loader),
+        },
+        rounds,
+    )
+
+
+def infer_rates(accelerator: Accelerator, model: nn.Module, loader: Loader, rounds: int) -> Rates:
+    """The three rates of prediction."""
+    held = Held(loader)
+    return take_turns(
+        {
+            "loader": lambda: loaded_per_second(loader, accelerator.device),
+            "model": lambda: predicted_per_second(accelerator, model, held),
+            "both": lambda: predicted_per_second(accelerator, model, loader),
+        },
+        rounds,
+    )
+
+
+def take_turns(ways: Mapping[Rate, Callable[[], float]], rounds: int) -> Rates:
+    """Call each once a round, every round in another order, after each has been called to warm up."""
+    names = list(ways)
+    found: Rates = {name: [] for name in names}
+    for turn in range(-1, rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            rate = ways[name]()
+            if turn >= 0:
+                found[name].append(rate)
+    return found
+
+
+def to_figures(what: What, rates: Rates, views: int) -> list[dict[str, Any]]:
+    """A figure for each rate, and one of what follows from them."""
+    figures: list[dict[str, Any]] = [
+        {
+            "workload": what,
+            "rate": name,
+            "cadences_per_s": statistics.median(values),
+            "lowest": min(values),
+            "highest": max(values),
+        }
+        for name, values in rates.items()
+    ]
+    ratios = [both / model for both, model in zip(rates["both"], rates["model"], strict=True)]
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    figures.append(
+        {
+            "workload": what,
+            "ratio": statistics.median(ratios),
+            "lowest_ratio": min(ratios),
+            "highest_ratio": max(ratios),
+            # Of the time of a step with the loader, what it would not take without.
+            "stall": max(0.0, 1 - statistics.median(ratios)),
+            "bound_by": "loader" if middle["loader"] < middle["model"] else "model",
+            "images_per_s": middle["both"] * views,
+            "model_images_per_s": middle["model"] * views,
+        }
+    )
+    return figures
+
+
+def verdict(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figure that says ratio, stall and what bounds the rate."""
+    (found,) = (figure for figure in figures if "ratio" in figure)
+    return found
+
+
+def below_goal(figures: list[dict[str, Any]], goal: float, margin: float) -> bool:
+    """Whether both together reach less of model alone than the goal, times a margin, asks for."""
+    return bool(verdict(figures)["ratio"] < goal * margin)

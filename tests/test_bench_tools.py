@@ -1,0 +1,349 @@
+"""What the benchmarks' tools promise: a whole history, a report of all that it holds, and goals that can be missed."""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+
+from benchmarks import gpu_check, history, train_bench
+from benchmarks import report as bench_report
+from benchmarks.charts import latest_panels
+from benchmarks.model_figures import count_flops, peak_flops
+from benchmarks.pack_bench import PACK, START, SYNCED, TAR, PackBenchConfig, above_goal
+from benchmarks.pack_bench import to_figures as pack_figures
+from benchmarks.rates import Held, below_goal, infer_rates, to_figures, train_rates, verdict
+from config import TrainConfig
+from infer import build_accelerator
+from model import ModelConfig
+from pipeline.canvas import CanvasConfig
+from pipeline.loader import Loader
+from pipeline.plan import Order, Share
+from run import Run, build_run
+from shard_tools.errors import InputError
+from shard_tools.manifest import Manifest
+from tests.tiny import CANVAS, SHAPE, tiny_config
+
+MACHINE = {"cpu": "A CPU", "cores": 2, "memory_gb": 8.0, "gpu": None, "gpus": 0, "driver": None, "os": "Linux"}
+LOADERS = {"ours": 900.0, "torch": 300.0, 'dali <&> "co"': 250.0, "memory copy": 4000.0}
+WRITERS, LINES = 4, 8
+
+
+def append_lines(path: Path, writer: int) -> None:
+    for number in range(LINES):
+        history.record("loader", {"writer": writer}, [{"number": number, "long": "x" * 50_000}], path)
+
+
+def entry(loaders: dict[str, float], time: str = "2026-01-02T03:04:05+00:00", **changes: Any) -> dict[str, Any]:
+    figures = [
+        {"workload": workload, "source": "page-cache", "loader": name, "cadences_per_s": rate, "lowest": rate * 0.9,
+         "highest": rate * 1.1, "gb_per_s": 1.0, "cpu_ms": 2.0, "peak_mb": 300.0, "first_batch_s": 0.1, "workers": 0}
+        for workload in ("raw", "canvas") for name, rate in loaders.items()
+    ]  # fmt: skip
+    figures.append(
+        {"workload": "raw", "source": "page-cache", "loader": "broken", "kind": "peer", "failed": "no <disk>"}
+    )
+    versions = {"python": "3", "torch": "<i>2</i>"}
+    base = {"benchmark": "loader", "time": time, "commit": "0123456789abcdef", "machine": MACHINE, "versions": versions}
+    return {**base, "config": {}, "figures": figures, **changes}
+
+
+@pytest.fixture
+def write_history(tmp_path: Path) -> Callable[..., Path]:
+    def write(*entries: dict[str, Any]) -> Path:
+        path = tmp_path / "history.jsonl"
+        path.write_text("".join(json.dumps(each) + "\n" for each in entries))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return train_bench.make_shards(tmp_path_factory.mktemp("bench"), 32, shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def plan(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return tiny_config(manifest.root, tmp_path_factory.mktemp("run"), ema=0.9)
+
+
+@pytest.fixture
+def run(plan: TrainConfig, manifest: Manifest) -> Any:
+    built = build_run(plan, build_accelerator(plan.precision), manifest)
+    yield built
+    train_bench.close(built)
+
+
+def test_concurrent_writers_append_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "history.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=append_lines, args=(path, number)) for number in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * WRITERS
+    entries = history.read(path)
+    found = sorted((each["config"]["writer"], each["figures"][0]["number"]) for each in entries)
+    assert found == [(writer, number) for writer in range(WRITERS) for number in range(LINES)]
+
+
+def test_a_line_says_where_when_and_with_what_it_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    figure = {"loader": "ours", "cadences_per_s": 1.5, "lowest": None}
+    config = {"data_dir": tmp_path / "some" / "folder", "rounds": 3, "workloads": ("raw",), "text": str(tmp_path)}
+    written = history.record("loader", config, [figure], path)
+    assert history.read(path) == [written]
+    assert written["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"python", "numpy", "timm", "accelerate", "nvidia-dali"} <= written["versions"].keys()
+    assert written["machine"].keys() == MACHINE.keys() and written["machine"]["cores"] > 0
+    # A history is published: no folders of the machine it was made on.
+    assert written["config"] == {"data_dir": "folder", "rounds": 3, "workloads": ["raw"], "text": tmp_path.name}
+    assert written["time"].endswith("+00:00")
+
+
+def test_a_number_that_is_not_finite_is_no_figure(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        history.record("loader", {}, [{"cadences_per_s": float("nan")}], tmp_path / "history.jsonl")
+    assert not (tmp_path / "history.jsonl").exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"benchmark": "loader"}', "", '"'])
+def test_a_damaged_line_is_refused_by_number(write_history: Callable[..., Path], damage: str) -> None:
+    path = write_history(entry(LOADERS), entry(LOADERS), entry(LOADERS))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, lines[2]]) + "\n")
+    with pytest.raises(InputError, match=r"history.jsonl, line 2: "):
+        history.read(path)
+
+
+def test_half_a_line_is_refused_and_not_added_to(write_history: Callable[..., Path]) -> None:
+    path = write_history(entry(LOADERS), entry(LOADERS))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(InputError, match="line 2: cut short"):
+        history.read(path)
+    with pytest.raises(InputError, match="cut short"):
+        history.record("loader", {}, [], path)
+    assert path.read_bytes() == whole[:-5]
+
+
+def test_no_history_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no history yet"):
+        history.read(tmp_path / "history.jsonl")
+
+
+def test_the_report_shows_every_loader_of_the_latest_run(write_history: Callable[..., Path], tmp_path: Path) -> None:
+    old = entry({"ours": 1.0, "gone": 2.0}, commit="f" * 40)
+    path = write_history(old, entry(LOADERS, machine={**MACHINE, "gpu": "A GPU"}), entry(LOADERS))
+    bench_report.main(bench_report.ReportConfig(path, tmp_path / "out"))
+    page = (tmp_path / "out" / "index.html").read_text()
+    panels = latest_panels(history.read(path))
+    assert len(panels) == 4 and page.count("<h2>") == 4
+    for panel in panels:
+        assert {figure["name"] for figure in panel.figures} == set(LOADERS)
+        assert [figure["name"] for figure in panel.failed] == ["broken"] * (panel.workload == "raw")
+        assert panel.best == {"ours": 900.0, "peer": 300.0, "ceiling": 4000.0}
+    assert page.count("<td>900") == 4 and page.count("<td>4,000") == 4 and "gone" not in page
+    assert page.count("<td>broken<td>failed: no &lt;disk&gt;") == 2
+    assert page.count('src="data:image/png;base64,') == 2
+    assert "http" not in page.replace("https://", "").lower().split("<style>")[0] and "<script" not in page
+    for name in ("loader.png", "trend.png"):
+        height, width, _ = matplotlib.image.imread(tmp_path / "out" / name).shape
+        assert min(height, width) > 300
+
+
+def test_the_page_escapes_what_comes_from_the_data(write_history: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_history(entry(LOADERS, commit="<script>$x_1$", machine={**MACHINE, "cpu": "<b>$\\frac{"}))
+    bench_report.main(bench_report.ReportConfig(path, tmp_path / "out"))
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "dali &lt;&amp;&gt; &#34;co&#34;" in page and "&lt;b&gt;" in page and "&lt;i&gt;2" in page
+    assert not any(word in page for word in ("<script", "<b>", "<i>", "dali <"))
+
+
+def test_the_readme_block_is_replaced_and_nothing_else(write_history: Callable[..., Path], tmp_path: Path) -> None:
+    path, readme = write_history(entry(LOADERS)), tmp_path / "README.md"
+    before, after = (
+        "# Title\r\n\n<!-- benchmarks:begin -->",
+        "<!-- benchmarks:end --> tail\n\n  \t no newline at the end",
+    )
+    for old in ("", "\nold | table\n"):
+        readme.write_bytes(f"{before}{old}{after}".encode())
+        bench_report.main(bench_report.ReportConfig(path, tmp_path / "results", readme))
+        text = readme.read_bytes().decode()
+        assert text.startswith(before + "\n") and text.endswith("\n" + after) and "old" not in text
+        block = text.removeprefix(before).removesuffix(after)
+        assert "(results/loader.png)" in block and "2026-01-02" in block and "2 cores of A CPU" in block
+        assert '| dali &lt;&amp;> "co" | 250 | 250 |' in block
+
+
+@pytest.mark.parametrize(
+    "text", ["none", "<!-- benchmarks:begin -->", "<!-- benchmarks:end --><!-- benchmarks:begin -->"]
+)
+def test_a_readme_without_the_marks_is_left_alone(tmp_path: Path, text: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(InputError, match="each once"):
+        bench_report.replace_block(readme, "table")
+    assert readme.read_text() == text
+
+
+def test_the_other_benchmarks_have_their_tables(write_history: Callable[..., Path]) -> None:
+    rates = {"loader": [30.0], "model": [10.0], "both": [9.0]}
+    trained = entry({}, benchmark="train", figures=to_figures("train", rates, 1))  # type: ignore[arg-type]
+    packed = entry({}, benchmark="pack", figures=pack_figures(PackBenchConfig(cadences=100), packing(4.0)))
+    tables = {table.title: table for table in bench_report.other_tables([trained, packed])}
+    assert tables["train"].rows[0][1:7] == ["30", "10", "9", "0.900", "10.0%", "model"]
+    assert [row[0] for row in tables["pack"].rows] == [PACK, START, TAR, SYNCED]
+
+
+def test_training_has_its_three_rates(run: Run) -> None:
+    rates = train_rates(run, rounds=1)
+    check_rates(rates, to_figures("train", rates, views=1))
+    # An epoch is as long as before: every batch of it was read anew, and the model was trained by all of them.
+    assert sum(int(batch.counts.sum()) for batch in run.train_loader) == 32
+    assert run.progress.step == 0
+
+
+def test_prediction_has_its_three_rates(run: Run, manifest: Manifest) -> None:
+    rows = manifest.rows("train", 0)
+    order = Order(rows, manifest.target[rows], "sequential")
+    loader = Loader(manifest, order, Share(len(order), 16), CANVAS, None, CANVAS.views)
+    rates = infer_rates(run.accelerator, run.bare_model, loader, rounds=1)
+    loader.close()
+    figures = to_figures("infer", rates, views=len(CANVAS.views))
+    check_rates(rates, figures)
+    assert verdict(figures)["images_per_s"] == pytest.approx(4 * figures[2]["cadences_per_s"])
+
+
+def check_rates(rates: Any, figures: list[dict[str, Any]]) -> None:
+    assert {name: len(values) for name, values in rates.items()} == {"loader": 1, "model": 1, "both": 1}
+    assert all(value > 0 for values in rates.values() for value in values)
+    assert [figure.get("rate") for figure in figures] == ["loader", "model", "both", None]
+    found = verdict(figures)
+    assert found["lowest_ratio"] <= found["ratio"] <= found["highest_ratio"] and 0 <= found["stall"] < 1
+
+
+def test_the_held_batch_is_the_loaders_first_and_takes_nothing_from_it(run: Run) -> None:
+    held = Held(run.train_loader)
+    batches = list(run.train_loader)
+    assert len(held) == len(list(held)) == len(batches) == 4
+    torch.testing.assert_close(held.batch.image, batches[0].image, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("loader", "both", "bound_by"), [(90.0, 60.0, "loader"), (400.0, 99.0, "model")])
+def test_the_verdict_follows_from_the_three_rates(loader: float, both: float, bound_by: str) -> None:
+    figures = to_figures("train", {"loader": [loader] * 3, "model": [100.0] * 3, "both": [both] * 3}, views=1)
+    found = verdict(figures)
+    assert (found["bound_by"], found["ratio"]) == (bound_by, both / 100)
+    assert found["stall"] == pytest.approx(1 - both / 100)
+    assert below_goal(figures, 0.95, 1.0) == (both < 95) and not below_goal(figures, 0.95, 0.6)
+
+
+def test_the_check_fails_below_the_goal(
+    manifest: Manifest, plan: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded: list[Any] = []
+    monkeypatch.setattr(train_bench, "record", lambda *entry: recorded.append(entry))
+    monkeypatch.setattr(train_bench, "train_config", lambda *_, **__: plan)
+    config = train_bench.TrainBenchConfig(what="infer", shards=manifest.root, rounds=1, batch_size=32, check=True)
+    for goal, code in ((1e-6, 0), (1e6, 1)):
+        monkeypatch.setitem(train_bench.GOALS, ("infer", "cpu"), goal)
+        assert train_bench.main(config) == code
+        assert ("error: both / model is below" in capsys.readouterr().err) == bool(code)
+    assert [name for name, _, _ in recorded] == ["infer", "infer"] and len(recorded[0][2]) == 4
+    assert {"preset", "precision", "gflop_per_image", "tflop_per_s", "mfu"} <= recorded[0][2][-1].keys()
+
+
+def packing(seconds: float) -> dict[str, list[float]]:
+    return {PACK: [seconds + 1] * 3, START: [1.0] * 3, TAR: [1.0] * 3, SYNCED: [2.0] * 3}
+
+
+def test_packs_check_leaves_its_start_out_and_wants_at_most_twice_the_synced_tar() -> None:
+    config = PackBenchConfig(cadences=100)
+    figures = pack_figures(config, packing(3.9))
+    assert [figure.get("multiple") for figure in figures] == pytest.approx([None, None, 3.9, 1.95])
+    assert not above_goal(figures, 1.0) and above_goal(pack_figures(config, packing(4.1)), 1.0)
+    assert not above_goal(pack_figures(config, packing(4.1)), 0.8)
+
+
+def test_the_arithmetic_of_swin_small_is_the_papers() -> None:
+    """8.7 G multiplications with addition at 224 x 224 (Liu et al. 2021, table 1); twice that again to train."""
+    square = CanvasConfig("panels", 224, 224)
+    forward = count_flops(ModelConfig("swin_small_patch4_window7_224"), square, training=False)
+    assert forward == pytest.approx(2 * 8.7e9, rel=0.03)
+    nano = ModelConfig("swin_nano")
+    ratio = count_flops(nano, CANVAS, training=True) / count_flops(nano, CANVAS, training=False)
+    assert 2.8 < ratio <= 3
+
+
+def test_peaks_are_those_of_the_device_that_is_named() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", "fp16") == 756e12
+    assert peak_flops("NVIDIA H200", "bf16") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
+    assert peak_flops("NVIDIA H100 80GB HBM3", "no") is None and peak_flops("A GPU", "bf16") is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpu_check_refuses_without_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sees no NVIDIA GPU"):
+        gpu_check.main(["--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_gpu_check_needs_no_more_than_a_gpu_machine_has() -> None:
+    """Its own imports, in a process that has none of the others."""
+    script = "import sys; sys.modules.update(dict.fromkeys(('tyro', 'wandb', 'setigen', 'webdataset', 'torch')));"
+    done = history._output(sys.executable, "-c", f"{script} import benchmarks.gpu_check; print('imported')")
+    assert done == "imported"
+
+
+def test_gpu_check_shows_a_failed_part_and_runs_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = (
+        "import sys; sys.path.insert(0, '.'); from benchmarks.history import record; "
+        "record('train', {}, [{'workload': 'train', 'ratio': 0.5}])"
+    )
+    commands = [
+        gpu_check.Part("breaks", ("-c", "print('the reason'); raise SystemExit(3)"), 20),
+        gpu_check.Part("hangs", ("-c", "import time; print('so far', flush=True); time.sleep(60)"), 2),
+        gpu_check.Part("works", ("-c", recorded), 30),
+    ]
+    monkeypatch.setattr(gpu_check, "check_gpu", lambda: None)
+    monkeypatch.setattr(gpu_check, "parts", lambda out: commands)
+    assert gpu_check.main(["--out", str(tmp_path)]) == 1
+    content, text = json.loads((tmp_path / "gpu-check.json").read_text()), (tmp_path / "gpu-check.txt").read_text()
+    broken, hanging, working = content["parts"]
+    assert not content["passed"] and (broken["passed"], hanging["passed"], working["passed"]) == (False, False, True)
+    assert broken["last_lines"] == ["the reason"] and broken["summary"] == "exit code 3"
+    assert hanging["last_lines"] == ["so far"] and "not done within 2 s" in hanging["summary"]
+    assert working["figures"] == [{"workload": "train", "ratio": 0.5}] and "ratio 0.5" in text
+    assert "the reason" in text and capsys.readouterr().out == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-check.json", "gpu-check.txt"]
+
+
+def test_gpu_check_fits_eight_minutes_and_finds_the_tests_marked_gpu(tmp_path: Path) -> None:
+    parts = gpu_check.parts(tmp_path)
+    assert sum(part.seconds for part in parts) <= 480 - 15  # torch is imported before the first
+    assert str(history.ROOT / "tests" / "test_graph.py") in parts[0].words
+    assert {word for part in parts for word in part.words if word.startswith("benchmarks/")} == {
+        "benchmarks/loader_bench.py", "benchmarks/train_bench.py"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("cases", "expected"), [
+    ("<testcase/><testcase><skipped/></testcase>", {"passed": 1, "failed": 0, "skipped": 1}),
+    ("<testcase><failure/></testcase><testcase><error/></testcase>", {"passed": 0, "failed": 2, "skipped": 0}),
+])  # fmt: skip
+def test_gpu_check_counts_what_pytest_found(tmp_path: Path, cases: str, expected: dict[str, int]) -> None:
+    path = tmp_path / "junit.xml"
+    path.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    assert gpu_check.count_tests(path) == expected

@@ -1,0 +1,154 @@
+"""What only an NVIDIA GPU can show: DALI's engine there, mixed precision, resumption, memory over a long run."""
+
+import dataclasses
+import itertools
+import json
+import math
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train as train_module
+from checkpoint import save_checkpoint
+from infer import build_accelerator, predict
+from metrics import roc_auc
+from pipeline.draws import DrawConfig
+from pipeline.loader import Loader, LoaderConfig
+from pipeline.plan import Order, Share
+from shard_tools.manifest import Manifest
+from tests.tiny import CANVAS, pack_tiny, tiny_config
+from train import train
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda", 0)
+BATCHES, WARM_UP = 1000, 100
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return pack_tiny(tmp_path_factory.mktemp("gpu"), train=203)
+
+
+def loader_of(manifest: Manifest, device: torch.device, train: bool, batch_size: int = 16) -> Loader:
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "uniform" if train else "sequential", seed=3)
+    draws = DrawConfig(cutmix=1.0, erase=0.5) if train else None
+    views = ("identity",) if train else CANVAS.views
+    return Loader(manifest, order, Share(len(rows), batch_size), CANVAS, draws, views, device, LoaderConfig())
+
+
+@pytest.mark.parametrize("train_batches", [True, False])
+def test_batches_on_the_gpu_are_those_of_the_cpu(manifest: Manifest, train_batches: bool) -> None:
+    """Of an odd size, so that CutMix partners lie outside some batches; over two epochs, kept while others follow."""
+    ours, theirs = (loader_of(manifest, device, train_batches, 15) for device in (GPU, torch.device("cpu")))
+    kept = [list(itertools.chain(loader, loader)) for loader in (ours, theirs)]
+    for on_gpu, on_cpu in zip(*kept, strict=True):
+        assert on_gpu.image.device == GPU
+        torch.testing.assert_close(on_gpu.image.cpu(), on_cpu.image, atol=1e-3, rtol=1e-3)
+        assert torch.equal(on_gpu.target.cpu(), on_cpu.target) and torch.equal(on_gpu.row.cpu(), on_cpu.row)
+    ours.close()
+    theirs.close()
+
+
+def test_snippets_as_they_are_reach_the_gpu_unchanged(manifest: Manifest) -> None:
+    rows = manifest.rows("train")
+    order, share = Order(rows, manifest.target[rows], "sequential"), Share(len(rows), 16)
+    loaders = [Loader(manifest, order, share, None, device=device) for device in (GPU, torch.device("cpu"))]
+    for on_gpu, on_cpu in zip(*[list(loader) for loader in loaders], strict=True):
+        assert torch.equal(on_gpu.image.cpu(), on_cpu.image)
+    for loader in loaders:
+        loader.close()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
+def test_training_learns_in_every_precision(manifest: Manifest, tmp_path: Path, precision: str) -> None:
+    config = tiny_config(manifest.root, tmp_path, epochs=6, draws=DrawConfig(cutmix=0), precision=precision)
+    train(config)
+    history = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for line in history for value in line.values())
+    assert max(line["auc"] for line in history) > 0.9
+
+
+class Killed(BaseException):
+    """Ends a run where a power cut might."""
+
+
+def test_a_killed_run_goes_on_to_the_result_of_an_undisturbed_one(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to what a GPU does not promise: sums in an order of its own."""
+    whole, cut = (
+        tiny_config(manifest.root, tmp_path / name, epochs=2, batch_size=16, checkpoint_every=4)
+        for name in ("whole", "cut")
+    )
+    train(whole)
+
+    def save_and_die(*arguments: object, **options: object) -> None:
+        save_checkpoint(*arguments, **options)  # type: ignore[arg-type]
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            train(cut)
+    train(dataclasses.replace(cut, resume=True))
+    ours, theirs = (
+        [json.loads(line)["loss"] for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+        for config in (whole, cut)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_logits_over_views_are_those_of_the_cpu(manifest: Manifest) -> None:
+    torch.manual_seed(0)
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(7), torch.nn.Flatten(), torch.nn.LazyLinear(1))
+    pool(torch.zeros(1, CANVAS.channels, CANVAS.height, CANVAS.width))
+    accelerator = build_accelerator("float32")
+    assert accelerator.device.type == "cuda"
+    found = []
+    for device in (GPU, torch.device("cpu")):
+        loader = loader_of(manifest, device, train=False)
+        rows, logit = (
+            predict(accelerator, pool.to(device), loader, "prediction")
+            if device == GPU
+            else by_hand(pool.to(device), loader)
+        )
+        found.append(logit[np.argsort(rows)])
+        loader.close()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+    target = manifest.target[manifest.rows("train")]
+    assert roc_auc(target, found[0]) == pytest.approx(roc_auc(target, found[1]), abs=0.01)
+
+
+def by_hand(model: torch.nn.Module, loader: Loader) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and mean logits over views, without the code under test."""
+    rows, logits = [], []
+    with torch.no_grad():
+        for batch in loader:
+            logit = torch.stack([model(view).squeeze(1) for view in batch.image.unbind(1)]).double().mean(0)
+            rows += batch.row[batch.counts].tolist()
+            logits += logit[batch.counts].tolist()
+    return np.array(rows), np.array(logits)
+
+
+def test_memory_stays_flat_over_a_thousand_batches(manifest: Manifest) -> None:
+    """Of the GPU, DALI's too, and of the process."""
+    loader = loader_of(manifest, GPU, train=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def used() -> tuple[float, float]:
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+    for batch in itertools.islice(batches, WARM_UP):
+        assert batch.image.shape[0] == 16
+    gpu_before, process_before = used()
+    for _ in itertools.islice(batches, BATCHES):
+        pass
+    gpu_after, process_after = used()
+    loader.close()
+    assert gpu_after - gpu_before < 32 and process_after - process_before < 64  # MB
