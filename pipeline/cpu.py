@@ -1,5 +1,6 @@
 """Images made on the CPU: each thread takes samples all the way from the shard to the canvas, one pair at a time."""
 
+import contextlib
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from pipeline.batches import Planned
 from pipeline.buffers import BufferPool
-from pipeline.cpu_canvas import CpuCanvas, mix_pair, write_views
+from pipeline.cpu_canvas import CpuCanvas, Float16s, mix_pair, write_views
 from pipeline.draws import Float32s
-from pipeline.reader import record_failures
 from pipeline.skipping import BadSamples
+from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
 from shard_tools.sample import read_values
 
@@ -49,15 +50,17 @@ class CpuImages:
         config = canvas.canvas
         image = (config.channels, config.height, config.width)
         shape = (batch_size, *image) if views is None else (batch_size, len(views), *image)
-        self._images, self._snippets = BufferPool(shape, np.float32), BufferPool(manifest.shape, np.float16)
+        self._pool = BufferPool(shape, np.float32)
         self._started: deque[_Work] = deque()
-        self._cores = threading.Semaphore(threads)
         self._threads = max(threads, read_threads)
+        # Where threads mostly wait for a store there are more of them than cores.
+        self._cores = threading.Semaphore(threads) if self._threads > threads else contextlib.nullcontext()
+        self._scratch = threading.local()
         self._executor = ThreadPoolExecutor(self._threads, "canvas")
 
     def start(self, planned: Planned, epoch: int) -> None:
         """Begin to make the images of a batch, and return at once."""
-        work = _Work(planned, epoch, self._images.take())
+        work = _Work(planned, epoch, self._pool.take())
         groups = _groups(planned)
         for part in np.array_split(np.arange(len(groups)), min(self._threads, len(groups))):
             work.pending.append(self._executor.submit(self._make, work, [groups[place] for place in part]))
@@ -70,7 +73,7 @@ class CpuImages:
         for future in work.pending:
             future.result()
         if work.planned.failed:
-            replaced = set(self._bad.settle(work.planned, work.epoch, self._try))
+            replaced = set(self._bad.settle(work.planned, work.epoch, lambda _, row: self._read(row)))
             self._make(work, [group for group in _groups(work.planned) if replaced.intersection(group)])
         return work.planned, work.image
 
@@ -84,30 +87,40 @@ class CpuImages:
         self._executor.shutdown(cancel_futures=True)
 
     def _make(self, work: _Work, groups: list[Group]) -> None:
+        images = work.image.numpy()
         for group in groups:
             planes: dict[int, Float32s] = {}
-
-            def make(slot: int, planes: dict[int, Float32s] = planes) -> None:
-                planes[slot] = self._planes(work.planned, slot)
-
-            record_failures(work.planned, group, make)
+            for slot in group:
+                try:
+                    snippet = self._read(int(work.planned.rows[slot]))
+                except StoreError:
+                    raise  # of no sample's own: none could be read in its place
+                except InputError as error:
+                    work.planned.failed[slot] = error
+                    continue
+                with self._cores:
+                    planes[slot] = self._planes(snippet, work.planned, slot, len(planes))
             if len(planes) == len(group):
                 with self._cores:
-                    self._write(work, group, planes)
+                    self._write(work.planned, group, planes, images)
 
-    def _planes(self, planned: Planned, slot: int) -> Float32s:
-        """Read a slot's sample, and make its planes, augmented."""
-        snippet = self._snippets.take()
-        read_values(self._manifest, int(planned.rows[slot]), snippet.numpy().reshape(-1).view(np.uint8))
-        with self._cores:
-            planes = self._canvas.to_planes(snippet.numpy())
-            return planes if planned.draws is None else self._canvas.augment(planes, planned.draws, slot)
+    def _read(self, row: int) -> Float16s:
+        """A row's snippet (P, t, F), in memory that the thread's next read uses again."""
+        if not hasattr(self._scratch, "snippet"):
+            self._scratch.snippet = np.zeros(self._manifest.shape, np.float16)
+        snippet: Float16s = self._scratch.snippet
+        read_values(self._manifest, row, snippet.reshape(-1).view(np.uint8))
+        return snippet
 
-    def _write(self, work: _Work, group: Group, planes: dict[int, Float32s]) -> None:
+    def _planes(self, snippet: Float16s, planned: Planned, slot: int, place: int) -> Float32s:
+        if planned.draws is None:
+            return self._canvas.to_planes(snippet)
+        return self._canvas.to_augmented_planes(snippet, planned.draws, slot, place)
+
+    def _write(self, planned: Planned, group: Group, planes: dict[int, Float32s], images: Float32s) -> None:
         """Mix a group and write its canvases into the batch."""
-        if work.planned.draws is not None and len(group) == 2:
-            mix_pair(planes, work.planned.draws, group)
-        images = work.image.numpy()
+        if planned.draws is not None and len(group) == 2:
+            mix_pair(planes, planned.draws, group)
         for slot in group:
             if slot >= len(images):
                 continue  # a partner from outside the batch
@@ -117,9 +130,6 @@ class CpuImages:
                 image = np.empty(images.shape[2:], np.float32)
                 self._canvas.write_canvas(planes[slot], image)
                 write_views(image, self._views, images[slot])
-
-    def _try(self, slot: int, row: int) -> None:
-        read_values(self._manifest, row, self._snippets.take().numpy().reshape(-1).view(np.uint8))
 
 
 def _groups(planned: Planned) -> list[Group]:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 from pipeline import kernels
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
 from pipeline.draws import Draws, Float32s
+
+Float16s = npt.NDArray[np.float16]
 
 
 class CpuCanvas:
@@ -28,41 +29,42 @@ class CpuCanvas:
         self._stack = (canvas.channels, count // canvas.channels * time_bins, channels)
         self._rows = resize_weights(self._stack[1], canvas.height)
         self._columns = resize_weights(channels, canvas.width)
+        self._recipe = kernels.Recipe(
+            positions=np.array(canvas.positions),
+            time_bins=canvas.sum_time_bins,
+            subtract=("none", "lines", "lines_bursts").index(canvas.subtract),
+            normalises=canvas.normalise,
+            epsilon=NORMALISE_EPSILON,
+            bends=canvas.compress == "asinh",
+        )
         self._scratch = threading.local()
 
-    def to_planes(self, snippet: npt.NDArray[np.float16]) -> Float32s:
+    def to_planes(self, snippet: Float16s) -> Float32s:
         """(P, t, F) to normalised planes (N, T, F), in memory that the thread's next call uses again."""
-        canvas, planes = self.canvas, self._buffer("planes")
-        bits = snippet.view(np.uint16)
-        scale = np.float32(canvas.sum_time_bins**-0.5)  # so that white noise keeps its standard deviation
-        for plane, position in zip(planes, canvas.positions, strict=True):
-            kernels.widen_and_sum(bits[position], canvas.sum_time_bins, scale, plane)
-        if canvas.subtract != "none":
-            kernels.subtract_means(planes, canvas.subtract == "lines_bursts")
-        if canvas.normalise:
-            kernels.normalise(planes, NORMALISE_EPSILON)
-        # NumPy's own, which has vectors for it.
-        return np.arcsinh(planes, out=planes) if canvas.compress == "asinh" else planes
+        planes = self._buffers()[0]
+        kernels.to_planes(snippet.view(np.uint16), self._recipe, planes)
+        return planes
 
-    def augment(self, planes: Float32s, draws: Draws, slot: int) -> Float32s:
-        """Flip, roll, shift, scale and erase planes (N, T, F) as a slot's draws say; leaves `planes` as they are."""
-        # ON and OFF stacks reversed each as a whole: the order of panels turns round and no panel changes its slot.
-        stacks = 1 if self.canvas.canvas == "on" or not self.canvas.flips_time else 2
-        values = np.empty_like(planes)
-        kernels.augment(
-            planes,
-            values,
-            stacks,
-            bool(draws.flip_frequency[slot]),
-            bool(draws.flip_time[slot]),
-            int(draws.roll[slot]),
-            int(draws.shift[slot]),
-            draws.gain[slot],
-            draws.offset[slot],
+    def to_augmented_planes(self, snippet: Float16s, draws: Draws, slot: int, place: int = 0) -> Float32s:
+        """(P, t, F) to planes (N, T, F) that are flipped, rolled, shifted, scaled and erased as a slot's draws say.
+
+        The result stays until the thread's next call for the same `place`, 0 or 1.
+        """
+        work, planes = self._buffers()[0], self._buffers()[1 + place]
+        move = kernels.Move(
+            # ON and OFF stacks reversed each as a whole: the order of panels turns round and none changes its slot.
+            stacks=1 if self.canvas.canvas == "on" or not self.canvas.flips_time else 2,
+            flip_frequency=bool(draws.flip_frequency[slot]),
+            flip_time=bool(draws.flip_time[slot]),
+            roll=int(draws.roll[slot]),
+            shift=int(draws.shift[slot]),
+            gain=float(draws.gain[slot]),
+            offset=float(draws.offset[slot]),
         )
+        kernels.to_moved_planes(snippet.view(np.uint16), self._recipe, move, work, planes)
         start, extent = draws.erase_start[slot].astype(int), draws.erase_shape[slot].astype(int)
-        values[tuple(slice(first, first + length) for first, length in zip(start, extent, strict=True))] = 0
-        return values
+        planes[tuple(slice(first, first + length) for first, length in zip(start, extent, strict=True))] = 0
+        return planes
 
     def write_canvas(self, planes: Float32s, image: Float32s) -> None:
         """Planes (N, T, F) into an image (C, H, W), resized by antialiased bilinear interpolation."""
@@ -72,12 +74,12 @@ class CpuCanvas:
         else:
             kernels.resize(stack, self._rows, self._columns, image)
 
-    def _buffer(self, name: str) -> Float32s:
+    def _buffers(self) -> list[Float32s]:
         """A thread's memory for planes (N, T, F): fresh memory would cost more than what is done in it."""
-        if not hasattr(self._scratch, name):
-            setattr(self._scratch, name, np.zeros(self.planes, np.float32))
-        buffer: Float32s = getattr(self._scratch, name)
-        return buffer
+        if not hasattr(self._scratch, "buffers"):
+            self._scratch.buffers = [np.zeros(self.planes, np.float32) for _ in range(3)]
+        buffers: list[Float32s] = self._scratch.buffers
+        return buffers
 
 
 def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
@@ -91,22 +93,19 @@ def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
 def mix_pair(planes: dict[int, Float32s], draws: Draws, pair: Sequence[int]) -> None:
     """CutMix of two slots' augmented planes (N, T, F) with each other: the same box in each panel."""
     first, second = pair
-    pasted = {}
-    for slot, partner in ((first, second), (second, first)):
-        if draws.partner[slot] == partner:  # one that was read for its partner alone stays as it is
-            start, end, left, right = draws.cutmix_box[slot].tolist()
-            box = np.s_[:, start:end, left:right]
-            pasted[slot] = box, planes[partner][box].copy()
-    for slot, (box, values) in pasted.items():
-        planes[slot][box] = values
+    boxes = [
+        # One that was read for its partner alone stays as it is.
+        tuple(draws.cutmix_box[slot].tolist()) if draws.partner[slot] == partner else (0, 0, 0, 0)
+        for slot, partner in ((first, second), (second, first))
+    ]
+    kernels.swap_boxes(planes[first], planes[second], *boxes)
 
 
 def resize_weights(old: int, new: int) -> kernels.Weights:
     """The weights of a bilinear resize with antialiasing, along one axis.
 
     A triangle as wide as an output pixel around its centre, edge pixels repeated outwards: DALI's antialiased linear
-    interpolation, and torch's but for the outermost pixels. Few of the weights are not 0: as a sparse product the
-    resize of 1638 rows to 224 costs a tenth of the general routines'.
+    interpolation, and torch's but for the outermost pixels.
     """
     scale = old / new
     reach = max(scale, 1.0)
@@ -116,5 +115,8 @@ def resize_weights(old: int, new: int) -> kernels.Weights:
     triangle = np.maximum(0, 1 - np.abs(pixel + 0.5 - centre) / reach)
     dense = np.zeros((new, old))
     np.add.at(dense.T, pixel.clip(0, old - 1), triangle.T)
-    weights = csr_array((dense / dense.sum(axis=1, keepdims=True)).astype(np.float32))
-    return weights.indptr.astype(np.int32), weights.indices.astype(np.int32), weights.data
+    first = (dense > 0).argmax(axis=1)
+    taps = -(-int((dense > 0).sum(axis=1).max()) // 4) * 4
+    padded = np.pad(dense / dense.sum(axis=1, keepdims=True), ((0, 0), (0, taps)))
+    weights = np.take_along_axis(padded, first[:, None] + np.arange(taps), axis=1)
+    return first.astype(np.uint32), np.ascontiguousarray(weights.T, np.float32)

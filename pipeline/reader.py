@@ -3,7 +3,6 @@
 Plain reads, not mmap: a shard that is cut short under a mapping kills the process (SIGBUS), a short read raises.
 """
 
-from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -15,17 +14,6 @@ from pipeline.buffers import BufferPool
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
 from shard_tools.sample import read_values
-
-
-def record_failures(planned: Planned, slots: Iterable[int], work: Callable[[int], None]) -> None:
-    """Do `work` for each slot; note those whose sample is bad. Raises what is no sample's own fault."""
-    for slot in slots:
-        try:
-            work(slot)
-        except StoreError:
-            raise  # of no sample's own: none could be read in its place
-        except InputError as error:
-            planned.failed[slot] = error
 
 
 @dataclass
@@ -70,4 +58,10 @@ class Reader:
         self._executor.shutdown(cancel_futures=True)
 
     def _read_part(self, block: Block, slots: list[int]) -> None:
-        record_failures(block.planned, slots, lambda slot: self.read(block, slot, int(block.planned.rows[slot])))
+        for slot in slots:
+            try:
+                self.read(block, slot, int(block.planned.rows[slot]))
+            except StoreError:
+                raise  # of no sample's own: none could be read in its place
+            except InputError as error:
+                block.planned.failed[slot] = error

@@ -23,7 +23,7 @@ class BadSamples:
         self.skipped: dict[str, str] = {}
         """Key and reason of every sample that was replaced."""
 
-    def settle(self, planned: Planned, epoch: int, read: Callable[[int, int], None]) -> list[int]:
+    def settle(self, planned: Planned, epoch: int, read: Callable[[int, int], object]) -> list[int]:
         """Deal with what could not be read; return the slots that hold another sample now.
 
         `read` reads a row into a slot. Raises InputError naming shard and key where the policy is to fail (which it
@@ -48,7 +48,7 @@ class BadSamples:
         if len(self.skipped) > self._max_bad:
             raise InputError(f"more than --max-bad {self._max_bad} samples could not be read; last: {reason}")
 
-    def _read_next(self, planned: Planned, epoch: int, slot: int, read: Callable[[int, int], None]) -> int:
+    def _read_next(self, planned: Planned, epoch: int, slot: int, read: Callable[[int, int], object]) -> int:
         """The next sample of the epoch that can be read: of the plan alone, so the same on any number of ranks."""
         position = int(planned.positions[slot])
         for after in range(1, len(self._order)):

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from scipy.sparse import csr_array
 
+from pipeline import kernels
 from pipeline.canvas import CanvasConfig, Layout
 from pipeline.cpu_canvas import CpuCanvas, mix_pair, resize_weights, write_views
 from pipeline.draws import DrawConfig, Draws, draw
@@ -57,7 +57,7 @@ def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: 
         return run_once(build_train_graph, (snippets, *as_inputs(draws)), canvas, shape, place(maker))
     arithmetic = CpuCanvas(canvas, shape)
     planes = {
-        slot: arithmetic.augment(arithmetic.to_planes(snippet), draws, slot) for slot, snippet in enumerate(snippets)
+        slot: arithmetic.to_augmented_planes(snippet, draws, slot).copy() for slot, snippet in enumerate(snippets)
     }
     for slot in range(0, SAMPLES, 2):
         mix_pair(planes, draws, (slot, slot + 1))
@@ -165,10 +165,11 @@ def test_images_equal_the_twins_on_real_snippets(real: Snippets, canvas: CanvasC
 def test_inside_its_edges_the_resize_is_torchs_antialiased_one(old: int, new: int) -> None:
     columns = torch.eye(old).reshape(1, 1, old, old)
     theirs = torch.nn.functional.interpolate(columns, (new, old), mode="bilinear", antialias=True)
-    start, of, weight = resize_weights(old, new)
-    weights = csr_array((weight, of, start), (new, old))
+    image = np.zeros((1, new, old), np.float32)
+    unit = np.eye(old, dtype=np.float32)[None]
+    kernels.resize(unit, resize_weights(old, new), resize_weights(old, old), image)
     inside = slice(1, -1)  # torch cuts the triangle off at the edge, DALI repeats the edge
-    np.testing.assert_allclose(weights.toarray()[inside], theirs[0, 0].numpy()[inside], atol=1e-4)
+    np.testing.assert_allclose(image[0][inside], theirs[0, 0].numpy()[inside], atol=1e-4)
 
 
 @pytest.mark.parametrize("maker", ["cpu", "dali"])
