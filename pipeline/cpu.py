@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline.batches import Planned
 from pipeline.buffers import BufferPool
-from pipeline.cpu_canvas import CpuCanvas, Float16s, mix_pair, write_views
-from pipeline.draws import Float32s
+from pipeline.cpu_canvas import CpuCanvas, Float16s, write_views
+from pipeline.draws import Draws, Float32s
 from pipeline.skipping import BadSamples
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
@@ -47,9 +47,7 @@ class CpuImages:
     ) -> None:
         """`views` None: training images. `threads` compute at once, of `read_threads` (no fewer) that mostly wait."""
         self._manifest, self._canvas, self._views, self._bad = manifest, canvas, views, bad
-        config = canvas.canvas
-        image = (config.channels, config.height, config.width)
-        shape = (batch_size, *image) if views is None else (batch_size, len(views), *image)
+        shape = (batch_size, *(() if views is None else (len(views),)), *canvas.image_shape)
         self._pool = BufferPool(shape, np.float32)
         self._started: deque[_Work] = deque()
         self._threads = max(threads, read_threads)
@@ -73,7 +71,9 @@ class CpuImages:
         for future in work.pending:
             future.result()
         if work.planned.failed:
-            replaced = set(self._bad.settle(work.planned, work.epoch, lambda _, row: self._read(row)))
+            replaced = set(
+                self._bad.settle(work.planned, work.epoch, lambda _, row: self._read(row, self._snippets()[0]))
+            )
             self._make(work, [group for group in _groups(work.planned) if replaced.intersection(group)])
         return work.planned, work.image
 
@@ -89,47 +89,44 @@ class CpuImages:
     def _make(self, work: _Work, groups: list[Group]) -> None:
         images = work.image.numpy()
         for group in groups:
-            planes: dict[int, Float32s] = {}
-            for slot in group:
-                try:
-                    snippet = self._read(int(work.planned.rows[slot]))
-                except StoreError:
-                    raise  # of no sample's own: none could be read in its place
-                except InputError as error:
-                    work.planned.failed[slot] = error
-                    continue
+            snippets = self._snippets()[: len(group)]
+            if self._read_group(work.planned, group, snippets):
                 with self._cores:
-                    planes[slot] = self._planes(snippet, work.planned, slot, len(planes))
-            if len(planes) == len(group):
-                with self._cores:
-                    self._write(work.planned, group, planes, images)
+                    self._write(work.planned.draws, group, snippets, images)
 
-    def _read(self, row: int) -> Float16s:
-        """A row's snippet (P, t, F), in memory that the thread's next read uses again."""
-        if not hasattr(self._scratch, "snippet"):
-            self._scratch.snippet = np.zeros(self._manifest.shape, np.float16)
-        snippet: Float16s = self._scratch.snippet
+    def _read_group(self, planned: Planned, group: Group, snippets: Float16s) -> bool:
+        """Read the snippets of a group; whether all of them could be."""
+        for slot, snippet in zip(group, snippets, strict=True):
+            try:
+                self._read(int(planned.rows[slot]), snippet)
+            except StoreError:
+                raise  # of no sample's own: none could be read in its place
+            except InputError as error:
+                planned.failed[slot] = error
+        return not any(slot in planned.failed for slot in group)
+
+    def _read(self, row: int, snippet: Float16s) -> None:
         read_values(self._manifest, row, snippet.reshape(-1).view(np.uint8))
-        return snippet
 
-    def _planes(self, snippet: Float16s, planned: Planned, slot: int, place: int) -> Float32s:
-        if planned.draws is None:
-            return self._canvas.to_planes(snippet)
-        return self._canvas.to_augmented_planes(snippet, planned.draws, slot, place)
+    def _snippets(self) -> Float16s:
+        """A thread's memory for two snippets (2, P, t, F)."""
+        if not hasattr(self._scratch, "snippets"):
+            self._scratch.snippets = np.zeros((2, *self._manifest.shape), np.float16)
+        snippets: Float16s = self._scratch.snippets
+        return snippets
 
-    def _write(self, planned: Planned, group: Group, planes: dict[int, Float32s], images: Float32s) -> None:
-        """Mix a group and write its canvases into the batch."""
-        if planned.draws is not None and len(group) == 2:
-            mix_pair(planes, planned.draws, group)
-        for slot in group:
-            if slot >= len(images):
-                continue  # a partner from outside the batch
-            if self._views is None or self._views == ("identity",):
-                self._canvas.write_canvas(planes[slot], images[slot].reshape(images.shape[-3:]))
-            else:
-                image = np.empty(images.shape[2:], np.float32)
-                self._canvas.write_canvas(planes[slot], image)
-                write_views(image, self._views, images[slot])
+    def _write(self, draws: Draws | None, group: Group, snippets: Float16s, images: Float32s) -> None:
+        """The canvases of a group into the batch."""
+        if draws is not None:
+            # A partner from outside the batch has no place in it.
+            places = [images[slot] if slot < len(images) else np.empty_like(images[0]) for slot in group]
+            self._canvas.write_train_images(snippets, draws, group, places)
+        elif self._views == ("identity",):
+            self._canvas.write_image(snippets[0], images[group[0], 0])
+        else:
+            image = np.empty(self._canvas.image_shape, np.float32)
+            self._canvas.write_image(snippets[0], image)
+            write_views(image, self._views or (), images[group[0]])
 
 
 def _groups(planned: Planned) -> list[Group]:

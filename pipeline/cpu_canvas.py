@@ -26,8 +26,8 @@ class CpuCanvas:
         """`shape` is a snippet's (P, t, F)."""
         self.canvas, self.planes = canvas, canvas.plane_shape(shape)
         count, time_bins, channels = self.planes
-        self._stack = (canvas.channels, count // canvas.channels * time_bins, channels)
-        self._rows = resize_weights(self._stack[1], canvas.height)
+        self.image_shape = (canvas.channels, canvas.height, canvas.width)
+        self._rows = resize_weights(count // canvas.channels * time_bins, canvas.height)
         self._columns = resize_weights(channels, canvas.width)
         self._recipe = kernels.Recipe(
             positions=np.array(canvas.positions),
@@ -39,19 +39,33 @@ class CpuCanvas:
         )
         self._scratch = threading.local()
 
-    def to_planes(self, snippet: Float16s) -> Float32s:
-        """(P, t, F) to normalised planes (N, T, F), in memory that the thread's next call uses again."""
-        planes = self._buffers()[0]
-        kernels.to_planes(snippet.view(np.uint16), self._recipe, planes)
-        return planes
+    def write_image(self, snippet: Float16s, image: Float32s) -> None:
+        """A snippet (P, t, F) to its image (C, H, W)."""
+        work, sums = self._work()
+        kernels.make_image(
+            snippet.view(np.uint16), self._recipe, self._rows, self._columns, work[0, :-1], sums[0], image
+        )
 
-    def to_augmented_planes(self, snippet: Float16s, draws: Draws, slot: int, place: int = 0) -> Float32s:
-        """(P, t, F) to planes (N, T, F) that are flipped, rolled, shifted, scaled and erased as a slot's draws say.
+    def write_train_images(
+        self, snippets: Float16s, draws: Draws, slots: Sequence[int], images: Sequence[Float32s]
+    ) -> None:
+        """A sample's snippet, or those of two CutMix partners, (1 or 2, P, t, F) to images, augmented and mixed."""
+        moves = [self._move(draws, slot, slots) for slot in slots]
+        kernels.make_pair(
+            snippets.view(np.uint16),
+            self._recipe,
+            (moves[0], moves[-1]),
+            self._rows,
+            self._columns,
+            *self._work(),
+            (images[0], images[-1]),
+        )
 
-        The result stays until the thread's next call for the same `place`, 0 or 1.
-        """
-        work, planes = self._buffers()[0], self._buffers()[1 + place]
-        move = kernels.Move(
+    def _move(self, draws: Draws, slot: int, slots: Sequence[int]) -> kernels.Move:
+        # One that was read for its partner alone is not mixed.
+        is_mixed = draws.partner[slot] != slot and draws.partner[slot] in slots
+        start, extent = draws.erase_start[slot].astype(int), draws.erase_shape[slot].astype(int)
+        return kernels.Move(
             # ON and OFF stacks reversed each as a whole: the order of panels turns round and none changes its slot.
             stacks=1 if self.canvas.canvas == "on" or not self.canvas.flips_time else 2,
             flip_frequency=bool(draws.flip_frequency[slot]),
@@ -60,26 +74,19 @@ class CpuCanvas:
             shift=int(draws.shift[slot]),
             gain=float(draws.gain[slot]),
             offset=float(draws.offset[slot]),
+            erased=(*start.tolist(), *extent.tolist()),
+            pasted=tuple(draws.cutmix_box[slot].tolist()) if is_mixed else (0, 0, 0, 0),
         )
-        kernels.to_moved_planes(snippet.view(np.uint16), self._recipe, move, work, planes)
-        start, extent = draws.erase_start[slot].astype(int), draws.erase_shape[slot].astype(int)
-        planes[tuple(slice(first, first + length) for first, length in zip(start, extent, strict=True))] = 0
-        return planes
 
-    def write_canvas(self, planes: Float32s, image: Float32s) -> None:
-        """Planes (N, T, F) into an image (C, H, W), resized by antialiased bilinear interpolation."""
-        stack = planes.reshape(self._stack)
-        if stack.shape == image.shape:
-            image[:] = stack
-        else:
-            kernels.resize(stack, self._rows, self._columns, image)
-
-    def _buffers(self) -> list[Float32s]:
-        """A thread's memory for planes (N, T, F): fresh memory would cost more than what is done in it."""
-        if not hasattr(self._scratch, "buffers"):
-            self._scratch.buffers = [np.zeros(self.planes, np.float32) for _ in range(3)]
-        buffers: list[Float32s] = self._scratch.buffers
-        return buffers
+    def _work(self) -> tuple[Float32s, Float32s]:
+        """A thread's memory for two samples' planes, and for their stacks with the new number of rows."""
+        if not hasattr(self._scratch, "work"):
+            count, time_bins, channels = self.planes
+            stacks, height, _ = self.image_shape
+            work = np.zeros((2, count + 1, time_bins, channels), np.float32)
+            self._scratch.work = work, np.zeros((2, stacks, height, channels), np.float32)
+        found: tuple[Float32s, Float32s] = self._scratch.work
+        return found
 
 
 def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
@@ -88,17 +95,6 @@ def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
         rows = slice(None, None, -1 if view in ("flip_time", "flip_both") else 1)
         columns = slice(None, None, -1 if view in ("flip_frequency", "flip_both") else 1)
         place[:] = image[:, rows, columns]
-
-
-def mix_pair(planes: dict[int, Float32s], draws: Draws, pair: Sequence[int]) -> None:
-    """CutMix of two slots' augmented planes (N, T, F) with each other: the same box in each panel."""
-    first, second = pair
-    boxes = [
-        # One that was read for its partner alone stays as it is.
-        tuple(draws.cutmix_box[slot].tolist()) if draws.partner[slot] == partner else (0, 0, 0, 0)
-        for slot, partner in ((first, second), (second, first))
-    ]
-    kernels.swap_boxes(planes[first], planes[second], *boxes)
 
 
 def resize_weights(old: int, new: int) -> kernels.Weights:
@@ -116,7 +112,8 @@ def resize_weights(old: int, new: int) -> kernels.Weights:
     dense = np.zeros((new, old))
     np.add.at(dense.T, pixel.clip(0, old - 1), triangle.T)
     first = (dense > 0).argmax(axis=1)
-    taps = -(-int((dense > 0).sum(axis=1).max()) // 4) * 4
+    most = int((dense > 0).sum(axis=1).max())
+    taps = 1 if old == new else -(-most // 4) * 4
     padded = np.pad(dense / dense.sum(axis=1, keepdims=True), ((0, 0), (0, taps)))
     weights = np.take_along_axis(padded, first[:, None] + np.arange(taps), axis=1)
-    return first.astype(np.uint32), np.ascontiguousarray(weights.T, np.float32)
+    return first, np.ascontiguousarray(weights.T, np.float32)

@@ -16,11 +16,9 @@ Float32s = npt.NDArray[np.float32]
 UInt16s = npt.NDArray[np.uint16]
 UInt32s = npt.NDArray[np.uint32]
 Int64s = npt.NDArray[np.int64]
-Weights = tuple[UInt32s, Float32s]
-"""A resize along one axis: the first old pixel of each new one, and the weights (K, new) of it and the next K - 1,
-where K is a multiple of 4."""
-Box = tuple[int, int, int, int]
-"""First and last time bin, first and last channel; ends excluded."""
+Weights = tuple[Int64s, Float32s]
+"""A resize along one axis: the first old pixel of each new one, and the weights (K, new) of it and the next K - 1. K is
+1 where nothing is to be done, else a multiple of 4."""
 
 
 class Recipe(NamedTuple):
@@ -40,7 +38,7 @@ class Recipe(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What happens to the planes of one sample; see Draws."""
+    """What happens to one sample in training; see Draws."""
 
     stacks: int
     """Over each of which time is reversed as a whole."""
@@ -50,6 +48,10 @@ class Move(NamedTuple):
     shift: int
     gain: float
     offset: float
+    erased: tuple[int, int, int, int, int, int]
+    """A box that becomes 0: plane, time bin, channel; planes, time bins, channels."""
+    pasted: tuple[int, int, int, int]
+    """What is taken from the other: first and last time bin, first and last channel, ends excluded."""
 
 
 # Sums in any order, as vectors need; infinity and NaN keep their meaning.
@@ -59,35 +61,81 @@ _SQRT_HALF = np.uint32(0x3F3504F3)  # as bits of a float32
 
 
 @_kernel
-def to_planes(panels: UInt16s, recipe: Recipe, planes: Float32s) -> None:  # pragma: no cover
-    """Snippet (P, t, F) of float16 bits to planes (N, T, F)."""
-    for plane in range(len(planes)):
-        _widen(panels[recipe.positions[plane]], recipe.time_bins, planes[plane])
-    if recipe.subtract > 0:
-        _subtract_means(planes, recipe.subtract > 1)
-    for plane in range(len(planes)):
-        _finish(planes[plane], recipe)
-
-
-@_kernel
-def to_moved_planes(
-    panels: UInt16s, recipe: Recipe, move: Move, work: Float32s, planes: Float32s
+def make_image(
+    panels: UInt16s,
+    recipe: Recipe,
+    rows: Weights,
+    columns: Weights,
+    work: Float32s,
+    sums: Float32s,
+    image: Float32s,
 ) -> None:  # pragma: no cover
-    """Snippet (P, t, F) of float16 bits to augmented planes (N, T, F); `work` is as large, with anything in it."""
+    """A snippet (P, t, F) of float16 bits to its canvas (C, H, W).
+
+    `work` (N, T, F) and `sums` (C, H, F) may hold anything: fresh memory would cost more than what is done in it.
+    """
     together = recipe.subtract > 0
     if together:
-        for plane in range(len(planes)):
-            _widen(panels[recipe.positions[plane]], recipe.time_bins, work[plane])
-        _subtract_means(work, recipe.subtract > 1)
-    size = len(planes) // move.stacks
-    for plane in range(len(planes)):
+        _widen_all(panels, recipe, work)
+    sums[:] = 0
+    in_channel = len(work) // len(image)
+    for plane in range(len(work)):
         # Where planes do not need each other they are done one by one: one stays in the core's cache, six do not.
         values = work[plane if together else 0]
         if not together:
             _widen(panels[recipe.positions[plane]], recipe.time_bins, values)
         _finish(values, recipe)
-        to = plane // size * size + size - 1 - plane % size if move.flip_time else plane
-        _move(values, move, planes[to])
+        _add_rows(values, plane % in_channel * len(values), rows, sums[plane // in_channel])
+    _resize_columns(sums, columns, image)
+
+
+@_kernel
+def make_pair(
+    panels: UInt16s,
+    recipe: Recipe,
+    moves: tuple[Move, Move],
+    rows: Weights,
+    columns: Weights,
+    work: Float32s,
+    sums: Float32s,
+    images: tuple[Float32s, Float32s],
+) -> None:  # pragma: no cover
+    """Snippets (1 or 2, P, t, F) of float16 bits to their canvases, augmented and mixed with each other.
+
+    `work` (2, N + 1, T, F) and `sums` (2, C, H, F) may hold anything.
+    """
+    together = recipe.subtract > 0
+    sums[:] = 0
+    planes = work.shape[1] - 1
+    in_channel = planes // images[0].shape[0]
+    for sample in range(len(panels)):
+        if together:
+            _widen_all(panels[sample], recipe, work[sample, :planes])
+    for plane in range(planes):
+        for sample in range(len(panels)):
+            move = moves[sample]
+            size = planes // move.stacks
+            source = plane // size * size + size - 1 - plane % size if move.flip_time else plane
+            values = work[sample, source if together else 0]
+            if not together:
+                _widen(panels[sample, recipe.positions[source]], recipe.time_bins, values)
+            _finish(values, recipe)
+            _move(values, move, plane, work[sample, planes])
+        if len(panels) == 2:
+            _swap_boxes(work[0, planes], work[1, planes], moves[0].pasted, moves[1].pasted)
+        for sample in range(len(panels)):
+            moved = work[sample, planes]
+            _add_rows(moved, plane % in_channel * len(moved), rows, sums[sample, plane // in_channel])
+    for sample in range(len(panels)):
+        _resize_columns(sums[sample], columns, images[sample])
+
+
+@_kernel
+def _widen_all(panels: UInt16s, recipe: Recipe, planes: Float32s) -> None:  # pragma: no cover
+    """Panels (P, t, F) to planes (N, T, F) without their common means."""
+    for plane in range(len(planes)):
+        _widen(panels[recipe.positions[plane]], recipe.time_bins, planes[plane])
+    _subtract_means(planes, recipe.subtract > 1)
 
 
 @_kernel
@@ -202,8 +250,8 @@ def _bend(plane: Float32s) -> None:  # pragma: no cover
 
 
 @_kernel
-def _move(of: Float32s, move: Move, to: Float32s) -> None:  # pragma: no cover
-    """Flip, roll, shift and scale one plane (T, F) into another."""
+def _move(of: Float32s, move: Move, plane: int, to: Float32s) -> None:  # pragma: no cover
+    """Flip, roll, shift, scale and erase one plane (T, F) into another, which becomes number `plane`."""
     time_bins, channels = of.shape
     gain, offset = np.float32(move.gain), np.float32(move.offset)
     kept = channels - move.roll
@@ -215,66 +263,103 @@ def _move(of: Float32s, move: Move, to: Float32s) -> None:  # pragma: no cover
             continue
         source = of[time_bins - 1 - place if move.flip_time else place]
         if move.flip_frequency:
-            for channel in range(kept):
-                values[channel] = source[kept - 1 - channel] * gain + offset
-            for channel in range(kept, channels):
-                values[channel] = source[channels + kept - 1 - channel] * gain + offset
+            _scale_reversed(source[:kept], gain, offset, values[:kept])
+            _scale_reversed(source[kept:], gain, offset, values[kept:])
         else:
-            for channel in range(kept):
-                values[channel] = source[move.roll + channel] * gain + offset
-            for channel in range(kept, channels):
-                values[channel] = source[channel - kept] * gain + offset
+            _scale(source[move.roll :], gain, offset, values[:kept])
+            _scale(source[: move.roll], gain, offset, values[kept:])
+    first, time_bin, channel, count, height, width = move.erased
+    if first <= plane < first + count:
+        to[time_bin : time_bin + height, channel : channel + width] = 0
 
 
 @_kernel
-def swap_boxes(first: Float32s, second: Float32s, of_first: Box, of_second: Box) -> None:  # pragma: no cover
-    """CutMix of two planes (N, T, F): into each, its own box out of the other as that was before."""
+def _scale(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:  # pragma: no cover
+    for channel in range(len(to)):
+        to[channel] = of[channel] * gain + offset
+
+
+@_kernel
+def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:  # pragma: no cover
+    last = len(to) - 1
+    for channel in range(len(to)):
+        # Unsigned: a place that might be negative costs a comparison each, and the vectors.
+        to[channel] = of[np.uintp(last - channel)] * gain + offset
+
+
+@_kernel
+def _swap_boxes(
+    first: Float32s, second: Float32s, of_first: tuple[int, int, int, int], of_second: tuple[int, int, int, int]
+) -> None:  # pragma: no cover
+    """CutMix of two planes (T, F): into each, its own box out of the other as that was before."""
     start, end = of_second[2], of_second[3]
     kept = np.empty(end - start, np.float32)
-    for plane in range(first.shape[0]):
-        for row in range(min(of_first[0], of_second[0]), max(of_first[1], of_second[1])):
-            mine, theirs = first[plane, row], second[plane, row]
-            in_second = of_second[0] <= row < of_second[1]
-            if in_second:
-                kept[:] = mine[start:end]
-            if of_first[0] <= row < of_first[1]:
-                mine[of_first[2] : of_first[3]] = theirs[of_first[2] : of_first[3]]
-            if in_second:
-                theirs[start:end] = kept
+    for row in range(min(of_first[0], of_second[0]), max(of_first[1], of_second[1])):
+        mine, theirs = first[row], second[row]
+        in_second = of_second[0] <= row < of_second[1]
+        if in_second:
+            kept[:] = mine[start:end]
+        if of_first[0] <= row < of_first[1]:
+            mine[of_first[2] : of_first[3]] = theirs[of_first[2] : of_first[3]]
+        if in_second:
+            theirs[start:end] = kept
 
 
 @_kernel
-def resize(stack: Float32s, rows: Weights, columns: Weights, image: Float32s) -> None:  # pragma: no cover
-    """(C, h, w) to (C, H, W) as short weighted sums, along time and then along frequency.
+def _add_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:  # pragma: no cover
+    """Add what the rows of a plane (T, F), of which the first is row `start` of the old image, give to (H, F).
 
-    Four old pixels at a time: a sum that goes to memory and back for each takes twice as long.
+    Four old rows at a time: a sum that goes to memory and back for each takes twice as long.
     """
-    row_of, row_weight = rows
-    column_of, column_weight = columns
-    last = stack.shape[1] - 1
-    total = np.zeros(stack.shape[2] + column_weight.shape[0], np.float32)  # zeros behind the end, of weight 0
-    for channel in range(stack.shape[0]):
-        of = stack[channel]
+    first, weight = weights
+    for row in range(len(sums)):
+        place = max(first[row], start)
+        end = min(first[row] + len(weight), start + len(plane))
+        to = sums[row]
+        while place + 4 <= end:
+            a, b, c, d = (
+                plane[place - start],
+                plane[place + 1 - start],
+                plane[place + 2 - start],
+                plane[place + 3 - start],
+            )
+            tap = place - first[row]
+            a_weight, b_weight, c_weight, d_weight = (
+                weight[tap, row],
+                weight[tap + 1, row],
+                weight[tap + 2, row],
+                weight[tap + 3, row],
+            )
+            for column in range(len(to)):
+                to[column] += a_weight * a[column] + b_weight * b[column] + c_weight * c[column] + d_weight * d[column]
+            place += 4
+        while place < end:
+            a, a_weight = plane[place - start], weight[place - first[row], row]
+            for column in range(len(to)):
+                to[column] += a_weight * a[column]
+            place += 1
+
+
+@_kernel
+def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:  # pragma: no cover
+    """(C, H, F) to (C, H, W)."""
+    first, weight = weights
+    if len(weight) == 1:
+        image[:] = sums
+        return
+    of = np.zeros(sums.shape[2] + len(weight), np.float32)  # zeros behind the end, of weight 0
+    start = first.astype(np.uint32)
+    for channel in range(image.shape[0]):
         for row in range(image.shape[1]):
-            total[:] = 0
-            for place in range(0, row_weight.shape[0], 4):
-                first = row_of[row] + place
-                a, b = of[min(first, last)], of[min(first + 1, last)]
-                c, d = of[min(first + 2, last)], of[min(first + 3, last)]
-                a_weight, b_weight = row_weight[place, row], row_weight[place + 1, row]
-                c_weight, d_weight = row_weight[place + 2, row], row_weight[place + 3, row]
-                for column in range(a.size):
-                    total[column] += (
-                        a_weight * a[column] + b_weight * b[column] + c_weight * c[column] + d_weight * d[column]
-                    )
+            of[: sums.shape[2]] = sums[channel, row]
             to = image[channel, row]
             to[:] = 0
-            for place in range(0, column_weight.shape[0], 4):
-                for column in range(to.size):
-                    first_column = column_of[column] + np.uint32(place)
+            for tap in range(0, len(weight), 4):
+                for column in range(len(to)):
+                    place = start[column] + np.uint32(tap)
                     to[column] += (
-                        column_weight[place, column] * total[first_column]
-                        + column_weight[place + 1, column] * total[first_column + np.uint32(1)]
-                        + column_weight[place + 2, column] * total[first_column + np.uint32(2)]
-                        + column_weight[place + 3, column] * total[first_column + np.uint32(3)]
+                        weight[tap, column] * of[place]
+                        + weight[tap + 1, column] * of[place + np.uint32(1)]
+                        + weight[tap + 2, column] * of[place + np.uint32(2)]
+                        + weight[tap + 3, column] * of[place + np.uint32(3)]
                     )

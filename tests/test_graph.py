@@ -8,9 +8,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline import kernels
 from pipeline.canvas import CanvasConfig, Layout
-from pipeline.cpu_canvas import CpuCanvas, mix_pair, resize_weights, write_views
+from pipeline.cpu_canvas import CpuCanvas, resize_weights, write_views
 from pipeline.draws import DrawConfig, Draws, draw
 from pipeline.graph import DRAW_INPUTS, GraphPlace, build_eval_graph, build_train_graph
 from shard_tools.cadence import KAGGLE_SHAPE
@@ -56,14 +55,10 @@ def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: 
     if maker != "cpu":
         return run_once(build_train_graph, (snippets, *as_inputs(draws)), canvas, shape, place(maker))
     arithmetic = CpuCanvas(canvas, shape)
-    planes = {
-        slot: arithmetic.to_augmented_planes(snippet, draws, slot).copy() for slot, snippet in enumerate(snippets)
-    }
+    images = np.empty((SAMPLES, *arithmetic.image_shape), np.float32)
     for slot in range(0, SAMPLES, 2):
-        mix_pair(planes, draws, (slot, slot + 1))
-    images = np.empty((SAMPLES, canvas.channels, canvas.height, canvas.width), np.float32)
-    for slot in range(SAMPLES):
-        arithmetic.write_canvas(planes[slot], images[slot])
+        pair = slice(slot, slot + 2)
+        arithmetic.write_train_images(snippets[pair], draws, (slot, slot + 1), tuple(images[pair]))
     return images
 
 
@@ -76,7 +71,7 @@ def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDA
     image = np.empty((canvas.channels, canvas.height, canvas.width), np.float32)
     views = np.empty((SAMPLES, len(canvas.views), *image.shape), np.float32)
     for snippet, out in zip(snippets, views, strict=True):
-        arithmetic.write_canvas(arithmetic.to_planes(snippet), image)
+        arithmetic.write_image(snippet, image)
         write_views(image, canvas.views, out)
     return views
 
@@ -165,11 +160,11 @@ def test_images_equal_the_twins_on_real_snippets(real: Snippets, canvas: CanvasC
 def test_inside_its_edges_the_resize_is_torchs_antialiased_one(old: int, new: int) -> None:
     columns = torch.eye(old).reshape(1, 1, old, old)
     theirs = torch.nn.functional.interpolate(columns, (new, old), mode="bilinear", antialias=True)
-    image = np.zeros((1, new, old), np.float32)
-    unit = np.eye(old, dtype=np.float32)[None]
-    kernels.resize(unit, resize_weights(old, new), resize_weights(old, old), image)
+    first, weight = resize_weights(old, new)
+    matrix = np.zeros((new, old + len(weight)), np.float32)
+    np.put_along_axis(matrix, first[:, None] + np.arange(len(weight)), weight.T, axis=1)
     inside = slice(1, -1)  # torch cuts the triangle off at the edge, DALI repeats the edge
-    np.testing.assert_allclose(image[0][inside], theirs[0, 0].numpy()[inside], atol=1e-4)
+    np.testing.assert_allclose(matrix[inside, :old], theirs[0, 0].numpy()[inside], atol=1e-4)
 
 
 @pytest.mark.parametrize("maker", ["cpu", "dali"])
