@@ -10,6 +10,7 @@ a GPU yet. The data is noise that is made and packed here: what is in a cadence 
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -203,6 +204,26 @@ def five_epochs(config: TrainBenchConfig, folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
+def print_rates(figures: list[dict[str, Any]]) -> None:
+    """The three rates, and what follows from them."""
+    found, names = verdict(figures), {"loader": "loader alone", "model": "model alone", "both": "both together"}
+    print(f"{'':<15}{'cadences/s':>11}  range")
+    for figure in figures[:3]:
+        limits = f"{figure['lowest']:,.1f} to {figure['highest']:,.1f}"
+        print(f"{names[figure['rate']]:<15}{figure['cadences_per_s']:>11,.1f}  {limits}")
+    limits = f"{found['lowest_ratio']:.3f} to {found['highest_ratio']:.3f}"
+    print(f"both / model   {found['ratio']:>11.3f}  {limits}")
+    print(
+        f"bound by the {found['bound_by']}, stall {found['stall']:.1%}; {found['images_per_s']:,.0f} images/s in "
+        f"{found['precision']} on the {found['device']}"
+    )
+    if found["device"] == "cuda":
+        print(
+            f"model FLOP utilisation {found['mfu'] or math.nan:.1%}; timm's own loop {found['timm_images_per_s']:,.0f} "
+            f"images/s, the model alone {found['model_images_per_s']:,.0f}"
+        )
+
+
 def print_figures(figures: list[dict[str, Any]]) -> None:
     """One line a figure, its values as they are named in the history."""
     for figure in figures:
@@ -226,7 +247,7 @@ def main(config: TrainBenchConfig) -> int:
         measure = measure_training if config.what == "train" else measure_prediction
         figures = measure(config, train_config(config, preset, Path(manifest.root)), manifest)
         below = below_goal(figures, goal := GOALS[config.what, verdict(figures)["device"]], config.check_margin)
-        print_figures(figures)
+        print_rates(figures)
         if config.variants:
             figures += variant_figures(config, preset, Path(manifest.root))
         if config.five_epochs:
