@@ -292,17 +292,24 @@ def _swap_boxes(
     first: Float32s, second: Float32s, of_first: tuple[int, int, int, int], of_second: tuple[int, int, int, int]
 ) -> None:  # pragma: no cover
     """CutMix of two planes (T, F): into each, its own box out of the other as that was before."""
-    start, end = of_second[2], of_second[3]
+    left, right, start, end = of_first[2], of_first[3], of_second[2], of_second[3]
     kept = np.empty(end - start, np.float32)
     for row in range(min(of_first[0], of_second[0]), max(of_first[1], of_second[1])):
         mine, theirs = first[row], second[row]
         in_second = of_second[0] <= row < of_second[1]
         if in_second:
-            kept[:] = mine[start:end]
+            _copy(mine[start:end], kept)
         if of_first[0] <= row < of_first[1]:
-            mine[of_first[2] : of_first[3]] = theirs[of_first[2] : of_first[3]]
+            _copy(theirs[left:right], mine[left:right])
         if in_second:
-            theirs[start:end] = kept
+            _copy(kept, theirs[start:end])
+
+
+@_kernel
+def _copy(of: Float32s, to: Float32s) -> None:  # pragma: no cover
+    # Numba copies one slice into another value by value; this loop becomes vectors.
+    for place in range(len(to)):
+        to[place] = of[place]
 
 
 @_kernel
@@ -351,7 +358,7 @@ def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None: 
     start = first.astype(np.uint32)
     for channel in range(image.shape[0]):
         for row in range(image.shape[1]):
-            of[: sums.shape[2]] = sums[channel, row]
+            _copy(sums[channel, row], of[: sums.shape[2]])
             to = image[channel, row]
             to[:] = 0
             for tap in range(0, len(weight), 4):

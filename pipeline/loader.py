@@ -15,8 +15,6 @@ from torch import Tensor
 
 from pipeline.batches import EXTRA, Planned, Planner
 from pipeline.canvas import CanvasConfig
-from pipeline.cpu import CpuImages
-from pipeline.cpu_canvas import CpuCanvas
 from pipeline.draws import DrawConfig, mixed_targets
 from pipeline.plan import Order, Share
 from pipeline.randomness import Int64s
@@ -174,6 +172,9 @@ class Loader:
         if canvas is None:
             return RawSnippets(Reader(manifest, slots, read_threads, pinned=on_gpu), self._bad)
         if config.engine == "torch" or (config.engine == "auto" and not on_gpu):
+            from pipeline.cpu import CpuImages  # with Numba, which a machine with a GPU may lack
+            from pipeline.cpu_canvas import CpuCanvas
+
             arithmetic = CpuCanvas(canvas, manifest.shape)
             batch_size, threads = self.share.batch_size, config.loader_threads
             return CpuImages(manifest, arithmetic, shown, batch_size, self._bad, threads, read_threads)

@@ -38,7 +38,7 @@ class Order:
     def __post_init__(self) -> None:
         if not len(self.rows):
             raise InputError("no samples to read: the split or fold is empty")
-        if self.sampling == "weighted" and not np.isin(self.targets, (0, 1)).all():
+        if self.sampling == "weighted" and not 0 <= self.targets.min() <= self.targets.max() <= 1:
             raise InputError("weighted sampling needs a target of 0 or 1 for every sample")
         if self.class_weights is not None and (min(self.class_weights) < 0 or sum(self.class_weights) <= 0):
             raise InputError(f"--class-weights {self.class_weights}: expected two numbers >= 0, not both 0")

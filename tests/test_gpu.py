@@ -37,7 +37,8 @@ def loader_of(manifest: Manifest, device: torch.device, train: bool, batch_size:
     order = Order(rows, manifest.target[rows], "uniform" if train else "sequential", seed=3)
     draws = DrawConfig(cutmix=1.0, erase=0.5) if train else None
     views = ("identity",) if train else CANVAS.views
-    return Loader(manifest, order, Share(len(rows), batch_size), CANVAS, draws, views, device, LoaderConfig())
+    config = LoaderConfig(engine="dali")  # on the CPU too: such a machine may lack Numba
+    return Loader(manifest, order, Share(len(rows), batch_size), CANVAS, draws, views, device, config)
 
 
 @pytest.mark.parametrize("train_batches", [True, False])

@@ -1,7 +1,9 @@
 """Every graph, and the CPU's own arithmetic, against their NumPy twin, at full size, on real and simulated snippets."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +11,6 @@ import pytest
 import torch
 
 from pipeline.canvas import CanvasConfig, Layout
-from pipeline.cpu_canvas import CpuCanvas, resize_weights, write_views
 from pipeline.draws import DrawConfig, Draws, draw
 from pipeline.graph import DRAW_INPUTS, GraphPlace, build_eval_graph, build_train_graph
 from shard_tools.cadence import KAGGLE_SHAPE
@@ -49,12 +50,18 @@ def place(maker: str) -> GraphPlace:
     return GraphPlace(max_batch=SAMPLES, threads=2, device_id=0 if maker == "dali on a GPU" else None)
 
 
+def cpu_canvas() -> ModuleType:
+    """The CPU's arithmetic, where Numba is: a machine that runs the tests marked gpu may lack it."""
+    pytest.importorskip("numba")
+    return importlib.import_module("pipeline.cpu_canvas")
+
+
 def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> npt.NDArray[np.float32]:
     """(n, C, H, W) as `maker` makes them for training."""
     shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
     if maker != "cpu":
         return run_once(build_train_graph, (snippets, *as_inputs(draws)), canvas, shape, place(maker))
-    arithmetic = CpuCanvas(canvas, shape)
+    arithmetic = cpu_canvas().CpuCanvas(canvas, shape)
     images = np.empty((SAMPLES, *arithmetic.image_shape), np.float32)
     for slot in range(0, SAMPLES, 2):
         pair = slice(slot, slot + 2)
@@ -67,12 +74,12 @@ def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDA
     shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
     if maker != "cpu":
         return run_once(build_eval_graph, (snippets,), canvas, shape, canvas.views, place(maker))
-    arithmetic = CpuCanvas(canvas, shape)
+    arithmetic = cpu_canvas().CpuCanvas(canvas, shape)
     image = np.empty((canvas.channels, canvas.height, canvas.width), np.float32)
     views = np.empty((SAMPLES, len(canvas.views), *image.shape), np.float32)
     for snippet, out in zip(snippets, views, strict=True):
         arithmetic.write_image(snippet, image)
-        write_views(image, canvas.views, out)
+        cpu_canvas().write_views(image, canvas.views, out)
     return views
 
 
@@ -160,7 +167,7 @@ def test_images_equal_the_twins_on_real_snippets(real: Snippets, canvas: CanvasC
 def test_inside_its_edges_the_resize_is_torchs_antialiased_one(old: int, new: int) -> None:
     columns = torch.eye(old).reshape(1, 1, old, old)
     theirs = torch.nn.functional.interpolate(columns, (new, old), mode="bilinear", antialias=True)
-    first, weight = resize_weights(old, new)
+    first, weight = cpu_canvas().resize_weights(old, new)
     matrix = np.zeros((new, old + len(weight)), np.float32)
     np.put_along_axis(matrix, first[:, None] + np.arange(len(weight)), weight.T, axis=1)
     inside = slice(1, -1)  # torch cuts the triangle off at the edge, DALI repeats the edge
