@@ -69,7 +69,7 @@ def make_image(
     work: Float32s,
     sums: Float32s,
     image: Float32s,
-) -> None:  # pragma: no cover
+) -> None:
     """A snippet (P, t, F) of float16 bits to its canvas (C, H, W).
 
     `work` (N, T, F) and `sums` (C, H, F) may hold anything: fresh memory would cost more than what is done in it.
@@ -99,7 +99,7 @@ def make_pair(
     work: Float32s,
     sums: Float32s,
     images: tuple[Float32s, Float32s],
-) -> None:  # pragma: no cover
+) -> None:
     """Snippets (1 or 2, P, t, F) of float16 bits to their canvases, augmented and mixed with each other.
 
     `work` (2, N + 1, T, F) and `sums` (2, C, H, F) may hold anything.
@@ -131,7 +131,7 @@ def make_pair(
 
 
 @_kernel
-def _widen_all(panels: UInt16s, recipe: Recipe, planes: Float32s) -> None:  # pragma: no cover
+def _widen_all(panels: UInt16s, recipe: Recipe, planes: Float32s) -> None:
     """Panels (P, t, F) to planes (N, T, F) without their common means."""
     for plane in range(len(planes)):
         _widen(panels[recipe.positions[plane]], recipe.time_bins, planes[plane])
@@ -139,7 +139,7 @@ def _widen_all(panels: UInt16s, recipe: Recipe, planes: Float32s) -> None:  # pr
 
 
 @_kernel
-def _widen(panel: UInt16s, time_bins: int, plane: Float32s) -> None:  # pragma: no cover
+def _widen(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
     """A panel (t, F) of float16 bits to a plane (T, F) of sums of `time_bins` rows, over the square root of it.
 
     By bits: exponent and fraction move to their new places, and a multiplication mends the bias; subnormal numbers
@@ -164,7 +164,7 @@ def _widen(panel: UInt16s, time_bins: int, plane: Float32s) -> None:  # pragma: 
 
 
 @_kernel
-def _subtract_means(planes: Float32s, of_rows: bool) -> None:  # pragma: no cover
+def _subtract_means(planes: Float32s, of_rows: bool) -> None:
     """Take each channel's mean over all planes (N, T, F) away; `of_rows`: then each time bin's over the channels."""
     count, time_bins, channels = planes.shape
     mean = np.zeros(channels, np.float32)
@@ -185,7 +185,7 @@ def _subtract_means(planes: Float32s, of_rows: bool) -> None:  # pragma: no cove
 
 
 @_kernel
-def _finish(plane: Float32s, recipe: Recipe) -> None:  # pragma: no cover
+def _finish(plane: Float32s, recipe: Recipe) -> None:
     """Normalise and bend a plane (T, F)."""
     if recipe.normalises:
         _normalise(plane, recipe.epsilon)
@@ -194,7 +194,7 @@ def _finish(plane: Float32s, recipe: Recipe) -> None:  # pragma: no cover
 
 
 @_kernel
-def _normalise(plane: Float32s, epsilon: float) -> None:  # pragma: no cover
+def _normalise(plane: Float32s, epsilon: float) -> None:
     """Bring a plane (T, F) to mean 0 and standard deviation 1."""
     total = np.float64(0)
     for row in range(plane.shape[0]):
@@ -216,7 +216,7 @@ def _normalise(plane: Float32s, epsilon: float) -> None:  # pragma: no cover
 
 
 @_kernel
-def _bend(plane: Float32s) -> None:  # pragma: no cover
+def _bend(plane: Float32s) -> None:
     """The asinh of a plane (T, F), to 1e-6: sign(x) log(|x| + sqrt(x^2 + 1)).
 
     The logarithm as Cephes has it (Moshier 1992, logf.c): the exponent, and a polynomial of the fraction. NumPy's and
@@ -250,7 +250,7 @@ def _bend(plane: Float32s) -> None:  # pragma: no cover
 
 
 @_kernel
-def _move(of: Float32s, move: Move, plane: int, to: Float32s) -> None:  # pragma: no cover
+def _move(of: Float32s, move: Move, plane: int, to: Float32s) -> None:
     """Flip, roll, shift, scale and erase one plane (T, F) into another, which becomes number `plane`."""
     time_bins, channels = of.shape
     gain, offset = np.float32(move.gain), np.float32(move.offset)
@@ -274,13 +274,13 @@ def _move(of: Float32s, move: Move, plane: int, to: Float32s) -> None:  # pragma
 
 
 @_kernel
-def _scale(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:  # pragma: no cover
+def _scale(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:
     for channel in range(len(to)):
         to[channel] = of[channel] * gain + offset
 
 
 @_kernel
-def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:  # pragma: no cover
+def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:
     last = len(to) - 1
     for channel in range(len(to)):
         # Unsigned: a place that might be negative costs a comparison each, and the vectors.
@@ -290,7 +290,7 @@ def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Floa
 @_kernel
 def _swap_boxes(
     first: Float32s, second: Float32s, of_first: tuple[int, int, int, int], of_second: tuple[int, int, int, int]
-) -> None:  # pragma: no cover
+) -> None:
     """CutMix of two planes (T, F): into each, its own box out of the other as that was before."""
     left, right, start, end = of_first[2], of_first[3], of_second[2], of_second[3]
     kept = np.empty(end - start, np.float32)
@@ -306,14 +306,14 @@ def _swap_boxes(
 
 
 @_kernel
-def _copy(of: Float32s, to: Float32s) -> None:  # pragma: no cover
+def _copy(of: Float32s, to: Float32s) -> None:
     # Numba copies one slice into another value by value; this loop becomes vectors.
     for place in range(len(to)):
         to[place] = of[place]
 
 
 @_kernel
-def _add_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:  # pragma: no cover
+def _add_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:
     """Add what the rows of a plane (T, F), of which the first is row `start` of the old image, give to (H, F).
 
     Four old rows at a time: a sum that goes to memory and back for each takes twice as long.
@@ -348,7 +348,7 @@ def _add_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> 
 
 
 @_kernel
-def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:  # pragma: no cover
+def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:
     """(C, H, F) to (C, H, W)."""
     first, weight = weights
     if len(weight) == 1:
