@@ -18,11 +18,12 @@ def verify(root: Path | str, config: StoreConfig = StoreConfig()) -> Iterator[st
     """Yield one line for every fault: of the manifest, of a shard's size or bytes, of an index, of a snippet."""
     try:
         manifest = read_manifest(root, config)
+        repeated = has_repeated_keys(manifest)  # waits for the keys of a large table
     except InputError as error:
         yield str(error)
         return
     store = manifest.store
-    if has_repeated_keys(manifest):
+    if repeated:
         yield f"{store.where(SAMPLES)}: a key is in both splits"
     for name, expected in manifest.files.items():
         yield from _verify_file(store, name, expected)
