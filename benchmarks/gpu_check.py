@@ -61,7 +61,8 @@ def parts(out: Path) -> list[Part]:
     train = ("benchmarks/train_bench.py", "--preset", "full", "--rounds", "3", "--check", "--check-margin", "0.98")
     return [
         Part("tests marked gpu", words, 120),
-        Part("loader_bench", ("benchmarks/loader_bench.py", "--quick", "--check", "--check-margin", "0.8"), 140),
+        # Not --check: the loader's goals are for two CPU cores.
+        Part("loader_bench", ("benchmarks/loader_bench.py", "--quick"), 140),
         Part("train_bench", (*train, "--cadences", "3200"), 110),
         Part("train_bench, infer", (*train, "--what", "infer", "--cadences", "3200"), 90),
     ]
