@@ -1,5 +1,6 @@
 """Counter-based random numbers: each is a pure function of (seed, epoch, position, stream), whoever asks and when."""
 
+import functools
 from enum import IntEnum
 
 import numpy as np
@@ -77,6 +78,7 @@ def _hash(values: UInt64s) -> UInt64s:
     return values ^ (values >> np.uint64(31))
 
 
+@functools.lru_cache(maxsize=256)  # the same few for every batch of an epoch, and half of the cost of its draws
 def _hash_key(seed: int, epoch: int, stream: Stream) -> np.uint64:
     key = np.zeros(1, np.uint64)
     for word in (seed, epoch, int(stream)):
