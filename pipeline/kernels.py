@@ -1,7 +1,8 @@
 """The inner loops of the CPU's canvases, compiled by Numba: each call lets other threads run from its start to its end.
 
 Many small NumPy or torch calls did not: threads that take turns at Python's lock every 20 microseconds are slower
-together than one alone (docs/performance.md).
+together than one alone (docs/performance.md). They stand in one file, since Numba's cache of a function does not notice
+that one which it calls has changed in another.
 
 Axes: P positions, t time bins before summing, N planes, T time bins, F frequency channels; C, H, W canvas.
 """

@@ -24,6 +24,7 @@ from pipeline.skipping import BadSamples, Policy
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 
+Engine = Literal["auto", "dali", "cpu"]
 REMOTE_READS = 32  # 300 cadences/s of 838 kB at 20 ms of latency and 1 Gbit/s need some 10
 
 
@@ -31,9 +32,9 @@ REMOTE_READS = 32  # 300 cadences/s of 838 kB at 20 ms of latency and 1 Gbit/s n
 class LoaderConfig:
     """How far and how wide the loader works ahead."""
 
-    engine: Literal["auto", "dali", "torch"] = "auto"
-    """What makes the images: DALI's graph, or torch and NumPy on threads of the CPU. auto: DALI on a GPU, torch on a
-    CPU, where it is several times as fast."""
+    engine: Engine = "auto"
+    """What makes the images: DALI's graph, or compiled kernels on threads of the CPU. auto: DALI on a GPU, the kernels
+    on a CPU, where they are several times as fast."""
     loader_threads: int = os.cpu_count() or 1
     """Threads that decode and augment on the CPU."""
     read_threads: int = 0
@@ -171,7 +172,7 @@ class Loader:
         shown = None if self._draws else views
         if canvas is None:
             return RawSnippets(Reader(manifest, slots, read_threads, pinned=on_gpu), self._bad)
-        if config.engine == "torch" or (config.engine == "auto" and not on_gpu):
+        if config.engine == "cpu" or (config.engine == "auto" and not on_gpu):
             from pipeline.cpu import CpuImages  # with Numba, which a machine with a GPU may lack
             from pipeline.cpu_canvas import CpuCanvas
 
