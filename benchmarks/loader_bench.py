@@ -76,7 +76,8 @@ class LoaderBenchConfig:
     check: bool = False
     """Exit with code 1 where a goal is missed."""
     check_margin: float = 1.0
-    """Multiplies what the goals require; below 1 on machines that are busy with other work."""
+    """Multiplies what the goals require; below 1, on machines that are busy with other work, what was reached where
+    that is less."""
     history: bool = True
     """Append the figures to the history (benchmarks/history.py)."""
 
