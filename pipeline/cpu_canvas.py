@@ -76,6 +76,10 @@ class CpuCanvas:
             offset=float(draws.offset[slot]),
             erased=(*start.tolist(), *extent.tolist()),
             pasted=tuple(draws.cutmix_box[slot].tolist()) if is_mixed else (0, 0, 0, 0),
+            mixed=float(draws.mixed[slot]) if is_mixed else 0.0,
+            path=draws.signal_path[slot],
+            level=draws.signal_level[slot],
+            width=float(draws.signal_width[slot]),
         )
 
     def _work(self) -> tuple[Float32s, Float32s]:

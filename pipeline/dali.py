@@ -9,7 +9,8 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.batches import Planned
 from pipeline.canvas import CanvasConfig
-from pipeline.graph import DRAW_INPUTS, PREFETCH_DEPTH, GraphPlace, build_eval_graph, build_train_graph
+from pipeline.draws import DrawConfig
+from pipeline.graph import PREFETCH_DEPTH, GraphPlace, build_eval_graph, build_train_graph, train_inputs
 from pipeline.reader import Block, Reader
 from pipeline.skipping import BadSamples
 
@@ -21,18 +22,20 @@ class DaliImages:
         self,
         reader: Reader,
         canvas: CanvasConfig,
+        draws: DrawConfig | None,
         shape: tuple[int, int, int],
-        views: tuple[str, ...] | None,
+        views: tuple[str, ...],
         bad: BadSamples,
         place: GraphPlace,
     ) -> None:
-        """`views` None: training images. `shape` is a snippet's (P, t, F)."""
+        """`draws` make training images, None evaluation images of `views`. `shape` is a snippet's (P, t, F)."""
         self._reader, self._bad, self._place = reader, bad, place
         self._reading: deque[tuple[Block, int]] = deque()
         self._in_graph: deque[Block] = deque()
         self._copying: deque[tuple[Any, Block, torch.cuda.Event]] = deque()
-        if views is None:
-            self._graph = build_train_graph(self._feed, canvas, shape, place)
+        self._inputs = train_inputs(draws) if draws else ()
+        if draws:
+            self._graph = build_train_graph(self._feed, canvas, draws, shape, place)
         else:
             self._graph = build_eval_graph(self._feed, canvas, shape, views, place)
         self._graph.build()
@@ -73,7 +76,7 @@ class DaliImages:
         snippets = block.snippets.numpy()
         if planned.draws is None:
             return (snippets,)
-        return (snippets, *(getattr(planned.draws, name) for name in DRAW_INPUTS))
+        return (snippets, *(getattr(planned.draws, name) for name in self._inputs))
 
     def _image(self, output: Any, block: Block) -> Tensor:
         """The canvases of a batch, as a tensor that stays what it is."""

@@ -3,7 +3,6 @@
 Axes: n samples; boxes are (time start, time end, channel start, channel end) in bins of the planes, ends excluded.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +12,11 @@ from scipy.special import betaincinv
 
 from pipeline.canvas import CanvasConfig
 from pipeline.randomness import Int64s, Stream, uniform
+from pipeline.signals import Float64s, Numbers, Signals, draw_signals, no_signals
 from shard_tools.errors import InputError
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
-Float64s = npt.NDArray[np.float64]
-Numbers = Callable[[Stream], Float64s]  # one uniform number a sample
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,40 @@ class DrawConfig:
     """The share of a sample that is kept is drawn from Beta(alpha, alpha)."""
     cutmix_box: Literal["box", "band"] = "box"
     """box: the same box of time and frequency in each panel. band: all time bins of a band of channels."""
-    cutmix_target: Literal["area", "or"] = "area"
-    """area: targets weighted by the area actually kept. or: the larger of both targets."""
+    mixup: float = 0.0
+    """Probability of mixup, a weighted mean with that neighbour, instead of CutMix (0 to 1)."""
+    mixup_alpha: float = 1.0
+    """The weight of the sample's own pixels is drawn from Beta(alpha, alpha)."""
+    mixup_epochs: int = 0
+    """Epochs with mixup, from the first; 0: all."""
+    mix_target: Literal["area", "or"] = "area"
+    """Of CutMix and mixup. area: targets weighted by the share of the pixels that is kept. or: the larger of both."""
+    inject: float = 0.0
+    """Probability of adding a narrowband signal to the snippet (0 to 1): a needle, whose target is then 1, or
+    interference, which leaves the target as it is."""
+    inject_interference: float = 0.35
+    """Share of the added signals that are interference: in OFF panels as a needle in ON panels, or in all."""
+    inject_snr_min: float = 0.3
+    """Peak of the faintest added signal, in standard deviations of a pixel's noise in its panel."""
+    inject_snr_max: float = 5.0
+    """Peak of the brightest one; they are log-uniform between the two."""
 
     def __post_init__(self) -> None:
-        for name in ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix"):
+        shares = ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix")
+        for name in (*shares, "mixup", "inject", "inject_interference"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
-        if not 0 <= self.gain < 1 or self.offset < 0 or self.cutmix_alpha <= 0:
+        if not 0 <= self.gain < 1 or self.offset < 0 or min(self.cutmix_alpha, self.mixup_alpha) <= 0:
             raise InputError(
-                f"--gain {self.gain} --offset {self.offset} --cutmix-alpha {self.cutmix_alpha}: "
-                "expected 0 <= gain < 1, offset >= 0, alpha > 0"
+                f"--gain {self.gain} --offset {self.offset} --cutmix-alpha {self.cutmix_alpha} --mixup-alpha "
+                f"{self.mixup_alpha}: expected 0 <= gain < 1, offset >= 0, alphas > 0"
+            )
+        if self.mixup_epochs < 0:
+            raise InputError(f"--mixup-epochs {self.mixup_epochs}: expected 0 or more")
+        if not 0 < self.inject_snr_min <= self.inject_snr_max <= 1e4:
+            raise InputError(
+                f"--inject-snr-min {self.inject_snr_min} --inject-snr-max {self.inject_snr_max}: "
+                "expected 0 < min <= max <= 10000"
             )
 
 
@@ -85,8 +106,18 @@ class Draws:
     """(n, 4) what is taken from the partner; empty where nothing is."""
     partner: npt.NDArray[np.integer[Any]]
     """(n,) position of the partner; in the loader its place in the batch."""
+    mixed: Float32s
+    """(n,) the weight of the partner's pixels in mixup; 0 where there is none."""
     kept: Float64s
-    """(n,) the share of the sample's pixels that are its own after CutMix."""
+    """(n,) the share of the sample that is its own after CutMix or mixup."""
+    signal_path: Float32s
+    """(n, N, t) see Signals, as the three below; empty where nothing is added."""
+    signal_level: Float32s
+    """(n, N, t)"""
+    signal_width: Float32s
+    """(n,)"""
+    has_needle: npt.NDArray[np.bool_]
+    """(n,) whether a needle was added."""
 
 
 def partner_positions(positions: Int64s, length: int) -> Int64s:
@@ -120,9 +151,12 @@ def draw(
 
     largest_roll, largest_shift = int(config.roll_frequency * channels), int(config.shift_time * time_bins)
     erase_shape, erase_start = _draw_erased(config, planes, number)
-    box = _draw_cutmix_box(config, time_bins, channels, number)
-    box[partner_positions(positions, length) == positions] = 0
+    box, mixed = _draw_cutmix_box(config, time_bins, channels, number), _draw_mixed(config, epoch, number)
+    alone = partner_positions(positions, length) == positions
+    mixed[alone] = 0
+    box[alone | (mixed > 0)] = 0
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
+    signals = _draw_signals(config, canvas, planes, number, len(positions))
     return Draws(
         flip_frequency=(number(Stream.FLIP_FREQUENCY) < config.flip_frequency).astype(np.int32),
         flip_time=((number(Stream.FLIP_TIME) < config.flip_time) & canvas.flips_time).astype(np.int32),
@@ -134,17 +168,42 @@ def draw(
         erase_shape=erase_shape,
         cutmix_box=box,
         partner=partner_positions(positions, length),
-        kept=1 - area / (time_bins * channels),
+        mixed=mixed,
+        kept=1 - mixed.astype(np.float64) - area / (time_bins * channels),
+        signal_path=signals.path,
+        signal_level=signals.level,
+        signal_width=signals.width,
+        has_needle=signals.is_needle,
     )
 
 
 def mixed_targets(
     config: DrawConfig, draws: Draws, own: npt.NDArray[np.int8], partner: npt.NDArray[np.int8]
 ) -> Float32s:
-    """(n,) targets after CutMix, from those of the samples and of their partners."""
-    if config.cutmix_target == "or":
+    """(n,) targets after CutMix and mixup, from those of the samples and of their partners."""
+    if config.mix_target == "or":
         return np.where(draws.kept < 1, np.maximum(own, partner), own).astype(np.float32)
     return (draws.kept * own + (1 - draws.kept) * partner).astype(np.float32)
+
+
+def _draw_signals(
+    config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int], number: Numbers, count: int
+) -> Signals:
+    if not config.inject:
+        return no_signals(count)
+    _, time_bins, channels = planes
+    snr = config.inject_snr_min, config.inject_snr_max
+    shape = time_bins * canvas.sum_time_bins, channels
+    return draw_signals(config.inject, config.inject_interference, snr, canvas.positions, shape, number)
+
+
+def _draw_mixed(config: DrawConfig, epoch: int, number: Numbers) -> Float32s:
+    """(n,) weights of the partners by Zhang et al. 2018 (arXiv:1710.09412), at most 1/2: the sample stays itself."""
+    if config.mixup_epochs and epoch >= config.mixup_epochs:
+        return np.zeros_like(number(Stream.MIXUP), np.float32)
+    weight = betaincinv(config.mixup_alpha, config.mixup_alpha, number(Stream.MIXUP_KEEP))
+    mixed = np.where(number(Stream.MIXUP) < config.mixup, np.minimum(weight, 1 - weight), 0)
+    return mixed.astype(np.float32)
 
 
 def _draw_erased(config: DrawConfig, planes: tuple[int, int, int], number: Numbers) -> tuple[Float32s, Float32s]:

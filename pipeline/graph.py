@@ -14,14 +14,16 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
+from pipeline.draws import DrawConfig
+from pipeline.signals import NEIGHBOUR_ROOT
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 
 PREFETCH_DEPTH = 2
-# What the training graph takes besides the snippets, in order: fields of Draws, the partner as a place in the batch.
 DRAW_INPUTS = (
     "flip_frequency", "flip_time", "roll", "shift", "gain", "offset", "erase_start", "erase_shape", "cutmix_box",
-    "partner",
+    "mixed", "partner",
 )  # fmt: skip
+SIGNAL_INPUTS = ("signal_path", "signal_level", "signal_width")  # where signals are added
 
 Feed = Callable[[], Sequence[Any]]
 
@@ -53,20 +55,30 @@ class GraphPlace:
         return pipeline
 
 
-def build_train_graph(feed: Feed, canvas: CanvasConfig, shape: tuple[int, int, int], place: GraphPlace) -> Pipeline:
-    """A pipeline from (snippets (P, t, F) float16, *DRAW_INPUTS) to canvases (C, H, W) float32, augmented and mixed.
+def train_inputs(draws: DrawConfig) -> tuple[str, ...]:
+    """What the training graph takes besides the snippets, in order: fields of Draws, the partner's place in the batch."""
+    return (*DRAW_INPUTS, *(SIGNAL_INPUTS if draws.inject else ()))
+
+
+def build_train_graph(
+    feed: Feed, canvas: CanvasConfig, draws: DrawConfig, shape: tuple[int, int, int], place: GraphPlace
+) -> Pipeline:
+    """A pipeline from snippets (P, t, F) float16 and `train_inputs` to canvases (C, H, W) float32, augmented and mixed.
 
     `feed` returns one batch per input and raises StopIteration at the end of an epoch; what it returns must stay as
     it is until the batch has left the pipeline. `shape` is a snippet's (P, t, F).
     """
-    planes_shape = canvas.plane_shape(shape)
+    planes_shape, inputs = canvas.plane_shape(shape), train_inputs(draws)
 
     def graph() -> DataNode:
-        data, *values = fn.external_source(source=feed, num_outputs=1 + len(DRAW_INPUTS), batch=True, no_copy=True)
-        draws = dict(zip(DRAW_INPUTS, values, strict=True))
-        planes = _to_planes(data, canvas, shape, place.on_gpu)
-        planes = _augment(planes, canvas, planes_shape, draws, place.on_gpu)
-        planes = _cutmix(planes, planes_shape, draws, place.on_gpu)
+        data, *values = fn.external_source(source=feed, num_outputs=1 + len(inputs), batch=True, no_copy=True)
+        drawn = dict(zip(inputs, values, strict=True))
+        planes = _to_sums(data, canvas, shape, place.on_gpu)
+        if draws.inject:
+            planes = _add_signals(planes, canvas, planes_shape, drawn, place.on_gpu)
+        planes = _to_planes(planes, canvas)
+        planes = _augment(planes, canvas, planes_shape, drawn, place.on_gpu)
+        planes = _mix(planes, planes_shape, drawn, place.on_gpu)
         return _to_canvas(planes, canvas, planes_shape)
 
     return place.pipeline_def(graph)
@@ -79,15 +91,15 @@ def build_eval_graph(
 
     def graph() -> DataNode:
         (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, no_copy=True)
-        planes = _to_planes(data, canvas, shape, place.on_gpu)
+        planes = _to_planes(_to_sums(data, canvas, shape, place.on_gpu), canvas)
         image = _to_canvas(planes, canvas, canvas.plane_shape(shape))
         return fn.stack(*(_view(image, canvas, view) for view in views))
 
     return place.pipeline_def(graph)
 
 
-def _to_planes(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
-    """Snippets to normalised planes (N, T, F) float32, in the order that the canvas shows them."""
+def _to_sums(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
+    """Snippets to planes (N, T, F) float32 of summed time bins, in the order that the canvas shows them."""
     _, raw_bins, channels = shape
     count, time_bins, _ = canvas.plane_shape(shape)
     # Cross PCIe as float16 and widen on the device: half the bytes, nothing lost.
@@ -102,6 +114,30 @@ def _to_planes(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int]
         values = fn.reshape(values, shape=[count, time_bins, canvas.sum_time_bins, channels])
         # Over the square root, so that white noise keeps its standard deviation.
         values = fn.reductions.sum(values, axes=[2]) * np.float32(canvas.sum_time_bins**-0.5)
+    return values
+
+
+def _add_signals(
+    planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool
+) -> DataNode:
+    """Add to planes (N, T, F) a Gaussian profile along a path, as bright as its level times the plane's noise.
+
+    The noise is that between neighbouring channels, by a mean of roots, which a few bright lines hardly move.
+    """
+    count, time_bins, channels = shape
+    # A time bin of the snippet at a time, as the path moves on within a summed one: (N, T, t / T, F).
+    shown = [count, time_bins, canvas.sum_time_bins, 1]
+    path, level = (fn.reshape(_on(draws[name], on_gpu), shape=shown) for name in ("signal_path", "signal_level"))
+    column = types.Constant(np.arange(channels, dtype=np.float32).reshape(1, 1, 1, -1), device=_device(on_gpu))
+    offset = (column - path) / _on(draws["signal_width"], on_gpu)
+    profile = fn.reductions.sum(level * math.exp(np.float32(-0.5) * offset * offset), axes=[2])
+    steps = math.sqrt(math.abs(planes[:, :, 1:] - planes[:, :, :-1]))
+    noise = fn.reductions.mean(steps, axes=[1, 2], keep_dims=True) * np.float32(1 / NEIGHBOUR_ROOT)
+    return planes + profile * noise * noise * np.float32(canvas.sum_time_bins**-0.5)
+
+
+def _to_planes(values: DataNode, canvas: CanvasConfig) -> DataNode:
+    """Planes (N, T, F) without background, normalised and bent."""
     if canvas.subtract != "none":
         values = values - fn.reductions.mean(values, axes=[0, 1], keep_dims=True)
     if canvas.subtract == "lines_bursts":
@@ -134,15 +170,15 @@ def _augment(
     return fn.erase(values, anchor=draws["erase_start"], shape=draws["erase_shape"], axes=[0, 1, 2], fill_value=0.0)
 
 
-def _cutmix(planes: DataNode, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool) -> DataNode:
-    """Paste the partner's box into planes (N, T, F): the same box in each panel, so that slots stay what they are."""
+def _mix(planes: DataNode, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool) -> DataNode:
+    """CutMix and mixup of planes (N, T, F): the same in each panel, so that slots stay what they are."""
     _, time_bins, channels = shape
-    device = "gpu" if on_gpu else "cpu"
+    device = _device(on_gpu)
     row = types.Constant(np.arange(time_bins, dtype=np.int32).reshape(1, -1, 1), device=device)
     column = types.Constant(np.arange(channels, dtype=np.int32).reshape(1, 1, -1), device=device)
     box = _on(draws["cutmix_box"], on_gpu)
     inside = ((row >= box[0]) & (row < box[1])) & ((column >= box[2]) & (column < box[3]))
-    taken = fn.cast(inside, dtype=types.FLOAT)
+    taken = fn.cast(inside, dtype=types.FLOAT) + _on(draws["mixed"], on_gpu)  # of which one is 0
     partner = fn.permute_batch(planes, indices=draws["partner"])
     return planes * (np.float32(1) - taken) + partner * taken
 
@@ -165,6 +201,10 @@ def _view(image: DataNode, canvas: CanvasConfig, view: str) -> DataNode:
         return image
     horizontal, vertical = int(view != "flip_time"), int(view != "flip_frequency")
     return fn.flip(image, horizontal=horizontal, vertical=vertical)
+
+
+def _device(on_gpu: bool) -> str:
+    return "gpu" if on_gpu else "cpu"
 
 
 def _on(value: DataNode, on_gpu: bool) -> DataNode:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from pipeline.signals import NEIGHBOUR_ROOT
+
 Float32s = npt.NDArray[np.float32]
 UInt16s = npt.NDArray[np.uint16]
 UInt32s = npt.NDArray[np.uint32]
@@ -53,12 +55,21 @@ class Move(NamedTuple):
     """A box that becomes 0: plane, time bin, channel; planes, time bins, channels."""
     pasted: tuple[int, int, int, int]
     """What is taken from the other: first and last time bin, first and last channel, ends excluded."""
+    mixed: float
+    """Weight of the other in the mean with it."""
+    path: Float32s
+    """(N, t) channel of the added signal in each plane; empty where none is added."""
+    level: Float32s
+    """(N, t) its brightness, in standard deviations of the plane's noise."""
+    width: float
+    """Its standard deviation in channels."""
 
 
 # Sums in any order, as vectors need; infinity and NaN keep their meaning.
 _kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 _TO_FLOAT32 = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 _SQRT_HALF = np.uint32(0x3F3504F3)  # as bits of a float32
+_REACH = 5.0  # standard deviations of a signal's profile, where 4e-6 of its peak is left
 
 
 @_kernel
@@ -77,7 +88,9 @@ def make_image(
     """
     together = recipe.subtract > 0
     if together:
-        _widen_all(panels, recipe, work)
+        for plane in range(len(work)):
+            _widen(panels[recipe.positions[plane]], recipe.time_bins, work[plane])
+        _subtract_means(work, recipe.subtract > 1)
     sums[:] = 0
     in_channel = len(work) // len(image)
     for plane in range(len(work)):
@@ -111,7 +124,9 @@ def make_pair(
     in_channel = planes // images[0].shape[0]
     for sample in range(len(panels)):
         if together:
-            _widen_all(panels[sample], recipe, work[sample, :planes])
+            for plane in range(planes):
+                _widen_with_signal(panels[sample], recipe, moves[sample], plane, work[sample, plane])
+            _subtract_means(work[sample, :planes], recipe.subtract > 1)
     for plane in range(planes):
         for sample in range(len(panels)):
             move = moves[sample]
@@ -119,11 +134,11 @@ def make_pair(
             source = plane // size * size + size - 1 - plane % size if move.flip_time else plane
             values = work[sample, source if together else 0]
             if not together:
-                _widen(panels[sample, recipe.positions[source]], recipe.time_bins, values)
+                _widen_with_signal(panels[sample], recipe, move, source, values)
             _finish(values, recipe)
             _move(values, move, plane, work[sample, planes])
         if len(panels) == 2:
-            _swap_boxes(work[0, planes], work[1, planes], moves[0].pasted, moves[1].pasted)
+            _mix(work[0, planes], work[1, planes], moves)
         for sample in range(len(panels)):
             moved = work[sample, planes]
             _add_rows(moved, plane % in_channel * len(moved), rows, sums[sample, plane // in_channel])
@@ -132,11 +147,11 @@ def make_pair(
 
 
 @_kernel
-def _widen_all(panels: UInt16s, recipe: Recipe, planes: Float32s) -> None:
-    """Panels (P, t, F) to planes (N, T, F) without their common means."""
-    for plane in range(len(planes)):
-        _widen(panels[recipe.positions[plane]], recipe.time_bins, planes[plane])
-    _subtract_means(planes, recipe.subtract > 1)
+def _widen_with_signal(panels: UInt16s, recipe: Recipe, move: Move, plane: int, values: Float32s) -> None:
+    """Number `plane` of the planes (T, F) of panels (P, t, F), with what is added to it."""
+    _widen(panels[recipe.positions[plane]], recipe.time_bins, values)
+    if len(move.level):
+        _add_signal(values, recipe.time_bins, move.path[plane], move.level[plane], move.width)
 
 
 @_kernel
@@ -162,6 +177,30 @@ def _widen(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
                 )
             for channel in range(channels):
                 total[channel] += values[channel] * factor
+
+
+@_kernel
+def _add_signal(plane: Float32s, time_bins: int, path: Float32s, level: Float32s, width: float) -> None:
+    """Add a Gaussian profile along a path (t,) to a plane (T, F) of sums of `time_bins` rows; see pipeline/graph.py."""
+    if level.max() == 0:
+        return
+    channels = plane.shape[1]
+    total = np.float64(0)
+    for row in range(len(plane)):
+        part = np.float32(0)
+        for channel in range(channels - 1):
+            part += np.sqrt(abs(plane[row, channel + 1] - plane[row, channel]))
+        total += part
+    noise = (total / (len(plane) * (channels - 1)) / NEIGHBOUR_ROOT) ** 2
+    for time in range(len(path)):
+        if level[time] == 0:
+            continue
+        peak = level[time] * noise / np.sqrt(time_bins)
+        first = max(0, int(np.floor(path[time] - _REACH * width)))
+        last = min(channels - 1, int(np.ceil(path[time] + _REACH * width)))
+        for channel in range(first, last + 1):
+            offset = (channel - path[time]) / width
+            plane[time // time_bins, channel] += np.float32(peak * np.exp(-0.5 * offset * offset))
 
 
 @_kernel
@@ -286,6 +325,33 @@ def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Floa
     for channel in range(len(to)):
         # Unsigned: a place that might be negative costs a comparison each, and the vectors.
         to[channel] = of[np.uintp(last - channel)] * gain + offset
+
+
+@_kernel
+def _mix(first: Float32s, second: Float32s, moves: tuple[Move, Move]) -> None:
+    """CutMix and mixup of two planes (T, F), each with the other as it was before."""
+    mine, theirs = np.float32(moves[0].mixed), np.float32(moves[1].mixed)
+    if mine == 0 and theirs == 0:
+        _swap_boxes(first, second, moves[0].pasted, moves[1].pasted)
+        return
+    # A sample with mixup has no box, so that its own is swapped for nothing; the other needs it as it was.
+    for row in range(len(first)):
+        a, b = first[row], second[row]
+        before = a.copy()
+        if mine > 0:
+            for channel in range(len(a)):
+                a[channel] += mine * (b[channel] - a[channel])
+        else:
+            start, end, left, right = moves[0].pasted
+            if start <= row < end:
+                a[left:right] = b[left:right]
+        if theirs > 0:
+            for channel in range(len(b)):
+                b[channel] += theirs * (before[channel] - b[channel])
+        else:
+            start, end, left, right = moves[1].pasted
+            if start <= row < end:
+                b[left:right] = before[left:right]
 
 
 @_kernel

@@ -185,13 +185,14 @@ class Loader:
         self._ahead += PREFETCH_DEPTH  # inside the graph
         place = GraphPlace(slots, config.loader_threads, (self._device.index or 0) if on_gpu else None)
         reader = Reader(manifest, slots, read_threads, pinned=on_gpu)
-        return DaliImages(reader, canvas, manifest.shape, shown, self._bad, place)
+        return DaliImages(reader, canvas, self._draws, manifest.shape, views, self._bad, place)
 
     def _targets(self, planned: Planned) -> npt.NDArray[np.float32]:
         """Of the batch and partners outside it, as mixed."""
         own = self._manifest.target[planned.rows]
         if self._draws is None or planned.draws is None:
             return own.astype(np.float32)
+        own = np.where(planned.draws.has_needle, np.int8(1), own)
         return mixed_targets(self._draws, planned.draws, own, own[planned.draws.partner])
 
     def _to_batch(self, planned: Planned, image: Tensor) -> Batch:

@@ -37,6 +37,23 @@ class Stream(IntEnum):
     CUTMIX_KEEP = 15
     CUTMIX_TIME_CENTRE = 16
     CUTMIX_CHANNEL_CENTRE = 17
+    MIXUP = 18
+    MIXUP_KEEP = 19
+    SIGNAL = 20
+    SIGNAL_PLACE = 21
+    SIGNAL_PANELS = 22
+    SIGNAL_SNR = 23
+    SIGNAL_WIDTH = 24
+    SIGNAL_DRIFT = 25
+    SIGNAL_CENTRE = 26
+    SIGNAL_KIND = 27
+    SIGNAL_BEND = 28
+    SIGNAL_BEND_PERIOD = 29
+    SIGNAL_BEND_PHASE = 30
+    SIGNAL_GATE = 31
+    SIGNAL_PULSE_PERIOD = 32
+    SIGNAL_PULSE_DUTY = 33
+    SIGNAL_TURN = 34
 
 
 def uniform(seed: int, epoch: int, positions: Int64s, stream: Stream) -> npt.NDArray[np.float64]:

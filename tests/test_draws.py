@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batches import batch_slots
-from pipeline.canvas import CanvasConfig
+from pipeline.canvas import CanvasConfig, Layout
 from pipeline.draws import DrawConfig, Draws, draw, mixed_targets, partner_positions
 from pipeline.plan import Share
 from shard_tools.errors import InputError
@@ -26,6 +26,8 @@ CONFIGS = st.builds(
     cutmix=st.floats(0, 1),
     cutmix_alpha=st.floats(0.1, 5),
     cutmix_box=st.sampled_from(["box", "band"]),
+    mixup=st.floats(0, 1),
+    inject=st.sampled_from([0.0, 0.5, 1.0]),
 )
 
 
@@ -47,12 +49,13 @@ def test_draws_do_not_depend_on_batching(config: DrawConfig, seed: int, epoch: i
 def test_the_mixing_weight_is_the_area_kept_and_boxes_lie_inside(config: DrawConfig, seed: int, epoch: int) -> None:
     found = draws_at(np.arange(200), config, seed, epoch)
     _, time_bins, channels = PLANES
-    for box, kept in zip(found.cutmix_box, found.kept, strict=True):
+    for box, mixed, kept in zip(found.cutmix_box, found.mixed, found.kept, strict=True):
         mask = np.ones((time_bins, channels), bool)
         mask[box[0] : box[1], box[2] : box[3]] = False
         assert 0 <= box[0] <= box[1] <= time_bins and 0 <= box[2] <= box[3] <= channels
-        assert kept == pytest.approx(mask.mean(), abs=1e-12)
-        if config.cutmix_box == "band" and kept < 1:
+        assert kept == pytest.approx(1 - float(mixed) if mixed else mask.mean(), abs=1e-12)
+        assert 0 <= mixed <= 0.5 and (mask.all() or not mixed)
+        if config.cutmix_box == "band" and not mask.all():
             assert (box[0], box[1]) == (0, time_bins)
     ends = found.erase_start + found.erase_shape
     assert (found.erase_start >= 0).all() and (ends <= np.array(PLANES)).all()
@@ -110,11 +113,51 @@ def test_a_batch_holds_every_partner_it_needs(length: int, batch_size: int, worl
             assert len(slots) - batch_size <= (2 if batch_size % 2 else 0)
 
 
+def test_mixup_ends_with_its_last_epoch() -> None:
+    config = DrawConfig(cutmix=0, mixup=1, mixup_epochs=3)
+    mixed = [(draws_at(np.arange(100), config, epoch=epoch).mixed > 0).mean() for epoch in range(5)]
+    assert mixed == [1, 1, 1, 0, 0]
+
+
+@given(seed=SEEDS, interference=st.floats(0, 1), layout=st.sampled_from(["stack6", "on", "on_off", "panels"]))
+def test_an_added_signal_is_a_needle_if_and_only_if_it_is_in_on_panels_alone(
+    seed: int, interference: float, layout: Layout
+) -> None:
+    config = DrawConfig(inject=0.8, inject_interference=interference, inject_snr_min=0.5, inject_snr_max=2)
+    canvas = CanvasConfig(layout, 112, 224, sum_time_bins=7)
+    planes = canvas.plane_shape((6, 273, 256))
+    found = draw(config, canvas, planes, seed=seed, epoch=0, positions=np.arange(40), length=40)
+    assert found.signal_level.shape == found.signal_path.shape == (40, planes[0], 273)
+    present = found.signal_level.max(axis=2) > 0
+    is_on = np.isin(canvas.positions, (0, 2, 4))
+    for in_planes, is_needle, level, path in zip(
+        present, found.has_needle, found.signal_level, found.signal_path, strict=True
+    ):
+        if is_needle:
+            assert not in_planes[~is_on].any()
+        elif layout != "on":
+            assert in_planes[~is_on].any() == in_planes.any()
+        assert ((level == 0) | ((level > 0.499) & (level < 2.001))).all()
+        # At its centre even a signal that bends as far as it drifts is among the channels.
+        assert not in_planes.any() or (np.abs(path[level > 0] - 127.5) < 128 + 20).all()
+
+
+def test_signals_are_as_frequent_as_asked_and_last_long_enough_to_be_seen() -> None:
+    config = DrawConfig(inject=0.6, inject_interference=0.3)
+    found = draws_at(np.arange(5000), config)
+    present = found.signal_level.max(axis=(1, 2)) > 0
+    assert abs(present.mean() - 0.6) < 0.02
+    assert abs(found.has_needle.mean() - 0.6 * 0.7) < 0.02
+    assert ((found.signal_level[present] > 0).mean(axis=(1, 2)) > 0.009).all()  # 15 of 1638 time bins
+    nothing = draws_at(np.arange(50), DrawConfig())
+    assert not nothing.signal_level.size and not nothing.has_needle.any()
+
+
 def test_targets_are_mixed_by_area_or_by_or() -> None:
     found = dataclasses.replace(draws_at(np.arange(4), DrawConfig()), kept=np.array([0.25, 0.25, 1.0, 0.5]))
     own, partner = np.array([1, 0, 0, 0], np.int8), np.array([0, 1, 1, 0], np.int8)
     assert mixed_targets(DrawConfig(), found, own, partner).tolist() == [0.25, 0.75, 0.0, 0.0]
-    assert mixed_targets(DrawConfig(cutmix_target="or"), found, own, partner).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert mixed_targets(DrawConfig(mix_target="or"), found, own, partner).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +169,10 @@ def test_targets_are_mixed_by_area_or_by_or() -> None:
         ("gain", 1.0),
         ("offset", -1.0),
         ("cutmix_alpha", 0.0),
+        ("mixup", 1.5),
+        ("mixup_epochs", -1),
+        ("inject_snr_min", 0.0),
+        ("inject_snr_max", 0.1),
     ],
 )
 def test_impossible_draws_are_refused_by_the_name_of_their_flag(name: str, value: float) -> None:

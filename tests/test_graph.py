@@ -12,14 +12,16 @@ import torch
 
 from pipeline.canvas import CanvasConfig, Layout
 from pipeline.draws import DrawConfig, Draws, draw
-from pipeline.graph import DRAW_INPUTS, GraphPlace, build_eval_graph, build_train_graph
+from pipeline.graph import GraphPlace, build_eval_graph, build_train_graph, train_inputs
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.simulate import SimulateConfig, plan_tasks, simulate_cadence
 from tests import twin
 
 SAMPLES = 6
 TOLERANCE = 1e-3
-WILD = DrawConfig(roll_frequency=0.5, shift_time=0.3, erase=0.8, gain=0.5, offset=1.0, cutmix=0.8)
+WILD = DrawConfig(
+    roll_frequency=0.5, shift_time=0.3, erase=0.8, gain=0.5, offset=1.0, cutmix=0.8, mixup=0.4, inject=0.7
+)
 MAKERS = ["cpu", "dali", pytest.param("dali on a GPU", marks=pytest.mark.gpu)]
 CANVASES = [
     CanvasConfig("stack6", 224, 224, normalise=False),
@@ -60,7 +62,8 @@ def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: 
     """(n, C, H, W) as `maker` makes them for training."""
     shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
     if maker != "cpu":
-        return run_once(build_train_graph, (snippets, *as_inputs(draws)), canvas, shape, place(maker))
+        config = WILD if draws.signal_level.size else DrawConfig()
+        return run_once(build_train_graph, (snippets, *as_inputs(draws, config)), canvas, config, shape, place(maker))
     arithmetic = cpu_canvas().CpuCanvas(canvas, shape)
     images = np.empty((SAMPLES, *arithmetic.image_shape), np.float32)
     for slot in range(0, SAMPLES, 2):
@@ -89,17 +92,20 @@ def draws_for(canvas: CanvasConfig, shape: tuple[int, int, int], config: DrawCon
     return draw(config, canvas, planes, seed=seed, epoch=3, positions=positions, length=SAMPLES)
 
 
-def as_inputs(draws: Draws) -> list[npt.NDArray[np.generic]]:
+def as_inputs(draws: Draws, config: DrawConfig) -> list[npt.NDArray[np.generic]]:
     return [
         values.astype(np.int32) if name == "partner" else values
-        for name in DRAW_INPUTS
+        for name in train_inputs(config)
         for values in [getattr(draws, name)]
     ]
 
 
 def check_training(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> None:
     found = train_images(snippets, canvas, draws, maker)
-    planes = [twin.augmented(twin.planes_of(snippet, canvas), canvas, draws, k) for k, snippet in enumerate(snippets)]
+    planes = [
+        twin.augmented(twin.planes_of(snippet, canvas, draws, k), canvas, draws, k)
+        for k, snippet in enumerate(snippets)
+    ]
     expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
     assert found.shape == (SAMPLES, canvas.channels, canvas.height, canvas.width)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)

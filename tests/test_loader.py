@@ -1,5 +1,6 @@
 """The loader's promises: planned order, checked bytes, stable batches, resumption, clear errors."""
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -23,6 +24,8 @@ SAMPLES = 53
 ENGINES: tuple[Engine, ...] = ("cpu", "dali")
 on_each_engine = pytest.mark.parametrize("engine", ENGINES)  # DALI's, on a CPU here, is what a GPU has
 
+BUSY = DrawConfig(cutmix=0.6, mixup=0.3, inject=0.6)
+
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
@@ -37,7 +40,7 @@ def train_loader(manifest: Manifest, batch_size: int = 8, engine: Engine = "auto
         order,
         Share(len(rows), batch_size, **share),
         CANVAS,
-        DrawConfig(cutmix=1.0),
+        BUSY,
         config=LoaderConfig(engine),
     )
 
@@ -182,11 +185,33 @@ def test_without_a_canvas_the_snippets_come_as_they_are(manifest: Manifest) -> N
     loader.close()
 
 
+def test_a_sample_to_which_a_needle_was_added_has_target_1_and_another_image(manifest: Manifest) -> None:
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "uniform", seed=3)
+    quiet = {"flip_frequency": 0.0, "flip_time": 0.0, "roll_frequency": 0.0, "shift_time": 0.0, "gain": 0.0}
+    plain, with_needles, with_interference = (
+        by_row(
+            Loader(
+                manifest,
+                order,
+                Share(len(rows), 8),
+                CANVAS,
+                DrawConfig(**quiet, offset=0, erase=0, cutmix=0, inject=inject, inject_interference=interference),
+            )
+        )
+        for inject, interference in ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+    )
+    for row, (image, target) in plain.items():
+        assert target == manifest.target[row]
+        assert with_needles[row][1] == 1 and with_interference[row][1] == target
+        assert not torch.equal(image, with_needles[row][0]) and not torch.equal(image, with_interference[row][0])
+
+
 def test_both_engines_make_the_same_batches(manifest: Manifest) -> None:
     """Of an odd size, so that CutMix partners lie outside some batches."""
     rows = manifest.rows("train")
     order = Order(rows, manifest.target[rows], "uniform", seed=3)
-    for draws in (DrawConfig(cutmix=1.0, erase=0.5), None):
+    for draws in (dataclasses.replace(BUSY, erase=0.5), None):
         engines = [
             Loader(manifest, order, Share(len(rows), 7), CANVAS, draws, config=LoaderConfig(engine=engine))
             for engine in ("cpu", "dali")
@@ -249,7 +274,7 @@ def skipping_loader(manifest: Manifest, engine: Engine, max_bad: int = 10, **sha
     order = Order(rows, manifest.target[rows], "uniform", seed=3)
     config = LoaderConfig(engine, on_bad_sample="skip", max_bad=max_bad)
     shares = Share(len(rows), share.pop("batch_size", 8), **share)
-    return Loader(manifest, order, shares, CANVAS, DrawConfig(cutmix=1.0), config=config)
+    return Loader(manifest, order, shares, CANVAS, BUSY, config=config)
 
 
 @on_each_engine
@@ -319,7 +344,7 @@ def test_memory_stays_flat_over_a_thousand_batches(manifest: Manifest, engine: E
     rows = manifest.rows("train")
     order = Order(rows, manifest.target[rows], "uniform", seed=3)
     config = LoaderConfig(engine=engine)
-    loader = Loader(manifest, order, Share(len(rows), 8), CANVAS, DrawConfig(cutmix=1.0), config=config)
+    loader = Loader(manifest, order, Share(len(rows), 8), CANVAS, BUSY, config=config)
 
     def run(batches: int) -> float:
         for _ in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), batches):

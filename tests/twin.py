@@ -13,13 +13,15 @@ from pipeline.draws import Draws
 Array = npt.NDArray[np.float64]
 
 
-def planes_of(snippet: npt.NDArray[np.float16], canvas: CanvasConfig) -> Array:
-    """(P, t, F) to (N, T, F)."""
+def planes_of(snippet: npt.NDArray[np.float16], canvas: CanvasConfig, draws: Draws | None = None, k: int = 0) -> Array:
+    """(P, t, F) to (N, T, F), with sample k's signal."""
     order = {"stack6": [0, 1, 2, 3, 4, 5], "on": [0, 2, 4]}.get(canvas.canvas, [0, 2, 4, 1, 3, 5])
     values = snippet.astype(np.float64)[order]
     count, raw_bins, channels = values.shape
-    k = canvas.sum_time_bins
-    values = values.reshape(count, raw_bins // k, k, channels).sum(axis=2) / np.sqrt(k)
+    bins = canvas.sum_time_bins
+    values = summed(values, bins)
+    if draws is not None and draws.signal_level[k].size:
+        values = values + summed(signal_of(draws, k, channels), bins) * noise_of(values)
     if canvas.subtract != "none":
         values = values - values.mean(axis=(0, 1))
     if canvas.subtract == "lines_bursts":
@@ -29,6 +31,28 @@ def planes_of(snippet: npt.NDArray[np.float16], canvas: CanvasConfig) -> Array:
         variance = values.var(axis=(1, 2), keepdims=True)
         values = (values - mean) / np.sqrt(variance + NORMALISE_EPSILON)
     return np.arcsinh(values) if canvas.compress == "asinh" else values
+
+
+def summed(values: Array, bins: int) -> Array:
+    """(N, t, F) to (N, T, F)."""
+    count, raw_bins, channels = values.shape
+    return np.asarray(values.reshape(count, raw_bins // bins, bins, channels).sum(axis=2) / np.sqrt(bins))
+
+
+def signal_of(draws: Draws, k: int, channels: int) -> Array:
+    """(N, t, F) brightness of sample k's signal, in standard deviations of a plane's noise."""
+    path, level = draws.signal_path[k].astype(np.float64), draws.signal_level[k].astype(np.float64)
+    offset = (np.arange(channels) - path[:, :, None]) / float(draws.signal_width[k])
+    return np.asarray(level[:, :, None] * np.exp(-0.5 * offset**2))
+
+
+def noise_of(values: Array) -> Array:
+    """(N, 1, 1) standard deviation of white noise with as large steps between channels."""
+    steps = np.abs(np.diff(values, axis=2))
+    # Of two normal numbers: the mean of the square root of their distance, by its definition.
+    x = np.linspace(0, 20, 200_001)
+    root = np.trapezoid(np.sqrt(x) * np.exp(-(x**2) / 4) / np.sqrt(np.pi), x)
+    return np.asarray((np.sqrt(steps).mean(axis=(1, 2), keepdims=True) / root) ** 2)
 
 
 def augmented(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
@@ -56,11 +80,13 @@ def augmented(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Arra
 
 
 def mixed(planes: Array, draws: Draws) -> Array:
-    """CutMix on (n, N, T, F), partners being places in the batch."""
+    """CutMix and mixup on (n, N, T, F), partners being places in the batch."""
     values = planes.copy()
     for k, (time_start, time_end, channel_start, channel_end) in enumerate(draws.cutmix_box):
         box = np.s_[:, time_start:time_end, channel_start:channel_end]
         values[k][box] = planes[draws.partner[k]][box]
+        weight = float(draws.mixed[k])
+        values[k] = (1 - weight) * values[k] + weight * planes[draws.partner[k]]
     return values
 
 

@@ -1,0 +1,124 @@
+"""Signals that are added to training samples: needles, and the interference that looks like them. Pure.
+
+Axes: n samples, N planes of the canvas, t time bins of a snippet's panel; F frequency channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.randomness import Stream
+from shard_tools.cadence import ON_POSITIONS, PANELS
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Numbers = Callable[[Stream], Float64s]  # one uniform number a sample
+
+_SUBSETS = np.array([(1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)], bool)
+"""Which of three panels hold a signal; all of them in most."""
+_ALL_THREE = 0.7
+# The mean of sqrt|x - y| of two values of white noise of standard deviation 1: 2^(1/2) Gamma(3/4) / pi^(1/2).
+NEIGHBOUR_ROOT = 0.9777412
+_MARGIN = 4.0  # channels that a path keeps from the edges
+_SIGMA = 1 / 2.355  # standard deviation of a Gaussian over its full width at half its maximum
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One signal a sample, or none: its brightness is 0 then."""
+
+    path: Float32s
+    """(n, N, t) channel of its centre in each time bin."""
+    level: Float32s
+    """(n, N, t) its peak there, in standard deviations of the panel's noise."""
+    width: Float32s
+    """(n,) standard deviation of its Gaussian profile, in channels."""
+    is_needle: Bools
+    """(n,) whether it makes the cadence one with a needle."""
+
+
+def no_signals(count: int) -> Signals:
+    """Of `count` samples; empty, so that nothing is done for them."""
+    nothing = np.zeros((count, 0, 0), np.float32)
+    return Signals(nothing, nothing, np.ones(count, np.float32), np.zeros(count, bool))
+
+
+def draw_signals(
+    share: float,
+    interference: float,
+    snr: tuple[float, float],
+    positions: tuple[int, ...],
+    shape: tuple[int, int],
+    number: Numbers,
+) -> Signals:
+    """A signal for a `share` of the samples, on the planes that show `positions`; `shape` is (t, F).
+
+    As in the simulated data (shard_tools/simulate.py) a path is straight or bent, steady, pulsed or only there for a
+    while, in one to three panels. Of `interference` of them those are OFF panels, or all six for a quarter of these.
+    """
+    bins, channels = shape
+    time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
+    panels, is_needle = _draw_panels(interference, number)
+    present = number(Stream.SIGNAL) < share
+    first = panels.argmax(axis=1) / PANELS
+    last = 1 - panels[:, ::-1].argmax(axis=1) / PANELS
+    path = _draw_paths(time, channels, first, last, number)
+    levels = np.exp(np.log(snr[0]) + number(Stream.SIGNAL_SNR) * np.log(snr[1] / snr[0])) * present
+    everywhere = np.asarray(panels.all(axis=1))
+    gate = _draw_gates(time, first, last, everywhere, number)
+    level = levels[:, None] * np.repeat(panels, bins, axis=1) * gate
+    by_panel = (len(path), PANELS, bins)
+    return Signals(
+        path=path.reshape(by_panel)[:, positions].astype(np.float32, order="C"),
+        level=level.reshape(by_panel)[:, positions].astype(np.float32, order="C"),
+        width=(_SIGMA * _draw_widths(number)).astype(np.float32),
+        is_needle=is_needle & present,
+    )
+
+
+def _draw_panels(interference: float, number: Numbers) -> tuple[Bools, Bools]:
+    """(n, P) which panels hold the signal, and (n,) whether these are ON panels alone."""
+    which = number(Stream.SIGNAL_PANELS)
+    rest = np.floor((which - _ALL_THREE) / (1 - _ALL_THREE) * (len(_SUBSETS) - 1)).astype(int) + 1
+    subset = _SUBSETS[np.where(which < _ALL_THREE, 0, np.minimum(rest, len(_SUBSETS) - 1))]
+    place = number(Stream.SIGNAL_PLACE)
+    panels = np.zeros((len(place), PANELS), bool)
+    panels[:, ON_POSITIONS[0] :: 2] = subset
+    panels[place < interference] = panels[place < interference][:, [1, 0, 3, 2, 5, 4]]
+    panels[place < interference / 4] = True
+    return panels, place >= interference
+
+
+def _draw_paths(time: Float64s, channels: int, first: Float64s, last: Float64s, number: Numbers) -> Float64s:
+    """(n, P t) centres: a drift and a bend that stay among the channels from time `first` to `last`."""
+    which = number(Stream.SIGNAL_DRIFT)
+    # Squared: most drifts are slow, as in the real data.
+    drift = np.where(which < 0.5, -1, 1) * (2 * which % 1) ** 2 * np.minimum(0.7 * channels / (last - first), 800)
+    bend = np.where(number(Stream.SIGNAL_KIND) < 0.3, 2 + 18 * number(Stream.SIGNAL_BEND), 0)
+    turns = 1 / (0.3 + 1.2 * number(Stream.SIGNAL_BEND_PERIOD))
+    phase = number(Stream.SIGNAL_BEND_PHASE)
+    half_extent = np.minimum(np.abs(drift) * (last - first) / 2 + bend + _MARGIN, channels / 2)
+    centre = half_extent + number(Stream.SIGNAL_CENTRE) * (channels - 2 * half_extent)
+    bent = bend[:, None] * np.sin(2 * np.pi * (turns[:, None] * time + phase[:, None]))
+    return np.asarray(centre[:, None] + drift[:, None] * (time - (first + last)[:, None] / 2) + bent)
+
+
+def _draw_gates(time: Float64s, first: Float64s, last: Float64s, everywhere: Bools, number: Numbers) -> Bools:
+    """(n, P t) when a signal is on: always, in pulses, or from or until some time."""
+    # Interference in all panels must not stop after an ON panel: it would be a needle.
+    kind = np.where(everywhere, 1, number(Stream.SIGNAL_GATE))[:, None]
+    period = (0.01 + 0.05 * number(Stream.SIGNAL_PULSE_PERIOD))[:, None]
+    pulses = time % period < period * (0.3 + 0.4 * number(Stream.SIGNAL_PULSE_DUTY))[:, None]
+    # Not too near to the end, or nothing would be left of it.
+    turn = (first + (last - first) * (0.1 + 0.8 * number(Stream.SIGNAL_TURN)))[:, None]
+    kinds = [kind < 0.15, kind < 0.25, kind < 0.35]
+    return np.asarray(np.select(kinds, [pulses, time >= turn, time < turn], True), bool)
+
+
+def _draw_widths(number: Numbers) -> Float64s:
+    """(n,) full width at half maximum in channels: narrow, and a tenth of them broad."""
+    which = number(Stream.SIGNAL_WIDTH)
+    return np.where(which < 0.9, 1 + 1.5 * which / 0.9, 4 + 60 * (which - 0.9))
