@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from accelerate import Accelerator
 from accelerate.utils import release_memory
 
@@ -39,9 +38,7 @@ def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None]) -> No
         check_folds(config, runs, accelerator, manifest)
     for one in runs:
         train(one)
-        # A model that is trained over ranks holds on to itself until it is collected; compiled code to its model.
-        release_memory()
-        torch.compiler.reset()
+        release_memory()  # what refers to itself, and what CUDA keeps, before the next model needs the room
     if accelerator.is_main_process:
         write_cross_validation(config.run_dir, runs, manifest)
 
