@@ -4,11 +4,17 @@ DATA   ?= $(if $(wildcard input/* shards/manifest.json),input,demo/input)
 # The demonstration keeps to its own folder; anything else goes where its name says.
 IS_DEMO := $(filter demo/input,$(DATA))
 SHARDS ?= $(if $(IS_DEMO),demo/shards,shards)
-RUN    ?= $(if $(IS_DEMO),demo/run,runs/$(PRESET))
+RUN    ?= $(if $(IS_DEMO),demo/run,runs/$(PRESET))$(if $(FOLD),-folds)
 PRESET ?= $(if $(IS_DEMO),demo,full)
+FOLD   ?=
 ARGS   ?=
 $(foreach name,DATA SHARDS RUN,$(if $(word 2,$($(name))),\
   $(error $(name)=$($(name)): make cannot take paths with spaces; run the three steps by hand (README.md))))
+# Without FOLD one run in $(RUN), fold 0 held out; with FOLD=2 one in $(RUN)/fold2; with FOLD=all one in each $(RUN)/fold*.
+IS_ALL  := $(filter all,$(FOLD))
+HERE    := $(RUN)$(if $(filter-out all,$(FOLD)),/fold$(FOLD))
+TRAINED := $(HERE)/$(if $(IS_ALL),cv,summary).json
+WEIGHTS := $(HERE)$(if $(IS_ALL),/fold*)/best.safetensors
 # With PYTHON=... that interpreter is used as it is; otherwise .venv is made and filled.
 ifdef PYTHON
   READY :=
@@ -25,7 +31,7 @@ BASE_PYTHON ?= python3
 DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --snr-max 3000 --seed 0
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
-.PRECIOUS: demo/input/train_labels.csv $(SHARDS)/manifest.json $(RUN)/summary.json $(RUN)/submission.csv
+.PRECIOUS: demo/input/train_labels.csv $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
 .PHONY: help shards train infer test fuzz chaos bench bench-check gpu-check lint format clean
 
 help:
@@ -43,6 +49,8 @@ help:
 	@echo 'a demonstration data set is simulated under demo/.'
 	@echo
 	@echo 'DATA=$(DATA)  SHARDS=$(SHARDS)  RUN=$(RUN)  PRESET=$(PRESET)'
+	@echo 'FOLD=2        hold out fold 2, not 0;  FOLD=all: every fold in turn, for scores'
+	@echo '              of all training data, and predictions that average all folds'
 	@echo 'ARGS="..."    further options of the step that is run; see for example'
 	@echo '              $(PYTHON) train.py --help'
 	@echo 'PYTHON=...    an interpreter that has everything, instead of .venv'
@@ -76,20 +84,20 @@ $(SHARDS)/manifest.json: $(if $(IS_DEMO),demo/input/train_labels.csv) | $(READY)
 	$(PYTHON) -m shard_tools pack --input $(DATA) --out $(SHARDS)$(if $(filter shards,$(MAKECMDGOALS)), $(ARGS))
 	$(PYTHON) -m shard_tools info $(SHARDS)
 
-$(RUN)/summary.json: $(SHARDS)/manifest.json | $(READY)
-	$(PYTHON) train.py --shards $(SHARDS) --run-dir $(RUN) --preset $(PRESET) --resume$(if $(filter train,$(MAKECMDGOALS)), $(ARGS))
+$(TRAINED): $(SHARDS)/manifest.json | $(READY)
+	$(PYTHON) train.py --shards $(SHARDS) --run-dir $(HERE) --preset $(PRESET)$(if $(FOLD), --fold $(FOLD)) --resume$(if $(filter train,$(MAKECMDGOALS)), $(ARGS))
 
-$(RUN)/submission.csv: $(RUN)/summary.json | $(READY)
-	$(PYTHON) infer.py --shards $(SHARDS) --weights $(RUN)/best.safetensors --tta --out $@$(if $(filter infer,$(MAKECMDGOALS)), $(ARGS))
+$(HERE)/submission.csv: $(TRAINED) | $(READY)
+	$(PYTHON) infer.py --shards $(SHARDS) --weights $(WEIGHTS) --tta --out $@$(if $(filter infer,$(MAKECMDGOALS)), $(ARGS))
 
 shards: $(SHARDS)/manifest.json
 	@echo 'shards:      $(SHARDS)'
 
-train: $(RUN)/summary.json
-	@echo 'run:         $(RUN)  (weights: $(RUN)/best.safetensors)'
+train: $(TRAINED)
+	@echo 'run:         $(HERE)  (weights: $(WEIGHTS))'
 
-infer: $(RUN)/submission.csv
-	@echo 'done:        $(RUN)/submission.csv'
+infer: $(HERE)/submission.csv
+	@echo 'done:        $(HERE)/submission.csv'
 
 test: $(READY_DEV)
 	$(PYTHON) -m pytest $(ARGS)

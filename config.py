@@ -31,8 +31,9 @@ class TrainConfig:
     preset: Preset = "full"
     """What the other options default to. demo: minutes on a CPU. seed: the recipe of the original project, done
     right. full: for the Kaggle data on a GPU."""
-    fold: int = 0
-    """Fold to validate on; the others train."""
+    fold: int | Literal["all"] = 0
+    """Fold to validate on; the others train. all: every fold in turn, each a run of its own in run-dir/fold0,
+    run-dir/fold1, ...; then oof.csv and cv.json put their scores together."""
     epochs: int = 5
     """Passes over the training folds."""
     batch_size: int = 32
@@ -87,7 +88,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        at_least_zero = ("fold", "seed", "warmup_epochs", "cosine_epochs", "weight_decay", "clip")
+        if self.fold != "all" and self.fold < 0:
+            raise InputError(f"--fold {self.fold}: expected at least 0, or all")
+        at_least_zero = ("seed", "warmup_epochs", "cosine_epochs", "weight_decay", "clip")
         for name in (*at_least_zero, "checkpoint_every", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0")
@@ -98,6 +101,13 @@ class TrainConfig:
             )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: expected 0 to below 1")
+
+    @property
+    def held_out(self) -> int:
+        """The fold to validate on, of a run of one fold."""
+        if self.fold == "all":
+            raise ValueError("a run has one fold; folds.plan_folds makes the runs of all")
+        return self.fold
 
 
 # What each preset sets; all else is the field's own default.

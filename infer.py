@@ -18,7 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 
-from metrics import roc_auc, sigmoid, unique_rows
+from metrics import Average, mean_score, roc_auc, unique_rows
 from model import ModelConfig, build_model, fill_model, load_weights, pick_precision
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
@@ -43,11 +43,14 @@ class InferConfig:
     shards: str
     """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it."""
     weights: tuple[Path, ...]
-    """Files of weights (train.py's best.safetensors); their logits are averaged."""
+    """Files of weights (train.py's best.safetensors); their predictions are averaged."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates is written beside it."""
     split: Literal["test", "train"] = "test"
     """The split to score."""
+    average: Average = "logits"
+    """Of several weights. logits: the mean of their logits. ranks: the mean of their ranks within the split, 0 to 1,
+    for models whose scores are on different scales."""
     tta: bool = False
     """Average over the flips that the canvas allows (test time augmentation)."""
     batch_size: int = 64
@@ -171,11 +174,11 @@ def infer(config: InferConfig) -> None:
     accelerator = build_accelerator(config.precision)
     manifest = read_manifest(config.shards, config.store)
     keys = submission_keys(config, manifest)
-    totals: npt.NDArray[np.float64] | float = 0.0
+    each = []
     for path in config.weights:
         rows, logits = predict_with(config, accelerator, manifest, path)
-        totals = totals + logits
-    score = sigmoid(np.asarray(totals / len(config.weights)))
+        each.append(logits)
+    score = mean_score(each, config.average)
     if accelerator.is_main_process:
         score_of = dict(zip(manifest.keys_of(rows), score.tolist(), strict=True))
         write_submission(config.out, keys, score_of, config.fill_missing)
@@ -199,12 +202,17 @@ def _print_summary(
     beside = {path.parent for path in config.weights}
     pictures = [folder / name for folder in sorted(beside) for name in ("curves.png", "roc.png")]
     print("pictures:    " + "\n             ".join(str(path) for path in [picture, *pictures] if path.is_file()))
-    for path in config.weights:
-        about = load_weights(path)[1]
+    abouts = [load_weights(path)[1] for path in config.weights]
+    for path, about in zip(config.weights, abouts, strict=True):
         print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")
     target = manifest.target[rows]
     if (target >= 0).all():
         print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(target, score):.4f}")
+    if config.split == "train" and any(about.get("shards_identity") == manifest.identity for about in abouts):
+        _log.warning(
+            "warning: these weights were trained on this split, all but their own folds: its scores and ROC AUC are "
+            "too good, and averaging does not mend it; for honest ones see the oof.csv of train.py --fold all"
+        )
 
 
 def main() -> None:

@@ -1,11 +1,16 @@
-"""ROC AUC and its companions, each sample counted once."""
+"""ROC AUC and its companions, each sample counted once; and how several models' scores become one."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
+Average = Literal["logits", "ranks"]
 
 
 def unique_rows(rows: Ints, *columns: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.generic], ...]:
@@ -27,3 +32,13 @@ def average_precision(target: Ints, score: Floats) -> float:
 def sigmoid(logit: Floats) -> npt.NDArray[np.float64]:
     """Scores in 0 to 1, in float64, so that large logits stay apart."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logit.astype(np.float64))))
+
+
+def mean_score(logits: Sequence[npt.NDArray[np.float64]], average: Average) -> npt.NDArray[np.float64]:
+    """Scores (n,) in 0 to 1 of several models' logits, each (n,).
+
+    logits: the sigmoid of their mean. ranks: the mean of rank / n, equal logits sharing the mean of their ranks.
+    """
+    if average == "ranks":
+        return np.asarray(sum(rankdata(each) / len(each) for each in logits) / len(logits))
+    return sigmoid(np.asarray(sum(logits) / len(logits)))

@@ -121,14 +121,10 @@ class Run:
 
 def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Run:
     """Put the parts of a run together, on this rank."""
-    folds = manifest.made["folds"]
-    if config.fold >= folds:
-        raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
-    if len(np.unique(manifest.target[manifest.rows("train", config.fold, held_out=True)])) < 2:
-        raise InputError(f"--fold {config.fold}: holds one class only; the ROC AUC of validation needs both")
+    check_fold(config, manifest)
     set_seed(config.seed)
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    rows, held_out = (manifest.rows("train", config.fold, held_out=out) for out in (False, True))
+    rows, held_out = (manifest.rows("train", config.held_out, held_out=out) for out in (False, True))
     order = Order(rows, manifest.target[rows], config.sampling, config.seed, config.class_weights)
     share = Share(len(order), config.batch_size, config.accumulate, rank, world_size)
     train_loader = Loader(
@@ -156,6 +152,15 @@ def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest)
     )  # fmt: skip
     accelerator.register_for_checkpointing(run.progress, train_loader, *([ema] if ema else []))
     return run
+
+
+def check_fold(config: TrainConfig, manifest: Manifest) -> None:
+    """Refuse a fold that the shards lack, or that cannot be validated on."""
+    folds = manifest.made["folds"]
+    if config.held_out >= folds:
+        raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
+    if len(np.unique(manifest.target[manifest.rows("train", config.held_out, held_out=True)])) < 2:
+        raise InputError(f"--fold {config.fold}: holds one class only; the ROC AUC of validation needs both")
 
 
 def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -188,17 +193,20 @@ def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifes
         if accelerator.is_main_process:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock(config.run_dir, ".lock"))
-            path = config.run_dir / CONFIG
-            others = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
-            if path.is_file() and config.resume:
-                mine = run_identity(config, manifest.identity, accelerator.num_processes)
-                check_same_run(_read_config(path), mine, config.run_dir, config.override)
-            elif others:
-                raise InputError(
-                    f"{config.run_dir}: not empty ({others[0]}); give --resume to go on, or another folder"
-                )
+            check_run_dir(config, accelerator, manifest)
         accelerator.wait_for_everyone()
         yield
+
+
+def check_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> None:
+    """Refuse a run folder that holds anything but this run, or that without --resume."""
+    path = config.run_dir / CONFIG
+    others = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
+    if path.is_file() and config.resume:
+        mine = run_identity(config, manifest.identity, accelerator.num_processes)
+        check_same_run(_read_config(path), mine, config.run_dir, config.override)
+    elif others:
+        raise InputError(f"{config.run_dir}: not empty ({others[0]}); give --resume to go on, or another folder")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

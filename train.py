@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
+from folds import train_folds
 from infer import build_accelerator, predict
 from metrics import average_precision, roc_auc, sigmoid
 from model import save_weights
@@ -159,7 +162,7 @@ def train(config: TrainConfig) -> None:
         _log.info(
             "training on %d ranks (%s, %s): %s cadences, validation on %s of fold %d",
             accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision,
-            f"{run.train_loader.share.length:,}", f"{run.valid_loader.share.length:,}", config.fold,
+            f"{run.train_loader.share.length:,}", f"{run.valid_loader.share.length:,}", config.held_out,
         )  # fmt: skip
         with run.interruption:
             while len(run.progress.history) < config.epochs:
@@ -171,7 +174,9 @@ def train(config: TrainConfig) -> None:
         _finish_run(run)
         run.train_loader.close()
         run.valid_loader.close()
-    accelerator.end_training()
+    # Not end_training: it would take the ranks apart, and the next fold needs them.
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def _finish_epoch(run: Run, trained: dict[str, float]) -> None:
@@ -223,7 +228,7 @@ def _finish_run(run: Run) -> None:
     target = np.array([int(line["target"]) for line in lines])
     score = np.array([float(line["score"]) for line in lines])
     write_roc(run_dir / "roc.png", target, score, run.progress.best_auc)
-    rows = manifest.rows("train", run.config.fold, held_out=True)
+    rows = manifest.rows("train", run.config.held_out, held_out=True)
     rows = rows[np.linspace(0, len(rows) - 1, min(_TRIVIAL_SAMPLES, len(rows)), dtype=np.int64)]
     trivial = read_trivial_auc(manifest, rows)
     summary = {"auc": run.progress.best_auc, "trivial_auc": trivial, "epochs": run.config.epochs}
@@ -247,11 +252,17 @@ def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], sco
 def main() -> int:
     """Parse the command line and train; return the exit code."""
     config = parse_train_config()
+    # Outside of a run's loop, which finishes its step: before, after and between folds there is nothing to lose.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))
     try:
-        train(config)
+        if config.fold == "all":
+            train_folds(config, train)
+        else:
+            train(config)
     except RunInterruptedError:
         print(f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})", file=sys.stderr)
         return EXIT_PREEMPTED
+    PartialState().destroy_process_group()
     return 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = ("model", "metrics", "report", "checkpoint")
-OURS = {*LEAVES, "config", "infer", "run", "tracker", "train", "pipeline", "shard_tools"}
+OURS = {*LEAVES, "config", "folds", "infer", "run", "tracker", "train", "pipeline", "shard_tools"}
 
 
 def imports_of(path: Path) -> set[str]:

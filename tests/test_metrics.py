@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics import average_precision, roc_auc, sigmoid, unique_rows
+from metrics import average_precision, mean_score, roc_auc, sigmoid, unique_rows
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-20, 20)), min_size=2, max_size=60))
@@ -34,3 +34,27 @@ def test_repeats_count_once(rows: list[int]) -> None:
 def test_scores_of_large_logits_stay_apart_and_inside() -> None:
     score = sigmoid(np.array([-800.0, -30, 0, 20, 25, 800]))
     assert (np.diff(score) >= 0).all() and score[0] == 0 and score[2] == 0.5 and score[3] < score[4] < 1 == score[5]
+
+
+@given(st.integers(1, 4), st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.data())
+def test_the_mean_of_ranks_is_the_mean_share_of_those_below(models: int, first: list[int], data: st.DataObject) -> None:
+    """A rank counts all that are below, half of the others that are equal, and itself."""
+    numbers = st.lists(st.integers(-5, 5), min_size=len(first), max_size=len(first))
+    each = [np.array(first, float), *(np.array(data.draw(numbers), float) for _ in range(models - 1))]
+    expected = []
+    for place in range(len(first)):
+        ranks = [sum(v < x[place] for v in x) + (sum(v == x[place] for v in x) + 1) / 2 for x in each]
+        expected.append(sum(ranks) / len(first) / models)
+    found = mean_score(each, "ranks")
+    assert found == pytest.approx(expected, abs=1e-12) and (found > 0).all() and (found <= 1 + 1e-12).all()
+
+
+def test_ranks_do_not_depend_on_the_scale_and_logits_do() -> None:
+    one, other = np.array([0.0, 1, 2, 3]), np.array([0.0, 3, 2, 1])
+    assert (mean_score([one, other], "ranks") == mean_score([one, 1000 * other], "ranks")).all()
+    assert (mean_score([one, other], "logits") != mean_score([one, 1000 * other], "logits")).any()
+    assert (mean_score([one, other], "logits") == sigmoid((one + other) / 2)).all()
+
+
+def test_a_logit_that_is_not_a_number_leaves_no_rank() -> None:
+    assert np.isnan(mean_score([np.array([0.0, np.nan, 1.0]), np.arange(3.0)], "ranks")).all()

@@ -1,0 +1,110 @@
+"""Cross-validation: a run of each fold under one folder, and their out-of-fold scores put together.
+
+RUN/fold0/, RUN/fold1/, ... are ordinary runs; RUN/oof.csv, RUN/cv.json and RUN/roc.png are made of them.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from accelerate import Accelerator
+from accelerate.utils import release_memory
+
+from config import TrainConfig
+from infer import build_accelerator
+from metrics import average_precision, roc_auc
+from report import write_roc
+from run import CONFIG, check_fold, check_run_dir
+from shard_tools.errors import InputError
+from shard_tools.files import write_whole
+from shard_tools.manifest import Manifest, read_manifest
+
+
+def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None]) -> None:
+    """Call `train` with a run of each fold, which trains it or goes on with it, and join their scores.
+
+    One after another in this process, so that all ranks stay in step; what `train` raises ends it.
+    """
+    accelerator = build_accelerator(config.precision)
+    manifest = read_manifest(config.shards, config.store)
+    runs = plan_folds(config, manifest)
+    if accelerator.is_main_process:
+        check_folds(config, runs, accelerator, manifest)
+    for one in runs:
+        train(one)
+        release_memory()  # what refers to itself, and what CUDA keeps, before the next model needs the room
+    if accelerator.is_main_process:
+        write_cross_validation(config.run_dir, runs, manifest)
+
+
+def plan_folds(config: TrainConfig, manifest: Manifest) -> list[TrainConfig]:
+    """One configuration for each fold of the shards, with a run folder of its own."""
+    return [
+        dataclasses.replace(config, fold=fold, run_dir=config.run_dir / f"fold{fold}")
+        for fold in range(manifest.made["folds"])
+    ]
+
+
+def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: Accelerator, manifest: Manifest) -> None:
+    """Refuse before the first fold what would be refused at the last: folds or folders that cannot be trained."""
+    if (config.run_dir / CONFIG).exists():
+        raise InputError(f"{config.run_dir}: holds the run of one fold; choose another --run-dir for --fold all")
+    fold = manifest.fold[manifest.rows("train")]
+    if not np.isin(fold, [one.held_out for one in runs]).all():
+        raise InputError(f"{config.shards}: has training samples outside its {len(runs)} folds; pack again")
+    for one in runs:
+        check_fold(one, manifest)
+        if one.run_dir.is_dir():
+            check_run_dir(one, accelerator, manifest)
+
+
+def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest: Manifest) -> None:
+    """Join the scores that each fold's best weights gave it, and say how good they are, together and fold by fold."""
+    score = np.full(len(manifest), np.nan)
+    aucs = []
+    for one in runs:
+        rows = manifest.rows("train", one.held_out, held_out=True)
+        score[rows] = _read_scores(one.run_dir / "oof.csv", manifest.keys_of(rows))
+        aucs.append(roc_auc(manifest.target[rows], score[rows]))
+    rows = manifest.rows("train")
+    target, score = manifest.target[rows], score[rows]
+    auc, precision = roc_auc(target, score), average_precision(target, score)
+    mean, deviation = statistics.fmean(aucs), statistics.stdev(aucs)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "fold", "target", "score"])
+    columns = (manifest.keys_of(rows), manifest.fold[rows].tolist(), target.tolist(), score.tolist())
+    writer.writerows(zip(*columns, strict=True))
+    write_whole(run_dir / "oof.csv", text.getvalue())
+    write_roc(run_dir / "roc.png", target, score, auc)
+    summary = {"auc": auc, "average_precision": precision, "cadences": len(rows), "fold_auc": aucs}
+    summary |= {"fold_auc_mean": mean, "fold_auc_std": deviation}
+    write_whole(run_dir / "cv.json", json.dumps(summary, indent=1) + "\n")
+    for one, fold_auc in zip(runs, aucs, strict=True):
+        print(f"fold {one.held_out}: validation ROC AUC {fold_auc:.4f}")
+    print(f"mean of the folds: ROC AUC {mean:.4f}, standard deviation {deviation:.4f}")
+    print(f"out of fold, all {len(rows):,} cadences: ROC AUC {auc:.4f}, average precision {precision:.4f}")
+    print(f"run folder: {run_dir}  (oof.csv, cv.json, roc.png; weights: fold*/best.safetensors)")
+
+
+def _read_scores(path: Path, keys: list[str]) -> npt.NDArray[np.float64]:
+    """The scores of exactly `keys`, in their order, that a run wrote."""
+    try:
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        found = {line["id"]: float(line["score"]) for line in lines}
+        score = np.array([found.pop(key) for key in keys])
+        if found or len(lines) != len(keys) or not np.isfinite(score).all():
+            raise ValueError
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise InputError(
+            f"{path}: expected a score for each of the {len(keys):,} ids of its fold; delete {path.parent}, and the "
+            "same command trains that fold again"
+        ) from None
+    return score
