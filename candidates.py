@@ -1,0 +1,153 @@
+"""Candidates: the lines on which a cadence's ON panels stand out, and a network that looks along them.
+
+A needle is a thousandth of its cadence's pixels, so that a network that sees all of them learns slowly. Here an
+incoherent de-Doppler sum, as in turboSETI (Enriquez et al. 2017, arXiv:1709.03491), tries every line and proposes the
+best few; the network sees what lies along each, turned upright, and says whether it is a needle.
+
+Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F frequency channel; R drift rate,
+K candidate, W channel of a cut-out.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool1d, max_pool2d, pad
+
+PANELS = 6
+EVIDENCE = 8  # numbers about each candidate
+CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
+CUTOUT_PLANES = PANELS + 1
+_ORDER = (0, 2, 4, 1, 3, 5)  # positions in the cadence of the panels of an image
+_ON = PANELS // 2
+_RATES = 57
+_STEEPEST = 68.0  # channels that the steepest line crosses in a panel
+_CROWDING = 1.3  # rates are denser where they are slow, as needles are
+_FREQUENCIES_KEPT = 0.75  # of a line's profile across the channels: finer ones are noise
+_CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
+_EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
+_VETO = 2.0
+_NEAR = (5, 17)  # drift rates and channels around a line where a signal in an OFF panel counts against it
+_APART = 17  # channels around a candidate without another
+_FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
+# The standard deviation of normal noise over the square of its mean root: pi / (2^(1/2) Gamma(3/4)^2).
+_ROOT_TO_SIGMA = math.pi / (math.sqrt(2) * math.gamma(0.75) ** 2)
+
+
+def upright_shape(time_bins: int) -> tuple[int, int]:
+    """Height and width of a cut-out of panels of `time_bins`; a Swin halves them several times."""
+    return -(-time_bins // 8) * 8, CUTOUT_CHANNELS
+
+
+def flatten(panels: Tensor) -> Tensor:
+    """Panels (B, P, T, F) without persistent lines and bursts, in standard deviations of the noise.
+
+    Channels are measured by the OFF panels, where no needle is; by means of roots and clipped means, which interference
+    moves little and which cost less than medians.
+    """
+    off = panels[:, _ON:].flatten(1, 2)
+    middle = off.mean(1, keepdim=True)
+    noise = _noise(off - middle, 1)
+    middle = middle + (off - middle).clamp(-2 * noise, 2 * noise).mean(1, keepdim=True)
+    values = (panels - middle[:, None]) / noise.clamp_min(_FAINTEST)[:, None]
+    values = values - values.clamp(-_CLIP, _CLIP).mean(3, keepdim=True)
+    return values / _noise(values, 3).clamp_min(1)
+
+
+def _noise(values: Tensor, axis: int) -> Tensor:
+    return values.abs().sqrt().mean(axis, keepdim=True).square() * _ROOT_TO_SIGMA
+
+
+class Candidates(nn.Module):
+    """Proposes lines through panels of one shape (T, F). Has no weights."""
+
+    rates: Tensor
+    rows: Tensor
+    turn: Tensor
+    panel_turn: Tensor
+
+    def __init__(self, time_bins: int, channels: int, count: int) -> None:
+        super().__init__()
+        self.count, self.channels = count, channels
+        spread = torch.linspace(-1, 1, _RATES, dtype=torch.float64)
+        rates = spread.sign() * spread.abs() ** _CROWDING * _STEEPEST / time_bins  # channels a time bin
+        middle = (PANELS * time_bins - 1) / 2
+        rows = torch.tensor(_ORDER)[:, None] * time_bins + torch.arange(time_bins) - middle  # (P, T), from the middle
+        # Shifting a row by c channels turns its Fourier coefficient k by 2 pi k c / n: shifting all rows by all rates
+        # and summing them is a product of matrices. Twice as many channels, so that nothing wraps around.
+        kept = int(_FREQUENCIES_KEPT * (channels + 1))
+        cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / (2 * channels)
+        within = cycles[:, None, None] * rates[:, None] * (torch.arange(time_bins) - (time_bins - 1) / 2)
+        real, imaginary = within.cos(), within.sin()
+        turn = torch.cat([torch.cat([real, -imaginary], 2), torch.cat([imaginary, real], 2)], 1) / math.sqrt(time_bins)
+        between = cycles * rates[:, None] * rows.mean(1)[:, None, None]
+        for name, values in (("rates", rates), ("rows", rows), ("turn", turn)):
+            self.register_buffer(name, values.float(), persistent=False)
+        self.register_buffer("panel_turn", torch.polar(torch.ones_like(between), between).cfloat(), persistent=False)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """(B, P, R, F) sums along lines of every rate, over the square root of T; F is the channel of a line in the
+        middle of the cadence. White noise of standard deviation 1 has 1 there too."""
+        batch, _, time_bins, channels = values.shape
+        waves = torch.fft.rfft(values, n=2 * channels, dim=3)[..., : len(self.turn)]
+        rows = torch.cat([waves.real, waves.imag], 2).permute(3, 2, 0, 1).flatten(2)  # (k, 2 T, B P)
+        turned = (self.turn @ rows).float().unflatten(2, (batch, PANELS)).permute(2, 3, 1, 0)  # (B, P, 2 R, k)
+        lines = torch.complex(turned[:, :, :_RATES].contiguous(), turned[:, :, _RATES:].contiguous())
+        return torch.fft.irfft(lines * self.panel_turn, n=2 * channels, dim=3)[..., :channels]
+
+    def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of panels (B, P, T, F), ON ones first: cut-outs (B, K, CUTOUT_PLANES, T', W) and evidence (B, K, EVIDENCE)."""
+        values = flatten(panels.float())
+        lines = self.sums(values.clamp(-_CLIP, _CLIP))
+        on, off = lines[:, :_ON].sort(1, descending=True).values, lines[:, _ON:]
+        best, second, third = on.unbind(1)
+        # A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
+        near = max_pool2d(off.amax(1, keepdim=True), _NEAR, 1, (_NEAR[0] // 2, _NEAR[1] // 2))[:, 0]
+        together = torch.maximum(best, (best + second) / math.sqrt(2))
+        together = torch.maximum(together, (best + second + third) / math.sqrt(3))
+        score, rate = (together - _VETO * (near - _EXCUSED).clamp_min(0)).max(1)  # (B, F)
+        is_peak = score == max_pool1d(score[:, None], _APART, 1, _APART // 2)[:, 0]
+        top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
+        rate = rate.gather(1, channel)
+        cadence = torch.arange(len(panels), device=panels.device)[:, None]
+        found = torch.cat([on, near[:, None], off], 1).permute(0, 2, 3, 1)[cadence, rate, channel]  # (B, K, 7)
+        top = top.clamp_min(-100.0)  # fewer peaks than candidates
+        evidence = torch.cat([top[..., None], found], 2)
+        return self._cut_out(values.asinh(), channel, rate), evidence.asinh()
+
+    def _cut_out(self, values: Tensor, channel: Tensor, rate: Tensor) -> Tensor:
+        """(B, K, P + 1, T', W): the channels around each line, which becomes upright; 0 outside of the snippet."""
+        centre = channel[..., None, None] + self.rates[rate][..., None, None] * self.rows  # (B, K, P, T)
+        offset = torch.arange(CUTOUT_CHANNELS, device=values.device) - (CUTOUT_CHANNELS - 1) / 2
+        place = centre[..., None] + offset
+        below = place.floor()
+        share, lower = place - below, below.long()
+        inside = (lower >= 0) & (lower < self.channels - 1)
+        lower = lower.clamp(0, self.channels - 2)
+        each = values[:, None].expand(-1, self.count, -1, -1, -1)
+        found = (each.gather(4, lower) * (1 - share) + each.gather(4, lower + 1) * share) * inside
+        # A Swin knows where pixels lie to each other, and not where in the image: the last plane says so.
+        nearness = torch.exp(-offset.square() / 8).expand_as(found[:, :, :1])
+        height = upright_shape(values.shape[2])[0]
+        return pad(torch.cat([found, nearness], 2), (0, 0, 0, height - values.shape[2]))
+
+
+class CandidateModel(nn.Module):
+    """Judges the candidates of an image (B, P, T, F) by a backbone on their cut-outs, and the cadence by all of them."""
+
+    def __init__(self, backbone: nn.Module, time_bins: int, channels: int, count: int) -> None:
+        """`backbone` takes cut-outs (B K, CUTOUT_PLANES, *upright_shape) to (B K, 1)."""
+        super().__init__()
+        self.candidates = Candidates(time_bins, channels, count)
+        self.backbone = backbone
+        self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough."""
+        with torch.no_grad():
+            cutouts, evidence = self.candidates(image)
+        seen = cast(Tensor, self.backbone(cutouts.flatten(0, 1))).float().view(evidence.shape[:2])
+        logit = seen + self.weigh(evidence).float()[..., 0] + evidence[..., 0]
+        return torch.logsumexp(logit, 1, keepdim=True) + self.bias
