@@ -72,6 +72,23 @@ def test_a_bit_that_flips_after_the_file_was_hashed_is_found_when_it_is_read(
             reader.read(1)  # what was refused is not held
 
 
+def test_bytes_before_a_damaged_piece_are_still_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused piece was read into the memory of the one before."""
+    monkeypatch.setattr(hashed, "_PIECE_BYTES", PIECE)
+    monkeypatch.setattr(hashed, "_KEPT_BYTES", 0)
+    good = write(tmp_path, 3 * PIECE)
+    reader = HashedReader(HashedFile(open_store(tmp_path), "table"))
+    assert reader.read(10) == good[:10]
+    (tmp_path / "table").write_bytes(good[:PIECE] + bytes(2 * PIECE))
+    reader.seek(PIECE)
+    with pytest.raises(InputError, match="table: changed while it was read"):
+        reader.read(10)
+    reader.seek(20)
+    assert reader.read(10) == good[20:30]
+
+
 def test_a_file_cut_short_after_it_was_hashed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashed, "_KEPT_BYTES", 0)
     good = write(tmp_path, 1000)
