@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline.randomness import Int64s, Stream, permute, uniform
 from shard_tools.errors import InputError
+from shard_tools.places import Numbers, numbers_where
 
 Sampling = Literal["uniform", "weighted", "sequential"]
 
@@ -27,7 +28,7 @@ class Order:
     sequential: every row once, as they stand.
     """
 
-    rows: Int64s
+    rows: Numbers
     targets: npt.NDArray[np.int8]
     """Of every row; only `weighted` looks at them."""
     sampling: Sampling = "uniform"
@@ -48,18 +49,23 @@ class Order:
 
     def rows_at(self, epoch: int, positions: Int64s) -> Int64s:
         """The rows that these positions of an epoch read."""
-        if self.sampling == "sequential":
-            return self.rows[positions]
+        places = positions
         if self.sampling == "uniform":
-            return self.rows[permute(self.seed, epoch, positions, len(self))]
-        return self._drawn_rows(uniform(self.seed, epoch, positions, Stream.ORDER))
+            places = permute(self.seed, epoch, positions, len(self))
+        elif self.sampling == "weighted":
+            places = self._drawn_places(uniform(self.seed, epoch, positions, Stream.ORDER))
+        return self.rows[places].astype(np.int64, copy=False)
 
     @cached_property
-    def _classes(self) -> tuple[Int64s, Int64s]:
-        return np.flatnonzero(self.targets == 0), np.flatnonzero(self.targets == 1)
+    def _classes(self) -> tuple[Numbers, Numbers]:
+        negative, positive = (
+            numbers_where(lambda part, target=target: self.targets[part] == target, len(self.targets))  # type: ignore[misc]
+            for target in (0, 1)
+        )
+        return negative, positive
 
-    def _drawn_rows(self, drawn: npt.NDArray[np.float64]) -> Int64s:
-        """Turn uniform numbers into rows: first the class, then, with what is left of the number, the row in it."""
+    def _drawn_places(self, drawn: npt.NDArray[np.float64]) -> Int64s:
+        """Turn uniform numbers into places: first the class, then, with what is left of the number, the place in it."""
         classes = self._classes
         sizes = np.array([len(members) for members in classes])
         weights = np.array(self.class_weights or 1 / np.maximum(sizes, 1))
@@ -75,7 +81,7 @@ class Order:
         chosen = np.empty(len(drawn), np.int64)
         for target, members in enumerate(classes):
             chosen[is_positive == target] = members[place[is_positive == target]]
-        return self.rows[chosen]
+        return chosen
 
 
 @dataclass(frozen=True)

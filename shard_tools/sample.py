@@ -43,7 +43,8 @@ def read_snippet_of(manifest: Manifest, row: int) -> npt.NDArray[np.float16]:
 
 def _read_parts(manifest: Manifest, row: int, head: Bytes, values: Bytes) -> None:
     size, key = int(manifest.size[row]), manifest.key(row)
-    name = manifest.shards[int(manifest.shard[row])].name
+    shard, offset = manifest.places.at(row)
+    name = manifest.shards[shard].name
     where = f"{manifest.store.where(name)}, {key}"
 
     def check(found: int) -> None:
@@ -51,7 +52,7 @@ def _read_parts(manifest: Manifest, row: int, head: Bytes, values: Bytes) -> Non
             raise InputError(f"{where}: {max(found - TAR_BLOCK, 0)} bytes, expected {size}; pack again")
         check_head(head.data, key, size, manifest.shape, where)
 
-    manifest.store.read_record(name, int(manifest.offset[row]) - TAR_BLOCK, (head, values), check)
+    manifest.store.read_record(name, offset - TAR_BLOCK, (head, values), check)
 
 
 def check_head(head: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:

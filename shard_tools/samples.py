@@ -4,11 +4,10 @@ The numbers come first, since they are all that planning needs; the keys of a la
 """
 
 import contextlib
-import hashlib
 import itertools
 import os
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +21,11 @@ import pyarrow.parquet as pq
 from shard_tools.cadence import MAX_KEY_LENGTH
 from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError
-from shard_tools.store import Bytes, Store
+from shard_tools.hashed import HashedFile, HashedReader
+from shard_tools.places import Places, find_places
+from shard_tools.store import Bytes
 
 SAMPLES = "samples.parquet"
-_PIECE_BYTES = 8 << 20  # of the table, read at once
-_PIECES_AHEAD = 4
 _DECODED = 1 << 16  # samples that are decoded together: few enough that Arrow uses the same memory for the next
 _JOINED = 16  # decoded keys that are joined: enough that the system hands out huge pages for them
 _AT_ONCE = 1 << 20  # samples whose keys take no time worth a thread in the background
@@ -44,93 +43,95 @@ SAMPLES_SCHEMA = pa.schema(
     }
 )
 _NUMBERS = SAMPLES_SCHEMA.names[1:]
-
-
-def read_table(store: Store) -> tuple[Bytes, str]:
-    """The bytes of samples.parquet and their SHA-256; none where there is no such file."""
-    # Read into their final place: joined from chunks, a table of a gigabyte would be in memory twice.
-    table, digest, where = np.empty(store.size(SAMPLES) or 0, np.uint8), hashlib.sha256(), store.where(SAMPLES)
-
-    def read(start: int) -> Bytes:
-        piece = table[start : start + _PIECE_BYTES]
-
-        def check(found: int) -> None:
-            if found != len(piece):
-                raise InputError(f"{where}: {start + found} bytes, expected {len(table)}; pack again")
-
-        store.read_record(SAMPLES, start, (piece,), check)
-        return piece
-
-    with ThreadPoolExecutor(_PIECES_AHEAD, thread_name_prefix="table") as pool:
-        for piece in pool.map(read, range(0, len(table), _PIECE_BYTES)):
-            digest.update(piece.data)
-    return table, digest.hexdigest()
+Check = Callable[[int, dict[str, Any]], None]
+"""Given the number of a part's first sample and its columns but the keys; raises InputError where they are wrong."""
 
 
 @dataclass(frozen=True)
 class _Undecoded:
     """samples.parquet before it is decoded."""
 
-    data: Bytes
-    where: str
+    file: HashedFile
     metadata: Any
     ends: list[int]
     """Of every row group, the number of samples up to its end."""
 
     def batches(self, group: int, names: list[str]) -> Iterator[tuple[int, Any]]:
         """Some columns of a row group, a few samples at a time, each part with the number of its first sample."""
-        file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self.data)), metadata=self.metadata)
+        file = pq.ParquetFile(pa.PythonFile(HashedReader(self.file), "r"), metadata=self.metadata)
         start = self.ends[group] - self.metadata.row_group(group).num_rows
         for batch in file.iter_batches(_DECODED, [group], columns=names, use_threads=False):
             if any(column.null_count for column in batch.columns):
-                raise InputError(f"{self.where}: empty cells; pack again")
+                raise InputError(f"{self.file.where}: empty cells; pack again")
             yield start, batch
             start += len(batch)
         if start != self.ends[group]:
-            raise InputError(f"{self.where}: a row group without all of its rows; pack again")
+            raise InputError(f"{self.file.where}: a row group without all of its rows; pack again")
 
 
-def read_columns(table: tuple[Bytes, str], content: dict[str, Any], where: str) -> dict[str, Any]:
+def read_columns(file: HashedFile, content: dict[str, Any], check: Check) -> dict[str, Any]:
     """The columns of samples.parquet, which has to hold as many rows as the shards and the splits.
 
-    Raises InputError where the table is not the one that was packed. All but the keys are arrays; `keys_read` is a
-    future of the keys, which raises InputError where they are unsafe or repeated.
+    Raises InputError where the table is not the one that was packed, and what `check` raises, which sees every part
+    of it. `keys_read` is a future of the keys, which raises InputError where they are unsafe or repeated; `places`, of
+    shards and offsets, is Places; the others are arrays.
     """
-    data, sha256 = table
-    if not len(data) or sha256 != content["files"].get(SAMPLES):
-        raise InputError(f"{where}: missing or not the one that was packed with its manifest; pack again")
-    with _refusing(where):
-        undecoded = _open_table(data, content, where)
-        columns = {name: np.empty(undecoded.ends[-1], str(SAMPLES_SCHEMA.field(name).type)) for name in _NUMBERS}
+    if not file.size or file.sha256 != content["files"].get(SAMPLES):
+        raise InputError(f"{file.where}: missing or not the one that was packed with its manifest; pack again")
+    with _refusing(file.where):
+        undecoded = _open_table(file, content)
+        columns = _empty_columns(undecoded)
 
-        def read_group(group: int) -> None:
+        def read_group(group: int) -> list[Places]:
+            places = []
             for start, batch in undecoded.batches(group, _NUMBERS):
+                # Not to_numpy, which imports pandas.
+                part: dict[str, Any] = {name: np.from_dlpack(batch[name]) for name in _NUMBERS}
+                check(start, part)
+                places.append(find_places(start, part["shard"], part["offset"]))
                 for name, column in columns.items():
-                    # Not to_numpy, which imports pandas.
-                    column[start : start + len(batch)] = np.from_dlpack(batch[name])
+                    if column.flags.writeable:
+                        column[start : start + len(batch)] = part[name]
+                    elif (column[0] != part[name]).any():
+                        raise ValueError(f"the column {name} contradicts its statistics")
+            return places
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(read_group, range(len(undecoded.ends))))
+            groups = pool.map(read_group, range(len(undecoded.ends)))
+            places = Places.join(itertools.chain.from_iterable(groups))
     background = ThreadPoolExecutor(1, thread_name_prefix="keys")
     keys = background.submit(_read_keys, undecoded, columns["split"])
     background.shutdown(wait=False)  # it ends when the keys are read
     if undecoded.ends[-1] <= _AT_ONCE:
         keys.result()
-    return {"keys_read": keys, **columns}
+    return {"keys_read": keys, "places": places, **columns}
 
 
-def _open_table(data: Bytes, content: dict[str, Any], where: str) -> _Undecoded:
+def _empty_columns(table: _Undecoded) -> dict[str, Any]:
+    """Arrays to be filled, and a read-only one of a single stored number where all sizes are said to be the same."""
+    length = table.ends[-1]
+    columns = {name: np.empty(length, np.int8) for name in ("split", "target", "fold")}
+    number, sizes = SAMPLES_SCHEMA.get_field_index("size"), set()
+    for group in range(len(table.ends)):
+        found = table.metadata.row_group(group).column(number).statistics
+        sizes |= {found.min, found.max} if found is not None and found.has_min_max else {None}
+    if len(sizes) == 1 and None not in sizes:
+        return {**columns, "size": np.broadcast_to(np.array(sizes.pop(), np.int32), length)}
+    return {**columns, "size": np.empty(length, np.int32)}
+
+
+def _open_table(file: HashedFile, content: dict[str, Any]) -> _Undecoded:
     samples = sum(shard.samples for shard in content["shards"])
-    metadata = pq.read_metadata(pa.BufferReader(pa.py_buffer(data)))
+    metadata = pq.read_metadata(pa.PythonFile(HashedReader(file), "r"))
     names = metadata.schema.to_arrow_schema()
     in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if not names.equals(SAMPLES_SCHEMA) or not sum(sizes) == in_splits == samples > 0 or min(sizes) < 0:
         raise InputError(
-            f"{where}: {sum(sizes)} samples with columns {names.names}, expected {samples} and {in_splits} "
+            f"{file.where}: {sum(sizes)} samples with columns {names.names}, expected {samples} and {in_splits} "
             f"with {SAMPLES_SCHEMA.names}; pack again"
         )
-    return _Undecoded(data, where, metadata, list(itertools.accumulate(sizes)))
+    return _Undecoded(file, metadata, list(itertools.accumulate(sizes)))
 
 
 @contextlib.contextmanager
@@ -149,7 +150,7 @@ def _read_keys(table: _Undecoded, split: npt.NDArray[np.int8]) -> pa.ChunkedArra
     def read_group(group: int) -> list[pa.StringArray]:
         batches = (batch["key"] for _, batch in table.batches(group, ["key"]))
         joined = []
-        while few := [_own_keys(keys, table.where) for keys in itertools.islice(batches, _JOINED)]:
+        while few := [_own_keys(keys, table.file.where) for keys in itertools.islice(batches, _JOINED)]:
             lengths, letters = (np.concatenate(parts) for parts in zip(*few, strict=True))
             ends = np.zeros(len(lengths) + 1, np.int32)
             np.cumsum(lengths, out=ends[1:])
@@ -157,7 +158,7 @@ def _read_keys(table: _Undecoded, split: npt.NDArray[np.int8]) -> pa.ChunkedArra
         return joined
 
     # One core is left to whoever plans meanwhile.
-    with _refusing(table.where), ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
+    with _refusing(table.file.where), ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
         groups = pool.map(read_group, range(len(table.ends)))
         keys = pa.chunked_array(itertools.chain(*groups), pa.string())
     # `pack` writes each split in the order of its keys, where neighbours tell. Only a table in another order needs a
@@ -166,7 +167,7 @@ def _read_keys(table: _Undecoded, split: npt.NDArray[np.int8]) -> pa.ChunkedArra
     steps = np.diff(split)
     in_order = steps.min(initial=0) >= 0 and (steps[np.from_dlpack(descents)] > 0).all()
     if not in_order and has_repeats(keys):
-        raise InputError(f"{table.where}: unsafe or repeated keys; pack again")
+        raise InputError(f"{table.file.where}: unsafe or repeated keys; pack again")
     return keys
 
 
