@@ -152,6 +152,12 @@ def test_values_that_are_not_finite_join_nothing_and_raise_nothing() -> None:
     assert correlation(broken, broken, 0) == 0
 
 
+def test_what_repeats_within_a_snippet_is_no_code() -> None:
+    one, other = (cut(observe(seed, 2 * WIDTH), 0, 8)[:, code_rows(40)] for seed in (0, 1))
+    codes = to_codes(np.concatenate([one, one, other, one], axis=2))
+    assert np.flatnonzero(codes).tolist() == [7, *range(15, 24)]  # those of `other`, and of each seam
+
+
 def test_of_many_copies_a_few_pairs_each_are_found_and_they_join_all() -> None:
     observation, count = observe(0, WIDTH), 100
     one = to_codes(cut(observation, 0)[:, code_rows(40)])

@@ -76,6 +76,14 @@ def test_folds_depend_on_who_shares_a_group_but_not_on_order_or_names(
     ) == try_folds(targets, 3, groups)
 
 
+def test_a_key_without_a_group_does_not_join_one_that_has_its_name() -> None:
+    keys = [f"{number:03d}" for number in range(90)]
+    targets = [number % 3 % 2 for number in range(90)]
+    groups = {key: str(number // 4) for number, key in enumerate(keys[:60])}
+    named = {key: keys[60 + int(group)] for key, group in groups.items()}  # after keys that have no group
+    assert assign_folds(keys, targets, 3, 0, named) == assign_folds(keys, targets, 3, 0, groups)
+
+
 def test_folds_of_groups_are_even_in_size_and_in_needles(caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)
     keys = [f"{number:04d}" for number in range(1500)]
