@@ -1,4 +1,4 @@
-"""Command line: python -m shard_tools simulate / pack / verify / info."""
+"""Command line: python -m shard_tools simulate / fingerprint / pack / verify / info."""
 
 import sys
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import tyro
 
 from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError, run_command
+from shard_tools.fingerprint import FingerprintConfig, Groups, fingerprint
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
@@ -43,6 +44,7 @@ class InfoConfig:
 
 Command = (
     Annotated[SimulateConfig, tyro.conf.subcommand("simulate")]
+    | Annotated[FingerprintConfig, tyro.conf.subcommand("fingerprint")]
     | Annotated[PackConfig, tyro.conf.subcommand("pack")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InfoConfig, tyro.conf.subcommand("info")]
@@ -55,6 +57,8 @@ def main() -> int:
     match command:
         case SimulateConfig():
             simulate(command)
+        case FingerprintConfig():
+            _print_groups(fingerprint(command), command)
         case PackConfig():
             _print_packed(pack(command))
         case VerifyConfig():
@@ -62,6 +66,20 @@ def main() -> int:
         case InfoConfig():
             _print_info(read_manifest(command.shards, command.store), command.trivial)
     return 0
+
+
+def _print_groups(found: Groups, command: FingerprintConfig) -> None:
+    sizes = found.sizes()
+    print(
+        f"{len(found.records):,} snippets, {len(found.pairs.first):,} overlapping pairs ({found.refuted:,} candidates "
+        f"refuted), {len(sizes):,} groups, the largest of {sizes.max():,}; {found.seconds:.1f} s: {command.out}"
+    )
+    if found.unreadable:
+        print(f"  {len(found.unreadable):,} files could not be read and have groups of their own")
+    if command.test:
+        in_test = np.array([record.split == "test" for record in found.records])
+        leaking = np.isin(found.group[in_test], found.group[~in_test]).sum()
+        print(f"  {leaking:,} of {in_test.sum():,} snippets of test/ share a group with one of train/")
 
 
 def _print_packed(manifest: Manifest) -> None:

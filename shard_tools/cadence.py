@@ -6,8 +6,9 @@ stored as npy format 1.0.
 
 import io
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,6 +96,24 @@ def read_shape(path: Path) -> tuple[int, int, int]:
     """The shape (P, T, F) of one snippet file, from its header and its size alone. Raises as `read_snippet`."""
     with naming(path), path.open("rb") as file:
         return _check_file(file, path)[1]
+
+
+def read_rows(
+    path: Path, shape: tuple[int, int, int], positions: Iterable[int], rows: slice
+) -> npt.NDArray[np.float16]:
+    """The time bins `rows` of the panels `positions` of one snippet file of `shape`: (panels, time bins, F).
+
+    Reads no more of it than these, and does not check them: they may hold a NaN. Raises InputError where the file is
+    not a snippet of `shape`; OSError where it cannot be read.
+    """
+    panel_bytes, row_bytes = 2 * shape[1] * shape[2], 2 * shape[2]
+    start, count = rows.start * row_bytes, (rows.stop - rows.start) * row_bytes
+    with naming(path), path.open("rb", buffering=0) as file:
+        header_bytes, found = _check_file(file, path)
+        if found != shape:
+            raise InputError(f"{path}: shape {found}, expected {shape} as of the others")
+        pieces = [os.pread(file.fileno(), count, header_bytes + panel_bytes * p + start) for p in positions]
+    return np.frombuffer(b"".join(pieces), "<f2").reshape(len(pieces), -1, shape[2])
 
 
 def _check_file(file: BinaryIO, path: Path) -> tuple[int, tuple[int, int, int]]:

@@ -3,7 +3,8 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -11,14 +12,16 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from shard_tools.cadence import check_key
+from shard_tools.cadence import check_key, read_shape
 from shard_tools.errors import InputError
+from shard_tools.groups import assign_group_folds, check_groups, read_groups
 
 LABELS = "train_labels.csv"
 SUBMISSION = "sample_submission.csv"
 SPLITS = ("train", "test")
 UNKNOWN_TARGET = -1  # of a test snippet
 NO_FOLD = -1
+_SHAPE_VOTES = 100
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ class Catalog:
     """Per split, the keys that a table names and no file backs."""
 
 
-def read_catalog(root: Path, folds: int, seed: int, allow_missing: bool) -> Catalog:
+def read_catalog(root: Path, folds: int | None, seed: int, allow_missing: bool, groups: Path | None = None) -> Catalog:
     """Read a folder in the Kaggle layout into a catalogue.
 
     A train part (train_labels.csv, train/<c>/<key>.npy) or a test part (sample_submission.csv, test/<c>/<key>.npy)
     may be absent as a whole. Folds are assigned over all labels, with or without a file, so a partial download has
-    the folds of the full one. Raises InputError on duplicate or unsafe keys, labels other than 0 and 1, files
-    without a label, and, unless `allow_missing`, labels without a file.
+    the folds of the full one; `folds` None assigns none. `groups` is a table of keys that belong into one fold, in
+    which every training snippet must stand. Raises InputError on duplicate or unsafe keys, labels other than 0 and 1,
+    files without a label, and, unless `allow_missing`, labels without a file.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected {LABELS} and train/, or {SUBMISSION} and test/")
@@ -58,7 +62,12 @@ def read_catalog(root: Path, folds: int, seed: int, allow_missing: bool) -> Cata
     for split in SPLITS:
         files = _find_snippets(root / split)
         targets = _read_targets(root, split, files)
-        fold_of = assign_folds(list(targets), list(targets.values()), folds, seed) if split == "train" else {}
+        fold_of: dict[str, int] = {}
+        if split == "train" and folds is not None:
+            group_of = read_groups(groups) if groups else None
+            if groups and group_of is not None:
+                check_groups(group_of, files.keys() & targets.keys(), groups)
+            fold_of = assign_folds(list(targets), list(targets.values()), folds, seed, group_of)
         stray = sorted(files.keys() - targets.keys())
         if stray:
             table = LABELS if split == "train" else SUBMISSION
@@ -82,8 +91,10 @@ def read_catalog(root: Path, folds: int, seed: int, allow_missing: bool) -> Cata
     return Catalog(records, missing)
 
 
-def assign_folds(keys: Sequence[str], targets: Sequence[int], folds: int, seed: int) -> dict[str, int]:
-    """Stratified folds: a pure function of the set of (key, target) and the seed, whatever their order."""
+def assign_folds(
+    keys: Sequence[str], targets: Sequence[int], folds: int, seed: int, groups: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Stratified folds: a pure function of the set of (key, target), the groups and the seed, whatever their order."""
     from sklearn.model_selection import StratifiedKFold  # slow to import, and only packing needs it
 
     if not keys:
@@ -93,11 +104,30 @@ def assign_folds(keys: Sequence[str], targets: Sequence[int], folds: int, seed: 
     rarest = int(np.bincount(labels, minlength=2)[np.unique(labels)].min())
     if not 2 <= folds <= rarest:
         raise InputError(f"--folds {folds}: the rarer class has {rarest} snippets; expected 2 to {rarest} folds")
+    if groups is not None:
+        return assign_group_folds(keys, targets, folds, seed, groups)
     fold_of: npt.NDArray[np.int64] = np.empty(len(keys), np.int64)
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(labels, labels)):
         fold_of[order[held_out]] = fold
     return {key: int(fold) for key, fold in zip(keys, fold_of, strict=True)}
+
+
+def common_shape(root: Path, records: Sequence[Record], skip_bad: bool) -> tuple[int, int, int]:
+    """The shape (P, T, F) of most of the first snippets: all others must have it too. Raises as `read_snippet`."""
+    shapes: Counter[tuple[int, int, int]] = Counter()
+    for record in records:
+        try:
+            shapes[read_shape(record.path)] += 1
+        except InputError:
+            if not skip_bad:
+                raise
+        # Enough for one odd snippet not to put all others in the wrong, and quick on any disk.
+        if shapes.total() == _SHAPE_VOTES:
+            break
+    if not shapes:
+        raise InputError(f"{root}: not one readable snippet among {len(records)}")
+    return shapes.most_common(1)[0][0]
 
 
 def to_submission_keys(table: bytes, where: str) -> list[str]:

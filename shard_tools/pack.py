@@ -6,15 +6,14 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shard_tools.cadence import check_time_bins, npy_header, read_shape
-from shard_tools.catalog import SPLITS, SUBMISSION, Catalog, Record, read_catalog
+from shard_tools.cadence import check_time_bins, npy_header
+from shard_tools.catalog import SPLITS, SUBMISSION, Catalog, Record, common_shape, read_catalog
 from shard_tools.errors import InputError
 from shard_tools.files import file_sha256, folder_lock, write_whole
 from shard_tools.manifest import (
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from shard_tools.upload import Upload
 
 _WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
-_SHAPE_VOTES = 100
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +49,9 @@ class PackConfig:
     the system's for temporary files, the same for the same URL."""
     folds: int = 5
     """Number of stratified folds of the train split."""
+    groups: Path | None = None
+    """Table with the columns id and group, as `fingerprint` writes it: snippets of one group stay in one fold. It may
+    hold more ids; one without a file and a group counts as a group of its own."""
     seed: int = 0
     """Seed of the folds."""
     workers: int = os.cpu_count() or 1
@@ -96,7 +97,7 @@ def pack(config: PackConfig) -> Manifest:
     Packing the same input twice gives the same bytes. Raises InputError naming the file or key that breaks a
     contract, or where the output folder holds something else; finished shards stay for the next try.
     """
-    catalog = read_catalog(config.input, config.folds, config.seed, config.allow_missing)
+    catalog = read_catalog(config.input, config.folds, config.seed, config.allow_missing, config.groups)
     shape = _common_shape(config, catalog.records)
     plans = plan_shards(catalog.records, shape, config.shard_mb * 10**6)
     made = {
@@ -106,6 +107,8 @@ def pack(config: PackConfig) -> Manifest:
         "shard_mb": config.shard_mb,
         "catalog_sha256": _catalog_digest(catalog, config.input),
     }
+    if config.groups:  # absent where there are none, so that shards of before are still known as the same
+        made["groups_sha256"] = file_sha256(config.groups)
     config.folder.mkdir(parents=True, exist_ok=True)
     _check_out_folder(config.folder)
     upload = _open_upload(config)
@@ -161,20 +164,8 @@ def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: 
 
 
 def _common_shape(config: PackConfig, records: Sequence[Record]) -> tuple[int, int, int]:
-    """The shape (P, T, F) of most snippets, after summing time bins: all others must have it too."""
-    shapes: Counter[tuple[int, int, int]] = Counter()
-    for record in records:
-        try:
-            shapes[read_shape(record.path)] += 1
-        except InputError:
-            if config.on_bad == "fail":
-                raise
-        # Enough for one odd snippet not to put all others in the wrong, and quick on any disk.
-        if shapes.total() == _SHAPE_VOTES:
-            break
-    if not shapes:
-        raise InputError(f"{config.input}: not one readable snippet among {len(records)}")
-    panels, time_bins, channels = shapes.most_common(1)[0][0]
+    """The shape (P, T, F) that all snippets must have, after summing time bins."""
+    panels, time_bins, channels = common_shape(config.input, records, skip_bad=config.on_bad == "quarantine")
     check_time_bins(time_bins, config.time_bin)
     return panels, time_bins // config.time_bin, channels
 

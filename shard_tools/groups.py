@@ -1,0 +1,110 @@
+"""Groups of snippets that share a background: their table, and folds that do not part them."""
+
+import csv
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.cadence import check_key
+from shard_tools.errors import InputError
+from shard_tools.files import write_whole
+
+COLUMNS = ("id", "group")
+_MOST_UNEVEN = 0.1  # folds that differ by more than this share, and by more than one, are worth a warning
+_log = logging.getLogger(__name__)
+
+
+def write_groups(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Write the table of groups, (id, group) a row, whole."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_whole(path, text.getvalue())
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Key to group of a table with the columns id and group. Raises InputError on other columns and on repeated ids."""
+    if not path.is_file():
+        raise InputError(f"--groups {path}: no such file; `python -m shard_tools fingerprint` writes it")
+    groups: dict[str, str] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if not set(COLUMNS) <= set(rows.fieldnames or ()):
+                raise InputError(f"{path}: columns {str(rows.fieldnames)[:120]}, expected {list(COLUMNS)}")
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                key, group = row["id"] or "", row["group"] or ""
+                check_key(key, where)
+                if key in groups:
+                    raise InputError(f"{where}: id {key} stands twice; expected each id once")
+                if not group:
+                    raise InputError(f"{where}: id {key} has no group; expected a name, its own for one that is alone")
+                groups[key] = group
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV table ({error})") from None
+    return groups
+
+
+def check_groups(groups: Mapping[str, str], keys: Iterable[str], path: Path) -> None:
+    """Raise InputError unless each of `keys`, which have files, has a group. It may hold more: test ids, say."""
+    without = sorted(set(keys) - groups.keys())
+    if without:
+        raise InputError(
+            f"--groups {path}: no group for {len(without)} of the snippets in train/, the first is {without[0]}; "
+            f"run `python -m shard_tools fingerprint` on this folder again"
+        )
+
+
+def assign_group_folds(
+    keys: Sequence[str], targets: Sequence[int], folds: int, seed: int, groups: Mapping[str, str]
+) -> dict[str, int]:
+    """Stratified folds, each group in one; a key that `groups` lacks is a group of its own.
+
+    A pure function of the set of (key, target), of which keys share a group, and of the seed: neither order nor the
+    groups' names matter. Raises InputError where a fold would lack one of the targets.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and only packing needs it
+
+    order = np.argsort(np.asarray(keys))
+    labels = np.asarray(targets)[order]
+    number_of: dict[tuple[bool, str], int] = {}  # groups, numbered by their first key
+    for place in order.tolist():
+        number_of.setdefault(_name(keys[place], groups), len(number_of))
+    group = np.array([number_of[_name(keys[place], groups)] for place in order.tolist()])
+    if folds > len(number_of):
+        raise InputError(f"--folds {folds}: {len(number_of)} groups; expected as many folds at most")
+    fold_of: npt.NDArray[np.int64] = np.empty(len(keys), np.int64)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(labels, labels, group)):
+        fold_of[order[held_out]] = fold
+    _check_balance(fold_of[order], labels, folds, group)
+    return {key: int(fold) for key, fold in zip(keys, fold_of, strict=True)}
+
+
+def _name(key: str, groups: Mapping[str, str]) -> tuple[bool, str]:
+    """What a key's group is called; a key without one must not meet a group that has its name."""
+    return (True, groups[key]) if key in groups else (False, key)
+
+
+def _check_balance(
+    fold_of: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], folds: int, group: npt.NDArray[np.int64]
+) -> None:
+    """Refuse folds without one of the targets, and warn of uneven ones."""
+    sizes = {target: np.bincount(fold_of[labels == target], minlength=folds) for target in np.unique(labels).tolist()}
+    largest = Counter(group.tolist()).most_common(1)[0][1]
+    held = ", ".join(
+        f"{sum(int(counts[fold]) for counts in sizes.values()):,} ({int(sizes[1][fold]) if 1 in sizes else 0:,})"
+        for fold in range(folds)
+    )
+    found = (
+        f"the folds would hold {held} snippets (with a needle); the largest group has {largest:,} of {len(labels):,}"
+    )
+    if any(counts.min() == 0 for counts in sizes.values()):
+        raise InputError(f"--folds {folds} with --groups: a fold would lack one of the targets: {found}; fewer folds?")
+    if any(np.ptp(counts) > 1 + _MOST_UNEVEN * counts.mean() for counts in sizes.values()):
+        _log.warning("--groups: uneven folds, as a group stays in one: %s", found)
