@@ -30,6 +30,7 @@ _EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an
 _VETO = 2.0
 _NEAR = (5, 17)  # drift rates and channels around a line where a signal in an OFF panel counts against it
 _APART = 17  # channels around a candidate without another
+_TYPICAL = 2.9  # asinh of the score of a line that may be either
 _FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
 # The standard deviation of normal noise over the square of its mean root: pi / (2^(1/2) Gamma(3/4)^2).
 _ROOT_TO_SIGMA = math.pi / (math.sqrt(2) * math.gamma(0.75) ** 2)
@@ -142,12 +143,20 @@ class CandidateModel(nn.Module):
         self.candidates = Candidates(time_bins, channels, count)
         self.backbone = backbone
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.slope = nn.Parameter(torch.tensor(3.0))
+        # It begins as the classical search, and learns where that is wrong.
+        for layer in (self.weigh[2], _last_linear(backbone)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1) logits: a soft maximum over the candidates, as one needle is enough."""
         with torch.no_grad():
             cutouts, evidence = self.candidates(image)
         seen = cast(Tensor, self.backbone(cutouts.flatten(0, 1))).float().view(evidence.shape[:2])
-        logit = seen + self.weigh(evidence).float()[..., 0] + evidence[..., 0]
-        return torch.logsumexp(logit, 1, keepdim=True) + self.bias
+        logit = seen + self.weigh(evidence).float()[..., 0] + self.slope * (evidence[..., 0] - _TYPICAL)
+        return torch.logsumexp(logit, 1, keepdim=True)
+
+
+def _last_linear(backbone: nn.Module) -> nn.Linear:
+    return [layer for layer in backbone.modules() if isinstance(layer, nn.Linear)][-1]

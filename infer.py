@@ -116,7 +116,8 @@ def predict_with(
     state, about = load_weights(path)
     try:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
-        architecture = ModelConfig(about["model"])
+        stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
+        architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
     if shape != manifest.shape:
@@ -127,7 +128,8 @@ def predict_with(
     rows = manifest.rows(config.split)
     order = Order(rows, manifest.target[rows], "sequential")
     share = Share(len(order), config.batch_size, 1, accelerator.process_index, accelerator.num_processes)
-    views = canvas.views if config.tta else canvas.views[:1]
+    possible = canvas.views if architecture.sees_time_reversed else canvas.views[:2]
+    views = possible if config.tta else possible[:1]
     loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
     found = predict(accelerator, model, loader, "prediction")
     loader.close()

@@ -10,7 +10,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -19,6 +19,7 @@ from safetensors.torch import save
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from candidates import CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 
@@ -26,13 +27,19 @@ _log = logging.getLogger(__name__)
 _METADATA, _SHA256 = "needlestream", "sha256"
 _HUB_SECONDS = 5.0
 
-# A Swin of 5 million weights, small enough for a CPU: timm's tiny one, half as wide and a third as deep.
+# Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep, of 5 million weights; and without its last
+# stage, of 2 million, for small images.
 _OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin_nano": (
         "swin_tiny_patch4_window7_224",
         {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
-    )
+    ),
+    "swin_pico": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 64, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
+    ),
 }
+SHIPPED = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,32 @@ class ModelConfig:
     """Which network, and what it starts from."""
 
     model: str = "swin_small_patch4_window7_224"
-    """Name of a timm model, or swin_nano."""
+    """Name of a timm model, or swin_nano or swin_pico."""
     pretrained: str = "none"
-    """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
-    Anything else: a file of weights (.safetensors, .pth) for this model."""
+    """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch. shipped: those that
+    come with this program, trained on simulated data. Anything else: a file of weights (.safetensors, .pth)."""
+    stem: Literal["none", "candidates"] = "none"
+    """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
+    turned upright (candidates.py); needs --canvas panels."""
+    candidates: int = 4
+    """With the stem candidates, the number of lines."""
     drop_path: float = 0.0
     """Probability of skipping a residual branch in training (stochastic depth)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
             raise InputError(f"--drop-path {self.drop_path}: expected 0 to below 1")
-        if self.pretrained not in ("hub", "none") and not Path(self.pretrained).is_file():
-            raise InputError(f"--pretrained {self.pretrained}: no such file; expected hub, none or a weights file")
+        if self.pretrained not in ("hub", "none", "shipped") and not Path(self.pretrained).is_file():
+            raise InputError(
+                f"--pretrained {self.pretrained}: no such file; expected hub, none, shipped or a weights file"
+            )
+        if not 1 <= self.candidates <= 64:
+            raise InputError(f"--candidates {self.candidates}: expected 1 to 64")
+
+    @property
+    def sees_time_reversed(self) -> bool:
+        """Whether reversing time leaves a cadence as it would be seen: not where lines run on from ON to OFF panels."""
+        return self.stem == "none"
 
 
 def build_model(config: ModelConfig, channels: int, height: int, width: int) -> nn.Module:
@@ -64,11 +85,45 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
         near = difflib.get_close_matches(name, [*timm.list_models(), *_OWN_MODELS], n=3)
         raise InputError(f"--model {config.model}: timm has no such model; {f'near it: {near}' if near else ''}")
     options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
-    if config.pretrained == "none":
-        return _create(name, (height, width), options)
-    if config.pretrained == "hub":
-        return _create_from_hub(name, (height, width), options)
-    return _create_from_file(name, (height, width), options, config.pretrained)
+    path = config.pretrained
+    if path == "shipped":
+        path = str(_shipped(config))
+    if config.stem == "none":
+        return _create_backbone(name, (height, width), options, path)
+    if channels != PANELS:
+        raise InputError("--stem candidates: needs the six panels apart, --canvas panels")
+    options["in_chans"] = CUTOUT_PLANES
+    ours = path not in ("none", "hub") and _is_of_candidates(path)
+    backbone = _create_backbone(name, upright_shape(height), options, "none" if ours else path)
+    model = CandidateModel(backbone, height, width, config.candidates)
+    if ours:
+        fill_model(model, load_weights(Path(path))[0], f"--pretrained {path}")
+    return model
+
+
+def _shipped(config: ModelConfig) -> Path:
+    path = SHIPPED / f"{config.model}-{config.stem}.safetensors"
+    if not path.is_file():
+        there = sorted(entry.stem for entry in SHIPPED.glob("*.safetensors"))
+        raise InputError(f"--pretrained shipped: there is no {path.name} in {SHIPPED} (there: {there})")
+    return path
+
+
+def _is_of_candidates(path: str) -> bool:
+    """Whether a file holds weights that were trained with the stem, and not a backbone's alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any(name.startswith("backbone.") for name in file.keys())  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError):
+        return False  # of another format: whoever reads it as a backbone's says what is wrong
+
+
+def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], pretrained: str) -> nn.Module:
+    if pretrained == "none":
+        return _create(name, size, options)
+    if pretrained == "hub":
+        return _create_from_hub(name, size, options)
+    return _create_from_file(name, size, options, pretrained)
 
 
 def _create(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:

@@ -223,7 +223,7 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
     """What someone needs to use the weights."""
     plain = to_dict(run.config)
     return {
-        "model": plain["model"]["model"],
+        **{name: plain["model"][name] for name in ("model", "stem", "candidates")},
         "canvas": plain["canvas"],
         "shape": list(run.manifest.shape),
         "fold": run.config.fold,

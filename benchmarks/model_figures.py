@@ -4,7 +4,7 @@ Arithmetic and settings were tried on a CPU; nothing of this has run on a GPU ye
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import timm
@@ -69,7 +69,7 @@ def count_flops(model: ModelConfig, canvas: CanvasConfig, training: bool) -> flo
     set_fused_attn(False)  # its fused kernels are counted on some devices only
     try:
         with torch.device("meta"):
-            network = build_model(ModelConfig(model.model), canvas.channels, canvas.height, canvas.width)
+            network = build_model(replace(model, pretrained="none"), canvas.channels, canvas.height, canvas.width)
             images = torch.zeros(1, canvas.channels, canvas.height, canvas.width)
     finally:
         set_fused_attn(True)

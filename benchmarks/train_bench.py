@@ -32,7 +32,7 @@ from benchmarks.pack_bench import write_cadences
 from benchmarks.rates import Held, What, below_goal, infer_rates, to_figures, train_rates, trained_per_second, verdict
 from config import PRESETS, Preset, TrainConfig
 from infer import InferConfig, build_accelerator
-from model import ModelConfig, build_model
+from model import build_model
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from run import Run, build_run
@@ -126,7 +126,7 @@ def measure_training(config: TrainBenchConfig, plan: TrainConfig, manifest: Mani
 def measure_prediction(config: TrainBenchConfig, plan: TrainConfig, manifest: Manifest) -> list[dict[str, Any]]:
     """The three rates of prediction over all TTA views, and on a GPU what they could be."""
     accelerator, canvas = build_accelerator(plan.precision), plan.canvas
-    model = build_model(ModelConfig(plan.model.model), canvas.channels, canvas.height, canvas.width)
+    model = build_model(dataclasses.replace(plan.model, pretrained="none"), canvas.channels, canvas.height, canvas.width)
     rows = manifest.rows("train", 0)
     order = Order(rows, manifest.target[rows], "sequential")
     on_gpu = accelerator.device.type == "cuda"

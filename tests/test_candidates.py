@@ -1,0 +1,120 @@
+"""The candidates' promises: sums along lines, lines found where they are, cut-outs upright, the classical search to begin with."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, EVIDENCE, Candidates, flatten, upright_shape
+from model import ModelConfig, build_model, load_weights, save_weights
+from shard_tools.errors import InputError
+
+BINS, CHANNELS = 39, 256
+POSITIONS = (0, 2, 4, 1, 3, 5)  # of an image's panels in the cadence
+Array = npt.NDArray[np.float64]
+
+
+def with_line(
+    values: Array, rate: float, middle: float, level: float, panels: tuple[int, ...] = (0, 1, 2)
+) -> torch.Tensor:
+    """(1, P, T, F): a line of `rate` channels a time bin, at channel `middle` in the middle of the cadence, added."""
+    out, channel = values.copy(), np.arange(values.shape[2])
+    for panel in panels:
+        for row in range(values.shape[1]):
+            time = POSITIONS[panel] * values.shape[1] + row - (6 * values.shape[1] - 1) / 2
+            out[panel, row] += level * np.exp(-0.5 * (channel - middle - rate * time) ** 2)
+    return torch.from_numpy(out.astype(np.float32))[None]
+
+
+def noise(seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=(6, BINS, CHANNELS))
+
+
+def found_at(candidates: Candidates, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        cutouts, evidence = candidates(image)
+    return cutouts[0], evidence[0].sinh()
+
+
+def test_sums_are_those_of_rows_shifted_one_by_one() -> None:
+    values, candidates = noise(), Candidates(BINS, CHANNELS, 4)
+    found = candidates.sums(torch.from_numpy(values).float()[None])[0].numpy()
+    waves = np.fft.rfft(values, n=2 * CHANNELS, axis=2)
+    waves[..., int(0.75 * (CHANNELS + 1)) :] = 0
+    k = np.arange(CHANNELS + 1)
+    for number in (0, 20, 28, 56):
+        rate = float(candidates.rates[number])
+        for panel, position in enumerate(POSITIONS):
+            time = position * BINS + np.arange(BINS) - (6 * BINS - 1) / 2
+            turned = waves[panel] * np.exp(2j * np.pi * np.outer(time * rate, k) / (2 * CHANNELS))
+            expected = np.fft.irfft(turned, n=2 * CHANNELS, axis=1)[:, :CHANNELS].sum(axis=0) / np.sqrt(BINS)
+            np.testing.assert_allclose(found[panel, number], expected, atol=2e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.floats(-0.25, 0.25), st.floats(90, 166))
+def test_a_line_in_the_on_panels_is_the_first_candidate_and_stands_upright(
+    seed: int, rate: float, middle: float
+) -> None:
+    candidates = Candidates(BINS, CHANNELS, 4)
+    cutouts, evidence = found_at(candidates, with_line(noise(seed), rate, middle, level=4.0))
+    assert cutouts.shape == (4, CUTOUT_PLANES, *upright_shape(BINS)) and evidence.shape == (4, EVIDENCE)
+    assert evidence[0, 0] > 2 * evidence[1:, 0].max()
+    columns = cutouts[0, :3, :BINS].mean(dim=(0, 1))
+    assert abs(int(columns.argmax()) - (CUTOUT_CHANNELS - 1) / 2) <= 1.5
+    others = cutouts[0, 3:6, :BINS].mean(dim=(0, 1))
+    assert columns.max() > 4 * others.abs().max()
+
+
+@pytest.mark.parametrize("panels", [(3, 4, 5), (0, 1, 2, 3, 4, 5)])
+def test_what_is_in_off_panels_too_counts_against_a_line(panels: tuple[int, ...]) -> None:
+    candidates = Candidates(BINS, CHANNELS, 4)
+    _, needle = found_at(candidates, with_line(noise(), 0.1, 128, level=4.0))
+    _, evidence = found_at(candidates, with_line(noise(), 0.1, 128, level=4.0, panels=panels))
+    assert evidence[0, 0] < 0.5 * needle[0, 0]
+
+
+def test_neither_scale_nor_zero_point_nor_persistent_lines_matter() -> None:
+    image = with_line(noise(), 0.1, 128, level=3.0)
+    lines = 20 * (torch.arange(CHANNELS) % 50 == 7)
+    changed = flatten(image * 7 + 100 + 7 * lines)
+    torch.testing.assert_close(changed, flatten(image), atol=0.01, rtol=0.01)
+    constant = flatten(torch.full((1, 6, BINS, CHANNELS), 3.0))
+    assert torch.isfinite(constant).all()
+    assert 0.9 < float(flatten(torch.from_numpy(noise()).float()[None]).std()) < 1.1
+
+
+def test_a_mirrored_cadence_has_mirrored_candidates() -> None:
+    candidates, image = Candidates(BINS, CHANNELS, 4), with_line(noise(), 0.1, 140, level=3.0)
+    cutouts, evidence = found_at(candidates, image)
+    mirrored, again = found_at(candidates, image.flip(3))
+    torch.testing.assert_close(again[0], evidence[0], atol=0.05, rtol=0.02)
+    torch.testing.assert_close(mirrored[0].flip(2), cutouts[0], atol=0.02, rtol=0.02)
+
+
+def test_an_untrained_model_is_the_classical_search_and_learns_with_all_its_weights(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig("swin_pico", stem="candidates")
+    model = build_model(config, 6, BINS, CHANNELS)
+    images = torch.cat([with_line(noise(seed), 0.05, 128, level) for seed, level in enumerate((0, 0.5, 1, 2, 4))])
+    logit = model(images)
+    assert logit.shape == (5, 1) and (logit.diff(dim=0) > 0).all()
+    logit.sum().backward()
+    for layer in (model.backbone.head.fc, model.weigh[2]):
+        assert layer.weight.grad.abs().max() > 0
+    with pytest.raises(InputError, match="--canvas panels"):
+        build_model(config, 2, 112, 224)
+
+
+def test_weights_of_a_run_with_candidates_can_be_started_from(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    source = build_model(ModelConfig("swin_pico", stem="candidates"), 6, BINS, CHANNELS)
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    save_weights(tmp_path / "ours.safetensors", source.state_dict(), {})
+    path = str(tmp_path / "ours.safetensors")
+    model = build_model(ModelConfig("swin_pico", path, stem="candidates"), 6, BINS, CHANNELS)
+    for name, value in load_weights(tmp_path / "ours.safetensors")[0].items():
+        assert torch.equal(model.state_dict()[name], value), name
