@@ -90,7 +90,7 @@ train: $(RUN)/summary.json
 
 infer: $(RUN)/submission.csv
 	@echo 'done:        $(RUN)/submission.csv'
-	@echo 'report:      $(RUN)/report.html  (open it in a browser)'
+	@test ! -f $(RUN)/report.html || echo 'report:      $(RUN)/report.html  (open it in a browser)'
 
 test: $(READY_DEV)
 	$(PYTHON) -m pytest $(ARGS)
