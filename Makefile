@@ -98,6 +98,7 @@ train: $(TRAINED)
 
 infer: $(HERE)/submission.csv
 	@echo 'done:        $(HERE)/submission.csv'
+	@test ! -f $(HERE)/report.html || echo 'report:      $(HERE)/report.html  (open it in a browser)'
 
 test: $(READY_DEV)
 	$(PYTHON) -m pytest $(ARGS)

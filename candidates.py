@@ -85,20 +85,23 @@ class Candidates(nn.Module):
         between = cycles * rates[:, None] * rows.mean(1)[:, None, None]
         for name, values in (("rates", rates), ("rows", rows), ("turn", turn)):
             self.register_buffer(name, values.float(), persistent=False)
-        self.register_buffer("panel_turn", torch.polar(torch.ones_like(between), between).cfloat(), persistent=False)
+        panel_turn = torch.polar(torch.ones_like(between), between).to(torch.complex64)
+        self.register_buffer("panel_turn", panel_turn, persistent=False)
 
     def sums(self, values: Tensor) -> Tensor:
-        """(B, P, R, F) sums along lines of every rate, over the square root of T; F is the channel of a line in the
-        middle of the cadence. White noise of standard deviation 1 has 1 there too."""
-        batch, _, time_bins, channels = values.shape
+        """Sums along lines of every rate, (B, P, R, F), over the square root of T, so that white noise keeps its 1.
+
+        F is the channel of a line in the middle of the cadence.
+        """
+        batch, channels = len(values), values.shape[3]
         waves = torch.fft.rfft(values, n=2 * channels, dim=3)[..., : len(self.turn)]
         rows = torch.cat([waves.real, waves.imag], 2).permute(3, 2, 0, 1).flatten(2)  # (k, 2 T, B P)
-        turned = (self.turn @ rows).float().unflatten(2, (batch, PANELS)).permute(2, 3, 1, 0)  # (B, P, 2 R, k)
+        turned = (self.turn @ rows).float().reshape(len(rows), -1, batch, PANELS).permute(2, 3, 1, 0)  # (B, P, 2 R, k)
         lines = torch.complex(turned[:, :, :_RATES].contiguous(), turned[:, :, _RATES:].contiguous())
-        return torch.fft.irfft(lines * self.panel_turn, n=2 * channels, dim=3)[..., :channels]
+        return cast(Tensor, torch.fft.irfft(lines * self.panel_turn, n=2 * channels, dim=3)[..., :channels])
 
     def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of panels (B, P, T, F), ON ones first: cut-outs (B, K, CUTOUT_PLANES, T', W) and evidence (B, K, EVIDENCE)."""
+        """Of panels (B, P, T, F), ON ones first: cut-outs (B, K, CUTOUT_PLANES, T', W), evidence (B, K, EVIDENCE)."""
         values = flatten(panels.float())
         lines = self.sums(values.clamp(-_CLIP, _CLIP))
         on, off = lines[:, :_ON].sort(1, descending=True).values, lines[:, _ON:]
@@ -135,7 +138,7 @@ class Candidates(nn.Module):
 
 
 class CandidateModel(nn.Module):
-    """Judges the candidates of an image (B, P, T, F) by a backbone on their cut-outs, and the cadence by all of them."""
+    """Judges the candidates of an image (B, P, T, F) by a backbone on their cut-outs, and the cadence by them all."""
 
     def __init__(self, backbone: nn.Module, time_bins: int, channels: int, count: int) -> None:
         """`backbone` takes cut-outs (B K, CUTOUT_PLANES, *upright_shape) to (B K, 1)."""
@@ -145,7 +148,7 @@ class CandidateModel(nn.Module):
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
         self.slope = nn.Parameter(torch.tensor(3.0))
         # It begins as the classical search, and learns where that is wrong.
-        for layer in (self.weigh[2], _last_linear(backbone)):
+        for layer in (_last_linear(self.weigh), _last_linear(backbone)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -100,7 +100,9 @@ class TrainConfig:
                 "expected 0 <= min-learning-rate <= learning-rate, and above 0"
             )
         if self.draws.flip_time and not self.model.sees_time_reversed:
-            raise InputError(f"--flip-time {self.draws.flip_time}: expected 0 with --stem candidates, which follows time")
+            raise InputError(
+                f"--flip-time {self.draws.flip_time}: expected 0 with --stem candidates, which follows time"
+            )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: expected 0 to below 1")
 

@@ -24,6 +24,7 @@ from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from report import write_waterfalls
+from sections import write_prediction_report
 from shard_tools.catalog import SUBMISSION, to_submission_keys
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
@@ -189,6 +190,8 @@ def infer(config: InferConfig) -> None:
         titles = [f"{key}\nscore {score_of[key]:.3f}" for key in manifest.keys_of(rows[best])]
         write_waterfalls(picture, read_snippets(manifest, rows[best]), titles)
         _print_summary(config, manifest, keys, rows, score, picture)
+        page = write_prediction_report(config.weights, config.out, config.split, manifest, rows, score, len(keys))
+        print(f"report:      {page}")
     accelerator.end_training()
 
 

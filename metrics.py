@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -42,3 +42,20 @@ def mean_score(logits: Sequence[npt.NDArray[np.float64]], average: Average) -> n
     if average == "ranks":
         return np.asarray(sum(rankdata(each) / len(each) for each in logits) / len(logits))
     return sigmoid(np.asarray(sum(logits) / len(logits)))
+
+
+def recall_at(target: Ints, score: Floats, false_positive_rate: float) -> float:
+    """The largest recall that a threshold reaches at no more than this false positive rate; NaN with one class."""
+    if len(np.unique(target)) < 2:
+        return float("nan")
+    rates, recalls, _ = roc_curve(target, score, drop_intermediate=False)
+    return float(recalls[rates <= false_positive_rate].max())
+
+
+def calibration(target: Ints, score: Floats, bins: int = 10) -> tuple[Floats, Floats, Ints]:
+    """Mean score, share of positives and count in each of the equally wide bins of scores that holds any."""
+    number = np.minimum((score * bins).astype(np.int64), bins - 1)
+    count = np.bincount(number, minlength=bins)
+    filled = count > 0
+    means = [np.bincount(number, values, minlength=bins)[filled] / count[filled] for values in (score, target)]
+    return means[0], means[1], count[filled]

@@ -29,6 +29,7 @@ from pipeline.loader import Batch, Loader
 from pipeline.plan import Share
 from report import write_curves, write_roc
 from run import CONFIG, Run, about_weights, build_run, own_run_dir
+from sections import write_training_report
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
 from shard_tools.manifest import read_manifest
@@ -239,6 +240,8 @@ def _finish_run(run: Run) -> None:
     if skipped:
         print(f"skipped {len(skipped)} bad samples (see summary.json): {', '.join(sorted(skipped)[:10])}")
     print(f"run folder: {run_dir}  (best.safetensors, oof.csv, metrics.jsonl, curves.png, roc.png)")
+    # Last: whatever keeps the page from being made, the run is whole without it.
+    print(f"report:     {write_training_report(run_dir, manifest, run.accelerator)}")
 
 
 def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], score: npt.NDArray[np.float64]) -> None:

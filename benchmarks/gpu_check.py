@@ -22,7 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.history import RESULTS, ROOT, commit, machine, read, versions
+from benchmarks.history import PACKAGES, RESULTS, ROOT, commit, read
+from machine import machine, versions
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
 
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_gpu()
     out.mkdir(parents=True, exist_ok=True)
     began = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-    about: dict[str, Any] = {"time": began, "commit": commit(), "machine": machine(), "versions": versions()}
+    about: dict[str, Any] = {"time": began, "commit": commit(), "machine": machine(), "versions": versions(PACKAGES)}
     outcomes: list[Outcome] = []
     for part in parts(out):
         outcomes.append(check(part, out))

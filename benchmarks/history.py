@@ -7,22 +7,19 @@ NEEDLESTREAM_HISTORY names another file; NEEDLESTREAM_COMMIT the commit, where t
 import fcntl
 import json
 import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from machine import machine, output_of, versions
 from shard_tools.errors import InputError
 from shard_tools.files import naming
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 HISTORY = Path(os.environ.get("NEEDLESTREAM_HISTORY", RESULTS / "history.jsonl"))
-# By the names that pip knows; DALI's ends in the CUDA that it was built for.
+# What a rate may depend on.
 PACKAGES = (
     "torch", "torchvision", "nvidia-dali", "timm", "accelerate", "numpy", "webdataset", "mosaicml-streaming",
     "litdata", "spdl", "spdl-core", "spdl-io", "ffcv", "torchdata",
@@ -30,7 +27,6 @@ PACKAGES = (
 _FIELDS = {
     "benchmark": str, "time": str, "commit": str, "machine": dict, "versions": dict, "config": dict, "figures": list,
 }  # fmt: skip
-_SECONDS = 20  # for git and nvidia-smi to answer
 _GIT = ("git", "--no-optional-locks", "-C", str(ROOT))
 
 
@@ -47,7 +43,7 @@ def record(
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "config": {name: _published(value) for name, value in config.items()},
         "figures": [dict(figure) for figure in figures],
     }
@@ -101,56 +97,12 @@ def _entry(line: bytes, where: str) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of the working tree, with + where tracked files differ from it; "unknown" without git."""
-    head = _output(*_GIT, "rev-parse", "HEAD")
+    head = output_of(*_GIT, "rev-parse", "HEAD")
     if not head:
         return os.environ.get("NEEDLESTREAM_COMMIT", "unknown")
     # The results are of the commit, not part of what was measured.
-    changes = _output(*_GIT, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    changes = output_of(*_GIT, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return head + ("+" if changes else "")
-
-
-def machine() -> dict[str, Any]:
-    """CPU, cores, memory, GPU (None where there is none) and system."""
-    gpus = (_output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "").splitlines()
-    gpu, _, driver = gpus[0].rpartition(", ") if gpus else ("", "", "")
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpu": gpu or None,
-        "gpus": len(gpus),
-        "driver": driver or None,
-        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of whatever a rate may depend on; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for distribution in distributions():
-        name = distribution.name.lower()
-        known = next((package for package in PACKAGES if name in (package, f"{package}-cuda{name[-3:]}")), None)
-        if known:
-            found.setdefault(known, distribution.version)  # the first on the path is the one that is imported
-    return found
-
-
-def _cpu_model() -> str:
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.is_file() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _output(*words: str) -> str | None:
-    """What a command printed; None where it is not installed or does not succeed."""
-    if shutil.which(words[0]) is None:
-        return None
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _published(value: Any) -> Any:

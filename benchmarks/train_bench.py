@@ -126,7 +126,9 @@ def measure_training(config: TrainBenchConfig, plan: TrainConfig, manifest: Mani
 def measure_prediction(config: TrainBenchConfig, plan: TrainConfig, manifest: Manifest) -> list[dict[str, Any]]:
     """The three rates of prediction over all TTA views, and on a GPU what they could be."""
     accelerator, canvas = build_accelerator(plan.precision), plan.canvas
-    model = build_model(dataclasses.replace(plan.model, pretrained="none"), canvas.channels, canvas.height, canvas.width)
+    model = build_model(
+        dataclasses.replace(plan.model, pretrained="none"), canvas.channels, canvas.height, canvas.width
+    )
     rows = manifest.rows("train", 0)
     order = Order(rows, manifest.target[rows], "sequential")
     on_gpu = accelerator.device.type == "cuda"

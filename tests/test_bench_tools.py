@@ -20,6 +20,7 @@ from benchmarks.pack_bench import to_figures as pack_figures
 from benchmarks.rates import Held, below_goal, infer_rates, to_figures, train_rates, verdict
 from config import TrainConfig
 from infer import build_accelerator
+from machine import output_of
 from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader
@@ -301,7 +302,7 @@ def test_gpu_check_refuses_without_a_gpu(tmp_path: Path) -> None:
 def test_gpu_check_needs_no_more_than_a_gpu_machine_has() -> None:
     """Its own imports, in a process that has none of the others."""
     script = "import sys; sys.modules.update(dict.fromkeys(('tyro', 'wandb', 'setigen', 'webdataset', 'torch')));"
-    done = history._output(sys.executable, "-c", f"{script} import benchmarks.gpu_check; print('imported')")
+    done = output_of(sys.executable, "-c", f"{script} import benchmarks.gpu_check; print('imported')")
     assert done == "imported"
 
 

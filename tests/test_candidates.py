@@ -1,4 +1,6 @@
-"""The candidates' promises: sums along lines, lines found where they are, cut-outs upright, the classical search to begin with."""
+"""The candidates' promises: sums along lines, lines found where they are and turned upright, learning on top."""
+
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +96,7 @@ def test_a_mirrored_cadence_has_mirrored_candidates() -> None:
     torch.testing.assert_close(mirrored[0].flip(2), cutouts[0], atol=0.02, rtol=0.02)
 
 
-def test_an_untrained_model_is_the_classical_search_and_learns_with_all_its_weights(tmp_path: object) -> None:
+def test_an_untrained_model_is_the_classical_search_and_learns_with_all_its_weights() -> None:
     torch.manual_seed(0)
     config = ModelConfig("swin_pico", stem="candidates")
     model = build_model(config, 6, BINS, CHANNELS)
@@ -108,7 +110,7 @@ def test_an_untrained_model_is_the_classical_search_and_learns_with_all_its_weig
         build_model(config, 2, 112, 224)
 
 
-def test_weights_of_a_run_with_candidates_can_be_started_from(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_weights_of_a_run_with_candidates_can_be_started_from(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = build_model(ModelConfig("swin_pico", stem="candidates"), 6, BINS, CHANNELS)
     for parameter in source.parameters():

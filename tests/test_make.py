@@ -48,7 +48,7 @@ def test_each_step_does_only_what_is_not_done_yet(places: list[str]) -> None:
     predicted = make("infer", *places)
     assert predicted.returncode == 0, predicted.stderr
     assert "train.py" not in predicted.stdout and "infer.py" in predicted.stdout
-    for word in ("submission.csv", "candidates.png", "best.safetensors", "ROC AUC"):
+    for word in ("submission.csv", "candidates.png", "best.safetensors", "ROC AUC", "report.html"):
         assert word in predicted.stdout
     with (run / "submission.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 11

@@ -56,7 +56,16 @@ def test_a_run_leaves_everything_it_promises(manifest: Manifest, tmp_path: Path)
     run_dir = tmp_path / "run"
     train(tiny_config(manifest.root, run_dir, fold=1))
     names = {path.name for path in run_dir.iterdir()}
-    promised = {"config.json", "metrics.jsonl", "curves.png", "roc.png", "best.safetensors", "oof.csv", "summary.json"}
+    promised = {
+        "config.json",
+        "metrics.jsonl",
+        "curves.png",
+        "roc.png",
+        "best.safetensors",
+        "oof.csv",
+        "summary.json",
+        "report.html",
+    }
     assert promised <= names
     history = read_history(run_dir)
     with (run_dir / "oof.csv").open(newline="") as file:

@@ -17,7 +17,7 @@ def planes_of(snippet: npt.NDArray[np.float16], canvas: CanvasConfig, draws: Dra
     """(P, t, F) to (N, T, F), with sample k's signal."""
     order = {"stack6": [0, 1, 2, 3, 4, 5], "on": [0, 2, 4]}.get(canvas.canvas, [0, 2, 4, 1, 3, 5])
     values = snippet.astype(np.float64)[order]
-    count, raw_bins, channels = values.shape
+    channels = values.shape[2]
     bins = canvas.sum_time_bins
     values = summed(values, bins)
     if draws is not None and draws.signal_level[k].size:

@@ -1,0 +1,57 @@
+"""The machine that something ran on, and the versions of what it ran with."""
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+_SECONDS = 20  # for a command to answer
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores, memory, GPU (None where there is none) and system."""
+    gpus = (output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "").splitlines()
+    gpu, _, driver = gpus[0].rpartition(", ") if gpus else ("", "", "")
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": gpu or None,
+        "gpus": len(gpus),
+        "driver": driver or None,
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of Python and of `packages`, by the names that pip knows; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for distribution in distributions():
+        name = distribution.name.lower()
+        # DALI's name ends in the CUDA that it was built for.
+        known = next((package for package in packages if name in (package, f"{package}-cuda{name[-3:]}")), None)
+        if known:
+            found.setdefault(known, distribution.version)  # the first on the path is the one that is imported
+    return found
+
+
+def output_of(*words: str) -> str | None:
+    """What a command printed; None where it is not installed or does not succeed."""
+    if shutil.which(words[0]) is None:
+        return None
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)  # noqa: S603 (ours alone)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.is_file() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
