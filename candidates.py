@@ -147,10 +147,10 @@ class CandidateModel(nn.Module):
         self.backbone = backbone
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
         self.slope = nn.Parameter(torch.tensor(3.0))
-        # It begins as the classical search, and learns where that is wrong.
-        for layer in (_last_linear(self.weigh), _last_linear(backbone)):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        # It begins near the classical search, and learns where that is wrong.
+        last = cast(nn.Linear, self.weigh[2])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1) logits: a soft maximum over the candidates, as one needle is enough."""
@@ -159,7 +159,3 @@ class CandidateModel(nn.Module):
         seen = cast(Tensor, self.backbone(cutouts.flatten(0, 1))).float().view(evidence.shape[:2])
         logit = seen + self.weigh(evidence).float()[..., 0] + self.slope * (evidence[..., 0] - _TYPICAL)
         return torch.logsumexp(logit, 1, keepdim=True)
-
-
-def _last_linear(backbone: nn.Module) -> nn.Linear:
-    return [layer for layer in backbone.modules() if isinstance(layer, nn.Linear)][-1]

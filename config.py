@@ -124,10 +124,19 @@ PRESETS: dict[Preset, TrainConfig] = {
         batch_size=16,
         learning_rate=5e-4,
         warmup_epochs=1.0,
-        model=ModelConfig("swin_nano"),
-        # Small and without the background, so that minutes on a CPU are enough to learn from.
-        canvas=CanvasConfig("on_off", 56, 224, sum_time_bins=13, subtract="lines_bursts", compress="asinh"),
-        draws=DrawConfig(cutmix=0.0, erase=0.0),
+        model=ModelConfig("swin_pico", stem="candidates"),
+        # The candidates' own arithmetic takes the background away.
+        canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
+        draws=DrawConfig(
+            flip_time=0.0,
+            erase=0.0,
+            gain=0.0,
+            offset=0.0,
+            cutmix=0.0,
+            inject=0.5,
+            inject_snr_min=0.7,
+            inject_snr_max=12.0,
+        ),
     ),
     # The original recipe, done right: its CutMix mixes pixels, its weights are those of the classes, its flips keep
     # ON panels ON.
