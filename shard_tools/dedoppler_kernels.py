@@ -1,0 +1,124 @@
+"""The inner loops of the de-Doppler search, compiled by Numba.
+
+They stand in one file, since Numba's cache of a function does not notice that one which it calls has changed in
+another.
+
+Axes: P panel, T time bin of a panel, F frequency channel, R drift rate, C channel where a path crosses the middle of
+its panel, of which there are `pad` to either side of the panel's own.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+
+BLOCK = 13  # time bins that are summed along a few slopes first
+STEEPEST = 0.5  # channels a time bin
+_kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+
+
+@_kernel
+def sum_paths(panel: Float32s, rates: Float64s, pad: int, sums: Float32s) -> None:
+    """Sum a panel (T, F) along every straight line into `sums` (R, C): `rates` in channels a time bin.
+
+    Blocks of time bins are summed along 2 S + 1 slopes first, of which the nearest is never off by more than half a
+    channel at a block's ends; then the blocks along each line. What lies outside of the panel counts as 0.
+    """
+    time_bins, channels = panel.shape
+    blocks, slopes = -(-time_bins // BLOCK), int(np.ceil(STEEPEST * BLOCK))
+    sheared = np.zeros((2 * slopes + 1, blocks, channels + 4 * pad), np.float32)
+    for slope in range(2 * slopes + 1):
+        for row in range(time_bins):
+            place = (slope - slopes) / BLOCK * (row % BLOCK - (BLOCK - 1) / 2)
+            to = sheared[slope, row // BLOCK, 2 * pad - int(np.rint(place)) :]
+            of = panel[row]
+            for channel in range(channels):
+                to[channel] += of[channel]
+    for number in range(len(rates)):
+        slope = int(np.rint(rates[number] * BLOCK)) + slopes
+        to = sums[number]
+        to[:] = 0
+        for block in range(blocks):
+            place = rates[number] * (block * BLOCK + (BLOCK - 1) / 2 - (time_bins - 1) / 2)
+            of = sheared[slope, block, pad + int(np.rint(place)) :]
+            for channel in range(len(to)):
+                to[channel] += of[channel]
+
+
+@_kernel
+def widen(of: Float32s, width: int, to: Float32s) -> None:
+    """Sum `width` neighbouring channels of (R, C) around each."""
+    channels = of.shape[1]
+    to[:] = 0
+    for row in range(len(of)):
+        for offset in range(-(width // 2), width - width // 2):
+            first, last = max(0, -offset), min(channels, channels - offset)
+            for channel in range(first, last):
+                to[row, channel] += of[row, channel + offset]
+
+
+@_kernel
+def spread(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
+    """The largest value of (R, C) within so many rows and columns of each."""
+    highest = np.empty_like(of)
+    for row in range(len(of)):
+        highest[row] = of[row]
+        for near in range(max(0, row - rows), min(len(of), row + rows + 1)):
+            for column in range(of.shape[1]):
+                highest[row, column] = max(highest[row, column], of[near, column])
+    to[:] = highest
+    for offset in range(-columns, columns + 1):
+        first, last = max(0, -offset), min(of.shape[1], of.shape[1] - offset)
+        for row in range(len(of)):
+            for column in range(first, last):
+                to[row, column] = max(to[row, column], highest[row, column + offset])
+
+
+@_kernel
+def search(
+    levels: Float32s,
+    rates: Float64s,
+    drifts: Float64s,
+    pad: int,
+    time_bins: int,
+    veto: float,
+    excused: float,
+    best: Float64s,
+) -> None:
+    """Try every line through the six panels; leave score, drift rate and middle channel of the best one in `best` (3,).
+
+    `levels` (P, R, C) are signal-to-noise ratios of the panels' own lines, at `rates`; `drifts` are the rates to try
+    over the whole cadence, in channels a time bin. A line scores what its ON panels have together, less `veto` times
+    what the largest of its OFF panels has above `excused`.
+    """
+    panels, _, columns = levels.shape
+    channels, zero = columns - 2 * pad, len(rates) // 2
+    reach = int(np.ceil(STEEPEST * time_bins * panels / 2))
+    line = np.empty((panels, channels + 2 * reach), np.float32)
+    score = np.empty(channels + 2 * reach, np.float32)
+    for drift in drifts:
+        number = zero + int(np.rint(drift * time_bins))
+        outside = int(np.ceil(abs(drift) * time_bins * panels / 2))
+        lines = channels + 2 * outside
+        for panel in range(panels):
+            # Line `k` crosses the middle of the cadence at channel `k - outside`, and this panel's at the same + moved.
+            moved = int(np.rint(drift * (panel - (panels - 1) / 2) * time_bins)) + pad - outside
+            first, last = max(0, -moved), min(lines, columns - moved)
+            line[panel, :lines] = 0
+            for place in range(first, last):
+                line[panel, place] = levels[panel, number, place + moved]
+        for place in range(lines):
+            a, b, c = line[0, place], line[2, place], line[4, place]
+            most = max(a, b, c)
+            three = (a + b + c) * np.float32(3**-0.5)
+            two = (a + b + c - min(a, b, c)) * np.float32(2**-0.5)
+            off = max(line[1, place], line[3, place], line[5, place], np.float32(excused)) - np.float32(excused)
+            score[place] = max(most, two, three) - np.float32(veto) * off
+        highest = np.float32(-np.inf)
+        for place in range(lines):
+            highest = max(highest, score[place])
+        if highest > best[0]:
+            place = int(np.argmax(score[:lines]))
+            best[0], best[1], best[2] = highest, drift, place - outside
