@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float32]
 WIDTHS = (2,)  # channels that are summed across the line
 CLIP = 4.0  # standard deviations a pixel: a bright blip must not pass for a line
 VETO = 2.0
-EXCUSED = 2.0  # standard deviations in an OFF panel that noise has somewhere near
-NEAR = (1, 4)  # drift rates (channels a panel) and channels around the line where a signal in an OFF panel counts
+EXCUSED = 3.0  # standard deviations in an OFF panel that noise has somewhere near
+NEAR = (2, 8)  # drift rates (channels a panel) and channels around the line where a signal in an OFF panel counts
 _MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
 _FAINTEST = 1e-3  # least standard deviation that is divided by: of what does not vary at all
 
