@@ -142,6 +142,7 @@ def build_bench(config: NeedleBenchConfig, folder: Path) -> Bench:
         snr_max=config.snr_max,
         train_kinds=tuple(kind for kind in KINDS if kind not in _HELD_OUT_KINDS),
         train_without=_HELD_OUT_INTERFERENCE,
+        workers=1 if config.quick else SimulateConfig.workers,  # each takes seconds to import setigen
     )
     few = dataclasses.replace(base, train=calibration_count, test=2)
     return Bench(
