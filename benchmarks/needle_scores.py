@@ -89,8 +89,8 @@ def print_tables(figures: Sequence[Figure]) -> None:
             line += f"{_cell(figure, name, form):>{width}}"
         print(line)
     print("1e-2, 1e-3: recall at these false positive rates. SNR: where the former is 1/2.")
-    print("swap: AUC with ON and OFF panels of the positives swapped. ep: epochs. s: seconds")
-    print("of training. /s: cadences/s of training, or of a search.")
+    print("swap: AUC with ON and OFF panels of the positives swapped. ep: epochs.")
+    print("s: seconds of training. /s: cadences/s of training, or of a search.")
     scored = [figure for figure in figures if "failed" not in figure]
     print(f"\nrecall at 1e-2 (SNR of one half)\n{'':<17}" + "".join(f"{kind:>15}" for kind in KINDS))
     for figure in scored:
