@@ -21,14 +21,14 @@ CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the f
 CUTOUT_PLANES = PANELS + 1
 _ORDER = (0, 2, 4, 1, 3, 5)  # positions in the cadence of the panels of an image
 _ON = PANELS // 2
-_RATES = 57
+_RATES = 81
 _STEEPEST = 68.0  # channels that the steepest line crosses in a panel
 _CROWDING = 1.3  # rates are denser where they are slow, as needles are
 _FREQUENCIES_KEPT = 0.75  # of a line's profile across the channels: finer ones are noise
 _CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 _EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
 _VETO = 2.0
-_NEAR = (5, 17)  # drift rates and channels around a line where a signal in an OFF panel counts against it
+_NEAR = (11, 49)  # drift rates and channels around a line where a signal in an OFF panel counts against it
 _APART = 17  # channels around a candidate without another
 _TYPICAL = 2.9  # asinh of the score of a line that may be either
 _FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
@@ -146,7 +146,7 @@ class CandidateModel(nn.Module):
         self.candidates = Candidates(time_bins, channels, count)
         self.backbone = backbone
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
-        self.slope = nn.Parameter(torch.tensor(3.0))
+        self.slope = nn.Parameter(torch.tensor(4.0))
         # It begins near the classical search, and learns where that is wrong.
         last = cast(nn.Linear, self.weigh[2])
         nn.init.zeros_(last.weight)

@@ -1,12 +1,17 @@
-"""ROC AUC and its companions, each sample counted once; and how several models' scores become one."""
+"""ROC AUC and its companions, each sample counted once; and how several models' scores become one.
 
-from collections.abc import Sequence
+Intervals are percentiles of a stratified bootstrap (Efron and Tibshirani 1993, chapter 13; Robin et al. 2011, BMC
+Bioinformatics 12:77): positives and negatives are drawn again with replacement, each as many as there are.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from scipy.stats import binomtest, rankdata
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -44,14 +49,6 @@ def mean_score(logits: Sequence[npt.NDArray[np.float64]], average: Average) -> n
     return sigmoid(np.asarray(sum(logits) / len(logits)))
 
 
-def recall_at(target: Ints, score: Floats, false_positive_rate: float) -> float:
-    """The largest recall that a threshold reaches at no more than this false positive rate; NaN with one class."""
-    if len(np.unique(target)) < 2:
-        return float("nan")
-    rates, recalls, _ = roc_curve(target, score, drop_intermediate=False)
-    return float(recalls[rates <= false_positive_rate].max())
-
-
 def calibration(target: Ints, score: Floats, bins: int = 10) -> tuple[Floats, Floats, Ints]:
     """Mean score, share of positives and count in each of the equally wide bins of scores that holds any."""
     number = np.minimum((score * bins).astype(np.int64), bins - 1)
@@ -59,3 +56,102 @@ def calibration(target: Ints, score: Floats, bins: int = 10) -> tuple[Floats, Fl
     filled = count > 0
     means = [np.bincount(number, values, minlength=bins)[filled] / count[filled] for values in (score, target)]
     return means[0], means[1], count[filled]
+
+
+RESAMPLES = 1000
+_INTERVAL = (0.025, 0.975)
+_AT_ONCE = 50  # resamples that are held in memory together
+
+
+def roc_auc_interval(target: Ints, score: Floats, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Bounds of the 95 % interval of the ROC AUC; NaN where there is only one class."""
+    positive, negative = score[target == 1], np.sort(score[target == 0])
+    below, reached = (np.searchsorted(negative, positive, side) for side in ("left", "right"))
+
+    def auc(of_positive: Ints, of_negative: Ints) -> Floats:
+        # Of each positive, the negatives that score less, a tie counting half (Mann and Whitney 1947).
+        sums = np.pad(np.cumsum(of_negative, axis=1), ((0, 0), (1, 0)))
+        higher = (of_positive * (sums[:, below] + sums[:, reached])).sum(axis=1)
+        return np.asarray(higher / (2 * len(positive) * len(negative)))
+
+    return _interval(len(positive), len(negative), auc, seed, resamples)
+
+
+def recall_at_fpr(target: Ints, score: Floats, rate: float) -> float:
+    """Share of positives above the lowest threshold that at most a share `rate` of the negatives exceeds.
+
+    NaN where there is no positive, or so few negatives that `rate` is less than one of them.
+    """
+    positive, negative = score[target == 1], np.sort(score[target == 0])[::-1]
+    allowed = _allowed(rate, len(negative))
+    return float((positive > negative[allowed]).mean()) if len(positive) and allowed else math.nan
+
+
+def recall_at_fpr_interval(
+    target: Ints, score: Floats, rate: float, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Bounds of the 95 % interval of `recall_at_fpr`, whose threshold is found anew in each resample."""
+    positive, negative = np.sort(score[target == 1]), np.sort(score[target == 0])[::-1]
+    allowed = _allowed(rate, len(negative))
+    if not allowed:
+        return math.nan, math.nan
+    reached = np.searchsorted(positive, negative, "right")  # positives up to each negative
+
+    def recall(of_positive: Ints, of_negative: Ints) -> Floats:
+        threshold = np.argmax(np.cumsum(of_negative, axis=1) > allowed, axis=1)
+        sums = np.pad(np.cumsum(of_positive, axis=1), ((0, 0), (1, 0)))
+        missed = np.take_along_axis(sums, reached[threshold][:, None], axis=1)[:, 0]
+        return np.asarray(1 - missed / len(positive))
+
+    return _interval(len(positive), len(negative), recall, seed, resamples)
+
+
+def _allowed(rate: float, negatives: int) -> int:
+    """How many of so many negatives may be false positives; 0 where none."""
+    return min(math.floor(rate * negatives + 1e-9), negatives - 1)  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 less
+
+
+def _interval(
+    positives: int, negatives: int, statistic: Callable[[Ints, Ints], Floats], seed: int, resamples: int
+) -> tuple[float, float]:
+    """Percentiles of a statistic of how often each positive and each negative was drawn, (resamples, number)."""
+    if not positives or not negatives:
+        return math.nan, math.nan
+
+    def values() -> Iterator[Floats]:
+        rng = np.random.default_rng(seed)
+        for start in range(0, resamples, _AT_ONCE):
+            count = min(_AT_ONCE, resamples - start)
+            drawn = (rng.multinomial(number, np.full(number, 1 / number), count) for number in (positives, negatives))
+            yield statistic(*drawn)
+
+    low, high = np.quantile(np.concatenate(list(values())), _INTERVAL)
+    return float(low), float(high)
+
+
+def share_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Bounds of the 95 % interval of a share, as Wilson (1927) has it; NaN without a trial."""
+    if not trials:
+        return math.nan, math.nan
+    bounds = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(bounds.low), float(bounds.high)
+
+
+def snr_at_half_recall(snr: Floats, found: npt.NDArray[np.bool_]) -> float:
+    """The SNR at which recall reaches one half, supposing only that it never falls as the SNR rises.
+
+    That is where isotonic regression of `found` on the SNR crosses one half: the threshold that splits found from
+    missed needles with the fewest errors (Barlow et al. 1972); of several the lowest, and between two needles their
+    geometric mean. Infinite where it is not reached, NaN without a needle; where it is reached from the start, the
+    lowest SNR that there is.
+    """
+    if not len(snr):
+        return math.nan
+    values, place = np.unique(snr, return_inverse=True)
+    # Errors of each threshold, but for a constant: what is below it and found, less what is below it and missed.
+    excess = np.bincount(place, np.where(found, 1.0, -1.0), len(values))
+    errors = np.concatenate(([0.0], np.cumsum(excess)))
+    first = int(np.argmin(errors))
+    if first == len(values):
+        return math.inf
+    return float(values[0] if first == 0 else math.sqrt(values[first - 1] * values[first]))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from accelerate import Accelerator
 
 from machine import machine, versions
-from metrics import average_precision, calibration, recall_at, roc_auc
+from metrics import average_precision, calibration, recall_at_fpr, roc_auc
 from page import SECTIONS, Block, Picture, Section, to_picture, to_rows, write_page, write_run_page, write_section
 from report import (
     draw_calibration,
@@ -152,7 +152,7 @@ def _headline(scored: Scored) -> list[tuple[str, str, str]]:
     for rate in _RATES:
         name, needed = f"recall at a false positive rate of {rate:g}", round(_EXPECTED_FALSE / rate)
         if negatives >= needed:
-            numbers.append((f"{recall_at(target, score, rate):.3f}", name, ""))
+            numbers.append((f"{recall_at_fpr(target, score, rate):.3f}", name, ""))
         else:
             numbers.append(("-", name, f"takes {needed:,} cadences without a needle; here are {negatives:,}"))
     return numbers

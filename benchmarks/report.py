@@ -25,7 +25,7 @@ from benchmarks.history import HISTORY, RESULTS, read
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
 
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+_NEEDLES = "needles"  # workload, and the name of the marks around its own table
 # The other benchmarks' columns: (name in the figure, heading, format).
 _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "train": (
@@ -45,6 +45,13 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("preset", "preset", "s"), ("seconds", "seconds", ",.0f"), ("cadences", "cadences", ",.0f"),
         ("lowest", "slowest epoch, cadences/s", ",.0f"), ("highest", "fastest", ",.0f"),
     ),
+    _NEEDLES: (
+        ("row", "recipe", "s"), ("auc", "ROC AUC", ".4f"), ("auc_low", "95 % from", ".4f"), ("auc_high", "to", ".4f"),
+        ("recall_1e2", "recall at 1e-2", ".3f"), ("recall_1e3", "at 1e-3", ".3f"),
+        ("half_snr", "SNR of recall 1/2", ".0f"), ("drop", "drop when ON and OFF swap", ".3f"),
+        ("epochs", "epochs", "d"), ("train_s", "training, s", ",.0f"), ("cadences_per_s", "cadences/s", ",.0f"),
+        ("real_above", "real needles above their twins", ".1%"), ("failed", "failed", "s"),
+    ),
 }  # fmt: skip
 _TABLES["infer"] = _TABLES["train"]
 _LOADER_COLUMNS = (
@@ -63,7 +70,8 @@ class ReportConfig:
     out: Path = RESULTS
     """Folder for loader.png, trend.png and index.html."""
     readme: Path | None = None
-    """A Markdown file whose text between <!-- benchmarks:begin --> and <!-- benchmarks:end --> becomes the table."""
+    """A Markdown file whose text between <!-- benchmarks:begin --> and <!-- benchmarks:end --> becomes the table; that
+    of the recipes goes between <!-- needles:begin --> and <!-- needles:end -->, once there is one."""
 
 
 @dataclass(frozen=True)
@@ -164,15 +172,15 @@ def _escaped(cell: str) -> str:
     return " ".join(cell.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
-def replace_block(readme: Path, block: str) -> None:
-    """Put `block` between the marks of a Markdown file and change nothing else.
+def replace_block(readme: Path, block: str, name: str = "benchmarks") -> None:
+    """Put `block` between the marks called `name` of a Markdown file and change nothing else.
 
     Raises InputError where the marks are not there, once each and in order.
     """
-    text = readme.read_bytes().decode()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{readme}: expected {BEGIN} and, after it, {END}, each once")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    text, begin, end = readme.read_bytes().decode(), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"{readme}: expected {begin} and, after it, {end}, each once")
+    before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
     write_whole(readme, f"{before}\n{block}\n{after}")
 
 
@@ -229,7 +237,11 @@ def main(config: ReportConfig) -> None:
     print(f"page:        {config.out / 'index.html'}")
     if config.readme:
         picture = os.path.relpath(config.out / "loader.png", config.readme.parent)
-        replace_block(config.readme, markdown([*front_tables(panels), *others], picture if panels else None))
+        needles = [table for table in others if table.title == _NEEDLES]
+        rest = [table for table in others if table.title != _NEEDLES]
+        replace_block(config.readme, markdown([*front_tables(panels), *rest], picture if panels else None))
+        if needles:
+            replace_block(config.readme, markdown(needles, None), _NEEDLES)
         print(f"table:       {config.readme}")
 
 

@@ -56,7 +56,7 @@ class GraphPlace:
 
 
 def train_inputs(draws: DrawConfig) -> tuple[str, ...]:
-    """What the training graph takes besides the snippets, in order: fields of Draws, partners as places in the batch."""
+    """What the training graph takes besides the snippets, in order: fields of Draws, partners as places in batch."""
     return (*DRAW_INPUTS, *(SIGNAL_INPUTS if draws.inject else ()))
 
 

@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float32]
 WIDTHS = (2,)  # channels that are summed across the line
 CLIP = 4.0  # standard deviations a pixel: a bright blip must not pass for a line
 VETO = 2.0
-EXCUSED = 2.0  # standard deviations in an OFF panel that noise has somewhere near
-NEAR = (1, 4)  # drift rates (channels a panel) and channels around the line where a signal in an OFF panel counts
+EXCUSED = 3.0  # standard deviations in an OFF panel that noise has somewhere near
+NEAR = (6, 24)  # drift rates (channels a panel) and channels around the line where a signal in an OFF panel counts
 _MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
 _FAINTEST = 1e-3  # least standard deviation that is divided by: of what does not vary at all
 
@@ -65,7 +65,7 @@ def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
         wide *= weight
         # A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
         for panel in OFF_POSITIONS:
-            kernels.spread(wide[panel].copy(), *NEAR, wide[panel])
+            kernels.spread(wide[panel], *NEAR, wide[panel])
         kernels.search(wide, plan.rates, plan.drifts, plan.pad, time_bins, VETO, EXCUSED, best)
     score, rate, middle = best.tolist()
     half = rate * (PANELS * time_bins - 1) / 2

@@ -62,18 +62,29 @@ def widen(of: Float32s, width: int, to: Float32s) -> None:
 @_kernel
 def spread(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
     """The largest value of (R, C) within so many rows and columns of each."""
-    highest = np.empty_like(of)
-    for row in range(len(of)):
-        highest[row] = of[row]
-        for near in range(max(0, row - rows), min(len(of), row + rows + 1)):
-            for column in range(of.shape[1]):
-                highest[row, column] = max(highest[row, column], of[near, column])
-    to[:] = highest
-    for offset in range(-columns, columns + 1):
-        first, last = max(0, -offset), min(of.shape[1], of.shape[1] - offset)
-        for row in range(len(of)):
-            for column in range(first, last):
-                to[row, column] = max(to[row, column], highest[row, column + offset])
+    # Windows that begin at a place, twice as long each time: many times faster than to look at every neighbour.
+    lines, places = of.shape
+    tall = np.full((lines + 2 * rows, places), -np.inf, np.float32)
+    tall[rows : rows + lines] = of
+    span = 1
+    while span < 2 * rows + 1:
+        step = min(span, 2 * rows + 1 - span)
+        for row in range(len(tall) - step):
+            for place in range(places):
+                tall[row, place] = max(tall[row, place], tall[row + step, place])
+        span += step
+    wide = np.full(places + 2 * columns, -np.inf, np.float32)
+    for row in range(lines):
+        wide[columns : columns + places] = tall[row]
+        wide[:columns] = -np.inf
+        wide[columns + places :] = -np.inf
+        span = 1
+        while span < 2 * columns + 1:
+            step = min(span, 2 * columns + 1 - span)
+            for place in range(len(wide) - step):
+                wide[place] = max(wide[place], wide[place + step])
+            span += step
+        to[row] = wide[:places]
 
 
 @_kernel

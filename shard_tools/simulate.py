@@ -2,7 +2,7 @@
 
 Axes: P panel (6), T time bin of the whole cadence (6 x 273, the panels end to end), F frequency channel (256).
 Brightness is in units of the quiet receiver's mean power. A cadence is a pure function of (seed, split, index, target,
-SNR range): one worker and sixty-four write the same bytes.
+SNR range, kinds): one worker and sixty-four write the same bytes.
 """
 
 import functools
@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +34,10 @@ from shard_tools.cadence import (
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 from shard_tools.progress import progress
-from shard_tools.sky import CHANNELS, PANEL_BINS, TIME_BINS, draw_sky, log_uniform
+from shard_tools.sky import CHANNELS, PANEL_BINS, TIME_BINS, Broad, draw_sky, log_uniform
 
-KINDS = ("straight", "s_curve", "pulsed", "broadened")
+Needle = Literal["straight", "s_curve", "pulsed", "broadened"]
+KINDS: tuple[Needle, ...] = ("straight", "s_curve", "pulsed", "broadened")
 _SIGNAL_COLUMNS = ("kind", "snr", "drift_rate_hz_s", "width_hz", "panels", "start_channel")
 TRUTH_COLUMNS = ("id", "split", "target", *_SIGNAL_COLUMNS, "interference")
 _log = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class SimulateConfig:
     time bins, over the quiet noise that is left in such an average. 100 is 2.5 standard deviations a pixel."""
     snr_max: float = 800.0
     """SNR of the brightest needle; needles and narrowband interference alike are log-uniform between the two."""
+    train_kinds: tuple[Needle, ...] = KINDS
+    """Kinds of needles, and of narrowband interference, in the train split; test always has all."""
+    train_without: tuple[Broad, ...] = ()
+    """Kinds of broadband interference that the train split lacks; test always has all."""
 
     def __post_init__(self) -> None:
         for name, least in (("train", 1), ("test", 1), ("seed", 0), ("workers", 1)):
@@ -74,6 +79,8 @@ class SimulateConfig:
             raise InputError(f"--snr-min {self.snr_min}: expected an SNR above 0, up to 1e6")
         if not self.snr_min <= self.snr_max <= 1e6:
             raise InputError(f"--snr-max {self.snr_max}: expected an SNR from --snr-min ({self.snr_min}) to 1e6")
+        if not self.train_kinds:
+            raise InputError(f"--train-kinds: expected one or more of {', '.join(KINDS)}")
 
 
 class Task(NamedTuple):
@@ -125,14 +132,16 @@ def draw_interference_panels(rng: np.random.Generator) -> tuple[str, tuple[int, 
     return "narrowband_gaps", tuple(sorted((*on_panels, *off_panels)))
 
 
-def add_narrowband(rng: np.random.Generator, panels: tuple[int, ...], config: SimulateConfig) -> dict[str, Any]:
-    """Add a narrowband signal to `panels` of the frame, and return its columns of truth.csv.
+def add_narrowband(
+    rng: np.random.Generator, panels: tuple[int, ...], config: SimulateConfig, kinds: Sequence[Needle] = KINDS
+) -> dict[str, Any]:
+    """Add a narrowband signal of one of `kinds` to `panels` of the frame, and return its columns of truth.csv.
 
     Its path runs through the whole cadence, from `start_channel` in the first time bin whatever its panels are, and
     stays among the channels while they last. Only the panels tell a needle from interference: both are drawn here.
     """
     setigen, frame, panel_frame, _ = _setigen()
-    kind = str(rng.choice(KINDS))
+    kind = str(rng.choice(kinds))
     first_bin, last_bin = panels[0] * PANEL_BINS, (panels[-1] + 1) * PANEL_BINS
     steepest = min(0.5, 180 / (last_bin - first_bin))  # channels a time bin
     rate = steepest * rng.random() ** 2 * rng.choice((-1, 1))  # squared: most drifts are slow, as in the real data
@@ -190,17 +199,18 @@ def simulate_cadence(config: SimulateConfig, task: Task) -> tuple[npt.NDArray[np
     frame.rng = rng
     frame.zero_data()
     frame.add_noise_from_obs(x_mean_array=gbt_means)
-    sky, interference = draw_sky(rng)
+    kinds, without = (config.train_kinds, config.train_without) if task.split == "train" else (KINDS, ())
+    sky, interference = draw_sky(rng, without)
     frame.data *= sky
     # A needle takes the place of a narrowband signal, so that their number tells little.
     others = rng.choice(3, p=(0.8, 0.2, 0) if task.target else (0.45, 0.4, 0.15))
     for name, panels in [draw_interference_panels(rng) for _ in range(others)]:
-        add_narrowband(rng, panels, config)
+        add_narrowband(rng, panels, config, kinds)
         interference.append(name)
     for _ in range(rng.integers(3)):
         add_blip(frame, rng, config)
         interference.append("blip")
-    needle = add_narrowband(rng, draw_needle_panels(rng), config) if task.target else {}
+    needle = add_narrowband(rng, draw_needle_panels(rng), config, kinds) if task.target else {}
     panels = frame.data.astype(np.float32).reshape(KAGGLE_SHAPE)
     panels -= panels.mean(axis=(1, 2), keepdims=True)
     panels /= panels.std(axis=(1, 2), keepdims=True)

@@ -5,7 +5,8 @@ receiver's mean power.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ Floats = npt.NDArray[np.float32]
 PANEL_BINS, CHANNELS = KAGGLE_SHAPE[1:]
 TIME_BINS = PANELS * PANEL_BINS
 # Share of cadences that have it (times a cadence's busyness), most pieces of it, brightness from and to.
-BROAD_INTERFERENCE = {
+Broad = Literal["lines", "bands", "comb", "blocks", "bursts"]
+BROAD_INTERFERENCE: dict[Broad, tuple[float, int, float, float]] = {
     "lines": (0.55, 4, 0.3, 12.0),
     "bands": (0.35, 2, 0.5, 10.0),
     "comb": (0.35, 1, 0.5, 8.0),
@@ -77,8 +79,10 @@ def _draw_emission(rng: np.random.Generator, kind: str) -> tuple[Floats, Floats]
     return level, box if rng.random() < 0.5 else _hump(center, width)
 
 
-def draw_sky(rng: np.random.Generator) -> tuple[Floats, list[str]]:
-    """(T, F) brightness of the background, 0.2 or more, and the kinds of interference in it."""
+def draw_sky(rng: np.random.Generator, without: Sequence[Broad] = ()) -> tuple[Floats, list[str]]:
+    """(T, F) brightness of the background, 0.2 or more, and the kinds of interference in it, of which some are left
+    out.
+    """
     # The receiver's bandpass: a slope, ripple and a few broad humps.
     bandpass = 1 + rng.normal(0, 0.15) * np.linspace(-1, 1, CHANNELS) + rng.normal(0, rng.random() ** 3 / 3, CHANNELS)
     for _ in range(rng.integers(1, 4)):
@@ -86,9 +90,9 @@ def draw_sky(rng: np.random.Generator) -> tuple[Floats, list[str]]:
     # Its gain: stripes over all channels, mostly faint.
     gain = _flicker(rng, log_uniform(rng, 0.005, 0.4), log_uniform(rng, 1, 60))
     sky = np.outer(gain, bandpass.astype(np.float32))
-    busyness, present = rng.choice((0.2, 1.0, 1.5), p=(0.45, 0.4, 0.15)), []
+    busyness, present = rng.choice((0.2, 1.0, 1.5), p=(0.45, 0.4, 0.15)), list[str]()
     for kind, (share, most, faintest, brightest) in BROAD_INTERFERENCE.items():
-        if rng.random() >= share * busyness:
+        if rng.random() >= share * busyness or kind in without:
             continue
         present.append(kind)
         for _ in range(rng.integers(1, most + 1)):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from infer import InferConfig, infer
-from metrics import calibration, recall_at
+from metrics import calibration
 from page import PAGE, Block, Section, read_section, to_picture, to_rows, without_secrets, write_page, write_section
 from report import draw_waterfall, to_png
 from shard_tools.errors import InputError
@@ -134,10 +134,9 @@ def test_weights_of_no_run_get_a_page_beside_the_submission(run_dir: Path, manif
     assert (run_dir / PAGE).read_bytes() == before and not (weights.parent / PAGE).exists()
 
 
-def test_recall_and_calibration_are_what_counting_gives() -> None:
+def test_calibration_is_what_counting_gives() -> None:
     target = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     score = np.array([0.1, 0.2, 0.3, 0.8, 0.25, 0.7, 0.9, 1.0])
-    assert [recall_at(target, score, rate) for rate in (0.0, 0.2, 0.25, 0.5)] == [0.5, 0.5, 0.75, 1.0]
     means, shares, counts = calibration(target, score, bins=2)
     assert counts.tolist() == [4, 4] and shares.tolist() == [0.25, 0.75]
     assert means == pytest.approx([0.2125, 0.85])

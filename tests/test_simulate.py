@@ -168,6 +168,21 @@ def test_trivial_statistics_of_on_less_off_hardly_tell_needles_apart(
         assert max(auc, 1 - auc) <= 0.75, name
 
 
+def test_the_train_split_lacks_what_it_is_told_to_and_the_test_split_stays_the_same(
+    data_set: Path, tmp_path: Path
+) -> None:
+    config = SimulateConfig(
+        out=tmp_path, train=60, test=3, seed=3, positive_share=SHARE, train_kinds=("pulsed",), train_without=("bands",)
+    )
+    rows = [simulate_cadence(config, task)[1] for task in plan_tasks(config)[:60]]
+    assert {row["kind"] for row in rows if row["target"]} == {"pulsed"}
+    broad = {name for row in rows for name in row["interference"].split(";")}
+    assert "bands" not in broad and {"lines", "bursts"} <= broad
+    plain = small_config(data_set)
+    for task in plan_tasks(plain)[-3:]:
+        assert np.array_equal(simulate_cadence(config, task)[0], np.load(task.path(data_set)))
+
+
 def test_a_finished_data_set_is_never_written_over(data_set: Path) -> None:
     before = file_bytes(data_set)
     with pytest.raises(InputError, match="already holds a data set"):
@@ -208,6 +223,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(name: str,
         ("--snr-min", {"snr_min": 0.0}),
         ("--snr-max", {"snr_min": 50.0, "snr_max": 40.0}),
         ("--snr-max", {"snr_max": float("inf")}),
+        ("--train-kinds:", {"train_kinds": ()}),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_the_name_of_its_flag(

@@ -1,0 +1,243 @@
+"""Which recipe finds needles best? Trains recipes on the same simulated data for the same time, and scores them.
+
+    python benchmarks/needle_bench.py [--real DIR] [--check]
+    python benchmarks/needle_bench.py --quick
+
+benchmarks/needle_rows.py lists the recipes, each a command line of train.py that anyone can repeat; beside them stand a
+classical de-Doppler search and trivial statistics, which learn nothing. Each recipe first runs for seconds on a few
+cadences, which says how many epochs fit into --minutes. The test split has kinds of needles and of interference that
+the train split has not. There is a form for two CPU cores (half an hour) and one for a GPU, which has not run yet.
+Pictures go to benchmarks/results/needle_*.png.
+"""
+
+import dataclasses
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+
+from benchmarks.history import RESULTS, record
+from benchmarks.needle_charts import write_histograms, write_recall, write_rocs
+from benchmarks.needle_data import NeedleSet, pack_real, simulate_set
+from benchmarks.needle_rows import (
+    CLASSICAL,
+    OURS,
+    RECIPES,
+    TRIVIAL,
+    Form,
+    Recipe,
+    RowFailedError,
+    classical_scores,
+    epochs_in,
+    predicted,
+    quick,
+    split_sizes,
+    train,
+    trivial_table,
+)
+from benchmarks.needle_scores import Figure, missed_goals, print_tables, real_figure, simulated_figure
+from metrics import roc_auc
+from shard_tools.errors import InputError, run_command
+from shard_tools.simulate import KINDS, Needle, SimulateConfig
+from shard_tools.sky import Broad
+
+# Cadences to train on, to test on and to calibrate with, and minutes of training a row.
+_SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 1200, 160, 5.0), "gpu": (20_000, 8000, 1280, 10.0)}
+_QUICK = 64  # cadences of either split
+_HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
+_HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("comb", "bursts")
+
+
+@dataclass(frozen=True)
+class NeedleBenchConfig:
+    """Train recipes on simulated data for equal times, and tell how well each finds needles."""
+
+    real: Path | None = None
+    """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels swapped, are scored too."""
+    quick: bool = False
+    """Seconds instead of half an hour: one epoch over 64 cadences. Nothing is recorded; the figures mean nothing."""
+    train: int = 0
+    """Cadences to train on; 0: 2,000 without a GPU, 20,000 with one."""
+    test: int = 0
+    """Cadences to test on; 0: 1,200 without a GPU, 8,000 with one."""
+    minutes: float = 0.0
+    """Training time of each recipe; 0: 5 without a GPU, 10 with one."""
+    positive_share: float = 0.5
+    """Share of cadences with a needle."""
+    snr_min: float = 100.0
+    """SNR of the faintest needle; see python -m shard_tools simulate --help."""
+    snr_max: float = 3000.0
+    """SNR of the brightest needle."""
+    rows: tuple[str, ...] = ()
+    """Names of the recipes to train; unset: all. The searches that learn nothing are there in any case."""
+    more: str = ""
+    """Words that go to train.py behind those of every recipe, such as "--pretrained none"."""
+    seed: int = 0
+    """Of the data, the training and the intervals."""
+    work_dir: Path = Path(tempfile.gettempdir())
+    """Folder for data and runs: 2.1 MB a cadence, removed at the end."""
+    out: Path = RESULTS
+    """Folder for the pictures."""
+    check: bool = False
+    """Exit with 1 unless ours is ahead of every row with the intervals apart, and recall reaches one half at an SNR
+    1.5 times lower than that of the de-Doppler search."""
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.test) < 0 or not 0 <= self.minutes < float("inf"):
+            raise InputError("--train, --test, --minutes: expected at least 0")
+        if not 0 < self.positive_share < 1:
+            raise InputError(f"--positive-share {self.positive_share}: expected more than 0 and less than 1")
+        if self.quick and self.check:
+            raise InputError("--quick --check: the quick form's figures mean nothing; leave one of the two out")
+        known = [recipe.name for recipe in RECIPES[self.form]]
+        if set(self.rows) - set(known):
+            raise InputError(f"--rows {' '.join(self.rows)}: expected some of {known}")
+
+    @property
+    def form(self) -> Form:
+        """By the device that train.py will take."""
+        return "gpu" if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true" else "cpu"
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Those to train."""
+        chosen = tuple(recipe for recipe in RECIPES[self.form] if not self.rows or recipe.name in self.rows)
+        return quick(chosen) if self.quick else chosen
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share."""
+
+    config: NeedleBenchConfig
+    folder: Path
+    needles: NeedleSet
+    real: NeedleSet | None
+    calibration: NeedleSet | None
+    """Few cadences, to measure how fast a recipe is; None in the quick form."""
+    seconds: float
+    """Training time of a row."""
+
+
+def build_bench(config: NeedleBenchConfig, folder: Path) -> Bench:
+    """Simulate and pack everything."""
+    train_count, test_count, calibration_count, minutes = _SIZES[config.form]
+    if config.quick:
+        train_count, test_count = _QUICK, _QUICK
+    base = SimulateConfig(
+        out=folder,
+        train=config.train or train_count,
+        test=config.test or test_count,
+        seed=config.seed,
+        positive_share=config.positive_share,
+        snr_min=config.snr_min,
+        snr_max=config.snr_max,
+        train_kinds=tuple(kind for kind in KINDS if kind not in _HELD_OUT_KINDS),
+        train_without=_HELD_OUT_INTERFERENCE,
+        workers=1 if config.quick else SimulateConfig.workers,  # each takes seconds to import setigen
+    )
+    few = dataclasses.replace(base, train=calibration_count, test=2)
+    return Bench(
+        config,
+        folder,
+        simulate_set(folder / "simulated", base),
+        pack_real(folder / "real", config.real) if config.real else None,
+        None if config.quick else simulate_set(folder / "calibration", few),
+        60 * (config.minutes or minutes),
+    )
+
+
+def train_row(bench: Bench, recipe: Recipe) -> tuple[Figure, dict[str, pd.Series]]:
+    """Train a recipe and score the simulated test split ("simulated") and the real cadences ("real").
+
+    Raises RowFailedError.
+    """
+    config, run_dir = bench.config, bench.folder / "runs" / recipe.name.replace(", ", "-")
+    epochs = 1
+    if bench.calibration:
+        tried = train(recipe, bench.calibration.shards, Path(f"{run_dir}-calibration"), 2, config.seed, config.more)
+        epochs = epochs_in(bench.seconds, tried, bench.calibration.shards, bench.needles.shards)
+    history = train(recipe, bench.needles.shards, run_dir, epochs, config.seed, config.more)
+    figure: Figure = {"epochs": epochs, "cadences_per_s": float(history["cadences_per_s"].median())}
+    in_epoch = split_sizes(bench.needles.shards)[0]
+    figure["train_s"] = float((in_epoch / history["cadences_per_s"] + history["validation_s"]).sum())
+    scores = {"simulated": predicted(bench.needles, run_dir / "best.safetensors", run_dir / "simulated.csv")}
+    if bench.real:
+        scores["real"] = predicted(bench.real, run_dir / "best.safetensors", run_dir / "real.csv")
+    return figure, scores
+
+
+def untrained_rows(bench: Bench) -> list[tuple[Figure, dict[str, pd.Series]]]:
+    """The de-Doppler search, and the trivial statistic that tells the test split's needles best."""
+    sets = {"simulated": bench.needles} | ({"real": bench.real} if bench.real else {})
+    classical = {name: classical_scores(needles) for name, needles in sets.items()}
+    tables = {name: trivial_table(needles) for name, needles in sets.items()}
+    truth, table = bench.needles.truth["target"], tables["simulated"][0]
+    # In the direction that flatters it.
+    auc = {name: roc_auc(truth.to_numpy(), table.loc[truth.index][name].to_numpy()) for name in map(str, table)}
+    best = max(auc, key=lambda name: abs(auc[name] - 0.5))
+    sign = np.sign(auc[best] - 0.5) or 1.0
+    rows = []
+    for name, found in (
+        (CLASSICAL, classical),
+        (f"{TRIVIAL}: {best}", {name: (sign * scores[best], rate) for name, (scores, rate) in tables.items()}),
+    ):
+        figure: Figure = {"row": name, "cadences_per_s": found["simulated"][1]}
+        rows.append((figure, {name: scores for name, (scores, _) in found.items()}))
+    return rows
+
+
+def measure(bench: Bench) -> tuple[list[Figure], dict[str, pd.Series]]:
+    """A figure for each row, and the simulated test split's scores of those that did not fail."""
+    rows = untrained_rows(bench)
+    failed: list[Figure] = []
+    for recipe in bench.config.recipes:
+        print(f"training {recipe.name}: train.py {recipe.words} {bench.config.more}".rstrip(), flush=True)
+        try:
+            figure, scores = train_row(bench, recipe)
+        except RowFailedError as error:
+            failed.append({"workload": "needles", "row": recipe.name, "failed": str(error)})
+            continue
+        rows.append(({"row": recipe.name, **figure}, scores))
+    seed, figures = bench.config.seed, []
+    for figure, scores in rows:
+        figures.append(figure | simulated_figure(bench.needles, scores["simulated"], seed))
+        if bench.real:
+            figures[-1] |= real_figure(bench.real, scores["real"], seed)
+    figures.sort(key=lambda figure: -figure["auc"])
+    return [*figures, *failed], {figure["row"]: scores["simulated"] for figure, scores in rows}
+
+
+def main(config: NeedleBenchConfig) -> int:
+    """Measure, print, draw, record; return the exit code."""
+    print(f"form {config.form}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
+    with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
+        bench = build_bench(config, Path(folder))
+        figures, scores = measure(bench)
+        print_tables(figures)
+        if not config.real:
+            print("\nno real needles: give --real DIR, a folder in the layout of the Kaggle competition")
+        # Ours first, so that it has its colour; the rest as in the table.
+        order = sorted((figure["row"] for figure in figures if figure["row"] in scores), key=lambda row: row != OURS)
+        drawn = {row: scores[row] for row in order}
+        for name, write in (("roc", write_rocs), ("recall", write_recall), ("scores", write_histograms)):
+            write(config.out / f"needle_{name}.png", bench.needles, drawn)
+    if config.quick:
+        return 0
+    record("needle", dataclasses.asdict(config) | {"form": config.form}, figures)
+    missed = missed_goals(figures)
+    for reason in missed if config.check else ():
+        print(f"error: {reason}", file=sys.stderr)
+    return int(config.check and bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(tyro.cli(NeedleBenchConfig))))

@@ -1,0 +1,102 @@
+"""The pictures of the needle benchmark: ROC, recall against SNR by kind, and histograms of scores."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from benchmarks.needle_data import TWIN, NeedleSet
+from benchmarks.needle_scores import RATE, found_needles
+from metrics import share_interval
+from shard_tools.files import whole_file
+from shard_tools.simulate import KINDS
+
+# Colours that stay apart for colour-blind eyes (Okabe and Ito), ours first.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_SNR_BINS = 6
+_BARS = 40
+
+
+def write_rocs(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) -> None:
+    """Draw the ROC curve of every row, false positives on a logarithmic axis: a search can follow up only a few."""
+    target = needles.truth["target"].to_numpy()
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, score), colour in zip(scores.items(), _COLOURS, strict=False):
+        rate, recall, _ = roc_curve(target, score[needles.truth.index].to_numpy())
+        axes.plot(rate, recall, label=name, color=colour, drawstyle="steps-post")
+    axes.set_xscale("log")
+    axes.set_xlim(1 / max(2, (target == 0).sum()), 1)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("recall")
+    axes.set_title(f"{(target == 1).sum():,} needles among {len(target):,} simulated cadences", fontsize=10)
+    axes.legend(fontsize=9)
+    axes.grid(alpha=0.3)
+    _write(path, figure)
+
+
+def write_recall(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) -> None:
+    """Draw recall at the false positive rate 1e-2 against SNR, a panel for all and for each kind of needle."""
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True, sharey=True).flat
+    for axes, kind in zip(grid, ("all", *KINDS), strict=False):
+        for (name, score), colour in zip(scores.items(), _COLOURS, strict=False):
+            found = found_needles(needles, score)
+            found = found if kind == "all" else found[found["kind"] == kind]
+            if not len(found):
+                continue
+            edges = np.geomspace(found["snr"].min(), found["snr"].max() * 1.001, _SNR_BINS + 1)
+            groups = [found[found["snr"].between(*ends, inclusive="left")] for ends in itertools.pairwise(edges)]
+            points = [_point(group) for group in groups if len(group)]
+            snr, recall, low, high = np.array(points).T
+            axes.plot(snr, recall, label=name, color=colour, marker="o", markersize=3)
+            axes.fill_between(snr, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_title(kind, fontsize=10)
+        axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    last = grid[5]
+    last.set_axis_off()
+    last.legend(*grid[0].get_legend_handles_labels(), loc="center", fontsize=9)
+    figure.supxlabel("SNR", fontsize=10)
+    figure.supylabel(f"recall at a false positive rate of {RATE:g}", fontsize=10)
+    _write(path, figure)
+
+
+def _point(group: pd.DataFrame) -> tuple[float, float, float, float]:
+    """SNR and recall of some needles, and the recall's interval."""
+    found = int(group["found"].sum())
+    return float(np.exp(np.log(group["snr"]).mean())), found / len(group), *share_interval(found, len(group))
+
+
+def write_histograms(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) -> None:
+    """Draw each row's scores of negatives, of positives and of the positives with ON and OFF panels swapped."""
+    truth = needles.truth["target"]
+    groups = {
+        "without a needle": list(truth.index[truth == 0]),
+        "with a needle": needles.twins,
+        "the same, ON and OFF swapped": [f"{key}{TWIN}" for key in needles.twins],
+    }
+    figure = Figure(figsize=(7, 1.8 * len(scores) + 0.6), layout="constrained")
+    for number, (name, score) in enumerate(scores.items(), start=1):
+        axes = figure.add_subplot(len(scores), 1, number)
+        # By rank: scores of one row crowd at 0 and 1, those of another run from 3 to 300.
+        rank = score.rank(pct=True)
+        for (label, keys), colour in zip(groups.items(), _COLOURS, strict=False):
+            axes.hist(rank[keys], bins=_BARS, range=(0, 1), histtype="step", color=colour, label=label)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_yticks([])
+        if number == 1:
+            axes.legend(fontsize=8, ncols=3, loc="upper center")
+    figure.supxlabel("rank of the score among all", fontsize=10)
+    _write(path, figure)
+
+
+def _write(path: Path, figure: Figure) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

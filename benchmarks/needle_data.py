@@ -1,0 +1,104 @@
+"""The data of the needle benchmark: a simulated set whose test split has what train has not, and swapped twins.
+
+The twin of a positive is the same cadence with ON and OFF panels swapped: its signal is in OFF panels, so it is a
+negative, of the same background and brightness. What tells the two apart has looked at the OFF panels.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from shard_tools.cadence import npy_header, read_snippet
+from shard_tools.catalog import LABELS, SUBMISSION, read_catalog
+from shard_tools.errors import InputError
+from shard_tools.files import write_whole
+from shard_tools.pack import PackConfig, pack
+from shard_tools.simulate import SimulateConfig, simulate
+
+SWAPPED = (1, 0, 3, 2, 5, 4)  # ON and OFF change places, next to one another
+TWIN = "-swapped"  # behind the key
+FOLDS = 10  # one tenth is held out to choose the best epoch
+
+
+@dataclass(frozen=True)
+class NeedleSet:
+    """Shards whose test split is to be scored, and what is known about it."""
+
+    shards: Path
+    truth: pd.DataFrame
+    """A row a test cadence, by its key: target, and of simulated ones the columns of truth.csv. Not the twins."""
+
+    @property
+    def twins(self) -> list[str]:
+        """Keys of the positives that have a twin in the test split."""
+        return list(self.truth.index[self.truth["target"] == 1])
+
+
+def simulate_set(folder: Path, config: SimulateConfig) -> NeedleSet:
+    """Simulate into `folder`, add the test positives' twins to the test split, and pack it."""
+    data = folder / "data"
+    simulate(dataclasses.replace(config, out=data))
+    truth = pd.read_csv(data / "truth.csv", dtype={"id": str}).query("split == 'test'").set_index("id")
+    for key in truth.index[truth["target"] == 1]:
+        write_twin(data, key, read_snippet(snippet_path(data, key))[1])
+    write_submission_table(data, [*truth.index, *(f"{key}{TWIN}" for key in truth.index[truth["target"] == 1])])
+    pack(PackConfig(data, str(folder / "shards"), folds=FOLDS, workers=config.workers))
+    return NeedleSet(folder / "shards", truth)
+
+
+def pack_real(folder: Path, real: Path) -> NeedleSet:
+    """Pack the positives of a folder in the Kaggle layout, as far as their files are there, and their twins.
+
+    Raises InputError where there is none.
+    """
+    if not (real / LABELS).is_file():
+        raise InputError(f"--real {real}: no {LABELS}; expected a folder in the layout of the Kaggle competition")
+    records = [record for record in read_catalog(real, 2, 0, allow_missing=True).records if record.target == 1]
+    if not records:
+        raise InputError(f"--real {real}: no file of a cadence with target 1; expected train/<c>/<id>.npy")
+    data = folder / "data"
+    for record in records:
+        snippet = read_snippet(record.path)[1]
+        write_snippet(snippet_path(data, record.key), snippet)
+        write_twin(data, record.key, snippet)
+    keys = [record.key for record in records]
+    write_submission_table(data, [*keys, *(f"{key}{TWIN}" for key in keys)])
+    pack(PackConfig(data, str(folder / "shards")))
+    return NeedleSet(folder / "shards", pd.DataFrame({"target": 1}, index=pd.Index(keys, name="id")))
+
+
+def snippet_path(data: Path, key: str) -> Path:
+    """Where the snippet of a test cadence lies."""
+    return data / "test" / key[0] / f"{key}.npy"
+
+
+def write_snippet(path: Path, snippet: npt.NDArray[np.float16]) -> None:
+    """Write a snippet (6, T, F) as npy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, npy_header(snippet.shape) + np.ascontiguousarray(snippet).tobytes(), durable=False)
+
+
+def write_twin(data: Path, key: str, snippet: npt.NDArray[np.float16]) -> None:
+    """Write a cadence with ON and OFF panels swapped into the test split."""
+    write_snippet(snippet_path(data, f"{key}{TWIN}"), snippet[list(SWAPPED)])
+
+
+def write_submission_table(data: Path, keys: Iterable[str]) -> None:
+    """The table that lists the test split."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("id", "target"), *((key, 0.5) for key in keys)])
+    write_whole(data / SUBMISSION, text.getvalue())
+
+
+def test_snippets(needles: NeedleSet) -> Iterator[tuple[str, Path]]:
+    """Key and file of every cadence of the test split, twins too."""
+    data = needles.shards.parent / "data"
+    for key in [*needles.truth.index, *(f"{key}{TWIN}" for key in needles.twins)]:
+        yield key, snippet_path(data, key)

@@ -1,0 +1,153 @@
+"""What the needle benchmark promises: rows judged alike, twins that swap ON and OFF, goals that can be missed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import needle_bench
+from benchmarks.needle_bench import NeedleBenchConfig
+from benchmarks.needle_data import TWIN, NeedleSet, pack_real, snippet_path
+from benchmarks.needle_rows import CLASSICAL, OURS, RowFailedError, epochs_in, run_program, split_sizes
+from benchmarks.needle_scores import missed_goals, print_tables, real_figure, simulated_figure
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, read_snippet
+from shard_tools.errors import InputError
+from shard_tools.manifest import read_manifest
+from shard_tools.simulate import KINDS
+from tests.conftest import MakeData
+from tests.tiny import pack_tiny
+
+POSITIVE, NEGATIVE = 40, 200
+
+
+@pytest.fixture
+def needles(tmp_path: Path) -> NeedleSet:
+    """A truth without data: SNR 1 to 40, every kind equally often."""
+    keys = pd.Index([f"k{number}" for number in range(POSITIVE + NEGATIVE)], name="id")
+    truth = pd.DataFrame({"target": np.repeat([1, 0], [POSITIVE, NEGATIVE])}, index=keys)
+    truth["snr"] = pd.Series(np.arange(1.0, POSITIVE + 1), index=keys[:POSITIVE])
+    truth["kind"] = pd.Series(np.resize(KINDS, POSITIVE), index=keys[:POSITIVE])
+    return NeedleSet(tmp_path, truth)
+
+
+def scores_of(needles: NeedleSet, positive: Any, twin: Any) -> pd.Series:
+    """Negatives score 0 to 1."""
+    keys = [*needles.truth.index, *(f"{key}{TWIN}" for key in needles.twins)]
+    negative = np.linspace(0, 1, NEGATIVE)
+    return pd.Series(np.concatenate((np.resize(positive, POSITIVE), negative, np.resize(twin, POSITIVE))), index=keys)
+
+
+def test_a_row_that_ignores_the_off_panels_drops_by_nothing_and_one_that_uses_them_by_much(needles: NeedleSet) -> None:
+    blind = simulated_figure(needles, scores_of(needles, 2.0, 2.0), seed=0)
+    seeing = simulated_figure(needles, scores_of(needles, 2.0, 0.5), seed=0)
+    assert (blind["auc"], blind["drop"]) == (1, 0)
+    assert (seeing["auc"], seeing["drop"]) == (1, pytest.approx(0.5, abs=0.01))
+
+
+def test_the_snr_of_one_half_and_the_recall_are_told_for_all_and_by_kind(needles: NeedleSet) -> None:
+    positive = np.where(np.arange(1, POSITIVE + 1) > 20, 2.0, 0.5)
+    figure = simulated_figure(needles, scores_of(needles, positive, 0.0), seed=0)
+    assert figure["recall_1e2"] == 0.5 and figure["half_snr"] == pytest.approx(np.sqrt(20 * 21))
+    assert all(figure[f"recall_{kind}"] == 0.5 and 16 < figure[f"half_snr_{kind}"] < 25 for kind in KINDS)
+    assert figure["recall_1e3"] is None  # of 200 negatives none may be a false positive
+
+
+def test_a_row_that_never_reaches_one_half_has_no_snr_and_is_shown_all_the_same(
+    needles: NeedleSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = {"row": "weak", **simulated_figure(needles, scores_of(needles, 0.5, 0.5), seed=0)}
+    assert figure["half_snr"] is None
+    print_tables([figure, {"row": "broken", "failed": "no such flag"}])
+    shown = capsys.readouterr().out
+    assert "broken" in shown and "failed: no such flag" in shown and "weak" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_real_needles_are_compared_with_their_own_twins(needles: NeedleSet) -> None:
+    alone = NeedleSet(needles.shards, needles.truth.iloc[:POSITIVE])
+    positive = np.arange(POSITIVE, dtype=float)
+    figure = real_figure(alone, scores_of(needles, positive, positive - 0.5), seed=0)
+    assert figure["real_above"] == 1 and figure["real_above_low"] < 1
+    assert figure["real"] == POSITIVE and 0.5 < figure["real_auc"] < 0.55
+
+
+def figure(row: str, low: float, high: float, snr: float | None = 100) -> dict[str, Any]:
+    return {"row": row, "auc_low": low, "auc_high": high, "half_snr": snr}
+
+
+@pytest.mark.parametrize(
+    ("rows", "missed"),
+    [
+        ([figure(OURS, 0.9, 0.95), figure(CLASSICAL, 0.8, 0.89, 150)], 0),
+        ([figure(OURS, 0.9, 0.95), figure(CLASSICAL, 0.8, 0.89, None)], 0),
+        ([figure(OURS, 0.9, 0.95), figure(CLASSICAL, 0.8, 0.91, 150)], 1),
+        ([figure(OURS, 0.9, 0.95), figure(CLASSICAL, 0.8, 0.89, 149)], 1),
+        ([figure(OURS, 0.9, 0.95, None), figure(CLASSICAL, 0.8, 0.89, None)], 1),
+        ([figure(OURS, 0.9, 0.95), figure(CLASSICAL, 0.8, 0.89, 150), {"row": "seed", "failed": "so"}], 1),
+        ([figure(CLASSICAL, 0.8, 0.89, 150)], 1),
+    ],
+)
+def test_goals_are_missed_where_an_interval_touches_or_the_search_is_as_sensitive(
+    rows: list[dict[str, Any]], missed: int
+) -> None:
+    assert len(missed_goals(rows)) == missed
+
+
+def test_epochs_fill_the_time_and_a_recipe_too_slow_for_one_is_refused(tmp_path: Path) -> None:
+    shards = Path(pack_tiny(tmp_path).root)
+    trained, held_out = split_sizes(shards)
+    assert (trained, held_out) == (40, 10)
+    history = pd.DataFrame({"cadences_per_s": [1.0, 20.0], "validation_s": [9.0, 0.5]})  # 2.5 s an epoch
+    assert [epochs_in(seconds, history, shards, shards) for seconds in (1.3, 10, 26)] == [1, 4, 10]
+    with pytest.raises(RowFailedError, match="an epoch would take 2 s"):
+        epochs_in(1.0, history, shards, shards)
+
+
+def test_a_program_that_refuses_its_command_line_says_why() -> None:
+    with pytest.raises(RowFailedError, match="--no-such-flag"):
+        run_program("-m", "shard_tools", "info", "somewhere", "--no-such-flag", "1")
+
+
+def test_real_positives_are_packed_beside_twins_whose_on_and_off_panels_changed_places(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    source = make_data(train=9, test=2)
+    missing = next(key for key in source.train if source.target(key))
+    source.path(missing).unlink()
+    real = pack_real(tmp_path / "real", source.root)
+    expected = {key for key in source.train if source.target(key)} - {missing}
+    assert set(real.twins) == expected
+    manifest = read_manifest(real.shards)
+    assert set(manifest.keys_of(manifest.rows("test"))) == expected | {f"{key}{TWIN}" for key in expected}
+    for key in expected:
+        original = read_snippet(source.path(key))[1]
+        twin = read_snippet(snippet_path(tmp_path / "real" / "data", f"{key}{TWIN}"))[1]
+        assert np.array_equal(twin[list(ON_POSITIONS)], original[list(OFF_POSITIONS)])
+        assert np.array_equal(twin[list(OFF_POSITIONS)], original[list(ON_POSITIONS)])
+
+
+def test_options_that_cannot_work_are_refused() -> None:
+    for values in ({"quick": True, "check": True}, {"rows": ("nobody",)}, {"minutes": -1.0}, {"positive_share": 1.0}):
+        with pytest.raises(InputError, match=r"^--"):
+            NeedleBenchConfig(**values)
+
+
+def test_the_quick_form_goes_all_the_way_and_records_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[object] = []
+    monkeypatch.setattr(needle_bench, "record", lambda *arguments: recorded.append(arguments))
+    config = NeedleBenchConfig(quick=True, rows=(OURS,), out=tmp_path / "out", work_dir=tmp_path, train=40, test=24)
+    assert needle_bench.main(dataclasses.replace(config, seed=1)) == 0
+    shown = capsys.readouterr().out
+    assert "failed" not in shown
+    for row in (OURS, CLASSICAL, "trivial"):
+        assert any(line.startswith(row) and "0." in line for line in shown.splitlines()), row
+    assert not recorded  # figures of seconds are not kept
+    for name in ("roc", "recall", "scores"):
+        assert matplotlib.image.imread(tmp_path / "out" / f"needle_{name}.png").std() > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
