@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool1d, max_pool2d, pad
 
 PANELS = 6
-EVIDENCE = 8  # numbers about each candidate
+EVIDENCE = 9  # numbers about each candidate
 CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
 CUTOUT_PLANES = PANELS + 1
 _ORDER = (0, 2, 4, 1, 3, 5)  # positions in the cadence of the panels of an image
@@ -104,20 +104,18 @@ class Candidates(nn.Module):
         """Of panels (B, P, T, F), ON ones first: cut-outs (B, K, CUTOUT_PLANES, T', W), evidence (B, K, EVIDENCE)."""
         values = flatten(panels.float())
         lines = self.sums(values.clamp(-_CLIP, _CLIP))
-        on, off = lines[:, :_ON].sort(1, descending=True).values, lines[:, _ON:]
-        best, second, third = on.unbind(1)
-        # A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
-        near = max_pool2d(off.amax(1, keepdim=True), _NEAR, 1, (_NEAR[0] // 2, _NEAR[1] // 2))[:, 0]
-        together = torch.maximum(best, (best + second) / math.sqrt(2))
-        together = torch.maximum(together, (best + second + third) / math.sqrt(3))
-        score, rate = (together - _VETO * (near - _EXCUSED).clamp_min(0)).max(1)  # (B, F)
+        on, off = (part.sort(1, descending=True).values for part in (lines[:, :_ON], lines[:, _ON:]))
+        on_near, off_near = _near(on), _near(off)
+        score, rate = _score(on, off_near).max(1)  # (B, F)
+        # The same search with the roles exchanged: what this sky holds that looks like a needle and is none.
+        control = _score(off, on_near).flatten(1).amax(1)
         is_peak = score == max_pool1d(score[:, None], _APART, 1, _APART // 2)[:, 0]
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = rate.gather(1, channel)
         cadence = torch.arange(len(panels), device=panels.device)[:, None]
-        found = torch.cat([on, near[:, None], off], 1).permute(0, 2, 3, 1)[cadence, rate, channel]  # (B, K, 7)
+        found = torch.cat([on, off_near[:, None], off], 1).permute(0, 2, 3, 1)[cadence, rate, channel]  # (B, K, 7)
         top = top.clamp_min(-100.0)  # fewer peaks than candidates
-        evidence = torch.cat([top[..., None], found], 2)
+        evidence = torch.cat([top[..., None], control[:, None, None].expand_as(top[..., None]), found], 2)
         return self._cut_out(values.asinh(), channel, rate), evidence.asinh()
 
     def _cut_out(self, values: Tensor, channel: Tensor, rate: Tensor) -> Tensor:
@@ -137,6 +135,24 @@ class Candidates(nn.Module):
         return pad(torch.cat([found, nearness], 2), (0, 0, 0, height - values.shape[2]))
 
 
+def _near(panels: Tensor) -> Tensor:
+    """Sums (B, 3, R, F), the largest first, to the largest of those around each line (B, R, F).
+
+    A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
+    """
+    rates, channels = _NEAR
+    tall = max_pool2d(panels[:, :1], (rates, 1), 1, (rates // 2, 0))
+    return max_pool2d(tall, (1, channels), 1, (0, channels // 2))[:, 0]
+
+
+def _score(panels: Tensor, others: Tensor) -> Tensor:
+    """Of sums in three panels (B, 3, R, F), the largest first: of one, two or all, less what the others have nearby."""
+    best, second, third = panels.unbind(1)
+    together = torch.maximum(best, (best + second) / math.sqrt(2))
+    together = torch.maximum(together, (best + second + third) / math.sqrt(3))
+    return together - _VETO * (others - _EXCUSED).clamp_min(0)
+
+
 class CandidateModel(nn.Module):
     """Judges the candidates of an image (B, P, T, F) by a backbone on their cut-outs, and the cadence by them all."""
 
@@ -146,7 +162,7 @@ class CandidateModel(nn.Module):
         self.candidates = Candidates(time_bins, channels, count)
         self.backbone = backbone
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
-        self.slope = nn.Parameter(torch.tensor(4.0))
+        self.slope, self.control_slope = (nn.Parameter(torch.tensor(slope)) for slope in (4.0, -2.0))
         # It begins near the classical search, and learns where that is wrong.
         last = cast(nn.Linear, self.weigh[2])
         nn.init.zeros_(last.weight)
@@ -157,5 +173,6 @@ class CandidateModel(nn.Module):
         with torch.no_grad():
             cutouts, evidence = self.candidates(image)
         seen = cast(Tensor, self.backbone(cutouts.flatten(0, 1))).float().view(evidence.shape[:2])
-        logit = seen + self.weigh(evidence).float()[..., 0] + self.slope * (evidence[..., 0] - _TYPICAL)
+        logit = seen + self.weigh(evidence).float()[..., 0]
+        logit = logit + self.slope * (evidence[..., 0] - _TYPICAL) + self.control_slope * (evidence[..., 1] - _TYPICAL)
         return torch.logsumexp(logit, 1, keepdim=True)
