@@ -32,7 +32,7 @@ DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --sn
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help shards train infer test fuzz chaos bench bench-check gpu-check lint format clean
+.PHONY: help shards train infer test fuzz chaos bench needles bench-check gpu-check lint format clean
 
 help:
 	@echo 'make shards   pack the data into WebDataset shards'
@@ -42,6 +42,7 @@ help:
 	@echo 'make lint     check style, types and imports'
 	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
 	@echo 'make bench    measure loading, training, prediction and packing against others'
+	@echo 'make needles  train and judge recipes (half an hour on two cores)'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'
 	@echo
@@ -114,7 +115,11 @@ bench: $(READY_BENCH)
 	$(PYTHON) benchmarks/train_bench.py
 	$(PYTHON) benchmarks/train_bench.py --what infer
 	$(PYTHON) benchmarks/pack_bench.py
-	$(PYTHON) benchmarks/report.py --readme README.md
+	$(PYTHON) benchmarks/report.py --readme README.md --recipe docs/recipe.md
+
+needles: $(READY_DEV)
+	$(PYTHON) benchmarks/needle_bench.py $(ARGS)
+	$(PYTHON) benchmarks/report.py --readme README.md --recipe docs/recipe.md
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl

@@ -134,8 +134,9 @@ PRESETS: dict[Preset, TrainConfig] = {
             offset=0.0,
             cutmix=0.0,
             inject=0.5,
-            inject_snr_min=0.7,
-            inject_snr_max=12.0,
+            inject_interference=0.5,
+            inject_snr_min=0.4,
+            inject_snr_max=10.0,
         ),
     ),
     # The original recipe, done right: its CutMix mixes pixels, its weights are those of the classes, its flips keep

@@ -72,6 +72,8 @@ class ReportConfig:
     readme: Path | None = None
     """A Markdown file whose text between <!-- benchmarks:begin --> and <!-- benchmarks:end --> becomes the table; that
     of the recipes goes between <!-- needles:begin --> and <!-- needles:end -->, once there is one."""
+    recipe: Path | None = None
+    """Another Markdown file with the table of the recipes alone."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +237,12 @@ def main(config: ReportConfig) -> None:
     others = other_tables(entries)
     write_page(config.out / "index.html", pictures, [*map(loader_table, panels), *others], entries[-1]["versions"])
     print(f"page:        {config.out / 'index.html'}")
+    needles = [table for table in others if table.title == _NEEDLES]
+    if config.recipe and needles:
+        replace_block(config.recipe, markdown(needles, None), _NEEDLES)
+        print(f"table:       {config.recipe}")
     if config.readme:
         picture = os.path.relpath(config.out / "loader.png", config.readme.parent)
-        needles = [table for table in others if table.title == _NEEDLES]
         rest = [table for table in others if table.title != _NEEDLES]
         replace_block(config.readme, markdown([*front_tables(panels), *rest], picture if panels else None))
         if needles:

@@ -61,7 +61,7 @@ class DrawConfig:
     inject_snr_min: float = 0.3
     """Peak of the faintest added signal, in standard deviations of a pixel's noise in its panel."""
     inject_snr_max: float = 5.0
-    """Peak of the brightest one; they are log-uniform between the two."""
+    """Peak of the brightest one; they are log-uniform between the two, and up to 1.7 times that in a panel."""
 
     def __post_init__(self) -> None:
         shares = ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix")

@@ -54,6 +54,9 @@ class Stream(IntEnum):
     SIGNAL_PULSE_PERIOD = 32
     SIGNAL_PULSE_DUTY = 33
     SIGNAL_TURN = 34
+    SIGNAL_PAIR_1 = 35
+    SIGNAL_PAIR_2 = 36
+    SIGNAL_PAIR_3 = 37
 
 
 def uniform(seed: int, epoch: int, positions: Int64s, stream: Stream) -> npt.NDArray[np.float64]:

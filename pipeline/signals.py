@@ -18,8 +18,11 @@ Bools = npt.NDArray[np.bool_]
 Numbers = Callable[[Stream], Float64s]  # one uniform number a sample
 
 _SUBSETS = np.array([(1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)], bool)
-"""Which of three panels hold a signal; all of them in most."""
-_ALL_THREE = 0.7
+"""Which of three panels hold a signal; all of them in half."""
+_ALL_THREE = 0.5
+# Of its brightness in the pairs of an ON and an OFF panel: each panel of a snippet has a normalisation of its own.
+_BALANCE = 3.0
+_PAIRS = (Stream.SIGNAL_PAIR_1, Stream.SIGNAL_PAIR_2, Stream.SIGNAL_PAIR_3)
 # The mean of sqrt|x - y| of two values of white noise of standard deviation 1: 2^(1/2) Gamma(3/4) / pi^(1/2).
 NEIGHBOUR_ROOT = 0.9777412
 _MARGIN = 4.0  # channels that a path keeps from the edges
@@ -69,7 +72,8 @@ def draw_signals(
     levels = np.exp(np.log(snr[0]) + number(Stream.SIGNAL_SNR) * np.log(snr[1] / snr[0])) * present
     everywhere = np.asarray(panels.all(axis=1))
     gate = _draw_gates(time, first, last, everywhere, number)
-    level = levels[:, None] * np.repeat(panels, bins, axis=1) * gate
+    balance = _BALANCE ** (np.stack([number(pair) for pair in _PAIRS], axis=1) - 0.5)
+    level = levels[:, None] * np.repeat(panels * np.repeat(balance, 2, axis=1), bins, axis=1) * gate
     by_panel = (len(path), PANELS, bins)
     return Signals(
         path=path.reshape(by_panel)[:, positions].astype(np.float32, order="C"),

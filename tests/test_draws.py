@@ -137,7 +137,7 @@ def test_an_added_signal_is_a_needle_if_and_only_if_it_is_in_on_panels_alone(
             assert not in_planes[~is_on].any()
         elif layout != "on":
             assert in_planes[~is_on].any() == in_planes.any()
-        assert ((level == 0) | ((level > 0.499) & (level < 2.001))).all()
+        assert ((level == 0) | ((level > 0.499 / 3**0.5) & (level < 2.001 * 3**0.5))).all()
         # At its centre even a signal that bends as far as it drifts is among the channels.
         assert not in_planes.any() or (np.abs(path[level > 0] - 127.5) < 128 + 20).all()
 
