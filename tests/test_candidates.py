@@ -1,5 +1,8 @@
 """The candidates' promises: sums along lines, lines found where they are and turned upright, learning on top."""
 
+import csv
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, EVIDENCE, Candidates, flatten, upright_shape
+from infer import InferConfig, infer
 from model import ModelConfig, build_model, load_weights, save_weights
+from pipeline.canvas import CanvasConfig
+from pipeline.draws import DrawConfig
 from shard_tools.errors import InputError
+from tests.tiny import pack_tiny, tiny_config
+from train import train
 
 BINS, CHANNELS = 39, 256
 POSITIONS = (0, 2, 4, 1, 3, 5)  # of an image's panels in the cadence
@@ -120,3 +128,30 @@ def test_weights_of_a_run_with_candidates_can_be_started_from(tmp_path: Path) ->
     model = build_model(ModelConfig("swin_pico", path, stem="candidates"), 6, BINS, CHANNELS)
     for name, value in load_weights(tmp_path / "ours.safetensors")[0].items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_run_with_candidates_and_added_signals_learns_and_predicts(tmp_path: Path) -> None:
+    manifest = pack_tiny(tmp_path, train=60, test=11)
+    config = tiny_config(
+        manifest.root,
+        tmp_path / "run",
+        model=ModelConfig("swin_pico", stem="candidates", candidates=2),
+        canvas=CanvasConfig("panels", 7, 56, sum_time_bins=2, normalise=False),
+        draws=DrawConfig(flip_time=0, cutmix=0, erase=0, inject=0.3, inject_snr_min=4, inject_snr_max=9),
+    )
+    train(config)
+    history = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["auc"] for line in history) > 0.9
+    infer(
+        InferConfig(
+            str(manifest.root),
+            (config.run_dir / "best.safetensors",),
+            tmp_path / "out.csv",
+            tta=True,
+            precision="float32",
+        )
+    )
+    with (tmp_path / "out.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 11
+    with pytest.raises(InputError, match="--flip-time"):
+        dataclasses.replace(config, draws=DrawConfig(flip_time=0.5))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train as train_module
+from candidates import Candidates
 from checkpoint import save_checkpoint
 from infer import build_accelerator, predict
 from metrics import roc_auc
@@ -35,7 +36,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def loader_of(manifest: Manifest, device: torch.device, train: bool, batch_size: int = 16) -> Loader:
     rows = manifest.rows("train")
     order = Order(rows, manifest.target[rows], "uniform" if train else "sequential", seed=3)
-    draws = DrawConfig(cutmix=1.0, erase=0.5) if train else None
+    draws = DrawConfig(cutmix=0.6, erase=0.5, mixup=0.3, inject=0.6) if train else None
     views = ("identity",) if train else CANVAS.views
     config = LoaderConfig(engine="dali")  # on the CPU too: such a machine may lack Numba
     return Loader(manifest, order, Share(len(rows), batch_size), CANVAS, draws, views, device, config)
@@ -52,6 +53,17 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(manifest: Manifest, train_batch
         assert torch.equal(on_gpu.target.cpu(), on_cpu.target) and torch.equal(on_gpu.row.cpu(), on_cpu.row)
     ours.close()
     theirs.close()
+
+
+def test_candidates_on_the_gpu_are_those_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 6, 39, 256)
+    images[::2, :3, :, 100] += 3
+    candidates = Candidates(39, 256, 1)
+    with torch.no_grad():
+        cutouts, evidence = candidates(images)
+        for found, expected in zip(candidates.to(GPU)(images.to(GPU)), (cutouts, evidence), strict=True):
+            torch.testing.assert_close(found[::2].cpu(), expected[::2], atol=0.02, rtol=0.02)
 
 
 def test_snippets_as_they_are_reach_the_gpu_unchanged(manifest: Manifest) -> None:
