@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPARE_BYTES = 2 << 30
 """Address space that a child may take beyond that of its imports and of the undamaged data."""
 SECONDS = 60.0
+START_SECONDS = 300.0  # to import torch on a machine that others keep busy
 """Longest that one mutant may take, on a busy machine."""
 
 
@@ -244,7 +245,7 @@ def write_base(base: Path) -> None:
 
 def run_child(base: Path, seeds: range) -> None:
     """Judge these mutants in this process; a line of JSON before and after each."""
-    faulthandler.dump_traceback_later(0.8 * SECONDS)  # says where it hangs, before it is killed
+    faulthandler.dump_traceback_later(0.8 * START_SECONDS)  # says where it hangs, before it is killed
     print(json.dumps({"seed": seeds.start, "kind": "start of a child"}), flush=True)
     oracle, mutants = Oracle(base), Mutants(base)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -279,12 +280,13 @@ def results(base: Path, seeds: range, batch: int) -> Iterator[dict[str, Any]]:
         threading.Thread(target=_pass_on, args=(child.stdout, lines), daemon=True).start()
         begun: dict[str, Any] = {"seed": start, "kind": "?"}
         while True:
+            seconds = START_SECONDS if begun.get("kind") in ("?", "start of a child") else SECONDS
             try:
-                line = lines.get(timeout=SECONDS)
+                line = lines.get(timeout=seconds)
             except queue.Empty:
                 child.kill()
                 where = errors.read_text(errors="replace")[-1500:]
-                yield {**begun, "outcome": "FAILURE", "detail": f"hangs for {SECONDS:.0f} s: {where}"}
+                yield {**begun, "outcome": "FAILURE", "detail": f"hangs for {seconds:.0f} s: {where}"}
                 break
             if line is None:
                 if child.wait() or begun:
