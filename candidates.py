@@ -28,7 +28,7 @@ _FREQUENCIES_KEPT = 0.75  # of a line's profile across the channels: finer ones 
 _CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 _EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
 _VETO = 2.0
-_NEAR = (11, 49)  # drift rates and channels around a line where a signal in an OFF panel counts against it
+_NEAR_RATES, _NEAR_CHANNELS = 11, 7 * 7  # around a line, where a signal in an OFF panel counts against it
 _APART = 17  # channels around a candidate without another
 _TYPICAL = 2.9  # asinh of the score of a line that may be either
 _FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
@@ -140,9 +140,11 @@ def _near(panels: Tensor) -> Tensor:
 
     A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
     """
-    rates, channels = _NEAR
-    tall = max_pool2d(panels[:, :1], (rates, 1), 1, (rates // 2, 0))
-    return max_pool2d(tall, (1, channels), 1, (0, channels // 2))[:, 0]
+    tall = max_pool2d(panels[:, :1], (_NEAR_RATES, 1), 1, (_NEAR_RATES // 2, 0))
+    # Of seven, and of seven of these: 14 comparisons instead of 49.
+    step = math.isqrt(_NEAR_CHANNELS)
+    wide = pad(tall, (_NEAR_CHANNELS // 2,) * 2, value=-torch.inf)
+    return max_pool2d(max_pool2d(wide, (1, step), 1), (1, step), 1, dilation=(1, step))[:, 0]
 
 
 def _score(panels: Tensor, others: Tensor) -> Tensor:
