@@ -21,14 +21,15 @@ CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the f
 CUTOUT_PLANES = PANELS + 1
 _ORDER = (0, 2, 4, 1, 3, 5)  # positions in the cadence of the panels of an image
 _ON = PANELS // 2
-_RATES = 81
-_STEEPEST = 68.0  # channels that the steepest line crosses in a panel
+_RATES = 121
+_STEEPEST = 137.0  # channels that the steepest line crosses in a panel
 _CROWDING = 1.3  # rates are denser where they are slow, as needles are
 _FREQUENCIES_KEPT = 0.75  # of a line's profile across the channels: finer ones are noise
 _CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 _EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
 _VETO = 2.0
-_NEAR_RATES, _NEAR_CHANNELS = 11, 7 * 7  # around a line, where a signal in an OFF panel counts against it
+# Drift rates around a line, and channels to both sides (to twice as many), where a signal in an OFF panel counts.
+_NEAR_RATES, _BLOCK = 11, 16
 _APART = 17  # channels around a candidate without another
 _TYPICAL = 2.9  # asinh of the score of a line that may be either
 _FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
@@ -89,34 +90,38 @@ class Candidates(nn.Module):
         self.register_buffer("panel_turn", panel_turn, persistent=False)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums along lines of every rate, (B, P, R, F), over the square root of T, so that white noise keeps its 1.
+        """Sums along lines of every rate, (B, P, R, 2 F), over the square root of T, so that white noise keeps its 1.
 
-        F is the channel of a line in the middle of the cadence.
+        The last axis is 2 F: the channel of a line in the middle of the cadence, from -F / 2, since a line that is in
+        the band for one panel may be far outside then.
         """
         batch, channels = len(values), values.shape[3]
         waves = torch.fft.rfft(values, n=2 * channels, dim=3)[..., : len(self.turn)]
         rows = torch.cat([waves.real, waves.imag], 2).permute(3, 2, 0, 1).flatten(2)  # (k, 2 T, B P)
         turned = (self.turn @ rows).float().reshape(len(rows), -1, batch, PANELS).permute(2, 3, 1, 0)  # (B, P, 2 R, k)
         lines = torch.complex(turned[:, :, :_RATES].contiguous(), turned[:, :, _RATES:].contiguous())
-        return cast(Tensor, torch.fft.irfft(lines * self.panel_turn, n=2 * channels, dim=3)[..., :channels])
+        found = torch.fft.irfft(lines * self.panel_turn, n=2 * channels, dim=3)
+        return torch.cat([found[..., -(channels // 2) :], found[..., : -(channels // 2)]], 3)
 
     def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
         """Of panels (B, P, T, F), ON ones first: cut-outs (B, K, CUTOUT_PLANES, T', W), evidence (B, K, EVIDENCE)."""
         values = flatten(panels.float())
         lines = self.sums(values.clamp(-_CLIP, _CLIP))
-        on, off = (part.sort(1, descending=True).values for part in (lines[:, :_ON], lines[:, _ON:]))
+        on, off = lines[:, :_ON], lines[:, _ON:]
         on_near, off_near = _near(on), _near(off)
-        score, rate = _score(on, off_near).max(1)  # (B, F)
+        score, rate = _score(on, off_near).max(1)  # (B, 2 F)
         # The same search with the roles exchanged: what this sky holds that looks like a needle and is none.
         control = _score(off, on_near).flatten(1).amax(1)
         is_peak = score == max_pool1d(score[:, None], _APART, 1, _APART // 2)[:, 0]
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = rate.gather(1, channel)
         cadence = torch.arange(len(panels), device=panels.device)[:, None]
-        found = torch.cat([on, off_near[:, None], off], 1).permute(0, 2, 3, 1)[cadence, rate, channel]  # (B, K, 7)
-        top = top.clamp_min(-100.0)  # fewer peaks than candidates
-        evidence = torch.cat([top[..., None], control[:, None, None].expand_as(top[..., None]), found], 2)
-        return self._cut_out(values.asinh(), channel, rate), evidence.asinh()
+        # Of each candidate in the ON panels, near it, and in the OFF panels: (B, K, 3), (B, K, 1), (B, K, 3).
+        found = [part.permute(0, 2, 3, 1)[cadence, rate, channel] for part in (on, off_near[:, None], off)]
+        top = top.clamp_min(-100.0)[..., None]  # fewer peaks than candidates
+        ordered = [part.sort(2, descending=True).values for part in found]
+        evidence = torch.cat([top, control[:, None, None].expand_as(top), *ordered], 2)
+        return self._cut_out(values.asinh(), channel - self.channels // 2, rate), evidence.asinh()
 
     def _cut_out(self, values: Tensor, channel: Tensor, rate: Tensor) -> Tensor:
         """(B, K, P + 1, T', W): the channels around each line, which becomes upright; 0 outside of the snippet."""
@@ -136,22 +141,24 @@ class Candidates(nn.Module):
 
 
 def _near(panels: Tensor) -> Tensor:
-    """Sums (B, 3, R, F), the largest first, to the largest of those around each line (B, R, F).
+    """Sums (B, 3, R, 2 F) to the largest of those around each line (B, R, 2 F).
 
     A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
     """
-    tall = max_pool2d(panels[:, :1], (_NEAR_RATES, 1), 1, (_NEAR_RATES // 2, 0))
-    # Of seven, and of seven of these: 14 comparisons instead of 49.
-    step = math.isqrt(_NEAR_CHANNELS)
-    wide = pad(tall, (_NEAR_CHANNELS // 2,) * 2, value=-torch.inf)
-    return max_pool2d(max_pool2d(wide, (1, step), 1), (1, step), 1, dilation=(1, step))[:, 0]
+    best = panels.amax(1, keepdim=True)
+    # In blocks of channels, of which the next ones count too: one for each channel would cost ten times as much.
+    blocks = max_pool2d(best, (1, _BLOCK), ceil_mode=True)
+    around = max_pool2d(blocks, (_NEAR_RATES, 3), 1, (_NEAR_RATES // 2, 1))
+    return around.repeat_interleave(_BLOCK, 3)[:, 0, :, : panels.shape[3]]
 
 
 def _score(panels: Tensor, others: Tensor) -> Tensor:
-    """Of sums in three panels (B, 3, R, F), the largest first: of one, two or all, less what the others have nearby."""
-    best, second, third = panels.unbind(1)
-    together = torch.maximum(best, (best + second) / math.sqrt(2))
-    together = torch.maximum(together, (best + second + third) / math.sqrt(3))
+    """Of sums in three panels (B, 3, R, 2 F): the best of one, of two or of all, less what the others have nearby."""
+    first, second, third = panels.unbind(1)
+    best = torch.maximum(torch.maximum(first, second), third)
+    least = torch.minimum(torch.minimum(first, second), third)
+    total = first + second + third
+    together = torch.maximum(torch.maximum(best, (total - least) / math.sqrt(2)), total / math.sqrt(3))
     return together - _VETO * (others - _EXCUSED).clamp_min(0)
 
 
