@@ -101,8 +101,9 @@ infer: $(HERE)/submission.csv
 	@echo 'done:        $(HERE)/submission.csv'
 	@test ! -f $(HERE)/report.html || echo 'report:      $(HERE)/report.html  (open it in a browser)'
 
+# In several processes, each file's tests in one of them: they share what was trained or packed for that file.
 test: $(READY_DEV)
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 fuzz: $(READY_DEV)
 	$(PYTHON) -m tests.fuzz --mutants 10000 $(ARGS)
