@@ -74,6 +74,8 @@ class TrainConfig:
     """Compile the model with torch.compile; pays off after some minutes."""
     tracker: Literal["wandb", "none"] = "wandb"
     """wandb: Weights & Biases, online when logged in, else into the run folder. none: nothing but the run folder."""
+    report: bool = True
+    """Write report.html at the end: curves, judgements and galleries on one page, in some seconds."""
     checkpoint_every: int = 0
     """Steps between checkpoints within an epoch; 0: none by number. There is one after each epoch in any case."""
     checkpoint_minutes: float = 10.0
@@ -175,8 +177,8 @@ PRESETS: dict[Preset, TrainConfig] = {
 # These may change from one start of a run to the next: they say where and how fast, not what. Batch size, accumulation
 # and ranks may change as long as their product, the global batch, stays.
 _FREE_FIELDS = (
-    "run_dir", "shards", "resume", "override", "tracker", "loader", "store", "checkpoint_every", "checkpoint_minutes",
-    "eval_batch_size", "compile", "batch_size", "accumulate",
+    "run_dir", "shards", "resume", "override", "tracker", "report", "loader", "store", "checkpoint_every",
+    "checkpoint_minutes", "eval_batch_size", "compile", "batch_size", "accumulate",
 )  # fmt: skip
 
 

@@ -241,7 +241,8 @@ def _finish_run(run: Run) -> None:
         print(f"skipped {len(skipped)} bad samples (see summary.json): {', '.join(sorted(skipped)[:10])}")
     print(f"run folder: {run_dir}  (best.safetensors, oof.csv, metrics.jsonl, curves.png, roc.png)")
     # Last: whatever keeps the page from being made, the run is whole without it.
-    print(f"report:     {write_training_report(run_dir, manifest, run.accelerator)}")
+    if run.config.report:
+        print(f"report:     {write_training_report(run_dir, manifest, run.accelerator)}")
 
 
 def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], score: npt.NDArray[np.float64]) -> None:

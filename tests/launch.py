@@ -1,5 +1,6 @@
 """Start the program's scripts under `accelerate launch`, as users do."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -24,8 +25,9 @@ def flags(config: TrainConfig) -> list[object]:
     words: list[object] = ["--shards", config.shards, "--run-dir", config.run_dir, "--preset", "demo"]
     words += ["--epochs", config.epochs, "--batch-size", config.batch_size, "--eval-batch-size", config.eval_batch_size]
     words += ["--accumulate", config.accumulate, "--learning-rate", config.learning_rate]
-    words += ["--tracker", "none", "--precision", "float32"]
-    words += ["--height", config.canvas.height, "--width", config.canvas.width, "--subtract", "none"]
-    words += ["--sum-time-bins", config.canvas.sum_time_bins, "--compress", config.canvas.compress]
-    words += ["--warmup-epochs", config.warmup_epochs, "--erase", config.draws.erase]
-    return [*words, "--cutmix", config.draws.cutmix, "--drop-path", config.model.drop_path]
+    words += ["--tracker", "none", "--no-report", "--precision", "float32", "--warmup-epochs", config.warmup_epochs]
+    for part in (config.model, config.canvas, config.draws):
+        for field in dataclasses.fields(part):
+            name, value = field.name.replace("_", "-"), getattr(part, field.name)
+            words += [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", value]
+    return words

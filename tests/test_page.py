@@ -55,7 +55,7 @@ def run_dir(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("runs") / "run <b onclick=alert(1)> & 'co'"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        train(tiny_config(manifest.root, folder, epochs=1))
+        train(tiny_config(manifest.root, folder, epochs=1, report=True))
         trained = (folder / PAGE).read_text()
         assert "Training" in trained and "Prediction" not in trained
         infer(InferConfig(str(manifest.root), (folder / "best.safetensors",), folder / "submission.csv",

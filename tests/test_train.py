@@ -54,7 +54,7 @@ def launch(script: str, *arguments: object, processes: int = 2) -> subprocess.Co
 
 def test_a_run_leaves_everything_it_promises(manifest: Manifest, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    train(tiny_config(manifest.root, run_dir, fold=1))
+    train(tiny_config(manifest.root, run_dir, fold=1, report=True))
     names = {path.name for path in run_dir.iterdir()}
     promised = {
         "config.json",

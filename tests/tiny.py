@@ -49,6 +49,7 @@ def tiny_config(shards: Path, run_dir: Path, **changes: object) -> TrainConfig:
         "batch_size": 8,
         "eval_batch_size": 8,
         "tracker": "none",
+        "report": False,
         "precision": "float32",
         "learning_rate": 1e-3,
         "warmup_epochs": 0.0,
