@@ -48,6 +48,7 @@ def flatten(panels: Tensor) -> Tensor:
     Channels are measured by the OFF panels, where no needle is; by means of roots and clipped means, which interference
     moves little and which cost less than medians.
     """
+    panels = _alike(panels)
     off = panels[:, _ON:].flatten(1, 2)
     middle = off.mean(1, keepdim=True)
     noise = _noise(off - middle, 1)
@@ -55,6 +56,22 @@ def flatten(panels: Tensor) -> Tensor:
     values = (panels - middle[:, None]) / noise.clamp_min(_FAINTEST)[:, None]
     values = values - values.clamp(-_CLIP, _CLIP).mean(3, keepdim=True)
     return values / _noise(values, 3).clamp_min(1)
+
+
+def _alike(panels: Tensor) -> Tensor:
+    """Panels (B, P, T, F) on one scale: each has a normalisation of its own, which makes a steady line unsteady.
+
+    The receiver's noise is the same in all. It is measured between neighbours in time and frequency, which have lines and
+    bursts in common.
+    """
+    steps = panels.diff(dim=2).diff(dim=3)
+    noise = steps.abs().sqrt().mean(2, keepdim=True).square()  # (B, P, 1, F - 1)
+    common = noise[:, _ON:].mean(1, keepdim=True).clamp_min(_FAINTEST**2)
+    scale = (noise / common).median(3, keepdim=True).values
+    panels = panels / scale.clamp_min(_FAINTEST)
+    profile = panels.mean(2, keepdim=True)
+    zero = (profile - profile[:, _ON:].mean(1, keepdim=True)).median(3, keepdim=True).values
+    return panels - zero
 
 
 def _noise(values: Tensor, axis: int) -> Tensor:

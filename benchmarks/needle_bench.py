@@ -50,7 +50,7 @@ from shard_tools.simulate import KINDS, Needle, SimulateConfig
 from shard_tools.sky import Broad
 
 # Cadences to train on, to test on and to calibrate with, and minutes of training a row.
-_SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 160, 4.0), "gpu": (20_000, 8000, 1280, 10.0)}
+_SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 160, 3.0), "gpu": (20_000, 8000, 1280, 10.0)}
 _QUICK = 64  # cadences of either split
 _HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
 _HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("comb", "bursts")
@@ -69,7 +69,7 @@ class NeedleBenchConfig:
     test: int = 0
     """Cadences to test on; 0: 2,000 without a GPU, 8,000 with one."""
     minutes: float = 0.0
-    """Training time of each recipe; 0: 4 without a GPU, 10 with one."""
+    """Training time of each recipe; 0: 3 without a GPU, 10 with one."""
     positive_share: float = 0.5
     """Share of cadences with a needle."""
     snr_min: float = 100.0
