@@ -61,8 +61,8 @@ def flatten(panels: Tensor) -> Tensor:
 def _alike(panels: Tensor) -> Tensor:
     """Panels (B, P, T, F) on one scale: each has a normalisation of its own, which makes a steady line unsteady.
 
-    The receiver's noise is the same in all. It is measured between neighbours in time and frequency, which have lines and
-    bursts in common.
+    The receiver's noise is the same in all. It is measured between neighbours in time and frequency, which have lines
+    and bursts in common.
     """
     steps = panels.diff(dim=2).diff(dim=3)
     noise = steps.abs().sqrt().mean(2, keepdim=True).square()  # (B, P, 1, F - 1)
