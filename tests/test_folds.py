@@ -249,7 +249,7 @@ def test_make_predicts_with_the_weights_of_every_fold(manifest: Manifest, traine
     words = ["make", "infer", "PYTHON=echo", f"SHARDS={manifest.root}", "DATA=d", "FOLD=all", f"RUN={trained.run_dir}"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     weights = " ".join(str(one.run_dir / "best.safetensors") for one in plan_folds(trained, manifest))
-    assert f"infer.py --shards {manifest.root} --weights {weights} --tta" in done.stdout.splitlines()[-2]
+    assert f"\ninfer.py --shards {manifest.root} --weights {weights} --tta" in f"\n{done.stdout}"
     assert "echo train.py" not in done.stdout
 
 
