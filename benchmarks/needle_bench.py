@@ -232,7 +232,10 @@ def main(config: NeedleBenchConfig) -> int:
             write(config.out / f"needle_{name}.png", bench.needles, drawn)
     if config.quick:
         return 0
-    record("needle", dataclasses.asdict(config) | {"form": config.form}, figures)
+    # Without where this machine keeps its folders.
+    about = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("work_dir", "out")}
+    about |= {"form": config.form, "real": config.real.name if config.real else None}
+    record("needle", about, figures)
     missed = missed_goals(figures)
     for reason in missed if config.check else ():
         print(f"error: {reason}", file=sys.stderr)
