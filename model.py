@@ -39,7 +39,6 @@ _OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"embed_dim": 64, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
     ),
 }
-SHIPPED = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class ModelConfig:
     model: str = "swin_small_patch4_window7_224"
     """Name of a timm model, or swin_nano or swin_pico."""
     pretrained: str = "none"
-    """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch. shipped: those that
-    come with this program, trained on simulated data. Anything else: a file of weights (.safetensors, .pth)."""
+    """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
+    Anything else: a file of weights (.safetensors, .pth) for this model."""
     stem: Literal["none", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
     turned upright (candidates.py); needs --canvas panels."""
@@ -62,10 +61,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
             raise InputError(f"--drop-path {self.drop_path}: expected 0 to below 1")
-        if self.pretrained not in ("hub", "none", "shipped") and not Path(self.pretrained).is_file():
-            raise InputError(
-                f"--pretrained {self.pretrained}: no such file; expected hub, none, shipped or a weights file"
-            )
+        if self.pretrained not in ("hub", "none") and not Path(self.pretrained).is_file():
+            raise InputError(f"--pretrained {self.pretrained}: no such file; expected hub, none or a weights file")
         if not 1 <= self.candidates <= 64:
             raise InputError(f"--candidates {self.candidates}: expected 1 to 64")
 
@@ -86,8 +83,6 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
         raise InputError(f"--model {config.model}: timm has no such model; {f'near it: {near}' if near else ''}")
     options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
     path = config.pretrained
-    if path == "shipped":
-        path = str(_shipped(config))
     if config.stem == "none":
         return _create_backbone(name, (height, width), options, path)
     if channels != PANELS:
@@ -99,14 +94,6 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     if ours:
         fill_model(model, load_weights(Path(path))[0], f"--pretrained {path}")
     return model
-
-
-def _shipped(config: ModelConfig) -> Path:
-    path = SHIPPED / f"{config.model}-{config.stem}.safetensors"
-    if not path.is_file():
-        there = sorted(entry.stem for entry in SHIPPED.glob("*.safetensors"))
-        raise InputError(f"--pretrained shipped: there is no {path.name} in {SHIPPED} (there: {there})")
-    return path
 
 
 def _is_of_candidates(path: str) -> bool:
