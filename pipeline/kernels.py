@@ -330,28 +330,27 @@ def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Floa
 @_kernel
 def _mix(first: Float32s, second: Float32s, moves: tuple[Move, Move]) -> None:
     """CutMix and mixup of two planes (T, F), each with the other as it was before."""
-    mine, theirs = np.float32(moves[0].mixed), np.float32(moves[1].mixed)
-    if mine == 0 and theirs == 0:
+    if moves[0].mixed == 0 and moves[1].mixed == 0:
         _swap_boxes(first, second, moves[0].pasted, moves[1].pasted)
         return
-    # A sample with mixup has no box, so that its own is swapped for nothing; the other needs it as it was.
+    before = np.empty(first.shape[1], np.float32)
     for row in range(len(first)):
-        a, b = first[row], second[row]
-        before = a.copy()
-        if mine > 0:
-            for channel in range(len(a)):
-                a[channel] += mine * (b[channel] - a[channel])
-        else:
-            start, end, left, right = moves[0].pasted
-            if start <= row < end:
-                a[left:right] = b[left:right]
-        if theirs > 0:
-            for channel in range(len(b)):
-                b[channel] += theirs * (before[channel] - b[channel])
-        else:
-            start, end, left, right = moves[1].pasted
-            if start <= row < end:
-                b[left:right] = before[left:right]
+        _copy(first[row], before)
+        _mix_row(first[row], second[row], row, moves[0])
+        _mix_row(second[row], before, row, moves[1])
+
+
+@_kernel
+def _mix_row(values: Float32s, others: Float32s, row: int, move: Move) -> None:
+    """Mixup, or else CutMix, of a row (F,) of one sample with that of another."""
+    if move.mixed > 0:
+        share = np.float32(move.mixed)
+        for channel in range(len(values)):
+            values[channel] += share * (others[channel] - values[channel])
+        return
+    start, end, left, right = move.pasted
+    if start <= row < end:
+        _copy(others[left:right], values[left:right])
 
 
 @_kernel
