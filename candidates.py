@@ -13,10 +13,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import max_pool1d, max_pool2d, pad
+from torch.nn.functional import avg_pool1d, max_pool1d, max_pool2d, pad, softplus
 
 PANELS = 6
-EVIDENCE = 9  # numbers about each candidate
+EVIDENCE = 8  # numbers about each candidate
 CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
 CUTOUT_PLANES = PANELS + 1
 _ORDER = (0, 2, 4, 1, 3, 5)  # positions in the cadence of the panels of an image
@@ -25,6 +25,7 @@ _RATES = 121
 _STEEPEST = 137.0  # channels that the steepest line crosses in a panel
 _CROWDING = 1.3  # rates are denser where they are slow, as needles are
 _FREQUENCIES_KEPT = 0.75  # of a line's profile across the channels: finer ones are noise
+_BAND = 21  # channels: lines are narrower
 _CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 _EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
 _VETO = 2.0
@@ -43,35 +44,29 @@ def upright_shape(time_bins: int) -> tuple[int, int]:
 
 
 def flatten(panels: Tensor) -> Tensor:
-    """Panels (B, P, T, F) without persistent lines and bursts, in standard deviations of the noise.
+    """Panels (B, P, T, F) without persistent lines, bands and bursts, in standard deviations of the noise.
 
-    Channels are measured by the OFF panels, where no needle is; by means of roots and clipped means, which interference
-    moves little and which cost less than medians.
+    Whatever is said of the ON panels is said of the OFF panels too: exchanging them exchanges the values. A channel's
+    level is that of the fainter half, ON or OFF, so that a signal in the other is left whole. Means of roots and
+    clipped means are moved little by interference, and cost less than medians.
     """
-    panels = _alike(panels)
-    off = panels[:, _ON:].flatten(1, 2)
-    middle = off.mean(1, keepdim=True)
-    noise = _noise(off - middle, 1)
-    middle = middle + (off - middle).clamp(-2 * noise, 2 * noise).mean(1, keepdim=True)
-    values = (panels - middle[:, None]) / noise.clamp_min(_FAINTEST)[:, None]
-    values = values - values.clamp(-_CLIP, _CLIP).mean(3, keepdim=True)
+    panels = panels - panels.mean((2, 3), keepdim=True)
+    halves = [panels[:, :_ON].flatten(1, 2), panels[:, _ON:].flatten(1, 2)]
+    (on_level, on_noise), (off_level, off_noise) = (_level(half) for half in halves)
+    noise = ((on_noise + off_noise) / 2).clamp_min(_FAINTEST)
+    values = (panels - torch.minimum(on_level, off_level)[:, None]) / noise[:, None]
+    # A panel has a normalisation and bands of its own: what is as wide as these is no line.
+    rows = values.clamp(-_CLIP, _CLIP).flatten(0, 2)[:, None]
+    around = avg_pool1d(rows, _BAND, 1, _BAND // 2, count_include_pad=False)
+    values = values - around.view_as(values)
     return values / _noise(values, 3).clamp_min(1)
 
 
-def _alike(panels: Tensor) -> Tensor:
-    """Panels (B, P, T, F) on one scale: each has a normalisation of its own, which makes a steady line unsteady.
-
-    The receiver's noise is the same in all. It is measured between neighbours in time and frequency, which have lines
-    and bursts in common.
-    """
-    steps = panels.diff(dim=2).diff(dim=3)
-    noise = steps.abs().sqrt().mean(2, keepdim=True).square()  # (B, P, 1, F - 1)
-    common = noise[:, _ON:].mean(1, keepdim=True).clamp_min(_FAINTEST**2)
-    scale = (noise / common).median(3, keepdim=True).values
-    panels = panels / scale.clamp_min(_FAINTEST)
-    profile = panels.mean(2, keepdim=True)
-    zero = (profile - profile[:, _ON:].mean(1, keepdim=True)).median(3, keepdim=True).values
-    return panels - zero
+def _level(half: Tensor) -> tuple[Tensor, Tensor]:
+    """Of three panels end to end (B, 3 T, F), each channel's level and noise, (B, 1, F)."""
+    middle = half.mean(1, keepdim=True)
+    noise = _noise(half - middle, 1)
+    return middle + (half - middle).clamp(-2 * noise, 2 * noise).mean(1, keepdim=True), noise
 
 
 def _noise(values: Tensor, axis: int) -> Tensor:
@@ -94,7 +89,8 @@ class Candidates(nn.Module):
         middle = (PANELS * time_bins - 1) / 2
         rows = torch.tensor(_ORDER)[:, None] * time_bins + torch.arange(time_bins) - middle  # (P, T), from the middle
         # Shifting a row by c channels turns its Fourier coefficient k by 2 pi k c / n: shifting all rows by all rates
-        # and summing them is a product of matrices. Twice as many channels, so that nothing wraps around.
+        # and summing them is a product of matrices. Twice as many channels:
+        # lines further outside of the band share their place with one that is inside in other panels.
         kept = int(_FREQUENCIES_KEPT * (channels + 1))
         cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / (2 * channels)
         within = cycles[:, None, None] * rates[:, None] * (torch.arange(time_bins) - (time_bins - 1) / 2)
@@ -121,28 +117,37 @@ class Candidates(nn.Module):
         return torch.cat([found[..., -(channels // 2) :], found[..., : -(channels // 2)]], 3)
 
     def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of panels (B, P, T, F), ON ones first: cut-outs (B, K, CUTOUT_PLANES, T', W), evidence (B, K, EVIDENCE)."""
+        """Of panels (B, P, T, F), ON ones first: cut-outs (2 B, K, CUTOUT_PLANES, T', W), evidence (2 B, K, EVIDENCE).
+
+        The second half of these is the same search with the roles exchanged, a control: it tells what this sky holds
+        that looks like a needle and is none.
+        """
         values = flatten(panels.float())
         lines = self.sums(values.clamp(-_CLIP, _CLIP))
         on, off = lines[:, :_ON], lines[:, _ON:]
-        on_near, off_near = _near(on), _near(off)
+        needles = self._propose(values, self.rows, on, off)
+        controls = self._propose(values.roll(_ON, 1), self.rows.roll(_ON, 0), off, on)
+        return torch.cat([needles[0], controls[0]]), torch.cat([needles[1], controls[1]])
+
+    def _propose(self, values: Tensor, rows: Tensor, on: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+        """The best K lines that stand out in sums `on` (B, 3, R, 2 F) from `off`: cut-outs and evidence."""
+        off_near = _near(off)
         score, rate = _score(on, off_near).max(1)  # (B, 2 F)
-        # The same search with the roles exchanged: what this sky holds that looks like a needle and is none.
-        control = _score(off, on_near).flatten(1).amax(1)
         is_peak = score == max_pool1d(score[:, None], _APART, 1, _APART // 2)[:, 0]
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = rate.gather(1, channel)
-        cadence = torch.arange(len(panels), device=panels.device)[:, None]
+        cadence = torch.arange(len(values), device=values.device)[:, None]
         # Of each candidate in the ON panels, near it, and in the OFF panels: (B, K, 3), (B, K, 1), (B, K, 3).
         found = [part.permute(0, 2, 3, 1)[cadence, rate, channel] for part in (on, off_near[:, None], off)]
         top = top.clamp_min(-100.0)[..., None]  # fewer peaks than candidates
         ordered = [part.sort(2, descending=True).values for part in found]
-        evidence = torch.cat([top, control[:, None, None].expand_as(top), *ordered], 2)
-        return self._cut_out(values.asinh(), channel - self.channels // 2, rate), evidence.asinh()
+        evidence = torch.cat([top, *ordered], 2)
+        return self._cut_out(values.asinh(), rows, channel - self.channels // 2, rate), evidence.asinh()
 
-    def _cut_out(self, values: Tensor, channel: Tensor, rate: Tensor) -> Tensor:
+    def _cut_out(self, values: Tensor, rows: Tensor, channel: Tensor, rate: Tensor) -> Tensor:
         """(B, K, P + 1, T', W): the channels around each line, which becomes upright; 0 outside of the snippet."""
-        centre = channel[..., None, None] + self.rates[rate][..., None, None] * self.rows  # (B, K, P, T)
+        centre = channel[..., None, None] + self.rates[rate][..., None, None] * rows  # (B, K, P, T)
+        centre = (centre + self.channels / 2).remainder(2 * self.channels) - self.channels / 2  # as the sums wrap
         offset = torch.arange(CUTOUT_CHANNELS, device=values.device) - (CUTOUT_CHANNELS - 1) / 2
         place = centre[..., None] + offset
         below = place.floor()
@@ -160,9 +165,10 @@ class Candidates(nn.Module):
 def _near(panels: Tensor) -> Tensor:
     """Sums (B, 3, R, 2 F) to the largest of those around each line (B, R, 2 F).
 
-    A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
+    A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels. Sums below
+    0 count as much: where a steady line is fainter than usual in one panel, it may be brighter in another.
     """
-    best = panels.amax(1, keepdim=True)
+    best = panels.abs().amax(1, keepdim=True)
     # In blocks of channels, of which the next ones count too: one for each channel would cost ten times as much.
     blocks = max_pool2d(best, (1, _BLOCK), ceil_mode=True)
     around = max_pool2d(blocks, (_NEAR_RATES, 3), 1, (_NEAR_RATES // 2, 1))
@@ -188,17 +194,21 @@ class CandidateModel(nn.Module):
         self.candidates = Candidates(time_bins, channels, count)
         self.backbone = backbone
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
-        self.slope, self.control_slope = (nn.Parameter(torch.tensor(slope)) for slope in (4.0, -2.0))
+        self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
         # It begins near the classical search, and learns where that is wrong.
         last = cast(nn.Linear, self.weigh[2])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough."""
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, and more where the control is low.
+
+        What the same network finds in the OFF panels is no needle. A sky with much of it is to be believed less, but
+        by no more than so much: one bright line in the OFF panels says nothing about another in the ON panels.
+        """
         with torch.no_grad():
             cutouts, evidence = self.candidates(image)
         seen = cast(Tensor, self.backbone(cutouts.flatten(0, 1))).float().view(evidence.shape[:2])
-        logit = seen + self.weigh(evidence).float()[..., 0]
-        logit = logit + self.slope * (evidence[..., 0] - _TYPICAL) + self.control_slope * (evidence[..., 1] - _TYPICAL)
-        return torch.logsumexp(logit, 1, keepdim=True)
+        logit = seen + self.weigh(evidence).float()[..., 0] + self.slope * (evidence[..., 0] - _TYPICAL)
+        needle, control = torch.logsumexp(logit, 1, keepdim=True).chunk(2)
+        return needle + self.control_share * softplus(-control)

@@ -124,7 +124,7 @@ PRESETS: dict[Preset, TrainConfig] = {
         preset="demo",
         epochs=8,
         batch_size=16,
-        learning_rate=5e-4,
+        learning_rate=1.5e-3,
         warmup_epochs=1.0,
         model=ModelConfig("swin_pico", stem="candidates"),
         # The candidates' own arithmetic takes the background away.

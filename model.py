@@ -53,8 +53,8 @@ class ModelConfig:
     stem: Literal["none", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
     turned upright (candidates.py); needs --canvas panels."""
-    candidates: int = 4
-    """With the stem candidates, the number of lines."""
+    candidates: int = 2
+    """With the stem candidates, the number of lines, and of those of the control (ON and OFF exchanged)."""
     drop_path: float = 0.0
     """Probability of skipping a residual branch in training (stochastic depth)."""
 

@@ -54,7 +54,10 @@ _SEED = "--preset seed --cosine-epochs 0"
 RECIPES: dict[Form, tuple[Recipe, ...]] = {
     "cpu": (
         Recipe("seed, nano", f"{_SEED} {_NANO} --height 112 --learning-rate 5e-4"),
-        Recipe("competition, nano", f"--preset demo {_NANO} --height 56 --width 224 --sum-time-bins 13 {_COMPETITION}"),
+        Recipe(
+            "competition, nano",
+            f"--preset demo {_NANO} --learning-rate 5e-4 --height 56 --width 224 --sum-time-bins 13 {_COMPETITION}",
+        ),
         Recipe(OURS, "--preset demo"),
         # The signals that ours adds while training bend too, as the test split's s_curve needles do: so, without them.
         Recipe("ours, none added", "--preset demo --inject 0"),

@@ -90,14 +90,38 @@ def test_what_is_in_off_panels_too_counts_against_a_line(panels: tuple[int, ...]
 def test_neither_scale_nor_zero_point_nor_persistent_lines_matter() -> None:
     image = with_line(noise(), 0.1, 128, level=3.0)
     torch.testing.assert_close(flatten(image * 7 + 100), flatten(image), atol=0.01, rtol=0.01)
-    # Each panel has its own; noise says what they are, to some percent, and so much of a line stays.
-    lines = 30.0 * (torch.arange(CHANNELS) % 50 == 7)
-    scale, zero = torch.linspace(0.5, 3, 6).reshape(6, 1, 1), torch.linspace(-2, 5, 6).reshape(6, 1, 1)
-    left = flatten((image + lines) * scale + zero) - flatten(image)
+    steady, zeros = 30.0 * (torch.arange(CHANNELS) % 50 == 7), torch.linspace(-2, 5, 6).reshape(6, 1, 1)
+    left = flatten(image + steady + zeros) - flatten(image)
     assert left.abs().max() < 0.1 * 30 and left.abs().mean() < 0.05
     constant = flatten(torch.full((1, 6, BINS, CHANNELS), 3.0))
     assert torch.isfinite(constant).all()
     assert 0.9 < float(flatten(torch.from_numpy(noise()).float()[None]).std()) < 1.1
+
+
+def test_on_and_off_panels_are_treated_alike() -> None:
+    image = with_line(noise(), 0.1, 128, level=3.0)
+    torch.testing.assert_close(flatten(image.roll(3, 1)), flatten(image).roll(3, 1))
+    # The control finds in the OFF panels what the search finds in the ON panels.
+    candidates = Candidates(BINS, CHANNELS, 4)
+    found = []
+    for panels in ((0, 1, 2), (3, 4, 5)):
+        with torch.no_grad():
+            cutouts, evidence = candidates(with_line(noise(), 0.1, 128, level=3.0, panels=panels))
+        search, control = evidence[:, 0, 0].sinh() if panels[0] == 0 else evidence[:, 0, 0].sinh().flip(0)
+        assert search > 5 * control
+        found.append((search, (cutouts if panels[0] == 0 else cutouts.flip(0))[0, 0, :3, :BINS].mean((0, 1))))
+    (needle, line), (twin, same) = found
+    assert abs(needle - twin) < 0.2 * needle and line.argmax() == same.argmax()
+
+
+@pytest.mark.parametrize("panel", [0, 2])
+def test_a_steep_line_in_one_panel_is_cut_out_upright(panel: int) -> None:
+    candidates = Candidates(BINS, CHANNELS, 4)
+    rate = float(candidates.rates[118])  # 129 channels a panel: far outside of the band in mid-cadence
+    middle = 128 - rate * (POSITIONS[panel] * BINS + (BINS - 1) / 2 - (6 * BINS - 1) / 2)
+    cutouts, evidence = found_at(candidates, with_line(noise(), rate, middle, level=6.0, panels=(panel,)))
+    assert evidence[0, 0] > 2 * evidence[1:, 0].max()
+    assert abs(int(cutouts[0, panel, :BINS].mean(0).argmax()) - (CUTOUT_CHANNELS - 1) / 2) <= 1.5
 
 
 def test_a_mirrored_cadence_has_mirrored_candidates() -> None:
@@ -120,6 +144,16 @@ def test_an_untrained_model_is_the_classical_search_and_learns_with_all_its_weig
         assert layer.weight.grad.abs().max() > 0
     with pytest.raises(InputError, match="--canvas panels"):
         build_model(config, 2, 112, 224)
+
+
+def test_a_sky_with_lines_in_its_off_panels_is_believed_less_but_not_without_bound() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("swin_pico", stem="candidates"), 6, BINS, CHANNELS)
+    sky = with_line(noise(), 0.1, 60, level=2.0)[0].double().numpy()
+    levels = (0, 2, 6, 12)
+    with torch.no_grad():
+        logit = model(torch.cat([with_line(sky, -0.1, 200, level, panels=(3, 4, 5)) for level in levels]))[:, 0]
+    assert logit[0] - logit[1] > 0.5 and abs(logit[3] - logit[2]) < 0.5
 
 
 def test_weights_of_a_run_with_candidates_can_be_started_from(tmp_path: Path) -> None:
