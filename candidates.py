@@ -89,8 +89,8 @@ class Candidates(nn.Module):
         middle = (PANELS * time_bins - 1) / 2
         rows = torch.tensor(_ORDER)[:, None] * time_bins + torch.arange(time_bins) - middle  # (P, T), from the middle
         # Shifting a row by c channels turns its Fourier coefficient k by 2 pi k c / n: shifting all rows by all rates
-        # and summing them is a product of matrices. Twice as many channels:
-        # lines further outside of the band share their place with one that is inside in other panels.
+        # and summing them is a product of matrices. Of twice as many channels: a line may
+        # leave the band by half of it to both sides. One further out wraps around, and the cut-outs follow it.
         kept = int(_FREQUENCIES_KEPT * (channels + 1))
         cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / (2 * channels)
         within = cycles[:, None, None] * rates[:, None] * (torch.arange(time_bins) - (time_bins - 1) / 2)
@@ -99,7 +99,7 @@ class Candidates(nn.Module):
         between = cycles * rates[:, None] * rows.mean(1)[:, None, None]
         for name, values in (("rates", rates), ("rows", rows), ("turn", turn)):
             self.register_buffer(name, values.float(), persistent=False)
-        panel_turn = torch.polar(torch.ones_like(between), between).to(torch.complex64)
+        panel_turn = torch.stack([between.cos(), between.sin()], 3).float()
         self.register_buffer("panel_turn", panel_turn, persistent=False)
 
     def sums(self, values: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Candidates(nn.Module):
         rows = torch.cat([waves.real, waves.imag], 2).permute(3, 2, 0, 1).flatten(2)  # (k, 2 T, B P)
         turned = (self.turn @ rows).float().reshape(len(rows), -1, batch, PANELS).permute(2, 3, 1, 0)  # (B, P, 2 R, k)
         lines = torch.complex(turned[:, :, :_RATES].contiguous(), turned[:, :, _RATES:].contiguous())
-        found = torch.fft.irfft(lines * self.panel_turn, n=2 * channels, dim=3)
+        found = torch.fft.irfft(lines * torch.view_as_complex(self.panel_turn), n=2 * channels, dim=3)
         return torch.cat([found[..., -(channels // 2) :], found[..., : -(channels // 2)]], 3)
 
     def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class Candidates(nn.Module):
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = rate.gather(1, channel)
         cadence = torch.arange(len(values), device=values.device)[:, None]
-        # Of each candidate in the ON panels, near it, and in the OFF panels: (B, K, 3), (B, K, 1), (B, K, 3).
+        # Sums in the ON panels, near it in the OFF panels, along it there: (B, K, 3), (B, K, 1), (B, K, 3).
         found = [part.permute(0, 2, 3, 1)[cadence, rate, channel] for part in (on, off_near[:, None], off)]
         top = top.clamp_min(-100.0)[..., None]  # fewer peaks than candidates
         ordered = [part.sort(2, descending=True).values for part in found]
@@ -163,7 +163,7 @@ class Candidates(nn.Module):
 
 
 def _near(panels: Tensor) -> Tensor:
-    """Sums (B, 3, R, 2 F) to the largest of those around each line (B, R, 2 F).
+    """Sums (B, 3, R, 2 F) to the largest magnitude around each line (B, R, 2 F); not across the ends of the last axis.
 
     A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels. Sums below
     0 count as much: where a steady line is fainter than usual in one panel, it may be brighter in another.
@@ -192,6 +192,8 @@ class CandidateModel(nn.Module):
         """`backbone` takes cut-outs (B K, CUTOUT_PLANES, *upright_shape) to (B K, 1)."""
         super().__init__()
         self.candidates = Candidates(time_bins, channels, count)
+        # The same on every rank, and large: torch's DDP would send them before each step.
+        self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in self.candidates.named_buffers()]
         self.backbone = backbone
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
         self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
@@ -203,8 +205,8 @@ class CandidateModel(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, and more where the control is low.
 
-        What the same network finds in the OFF panels is no needle. A sky with much of it is to be believed less, but
-        by no more than so much: one bright line in the OFF panels says nothing about another in the ON panels.
+        What the same network finds in the OFF panels is no needle. A sky with much of it is believed less, but a loud
+        control costs no more than a typical one: a bright line in the OFF panels says nothing of the ON panels.
         """
         with torch.no_grad():
             cutouts, evidence = self.candidates(image)

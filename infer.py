@@ -129,7 +129,7 @@ def predict_with(
     rows = manifest.rows(config.split)
     order = Order(rows, manifest.target[rows], "sequential")
     share = Share(len(order), config.batch_size, 1, accelerator.process_index, accelerator.num_processes)
-    possible = canvas.views if architecture.sees_time_reversed else canvas.views[:2]
+    possible = architecture.views(canvas.views)
     views = possible if config.tta else possible[:1]
     loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
     found = predict(accelerator, model, loader, "prediction")

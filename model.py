@@ -19,7 +19,7 @@ from safetensors.torch import save
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from candidates import CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
+from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 
@@ -54,7 +54,7 @@ class ModelConfig:
     """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
     turned upright (candidates.py); needs --canvas panels."""
     candidates: int = 2
-    """With the stem candidates, the number of lines, and of those of the control (ON and OFF exchanged)."""
+    """With the stem candidates, the number of lines; the control (ON and OFF exchanged) has as many again."""
     drop_path: float = 0.0
     """Probability of skipping a residual branch in training (stochastic depth)."""
 
@@ -70,6 +70,10 @@ class ModelConfig:
     def sees_time_reversed(self) -> bool:
         """Whether reversing time leaves a cadence as it would be seen: not where lines run on from ON to OFF panels."""
         return self.stem == "none"
+
+    def views(self, possible: tuple[str, ...]) -> tuple[str, ...]:
+        """Of a canvas's TTA views, of which the first two leave time as it is, those that this network may see."""
+        return possible if self.sees_time_reversed else possible[:2]
 
 
 def build_model(config: ModelConfig, channels: int, height: int, width: int) -> nn.Module:
@@ -87,6 +91,8 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
         return _create_backbone(name, (height, width), options, path)
     if channels != PANELS:
         raise InputError("--stem candidates: needs the six panels apart, --canvas panels")
+    if width < CUTOUT_CHANNELS:
+        raise InputError(f"--stem candidates: needs {CUTOUT_CHANNELS} channels or more, and the canvas has {width}")
     options["in_chans"] = CUTOUT_PLANES
     ours = path not in ("none", "hub") and _is_of_candidates(path)
     backbone = _create_backbone(name, upright_shape(height), options, "none" if ours else path)
@@ -208,7 +214,9 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{where}: the weights do not fit the model ({reason})") from None
+        raise InputError(
+            f"{where}: the weights do not fit the model ({reason}); of another version of the program? train again"
+        ) from None
 
 
 def pick_precision(device: torch.device) -> str:

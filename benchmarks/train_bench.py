@@ -134,11 +134,12 @@ def measure_prediction(config: TrainBenchConfig, plan: TrainConfig, manifest: Ma
     on_gpu = accelerator.device.type == "cuda"
     batch_size = config.batch_size or (InferConfig.batch_size if on_gpu else 16)
     share = Share(len(order), batch_size)
-    loader = Loader(manifest, order, share, canvas, None, canvas.views, accelerator.device, plan.loader)
+    views = plan.model.views(canvas.views)
+    loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, plan.loader)
     rates = infer_rates(accelerator, model.to(accelerator.device), loader, config.rounds)
     loader.close()
-    views = len(canvas.views)
-    return _with_limits(to_figures("infer", rates, views), plan, accelerator, batch_size * views, training=False)
+    figures = to_figures("infer", rates, len(views))
+    return _with_limits(figures, plan, accelerator, batch_size * len(views), training=False)
 
 
 def _with_limits(

@@ -58,12 +58,15 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(manifest: Manifest, train_batch
 def test_candidates_on_the_gpu_are_those_of_the_cpu() -> None:
     torch.manual_seed(0)
     images = torch.randn(8, 6, 39, 256)
-    images[::2, :3, :, 100] += 3
+    images[:4, :3, :, 100] += 3
+    images[4:, 3:, :, 100] += 3
     candidates = Candidates(39, 256, 1)
     with torch.no_grad():
         cutouts, evidence = candidates(images)
         for found, expected in zip(candidates.to(GPU)(images.to(GPU)), (cutouts, evidence), strict=True):
-            torch.testing.assert_close(found[::2].cpu(), expected[::2], atol=0.02, rtol=0.02)
+            # Needles of the first four, controls of the last four. The rest is noise: its best line may differ.
+            for there, here in zip(found.cpu().chunk(4)[::3], expected.chunk(4)[::3], strict=True):
+                torch.testing.assert_close(there, here, atol=0.02, rtol=0.02)
 
 
 def test_snippets_as_they_are_reach_the_gpu_unchanged(manifest: Manifest) -> None:

@@ -31,7 +31,7 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from tests.launch import command_line, flags
-from tests.tiny import pack_tiny, tiny_config
+from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,9 +136,22 @@ def test_accumulated_steps_equal_large_batches(manifest: Manifest, tmp_path: Pat
     assert ours["auc"] == pytest.approx(theirs["auc"], abs=0.05)
 
 
-def test_two_ranks_train_and_predict_as_one_does(manifest: Manifest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "canvas"),
+    [
+        (ModelConfig("swin_nano"), CANVAS),
+        (
+            ModelConfig("swin_pico", stem="candidates"),
+            CanvasConfig("panels", 7, 56, sum_time_bins=2, normalise=False),
+        ),
+    ],
+    ids=["whole canvas", "candidates"],
+)
+def test_two_ranks_train_and_predict_as_one_does(
+    manifest: Manifest, tmp_path: Path, model: ModelConfig, canvas: CanvasConfig
+) -> None:
     draws = dataclasses.replace(PRESETS["demo"].draws, cutmix=1.0)
-    common = {"epochs": 1, "model": ModelConfig("swin_nano"), "draws": draws}
+    common = {"epochs": 1, "model": model, "canvas": canvas, "draws": draws}
     one = tiny_config(manifest.root, tmp_path / "one", batch_size=8, **common)
     two = tiny_config(manifest.root, tmp_path / "two", batch_size=4, **common)
     train(one)
