@@ -203,7 +203,7 @@ class CandidateModel(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, and more where the control is low.
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, more where the control is low.
 
         What the same network finds in the OFF panels is no needle. A sky with much of it is believed less, but a loud
         control costs no more than a typical one: a bright line in the OFF panels says nothing of the ON panels.
