@@ -42,7 +42,8 @@ help:
 	@echo 'make lint     check style, types and imports'
 	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
 	@echo 'make bench    measure loading, training, prediction and packing against others'
-	@echo 'make needles  train and judge recipes (half an hour on two cores)'
+	@echo 'make needles  train and judge recipes (half an hour on two cores);'
+	@echo '              ARGS="--real DIR" for real needles too'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'
 	@echo
@@ -99,7 +100,7 @@ train: $(TRAINED)
 
 infer: $(HERE)/submission.csv
 	@echo 'done:        $(HERE)/submission.csv'
-	@test ! -f $(HERE)/report.html || echo 'report:      $(HERE)/report.html  (open it in a browser)'
+	@ls $(HERE)/report.html $(HERE)/submission.report.html 2>/dev/null | sed 's/^/report:      /; s/$$/  (open it in a browser)/'
 
 # In several processes, each file's tests in one of them: they share what was trained or packed for that file.
 test: $(READY_DEV)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
 from shard_tools.errors import InputError
@@ -93,6 +94,8 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
         raise InputError("--stem candidates: needs the six panels apart, --canvas panels")
     if width < CUTOUT_CHANNELS:
         raise InputError(f"--stem candidates: needs {CUTOUT_CHANNELS} channels or more, and the canvas has {width}")
+    if config.candidates > 2 * width:
+        raise InputError(f"--candidates {config.candidates}: a canvas of {width} channels has {2 * width} at most")
     options["in_chans"] = CUTOUT_PLANES
     ours = path not in ("none", "hub") and _is_of_candidates(path)
     backbone = _create_backbone(name, upright_shape(height), options, "none" if ours else path)
@@ -111,12 +114,27 @@ def _is_of_candidates(path: str) -> bool:
         return False  # of another format: whoever reads it as a backbone's says what is wrong
 
 
+class _Float32Linear(nn.Linear):
+    """A head whose logits are float32 under autocast too: bf16 has 8 bits, which make near scores the same."""
+
+    def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
+        with torch.autocast(input.device.type, enabled=False):
+            return linear(input.float(), self.weight, self.bias)
+
+
 def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], pretrained: str) -> nn.Module:
     if pretrained == "none":
-        return _create(name, size, options)
-    if pretrained == "hub":
-        return _create_from_hub(name, size, options)
-    return _create_from_file(name, size, options, pretrained)
+        model = _create(name, size, options)
+    elif pretrained == "hub":
+        model = _create_from_hub(name, size, options)
+    else:
+        model = _create_from_file(name, size, options, pretrained)
+    for path, module in list(model.named_modules()):
+        if module is model.get_classifier() and isinstance(module, nn.Linear):
+            head = _Float32Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+            head.load_state_dict(module.state_dict(), assign=True)
+            model.set_submodule(path, head)
+    return model
 
 
 def _create(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:

@@ -50,9 +50,9 @@ _FILES = {
     "checkpoints": "what --resume goes on from",
 }
 _DRIFT = (
-    "Red arrowheads show where the strongest drifting line of the ON panels enters and leaves each panel: an estimate, "
-    "to be checked by eye. Channels count from 0; Hz/s are those of channels of {hertz:.2f} Hz and time bins of "
-    "{seconds:.2f} s."
+    "Red arrowheads show where the line that a de-Doppler search finds in the ON panels, and not in the OFF panels, "
+    "enters and leaves each panel: an estimate, to be checked by eye, that knows nothing of the network's score. "
+    "Channels count from 0; Hz/s are those of channels of {hertz:.2f} Hz and time bins of {seconds:.2f} s."
 )
 
 

@@ -1,5 +1,6 @@
 """Which recipe finds needles best? Trains recipes on the same simulated data for the same time, and scores them.
 
+    make needles ARGS="--real DIR"
     python benchmarks/needle_bench.py [--real DIR] [--check]
     python benchmarks/needle_bench.py --quick
 
@@ -93,10 +94,15 @@ class NeedleBenchConfig:
     def __post_init__(self) -> None:
         if min(self.train, self.test) < 0 or not 0 <= self.minutes < float("inf"):
             raise InputError("--train, --test, --minutes: expected at least 0")
+        positive = round(self.positive_share * self.test)
+        if self.test and not 0 < positive < self.test:
+            raise InputError(f"--test {self.test}: holds {positive} with a needle; expected some, and some without")
         if not 0 < self.positive_share < 1:
             raise InputError(f"--positive-share {self.positive_share}: expected more than 0 and less than 1")
         if self.quick and self.check:
             raise InputError("--quick --check: the quick form's figures mean nothing; leave one of the two out")
+        if self.rows and self.check:
+            raise InputError("--rows --check: the goals are about all rows; leave one of the two out")
         known = [recipe.name for recipe in RECIPES[self.form]]
         if set(self.rows) - set(known):
             raise InputError(f"--rows {' '.join(self.rows)}: expected some of {known}")

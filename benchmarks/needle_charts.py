@@ -24,7 +24,7 @@ _BARS = 40
 def write_rocs(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) -> None:
     """Draw the ROC curve of every row, false positives on a logarithmic axis: a search can follow up only a few."""
     target = needles.truth["target"].to_numpy()
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.add_subplot()
     for (name, score), colour in zip(scores.items(), _COLOURS, strict=False):
         rate, recall, _ = roc_curve(target, score[needles.truth.index].to_numpy())
@@ -34,7 +34,7 @@ def write_rocs(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) 
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("recall")
     axes.set_title(f"{(target == 1).sum():,} needles among {len(target):,} simulated cadences", fontsize=10)
-    axes.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside right upper")
     axes.grid(alpha=0.3)
     _write(path, figure)
 
@@ -91,7 +91,7 @@ def write_histograms(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Ser
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_yticks([])
         if number == 1:
-            axes.legend(fontsize=8, ncols=3, loc="upper center")
+            figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside upper center")
     figure.supxlabel("rank of the score among all", fontsize=10)
     _write(path, figure)
 

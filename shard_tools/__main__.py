@@ -75,7 +75,7 @@ def _print_groups(found: Groups, command: FingerprintConfig) -> None:
         f"refuted), {len(sizes):,} groups, the largest of {sizes.max():,}; {found.seconds:.1f} s: {command.out}"
     )
     if found.unreadable:
-        print(f"  {len(found.unreadable):,} files could not be read and have groups of their own")
+        print(f"  could not be read, so in groups of their own: {len(found.unreadable):,}")
     if command.test:
         in_test = np.array([record.split == "test" for record in found.records])
         leaking = np.isin(found.group[in_test], found.group[~in_test]).sum()

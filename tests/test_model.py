@@ -19,6 +19,16 @@ def test_any_timm_model_takes_a_canvas_and_gives_one_logit(name: str) -> None:
         assert model(torch.randn(2, 2, 112, 224)).shape == (2, 1)
 
 
+@pytest.mark.parametrize("model", [ModelConfig("swin_nano"), ModelConfig("swin_pico", stem="candidates")])
+def test_near_scores_stay_apart_under_bf16_too(model: ModelConfig) -> None:
+    torch.manual_seed(0)
+    network = build_model(model, channels=6, height=56, width=56).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logit = network(torch.randn(64, 6, 56, 56))
+    assert logit.dtype == torch.float32 and len(logit.unique()) == 64
+    assert (logit != logit.bfloat16()).sum() > 60
+
+
 def test_pretrained_weights_of_a_file_are_adapted_to_channels_and_canvas(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = timm.create_model("swin_tiny_patch4_window7_224", num_classes=1000)

@@ -102,7 +102,7 @@ def test_epochs_fill_the_time_and_a_recipe_too_slow_for_one_is_refused(tmp_path:
     trained, held_out = split_sizes(shards)
     assert (trained, held_out) == (40, 10)
     history = pd.DataFrame({"cadences_per_s": [1.0, 20.0], "validation_s": [9.0, 0.5]})  # 2.5 s an epoch
-    assert [epochs_in(seconds, history, shards, shards) for seconds in (1.3, 10, 26)] == [1, 4, 10]
+    assert [epochs_in(seconds, history, shards, shards) for seconds in (1.3, 12.4, 26)] == [1, 4, 10]
     with pytest.raises(RowFailedError, match="an epoch would take 2 s"):
         epochs_in(1.0, history, shards, shards)
 
@@ -131,7 +131,15 @@ def test_real_positives_are_packed_beside_twins_whose_on_and_off_panels_changed_
 
 
 def test_options_that_cannot_work_are_refused() -> None:
-    for values in ({"quick": True, "check": True}, {"rows": ("nobody",)}, {"minutes": -1.0}, {"positive_share": 1.0}):
+    alone = {"rows": (OURS,), "check": True}
+    for values in (
+        alone,
+        {"quick": True, "check": True},
+        {"rows": ("nobody",)},
+        {"minutes": -1.0},
+        {"positive_share": 1.0},
+        {"test": 1},
+    ):
         with pytest.raises(InputError, match=r"^--"):
             NeedleBenchConfig(**values)
 

@@ -17,6 +17,7 @@ import train as train_module
 from config import TrainConfig
 from model import ModelConfig
 from pipeline.canvas import CanvasConfig
+from pipeline.draws import DrawConfig
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.launch import command_line, flags
@@ -63,9 +64,20 @@ def same_weights(one: TrainConfig, other: TrainConfig) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_run_killed_again_and_again_is_the_undisturbed_one_bit_for_bit(manifest: Manifest, tmp_path: Path) -> None:
+WHOLE_CANVAS = {"model": ModelConfig("swin_nano", drop_path=0.1)}
+CANDIDATES = {
+    "model": ModelConfig("swin_pico", stem="candidates", drop_path=0.1),
+    "canvas": CanvasConfig("panels", 7, 56, sum_time_bins=2, normalise=False),
+    "draws": DrawConfig(flip_time=0.0, cutmix=0.3, inject=0.5),
+}
+
+
+@pytest.mark.parametrize("parts", [WHOLE_CANVAS, CANDIDATES], ids=["whole canvas", "candidates"])
+def test_a_run_killed_again_and_again_is_the_undisturbed_one_bit_for_bit(
+    manifest: Manifest, tmp_path: Path, parts: dict[str, object]
+) -> None:
     """kill -9 of the whole run: after steps, in the middle of steps, and while checkpoints are written."""
-    common = {"epochs": 2, "model": ModelConfig("swin_nano", drop_path=0.1)}
+    common = {"epochs": 2, **parts}
     whole, killed = (tiny_config(manifest.root, tmp_path / name, **common) for name in ("whole", "killed"))
     process = start(whole)
     assert process.wait() == 0, process.communicate()[0]
