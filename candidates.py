@@ -113,7 +113,7 @@ class Candidates(nn.Module):
         rows = torch.cat([waves.real, waves.imag], 2).permute(3, 2, 0, 1).flatten(2)  # (k, 2 T, B P)
         turned = (self.turn @ rows).float().reshape(len(rows), -1, batch, PANELS).permute(2, 3, 1, 0)  # (B, P, 2 R, k)
         lines = torch.complex(turned[:, :, :_RATES].contiguous(), turned[:, :, _RATES:].contiguous())
-        found = torch.fft.irfft(lines * torch.view_as_complex(self.panel_turn), n=2 * channels, dim=3)
+        found = torch.fft.irfft(lines * torch.view_as_complex(self.panel_turn.contiguous()), n=2 * channels, dim=3)
         return torch.cat([found[..., -(channels // 2) :], found[..., : -(channels // 2)]], 3)
 
     def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,11 @@ import logging
 import socket
 import urllib.parse
 import urllib.request
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from torch.nn.functional import linear
 
 from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
@@ -118,7 +120,8 @@ class _Float32Linear(nn.Linear):
     """A head whose logits are float32 under autocast too: bf16 has 8 bits, which make near scores the same."""
 
     def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
-        with torch.autocast(input.device.type, enabled=False):
+        device = input.device.type
+        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
             return linear(input.float(), self.weight, self.bias)
 
 
@@ -129,8 +132,9 @@ def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], 
         model = _create_from_hub(name, size, options)
     else:
         model = _create_from_file(name, size, options, pretrained)
+    classifier = cast(Any, model).get_classifier()
     for path, module in list(model.named_modules()):
-        if module is model.get_classifier() and isinstance(module, nn.Linear):
+        if module is classifier and isinstance(module, nn.Linear):
             head = _Float32Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
             head.load_state_dict(module.state_dict(), assign=True)
             model.set_submodule(path, head)

@@ -161,8 +161,9 @@ def train(config: TrainConfig) -> None:
         if config.resume and load_last_checkpoint(accelerator, config.run_dir):
             _log.info("going on after step %d", run.progress.step)
         _log.info(
-            "training on %d rank%s (%s, %s): %s cadences, validation on %s of fold %d",
-            accelerator.num_processes, "s"[: accelerator.num_processes - 1], accelerator.device.type, accelerator.mixed_precision,
+            "training on %s (%s, %s): %s cadences, validation on %s of fold %d",
+            "1 rank" if accelerator.num_processes == 1 else f"{accelerator.num_processes} ranks",
+            accelerator.device.type, accelerator.mixed_precision,
             f"{run.train_loader.share.length:,}", f"{run.valid_loader.share.length:,}", config.held_out,
         )  # fmt: skip
         with run.interruption:

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_check.py [--out DIR]
 
-Needs torch, DALI, timm and accelerate, and no network; wandb, setigen and webdataset may be absent. Leaves
+Needs torch, DALI, timm, accelerate and tyro, and no network; wandb, setigen and webdataset may be absent. Leaves
 gpu-check.json and gpu-check.txt in --out. A part that fails is shown with its last lines and the others still run; the
 exit code is 1 then. This file itself has not run on a GPU yet.
 """
@@ -111,8 +111,8 @@ def check(part: Part, out: Path) -> Outcome:
     if part.name == "tests marked gpu" and code is not None:
         counted = count_tests(out / _JUNIT)
         summary = ", ".join(f"{count} {name}" for name, count in counted.items())
-        # Where every test was skipped, pytest is content, and nothing was shown.
-        passed = passed and counted.get("passed", 0) > 0 and not counted.get("skipped")
+        # Where every test was skipped, pytest is content, and nothing was shown. Some need setigen or real snippets.
+        passed = passed and counted.get("passed", 0) > 0
     figures = [figure for entry in read(history) for figure in entry["figures"]] if history.is_file() else []
     history.unlink(missing_ok=True)
     return Outcome(part.name, passed, round(seconds, 1), summary, figures, [] if passed else lines[-_LAST_LINES:])

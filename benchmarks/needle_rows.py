@@ -85,6 +85,9 @@ def run_program(*words: object) -> None:
         said = [line for line in lines if line and not line.startswith("For full helptext")]
         reason = said[-1] if said else f"exit code {done.returncode}"
         raise RowFailedError(reason[:300])
+    for line in done.stderr.splitlines():
+        if line.startswith("no pretrained weights"):  # then the row is not what its command line says
+            print(line, flush=True)
 
 
 def train(recipe: Recipe, shards: Path, run_dir: Path, epochs: int, seed: int, more: str = "") -> pd.DataFrame:

@@ -138,8 +138,10 @@ def other_tables(entries: Sequence[dict[str, Any]]) -> list[Table]:
             continue
         if workload in ("train", "infer"):
             figures = [_one_row(figures)]
-        rows = [[_cell(figure.get(name), form) for name, _, form in columns] for figure in figures]
-        tables.append(Table(workload, when_and_where(entry), tuple(heading for _, heading, _ in columns), rows))
+        # Without the columns that nobody has something for: what only a GPU has, why a row failed.
+        shown = [column for column in columns if any(figure.get(column[0]) is not None for figure in figures)]
+        rows = [[_cell(figure.get(name), form) for name, _, form in shown] for figure in figures]
+        tables.append(Table(workload, when_and_where(entry), tuple(heading for _, heading, _ in shown), rows))
     return tables
 
 

@@ -69,7 +69,7 @@ class TrainBenchConfig:
     variants: bool = False
     """On a GPU: also the table of precision, channels_last, torch.compile and fused optimiser."""
     five_epochs: bool = False
-    """On a GPU: also the time of 5 epochs of 48,000 cadences with the presets full and seed; 43 GB of work-dir."""
+    """On a GPU: also the time of 5 epochs of 48,000 cadences with the presets full and seed; 57 GB of work-dir."""
     check: bool = False
     """Exit with 1 where both together are below their goal: training 0.99 of model alone on a GPU, 0.95 without one;
     prediction 0.98."""
@@ -222,8 +222,8 @@ def print_rates(figures: list[dict[str, Any]]) -> None:
     )
     if found["device"] == "cuda":
         print(
-            f"model FLOP utilisation {found['mfu'] or math.nan:.1%}; timm's own loop {found['timm_images_per_s']:,.0f} "
-            f"images/s, the model alone {found['model_images_per_s']:,.0f}"
+            f"model FLOP utilisation {found['mfu'] or math.nan:.1%}; images/s: timm's own loop "
+            f"{found['timm_images_per_s'] or math.nan:,.0f}, the model alone {found['model_images_per_s']:,.0f}"
         )
 
 

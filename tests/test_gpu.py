@@ -5,17 +5,20 @@ import itertools
 import json
 import math
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import train as train_module
 from candidates import Candidates
 from checkpoint import save_checkpoint
 from infer import build_accelerator, predict
 from metrics import roc_auc
+from model import ModelConfig, build_model
 from pipeline.draws import DrawConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
@@ -26,6 +29,13 @@ from train import train
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
 BATCHES, WARM_UP = 1000, 100
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    """Accelerate keeps one state a process, which refuses the next test's other precision."""
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +77,20 @@ def test_candidates_on_the_gpu_are_those_of_the_cpu() -> None:
             # Needles of the first four, controls of the last four. The rest is noise: its best line may differ.
             for there, here in zip(found.cpu().chunk(4)[::3], expected.chunk(4)[::3], strict=True):
                 torch.testing.assert_close(there, here, atol=0.02, rtol=0.02)
+
+
+def test_a_model_with_candidates_gives_the_cpus_logits_in_mixed_precision() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, 6, 39, 256)
+    for number in range(8):
+        images[number, :3, :, 20 + 25 * number] += 1 + number / 4
+    model = build_model(ModelConfig("swin_pico", stem="candidates"), 6, 39, 256).eval()
+    with torch.no_grad():
+        expected = model(images)
+        with torch.autocast("cuda", torch.bfloat16):
+            found = model.to(GPU)(images.to(GPU)).cpu()
+    torch.testing.assert_close(found, expected, atol=0.3, rtol=0.03)
+    assert found[:8].min() > found[8:].max()
 
 
 def test_snippets_as_they_are_reach_the_gpu_unchanged(manifest: Manifest) -> None:
