@@ -170,7 +170,7 @@ PRESETS: dict[Preset, TrainConfig] = {
         warmup_epochs=0.5,
         ema=0.999,
         model=ModelConfig("swin_small_patch4_window7_224", pretrained="hub", drop_path=0.1),
-        canvas=CanvasConfig("on_off", 224, 224, sum_time_bins=3, subtract="lines", compress="asinh"),
+        canvas=CanvasConfig("on_off", 224, 224, sum_time_bins=3, subtract="lines_bursts", compress="asinh"),
     ),
 }
 

@@ -55,7 +55,8 @@ class ModelConfig:
     Anything else: a file of weights (.safetensors, .pth) for this model."""
     stem: Literal["none", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
-    turned upright (candidates.py); needs --canvas panels."""
+    turned upright (candidates.py); needs --canvas panels, and is made for unresized, unnormalised ones, as preset demo
+    has them."""
     candidates: int = 2
     """With the stem candidates, the number of lines; the control (ON and OFF exchanged) has as many again."""
     drop_path: float = 0.0
