@@ -129,17 +129,7 @@ PRESETS: dict[Preset, TrainConfig] = {
         model=ModelConfig("swin_pico", stem="candidates"),
         # The candidates' own arithmetic takes the background away.
         canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
-        draws=DrawConfig(
-            flip_time=0.0,
-            erase=0.0,
-            gain=0.0,
-            offset=0.0,
-            cutmix=0.0,
-            inject=0.5,
-            inject_interference=0.5,
-            inject_snr_min=0.4,
-            inject_snr_max=10.0,
-        ),
+        draws=DrawConfig(flip_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0),
     ),
     # The original recipe, done right: its CutMix mixes pixels, its weights are those of the classes, its flips keep
     # ON panels ON.

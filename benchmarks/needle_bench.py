@@ -94,11 +94,15 @@ class NeedleBenchConfig:
     def __post_init__(self) -> None:
         if min(self.train, self.test) < 0 or not 0 <= self.minutes < float("inf"):
             raise InputError("--train, --test, --minutes: expected at least 0")
-        positive = round(self.positive_share * self.test)
-        if self.test and not 0 < positive < self.test:
-            raise InputError(f"--test {self.test}: holds {positive} with a needle; expected some, and some without")
         if not 0 < self.positive_share < 1:
             raise InputError(f"--positive-share {self.positive_share}: expected more than 0 and less than 1")
+        test = self.test or (_QUICK if self.quick else _SIZES[self.form][1])
+        positive = round(self.positive_share * test)
+        if not 0 < positive < test:
+            raise InputError(
+                f"--test {test} --positive-share {self.positive_share}: {positive} with a needle; expected some, and "
+                "some without"
+            )
         if self.quick and self.check:
             raise InputError("--quick --check: the quick form's figures mean nothing; leave one of the two out")
         if self.rows and self.check:
@@ -173,6 +177,7 @@ def train_row(bench: Bench, recipe: Recipe) -> tuple[Figure, dict[str, pd.Series
         epochs = epochs_in(bench.seconds, tried, bench.calibration.shards, bench.needles.shards)
     history = train(recipe, bench.needles.shards, run_dir, epochs, config.seed, config.more)
     figure: Figure = {"epochs": epochs, "cadences_per_s": float(history["cadences_per_s"].median())}
+    figure |= history.attrs
     in_epoch = split_sizes(bench.needles.shards)[0]
     figure["train_s"] = float((in_epoch / history["cadences_per_s"] + history["validation_s"]).sum())
     scores = {"simulated": predicted(bench.needles, run_dir / "best.safetensors", run_dir / "simulated.csv")}

@@ -43,9 +43,9 @@ class Recipe:
 # neither the OFF panels nor what else ours draws.
 _COMPETITION = (
     "--stem none --canvas on --subtract none --normalise --compress none --mixup 1.0 --mixup-epochs {most_epochs} "
-    "--mix-target or --cutmix 0 --erase 0 --roll-frequency 0 --shift-time 0 --gain 0 --offset 0 --flip-time 0.5 "
-    "--inject 0"
+    "--mix-target or --cutmix 0 --erase 0 --roll-frequency 0 --shift-time 0 --gain 0 --offset 0 --flip-time 0.5"
 )
+_ADDED = "--inject 0.5 --inject-interference 0.5 --inject-snr-min 0.4 --inject-snr-max 10"
 _NANO = "--model swin_nano --pretrained none"
 # The seed's cosine ends where the training does, however many epochs that are.
 _SEED = "--preset seed --cosine-epochs 0"
@@ -59,8 +59,8 @@ RECIPES: dict[Form, tuple[Recipe, ...]] = {
             f"--preset demo {_NANO} --learning-rate 5e-4 --height 56 --width 224 --sum-time-bins 13 {_COMPETITION}",
         ),
         Recipe(OURS, "--preset demo"),
-        # The signals that ours adds while training bend too, as the test split's s_curve needles do: so, without them.
-        Recipe("ours, none added", "--preset demo --inject 0"),
+        # Signals are added while it trains; some bend, as the test split's s_curve needles do.
+        Recipe("ours, with added", f"--preset demo {_ADDED}"),
     ),
     "gpu": (
         Recipe("seed", _SEED),
@@ -76,8 +76,8 @@ class RowFailedError(Exception):
     """A row's program ended with an error; the message is its last line."""
 
 
-def run_program(*words: object) -> None:
-    """Run a program of the project. Raises RowFailedError with the last line that says something."""
+def run_program(*words: object) -> list[str]:
+    """Run a program of the project; return what it said. Raises RowFailedError with the last line of that."""
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         # Errors of the command line come in a frame, and before a hint.
@@ -85,19 +85,23 @@ def run_program(*words: object) -> None:
         said = [line for line in lines if line and not line.startswith("For full helptext")]
         reason = said[-1] if said else f"exit code {done.returncode}"
         raise RowFailedError(reason[:300])
-    for line in done.stderr.splitlines():
-        if line.startswith("no pretrained weights"):  # then the row is not what its command line says
-            print(line, flush=True)
+    return done.stderr.splitlines()
 
 
 def train(recipe: Recipe, shards: Path, run_dir: Path, epochs: int, seed: int, more: str = "") -> pd.DataFrame:
-    """Train with train.py in a process of its own; return its metrics.jsonl, a row an epoch."""
+    """Train with train.py in a process of its own; return its metrics.jsonl, a row an epoch.
+
+    Where pretrained weights were asked for and none were at hand, `attrs` says so.
+    """
     # Of what a recipe does in most of its epochs alone.
     recipe_words = recipe.words.format(most_epochs=max(1, round(0.8 * epochs)))
     words = [*recipe_words.split(), *more.split(), "--tracker", "none", "--checkpoint-minutes", 0, "--seed", seed]
-    run_program("train.py", "--shards", shards, "--run-dir", run_dir, "--epochs", epochs, *words)
+    said = run_program("train.py", "--shards", shards, "--run-dir", run_dir, "--epochs", epochs, *words)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return pd.DataFrame([json.loads(line) for line in lines])
+    history = pd.DataFrame([json.loads(line) for line in lines])
+    if any(line.startswith("no pretrained weights") for line in said):
+        history.attrs["pretrained"] = "none at hand"
+    return history
 
 
 def split_sizes(shards: Path) -> tuple[int, int]:

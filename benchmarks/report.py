@@ -51,7 +51,7 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("half_snr", "SNR of recall 1/2", ".0f"), ("drop", "drop when ON and OFF swap", ".3f"),
         ("epochs", "epochs", "d"), ("train_s", "training, s", ",.0f"), ("cadences_per_s", "cadences/s", ",.0f"),
         ("real_above", "real needles above their twins", ".1%"), ("real_auc", "real AUC", ".3f"),
-        ("failed", "failed", "s"),
+        ("pretrained", "pretrained weights", "s"), ("failed", "failed", "s"),
     ),
 }  # fmt: skip
 _TABLES["infer"] = _TABLES["train"]

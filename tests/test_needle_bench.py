@@ -131,14 +131,13 @@ def test_real_positives_are_packed_beside_twins_whose_on_and_off_panels_changed_
 
 
 def test_options_that_cannot_work_are_refused() -> None:
-    alone = {"rows": (OURS,), "check": True}
     for values in (
-        alone,
+        {"rows": (OURS,), "check": True},
         {"quick": True, "check": True},
         {"rows": ("nobody",)},
         {"minutes": -1.0},
-        {"positive_share": 1.0},
         {"test": 1},
+        *({"positive_share": share} for share in (0.0, 1e-4, 1.0, float("nan"))),
     ):
         with pytest.raises(InputError, match=r"^--"):
             NeedleBenchConfig(**values)
