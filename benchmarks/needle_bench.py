@@ -177,7 +177,7 @@ def train_row(bench: Bench, recipe: Recipe) -> tuple[Figure, dict[str, pd.Series
         epochs = epochs_in(bench.seconds, tried, bench.calibration.shards, bench.needles.shards)
     history = train(recipe, bench.needles.shards, run_dir, epochs, config.seed, config.more)
     figure: Figure = {"epochs": epochs, "cadences_per_s": float(history["cadences_per_s"].median())}
-    figure |= history.attrs
+    figure |= {str(name): value for name, value in history.attrs.items()}
     in_epoch = split_sizes(bench.needles.shards)[0]
     figure["train_s"] = float((in_epoch / history["cadences_per_s"] + history["validation_s"]).sum())
     scores = {"simulated": predicted(bench.needles, run_dir / "best.safetensors", run_dir / "simulated.csv")}
