@@ -343,6 +343,11 @@ def test_gpu_check_fits_eight_minutes_and_finds_the_tests_marked_gpu(tmp_path: P
 
 @pytest.mark.parametrize(("cases", "expected"), [
     ("<testcase/><testcase><skipped/></testcase>", {"passed": 1, "failed": 0, "skipped": 1}),
+    (
+        """<testcase/><testcase><skipped message="could not import 'setigen': so"/></testcase>
+        <testcase><skipped message="no real snippets here; set KAGGLE_SETI"/></testcase>""",
+        {"passed": 1, "failed": 0, "skipped": 0, "without setigen or real snippets": 2},
+    ),
     ("<testcase><failure/></testcase><testcase><error/></testcase>", {"passed": 0, "failed": 2, "skipped": 0}),
 ])  # fmt: skip
 def test_gpu_check_counts_what_pytest_found(tmp_path: Path, cases: str, expected: dict[str, int]) -> None:

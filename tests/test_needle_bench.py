@@ -12,7 +12,7 @@ import pytest
 from benchmarks import needle_bench
 from benchmarks.needle_bench import NeedleBenchConfig
 from benchmarks.needle_data import TWIN, NeedleSet, pack_real, snippet_path
-from benchmarks.needle_rows import CLASSICAL, OURS, RowFailedError, epochs_in, run_program, split_sizes
+from benchmarks.needle_rows import CLASSICAL, OURS, Recipe, RowFailedError, epochs_in, run_program, split_sizes, train
 from benchmarks.needle_scores import missed_goals, print_tables, real_figure, simulated_figure
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, read_snippet
 from shard_tools.errors import InputError
@@ -105,6 +105,18 @@ def test_epochs_fill_the_time_and_a_recipe_too_slow_for_one_is_refused(tmp_path:
     assert [epochs_in(seconds, history, shards, shards) for seconds in (1.3, 12.4, 26)] == [1, 4, 10]
     with pytest.raises(RowFailedError, match="an epoch would take 2 s"):
         epochs_in(1.0, history, shards, shards)
+
+
+def test_a_row_that_found_no_pretrained_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    shards = Path(pack_tiny(tmp_path).root)
+    words = "--preset demo --stem none --model swin_nano --canvas on_off --height 28 --width 56 --sum-time-bins 2"
+    told = {}
+    for source in ("hub", "none"):
+        recipe = Recipe(source, f"{words} --batch-size 8 --no-report --pretrained {source}")
+        told[source] = train(recipe, shards, tmp_path / source, epochs=1, seed=0).attrs
+    assert told == {"hub": {"pretrained": "none at hand"}, "none": {}}
 
 
 def test_a_program_that_refuses_its_command_line_says_why() -> None:
