@@ -175,6 +175,8 @@ def train_row(bench: Bench, recipe: Recipe) -> tuple[Figure, dict[str, pd.Series
     if bench.calibration:
         tried = train(recipe, bench.calibration.shards, Path(f"{run_dir}-calibration"), 2, config.seed, config.more)
         epochs = epochs_in(bench.seconds, tried, bench.calibration.shards, bench.needles.shards)
+    words = f"--epochs {epochs} {recipe.command(epochs)} {config.more}".rstrip()
+    print(f"training {recipe.name}: train.py {words}", flush=True)
     history = train(recipe, bench.needles.shards, run_dir, epochs, config.seed, config.more)
     figure: Figure = {"epochs": epochs, "cadences_per_s": float(history["cadences_per_s"].median())}
     figure |= {str(name): value for name, value in history.attrs.items()}
@@ -211,7 +213,6 @@ def measure(bench: Bench) -> tuple[list[Figure], dict[str, pd.Series]]:
     rows = untrained_rows(bench)
     failed: list[Figure] = []
     for recipe in bench.config.recipes:
-        print(f"training {recipe.name}: train.py {recipe.words} {bench.config.more}".rstrip(), flush=True)
         try:
             figure, scores = train_row(bench, recipe)
         except RowFailedError as error:

@@ -37,6 +37,10 @@ class Recipe:
     name: str
     words: str
 
+    def command(self, epochs: int) -> str:
+        """Its words for so many epochs, of which some recipe does a thing in most."""
+        return self.words.format(most_epochs=max(1, round(0.8 * epochs)))
+
 
 # What the best public solutions of the competition have in common, as they describe it: the ON panels under each
 # other, mixup whose target is the larger of both until 80 % of the epochs, flips, every cadence once an epoch. So
@@ -93,10 +97,9 @@ def train(recipe: Recipe, shards: Path, run_dir: Path, epochs: int, seed: int, m
 
     Where pretrained weights were asked for and none were at hand, `attrs` says so.
     """
-    # Of what a recipe does in most of its epochs alone.
-    recipe_words = recipe.words.format(most_epochs=max(1, round(0.8 * epochs)))
-    words = [*recipe_words.split(), *more.split(), "--tracker", "none", "--checkpoint-minutes", 0, "--seed", seed]
-    said = run_program("train.py", "--shards", shards, "--run-dir", run_dir, "--epochs", epochs, *words)
+    given = ["--shards", shards, "--run-dir", run_dir, "--epochs", epochs, "--seed", seed]
+    given += ["--tracker", "none", "--checkpoint-minutes", 0]
+    said = run_program("train.py", *recipe.command(epochs).split(), *more.split(), *given)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     history = pd.DataFrame([json.loads(line) for line in lines])
     if any(line.startswith("no pretrained weights") for line in said):

@@ -227,8 +227,9 @@ def print_rates(figures: list[dict[str, Any]]) -> None:
         )
 
 
-def print_figures(figures: list[dict[str, Any]]) -> None:
-    """One line a figure, its values as they are named in the history."""
+def tell(config: TrainBenchConfig, figures: list[dict[str, Any]]) -> None:
+    """Print a line a figure, its values as they are named in the history; record them, whatever else may yet fail."""
+    record(config.what, dataclasses.asdict(config), figures)
     for figure in figures:
         words = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in figure.items()}
         print("  ".join(f"{name} {word}" for name, word in words.items()), flush=True)
@@ -251,12 +252,11 @@ def main(config: TrainBenchConfig) -> int:
         figures = measure(config, train_config(config, preset, Path(manifest.root)), manifest)
         below = below_goal(figures, goal := GOALS[config.what, verdict(figures)["device"]], config.check_margin)
         print_rates(figures)
+        record(config.what, dataclasses.asdict(config), figures)
         if config.variants:
-            figures += variant_figures(config, preset, Path(manifest.root))
+            tell(config, variant_figures(config, preset, Path(manifest.root)))
         if config.five_epochs:
-            figures += five_epochs(config, folder / "five-epochs")
-        print_figures(figures[4:])
-    record(config.what, dataclasses.asdict(config), figures)
+            tell(config, five_epochs(config, folder / "five-epochs"))
     if config.check and below:
         print(f"error: both / model is below {goal:g} x {config.check_margin:g}", file=sys.stderr)
     return int(config.check and below)

@@ -27,6 +27,8 @@ class ContestantProcess:
 
     def __init__(self, contestant: Contestant, spec: Spec) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        # Some leave files in the machine's folder for temporary files: they get one that ends with them.
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         words = [sys.executable, "-m", "benchmarks.peers", contestant.name, "--workload", spec.workload]
         words += ["--data", str(spec.data), "--shape", *map(str, spec.shape), "--batch-size", str(spec.batch_size)]
         words += ["--threads", str(spec.threads), "--source", spec.source, "--device", spec.device]
@@ -37,6 +39,7 @@ class ContestantProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=ROOT,
+            env={**os.environ, "TMPDIR": self._folder.name},
             start_new_session=True,  # so that it can be ended with all its workers
         )
 
@@ -78,6 +81,7 @@ class ContestantProcess:
             for stream in (self._process.stdin, self._process.stdout, self._errors):
                 if stream:
                     stream.close()
+            self._folder.cleanup()
 
     def _last_words(self) -> str:
         """Why it died, as far as it said."""
