@@ -8,7 +8,6 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,9 @@ from folds import train_folds
 from infer import build_accelerator, predict
 from metrics import average_precision, roc_auc, sigmoid
 from model import save_weights
-from pipeline.loader import Batch, Loader
+from pipeline.loader import Batch
 from pipeline.plan import Share
+from pipeline.timed import Timed
 from report import write_curves, write_roc
 from run import CONFIG, Run, about_weights, build_run, own_run_dir
 from sections import write_training_report
@@ -56,24 +56,6 @@ class RunInterruptedError(Exception):
     """The run was asked to stop, and its last checkpoint holds all that was trained."""
 
 
-class Timed:
-    """Iterate, and count the seconds spent waiting."""
-
-    def __init__(self, batches: Loader) -> None:
-        self._batches = batches
-        self.seconds = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._batches)
-        while True:
-            began = time.perf_counter()
-            batch = next(iterator, None)
-            self.seconds += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
-
-
 def train_step(run: Run, batch: Batch, is_last: bool = True) -> Tensor:
     """Learn from one micro-batch, and after the last of a step take the step; return its part of the step's loss."""
     share, state = run.train_loader.share, run.progress
@@ -101,7 +83,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     run.model.train()
     # Read once an epoch: a look each step would stop the GPU. In float64, so that it does not matter where it is cut.
     losses = torch.zeros((), device=run.accelerator.device, dtype=torch.float64)
-    batches = Timed(run.train_loader)
+    batches = Timed(run.train_loader, run.accelerator.device)
     began = time.perf_counter()
     left = (share.steps - first % share.steps) * share.accumulate
     for micro, batch in enumerate(progress(batches, left, f"epoch {len(state.history) + 1}", "batches"), start=1):

@@ -77,7 +77,7 @@ def _published(figure: Figure) -> Figure:
 
 def print_tables(figures: Sequence[Figure]) -> None:
     """The rows, in 80 columns; a dash where a number is not defined: too few negatives, or recall stays below half."""
-    head = (("1e-2", 6), ("1e-3", 6), ("SNR", 6), ("swap", 6), ("drop", 6), ("ep", 4), ("s", 5), ("/s", 6))
+    head = (("1e-2", 6), ("1e-3", 6), ("SNR", 5), ("swap", 6), ("drop", 7), ("ep", 4), ("s", 5), ("/s", 6))
     print(f"\n{'':<17}{'AUC':>6}{'95 %':>12}" + "".join(f"{name:>{width}}" for name, width in head))
     for figure in figures:
         if "failed" in figure:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from infer import build_accelerator, predict
 from metrics import roc_auc
 from model import ModelConfig, build_model
 from pipeline.draws import DrawConfig
-from pipeline.loader import Loader, LoaderConfig
+from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
+from pipeline.timed import Timed
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
@@ -110,6 +112,29 @@ def test_training_learns_in_every_precision(manifest: Manifest, tmp_path: Path, 
     history = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(value) for line in history for value in line.values())
     assert max(line["auc"] for line in history) > 0.9
+
+
+def test_waiting_for_the_gpu_is_no_stall_and_an_idle_gpu_is(manifest: Manifest) -> None:
+    loader = loader_of(manifest, GPU, train=True)
+    batch = next(iter(loader))
+    loader.close()
+    cycles, seconds = 10**8, 0.03
+
+    def late(idle: bool) -> Iterator[Batch]:
+        for _ in range(8):
+            torch.cuda.synchronize()  # as a loader that waits to get its memory back
+            if idle:
+                time.sleep(seconds)
+            yield batch
+
+    stalled = []
+    for idle in (False, True):
+        timed = Timed(late(idle), GPU)
+        for _ in timed:
+            torch.cuda._sleep(cycles)  # work, some 50 ms of it
+        stalled.append(timed.seconds)
+    assert stalled[1] - stalled[0] > 8 * seconds / 2
+    assert stalled[0] < stalled[1] / 4
 
 
 class Killed(BaseException):

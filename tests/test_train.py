@@ -8,6 +8,8 @@ import os
 import resource
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,9 @@ from metrics import roc_auc
 from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
-from pipeline.loader import Loader, LoaderConfig
+from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
+from pipeline.timed import Timed
 from run import build_optimiser, build_run, build_schedule
 from shard_tools.catalog import LABELS
 from shard_tools.errors import InputError
@@ -78,6 +81,26 @@ def test_a_run_leaves_everything_it_promises(manifest: Manifest, tmp_path: Path)
     assert len(history) == 2 and all(math.isfinite(value) for line in history for value in line.values())
     assert all(line["cadences_per_s"] > 0 and 0 <= line["stall"] <= 1 for line in history)
     assert (run_dir / "checkpoints" / "last").is_dir() and (run_dir / "checkpoints" / "best").is_dir()
+
+
+def test_the_wait_for_batches_counts_as_stall_and_the_work_on_them_does_not(manifest: Manifest) -> None:
+    rows = manifest.rows("train")
+    order = Order(rows, manifest.target[rows], "sequential")
+    loader = Loader(manifest, order, Share(len(rows), 8), CANVAS)
+    batch = next(iter(loader))
+    loader.close()
+
+    def late() -> Iterator[Batch]:
+        for _ in range(3):
+            time.sleep(0.02)
+            yield batch
+
+    timed, began = Timed(late(), torch.device("cpu")), time.perf_counter()
+    for found in timed:
+        assert found is batch
+        time.sleep(0.03)
+    assert timed.seconds >= 3 * 0.02  # however busy the machine is: a sleep is never too short
+    assert time.perf_counter() - began - timed.seconds >= 3 * 0.03
 
 
 def test_a_run_learns_what_there_is_to_learn(manifest: Manifest, tmp_path: Path) -> None:
