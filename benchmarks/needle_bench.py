@@ -27,7 +27,7 @@ import tyro
 
 from benchmarks.history import RESULTS, record
 from benchmarks.needle_charts import write_histograms, write_recall, write_rocs
-from benchmarks.needle_data import NeedleSet, pack_real, simulate_set
+from benchmarks.needle_data import FOLDS, NeedleSet, pack_real, simulate_set
 from benchmarks.needle_rows import (
     CLASSICAL,
     OURS,
@@ -51,7 +51,7 @@ from shard_tools.simulate import KINDS, Needle, SimulateConfig
 from shard_tools.sky import Broad
 
 # Cadences to train on, to test on and to calibrate with, and minutes of training a row.
-_SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 160, 3.0), "gpu": (20_000, 8000, 1280, 10.0)}
+_SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 480, 3.0), "gpu": (20_000, 8000, 3840, 10.0)}
 _QUICK = 64  # cadences of either split
 _HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
 _HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("comb", "bursts")
@@ -85,8 +85,8 @@ class NeedleBenchConfig:
     """Of the data, the training and the intervals."""
     work_dir: Path = Path(tempfile.gettempdir())
     """Folder for data and runs: 2.1 MB a cadence, removed at the end."""
-    out: Path = RESULTS
-    """Folder for the pictures."""
+    out: Path | None = None
+    """Folder for the pictures; unset: benchmarks/results, and no pictures of a part of the benchmark."""
     check: bool = False
     """Exit with 1 unless ours is ahead of every row with the intervals apart, and recall reaches one half at an SNR
     1.5 times lower than that of the de-Doppler search."""
@@ -96,13 +96,15 @@ class NeedleBenchConfig:
             raise InputError("--train, --test, --minutes: expected at least 0")
         if not 0 < self.positive_share < 1:
             raise InputError(f"--positive-share {self.positive_share}: expected more than 0 and less than 1")
-        test = self.test or (_QUICK if self.quick else _SIZES[self.form][1])
-        positive = round(self.positive_share * test)
-        if not 0 < positive < test:
-            raise InputError(
-                f"--test {test} --positive-share {self.positive_share}: {positive} with a needle; expected some, and "
-                "some without"
-            )
+        train, test, calibration, _ = self.sizes
+        # The train splits go into folds, each of which has both kinds.
+        for name, count, least in (("--train", train, FOLDS), ("--test", test, 1), ("calibration", calibration, FOLDS)):
+            positive = round(self.positive_share * count)
+            if min(positive, count - positive) < least:
+                raise InputError(
+                    f"--positive-share {self.positive_share}: of {count} cadences ({name}) {positive} have a needle; "
+                    f"expected at least {least} with and {least} without"
+                )
         if self.quick and self.check:
             raise InputError("--quick --check: the quick form's figures mean nothing; leave one of the two out")
         if self.rows and self.check:
@@ -115,6 +117,20 @@ class NeedleBenchConfig:
     def form(self) -> Form:
         """By the device that train.py will take."""
         return "gpu" if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true" else "cpu"
+
+    @property
+    def sizes(self) -> tuple[int, int, int, float]:
+        """As _SIZES, with what was asked for."""
+        train, test, calibration, minutes = _SIZES[self.form]
+        if self.quick:
+            train, test, calibration = _QUICK, _QUICK, self.train or _QUICK
+        return self.train or train, self.test or test, calibration, self.minutes or minutes
+
+    @property
+    def is_part(self) -> bool:
+        """Whether rows, data or time are others than the benchmark's; pages prefer its own (benchmarks/report.py)."""
+        kept = {name: getattr(self, name) for name in ("real", "quick", "work_dir", "out", "check")}
+        return self != NeedleBenchConfig(**kept)
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
@@ -139,13 +155,11 @@ class Bench:
 
 def build_bench(config: NeedleBenchConfig, folder: Path) -> Bench:
     """Simulate and pack everything."""
-    train_count, test_count, calibration_count, minutes = _SIZES[config.form]
-    if config.quick:
-        train_count, test_count = _QUICK, _QUICK
+    train_count, test_count, calibration_count, minutes = config.sizes
     base = SimulateConfig(
         out=folder,
-        train=config.train or train_count,
-        test=config.test or test_count,
+        train=train_count,
+        test=test_count,
         seed=config.seed,
         positive_share=config.positive_share,
         snr_min=config.snr_min,
@@ -161,7 +175,7 @@ def build_bench(config: NeedleBenchConfig, folder: Path) -> Bench:
         simulate_set(folder / "simulated", base),
         pack_real(folder / "real", config.real) if config.real else None,
         None if config.quick else simulate_set(folder / "calibration", few),
-        60 * (config.minutes or minutes),
+        60 * minutes,
     )
 
 
@@ -228,6 +242,13 @@ def measure(bench: Bench) -> tuple[list[Figure], dict[str, pd.Series]]:
     return [*figures, *failed], {figure["row"]: scores["simulated"] for figure, scores in rows}
 
 
+def write_pictures(out: Path, form: Form, needles: NeedleSet, scores: dict[str, pd.Series]) -> None:
+    """Draw ROC curves, recall against SNR and histograms of the scores; those of a GPU have names of their own."""
+    ending = "_gpu" if form == "gpu" else ""
+    for name, write in (("roc", write_rocs), ("recall", write_recall), ("scores", write_histograms)):
+        write(out / f"needle_{name}{ending}.png", needles, scores)
+
+
 def main(config: NeedleBenchConfig) -> int:
     """Measure, print, draw, record; return the exit code."""
     print(f"form {config.form}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
@@ -237,16 +258,16 @@ def main(config: NeedleBenchConfig) -> int:
         print_tables(figures)
         if not config.real:
             print("\nno real needles: give --real DIR, a folder in the layout of the Kaggle competition")
-        # Ours first, so that it has its colour; the rest as in the table.
-        order = sorted((figure["row"] for figure in figures if figure["row"] in scores), key=lambda row: row != OURS)
-        drawn = {row: scores[row] for row in order}
-        for name, write in (("roc", write_rocs), ("recall", write_recall), ("scores", write_histograms)):
-            write(config.out / f"needle_{name}.png", bench.needles, drawn)
+        out = config.out or (None if config.quick or config.is_part else RESULTS)
+        if out:
+            # Ours first, so that it has its colour; the rest as in the table.
+            order = sorted((row["row"] for row in figures if row["row"] in scores), key=lambda name: name != OURS)
+            write_pictures(out, config.form, bench.needles, {row: scores[row] for row in order})
     if config.quick:
         return 0
     # Without where this machine keeps its folders.
     about = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("work_dir", "out")}
-    about |= {"form": config.form, "real": config.real.name if config.real else None}
+    about |= {"form": config.form, "is_part": config.is_part, "real": config.real.name if config.real else None}
     record("needle", about, figures)
     missed = missed_goals(figures)
     for reason in missed if config.check else ():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
 from benchmarks.needle_data import TWIN, NeedleSet
@@ -58,6 +59,9 @@ def write_recall(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]
         axes.set_title(kind, fontsize=10)
         axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     last = grid[5]
     last.set_axis_off()

@@ -65,6 +65,8 @@ RECIPES: dict[Form, tuple[Recipe, ...]] = {
         Recipe(OURS, "--preset demo"),
         # Signals are added while it trains; some bend, as the test split's s_curve needles do.
         Recipe("ours, with added", f"--preset demo {_ADDED}"),
+        # What training gives: nothing is learnt at such a rate.
+        Recipe("ours, untrained", "--preset demo --learning-rate 1e-12 --min-learning-rate 0"),
     ),
     "gpu": (
         Recipe("seed", _SEED),

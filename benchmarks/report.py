@@ -130,7 +130,11 @@ def other_tables(entries: Sequence[dict[str, Any]]) -> list[Table]:
         for figure in entry["figures"] if entry["benchmark"] != "loader" else ():
             by_workload.setdefault(str(figure.get("workload")), []).append(figure)
         for workload, figures in by_workload.items():
-            found[workload, machine_name(entry), _preset(workload, figures)] = (entry, figures)
+            key = workload, machine_name(entry), _preset(workload, figures)
+            # Of the needle benchmark a run with other rows, data or times does not replace a whole one.
+            if key in found and entry["config"].get("is_part") and not found[key][0]["config"].get("is_part"):
+                continue
+            found[key] = (entry, figures)
     tables = []
     for (workload, *_), (entry, figures) in found.items():
         columns = _TABLES.get(workload)

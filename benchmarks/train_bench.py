@@ -180,6 +180,7 @@ def variant_figures(config: TrainBenchConfig, preset: Preset, shards: Path) -> l
     figures = []
     for name in VARIANTS:
         words = [sys.executable, __file__, "--variant", name, "--preset", preset, "--shards", str(shards)]
+        words += ["--batch-size", str(config.batch_size)]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -227,7 +228,7 @@ def print_rates(figures: list[dict[str, Any]]) -> None:
         )
 
 
-def tell(config: TrainBenchConfig, figures: list[dict[str, Any]]) -> None:
+def print_and_record(config: TrainBenchConfig, figures: list[dict[str, Any]]) -> None:
     """Print a line a figure, its values as they are named in the history; record them, whatever else may yet fail."""
     record(config.what, dataclasses.asdict(config), figures)
     for figure in figures:
@@ -254,9 +255,9 @@ def main(config: TrainBenchConfig) -> int:
         print_rates(figures)
         record(config.what, dataclasses.asdict(config), figures)
         if config.variants:
-            tell(config, variant_figures(config, preset, Path(manifest.root)))
+            print_and_record(config, variant_figures(config, preset, Path(manifest.root)))
         if config.five_epochs:
-            tell(config, five_epochs(config, folder / "five-epochs"))
+            print_and_record(config, five_epochs(config, folder / "five-epochs"))
     if config.check and below:
         print(f"error: both / model is below {goal:g} x {config.check_margin:g}", file=sys.stderr)
     return int(config.check and below)

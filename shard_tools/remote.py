@@ -1,7 +1,6 @@
 """Shards in a remote store: ranged reads through fsspec, with time-outs and retries."""
 
 import asyncio
-import importlib
 import itertools
 import math
 import random
@@ -12,21 +11,18 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shard_tools.cache import SampleCache
 from shard_tools.errors import InputError, StoreError
+from shard_tools.filesystem import ATTEMPT_SECONDS, open_filesystem, reads_of
 from shard_tools.store import Bytes, Check, StoreConfig
 
 _CHUNK_BYTES = 8 << 20
 _CHUNKS_AHEAD = 4
-_ATTEMPT_SECONDS = 15.0  # for one request; a chunk takes less at 5 Mbit/s
-_CONNECT_SECONDS = 5.0
 _SLOWEST_UPLOAD = 1e6  # bytes/s
 _PAUSE_SECONDS, _LONGEST_PAUSE = 0.1, 5.0  # before the second attempt; doubled up to the second
 _WRONG_TRIES = 4  # of a store that answers in time, but not with the sample that lies there
-_CONNECTIONS = 64
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp"}
 T = TypeVar("T")
 
 
@@ -39,8 +35,8 @@ class RemoteStore:
         """`url` is one that `check_url` let through."""
         self.root = url
         self._config, self._patience = config, config.store_timeout
-        self._files, self._is_web = _open_filesystem(url), url.startswith("http")
-        self._read = _reads_of(self._files, url.partition("://")[0])
+        self._files, self._is_web = open_filesystem(url), url.startswith("http")
+        self._read = reads_of(self._files, url.partition("://")[0])
         self._base = url if self._is_web else url.partition("://")[2]
         self._cache: SampleCache | None = None
         # Of the whole store: no request has succeeded since the first, and the last one failed at the second.
@@ -185,7 +181,7 @@ class RemoteStore:
             tried = time.monotonic()
             deadline = min(began, self._away_since) + self._patience
             # Where others have waited long enough already, one short try: the threads' queues empty soon.
-            seconds = min(_ATTEMPT_SECONDS, max(deadline - tried, 1.0)) + extra_seconds
+            seconds = min(ATTEMPT_SECONDS, max(deadline - tried, 1.0)) + extra_seconds
             try:
                 answer = self._once(request, seconds)
                 self._away_since = math.inf
@@ -220,7 +216,7 @@ class RemoteStore:
     def _failed(self, tried: float) -> float:
         """Note that a request failed that began at `tried`; return since when all have."""
         # A failure of long ago, with no request after it, says nothing of today.
-        recent = tried - self._last_failed < _ATTEMPT_SECONDS + _LONGEST_PAUSE
+        recent = tried - self._last_failed < ATTEMPT_SECONDS + _LONGEST_PAUSE
         self._away_since = since = min(self._away_since, tried) if recent else tried
         self._last_failed = time.monotonic()
         return since
@@ -253,51 +249,3 @@ def _is_not_found(error: FileNotFoundError) -> bool:
 def _is_past_end(error: Exception) -> bool:
     """Whether a store says that a file has no bytes where some were asked for (HTTP 416): it is too short."""
     return getattr(error, "status", 0) == 416 or (isinstance(error, OSError) and "range" in str(error).lower())
-
-
-def _open_filesystem(url: str) -> Any:
-    """Fsspec's filesystem for a URL, with credentials and address from the environment."""
-    import fsspec
-
-    scheme = url.partition("://")[0]
-    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if scheme == "s3":
-        options["config_kwargs"] = {
-            "connect_timeout": _CONNECT_SECONDS,
-            "read_timeout": _ATTEMPT_SECONDS,
-            "max_pool_connections": _CONNECTIONS,
-            "signature_version": "s3v4",
-            "retries": {"total_max_attempts": 1, "mode": "standard"},  # ours are bounded in time
-        }
-    try:
-        importlib.import_module(_PACKAGES[scheme])
-        if scheme.startswith("http"):
-            options["client_kwargs"] = _client_options()
-        files = fsspec.filesystem(scheme, **options)
-    except ImportError as error:
-        package = _PACKAGES[scheme]
-        raise InputError(f"{url}: {scheme}:// needs the package {package} ({error}); pip install {package}") from None
-    files.retries = 1
-    return files
-
-
-def _client_options() -> dict[str, Any]:
-    """Of aiohttp's session: a buffer for a whole sample, so that a read is not stopped and started on its way."""
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(None, sock_connect=_CONNECT_SECONDS)
-    return {"timeout": timeout, "read_bufsize": 1 << 21, "trust_env": True}
-
-
-def _reads_of(files: Any, scheme: str) -> Callable[[str, int, int], Awaitable[bytes]]:
-    """How ranges of a filesystem's files are read."""
-
-    async def read(path: str, start: int, end: int) -> bytes:
-        data: bytes = await files._cat_file(path, start=start, end=end)
-        return data
-
-    if scheme != "s3" or files.anon:
-        return read
-    from shard_tools.signed import SignedReads
-
-    return SignedReads(files, _client_options()).read

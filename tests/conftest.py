@@ -17,6 +17,7 @@ from shard_tools.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_SHAPE = (6, 14, 16)
+NO_SNIPPETS = "no real snippets here; set KAGGLE_SETI to their folder"
 
 
 def snippet(number: int, shape: tuple[int, ...] = SMALL_SHAPE) -> npt.NDArray[np.float16]:
@@ -107,7 +108,7 @@ def kaggle_seti() -> Path:
     """The real snippets, where this machine has them."""
     folder = Path(os.environ.get("KAGGLE_SETI", ROOT.parent / "shared" / "data" / "kaggle_seti"))
     if not (folder / "train_labels.csv").is_file():
-        pytest.skip(f"{folder}: no real snippets here; set KAGGLE_SETI to their folder")
+        pytest.skip(f"{folder}: {NO_SNIPPETS}")
     return folder
 
 

@@ -28,6 +28,7 @@ from pipeline.plan import Order, Share
 from run import Run, build_run
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from tests.conftest import NO_SNIPPETS
 from tests.tiny import CANVAS, SHAPE, tiny_config
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "memory_gb": 8.0, "gpu": None, "gpus": 0, "driver": None, "os": "Linux"}
@@ -205,6 +206,16 @@ def test_the_other_benchmarks_have_their_tables_without_empty_columns(write_hist
     assert [row[0] for row in tables["pack"].rows] == [PACK, START, TAR, SYNCED]
 
 
+def test_a_part_of_the_needle_benchmark_does_not_replace_a_whole_one() -> None:
+    whole, part, later = (
+        entry({}, benchmark="needle", config=config, figures=[{"workload": "needles", "row": row}])
+        for row, config in (("whole", {}), ("part", {"is_part": True}), ("later", {"is_part": False}))
+    )
+    for *entries, shown in ((part, "part"), (part, whole, "whole"), (whole, part, "whole"), (whole, later, "later")):
+        (table,) = bench_report.other_tables(entries)
+        assert table.rows == [[shown]]
+
+
 def test_training_has_its_three_rates(run: Run) -> None:
     rates = train_rates(run, rounds=1)
     check_rates(rates, to_figures("train", rates, views=1))
@@ -344,8 +355,8 @@ def test_gpu_check_fits_eight_minutes_and_finds_the_tests_marked_gpu(tmp_path: P
 @pytest.mark.parametrize(("cases", "expected"), [
     ("<testcase/><testcase><skipped/></testcase>", {"passed": 1, "failed": 0, "skipped": 1}),
     (
-        """<testcase/><testcase><skipped message="could not import 'setigen': so"/></testcase>
-        <testcase><skipped message="no real snippets here; set KAGGLE_SETI"/></testcase>""",
+        f"""<testcase/><testcase><skipped message="could not import 'setigen': so"/></testcase>
+        <testcase><skipped message="{NO_SNIPPETS}"/></testcase>""",
         {"passed": 1, "failed": 0, "skipped": 0, "without setigen or real snippets": 2},
     ),
     ("<testcase><failure/></testcase><testcase><error/></testcase>", {"passed": 0, "failed": 2, "skipped": 0}),

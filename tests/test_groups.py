@@ -51,7 +51,7 @@ def test_a_group_is_in_one_fold_and_every_key_is_in_one(
     targets, groups = data
     fold_of = try_folds(targets, folds, groups)
     assume(fold_of is not None)  # otherwise a fold would lack a target
-    assert fold_of is not None and fold_of.keys() == targets.keys()
+    assert fold_of.keys() == targets.keys()
     for target in (0, 1):
         assert {fold_of[key] for key in targets if targets[key] == target} == set(range(folds))
     folds_of_group: dict[str, set[int]] = {}

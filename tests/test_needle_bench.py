@@ -1,6 +1,7 @@
 """What the needle benchmark promises: rows judged alike, twins that swap ON and OFF, goals that can be missed."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,20 @@ import pytest
 from benchmarks import needle_bench
 from benchmarks.needle_bench import NeedleBenchConfig
 from benchmarks.needle_data import TWIN, NeedleSet, pack_real, snippet_path
-from benchmarks.needle_rows import CLASSICAL, OURS, Recipe, RowFailedError, epochs_in, run_program, split_sizes, train
+from benchmarks.needle_rows import (
+    CLASSICAL,
+    OURS,
+    RECIPES,
+    Form,
+    Recipe,
+    RowFailedError,
+    epochs_in,
+    run_program,
+    split_sizes,
+    train,
+)
 from benchmarks.needle_scores import missed_goals, print_tables, real_figure, simulated_figure
+from config import parse_train_config
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, read_snippet
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
@@ -89,6 +102,7 @@ def figure(row: str, low: float, high: float, snr: float | None = 100) -> dict[s
         ([figure(OURS, 0.9, 0.95, None), figure(CLASSICAL, 0.8, 0.89, None)], 1),
         ([figure(OURS, 0.9, 0.95), figure(CLASSICAL, 0.8, 0.89, 150), {"row": "seed", "failed": "so"}], 1),
         ([figure(CLASSICAL, 0.8, 0.89, 150)], 1),
+        ([figure(OURS, 0.9, 0.95), figure(f"{OURS}, otherwise", 0.9, 0.95), figure(CLASSICAL, 0.8, 0.89, 150)], 0),
     ],
 )
 def test_goals_are_missed_where_an_interval_touches_or_the_search_is_as_sensitive(
@@ -98,13 +112,23 @@ def test_goals_are_missed_where_an_interval_touches_or_the_search_is_as_sensitiv
 
 
 def test_epochs_fill_the_time_and_a_recipe_too_slow_for_one_is_refused(tmp_path: Path) -> None:
-    shards = Path(pack_tiny(tmp_path).root)
-    trained, held_out = split_sizes(shards)
-    assert (trained, held_out) == (40, 10)
-    history = pd.DataFrame({"cadences_per_s": [1.0, 20.0], "validation_s": [9.0, 0.5]})  # 2.5 s an epoch
-    assert [epochs_in(seconds, history, shards, shards) for seconds in (1.3, 12.4, 26)] == [1, 4, 10]
+    few, shards = (Path(pack_tiny(tmp_path / str(count), train=count).root) for count in (50, 100))
+    assert (split_sizes(few), split_sizes(shards)) == ((40, 10), (80, 20))
+    history = pd.DataFrame({"cadences_per_s": [1.0, 20.0], "validation_s": [9.0, 0.5]})  # 2.5 s an epoch of the few
+    assert [epochs_in(seconds, history, few, few) for seconds in (1.3, 12.4, 26)] == [1, 4, 10]
+    assert [epochs_in(seconds, history, few, shards) for seconds in (2.6, 24.8, 52)] == [1, 4, 10]
     with pytest.raises(RowFailedError, match="an epoch would take 2 s"):
-        epochs_in(1.0, history, shards, shards)
+        epochs_in(1.0, history, few, few)
+
+
+@pytest.mark.parametrize("form", RECIPES)
+def test_every_recipe_is_a_command_line_of_train_py_that_is_unlike_the_others(form: Form) -> None:
+    given = ["--shards", "shards", "--run-dir", "run", "--epochs", "5"]
+    configs = [parse_train_config([*recipe.command(5).split(), *given]) for recipe in RECIPES[form]]
+    assert all(one != other for one, other in itertools.combinations(configs, 2))
+    (competition,) = (c for c, r in zip(configs, RECIPES[form], strict=True) if r.name.startswith("competition"))
+    assert competition.canvas.canvas == "on" and competition.sampling == "uniform"
+    assert (competition.draws.mixup_epochs, competition.draws.mix_target) == (4, "or")  # of the five epochs
 
 
 def test_a_row_that_found_no_pretrained_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +173,18 @@ def test_options_that_cannot_work_are_refused() -> None:
         {"rows": ("nobody",)},
         {"minutes": -1.0},
         {"test": 1},
+        {"train": 19},
+        {"positive_share": 0.015},  # fewer of the calibration's cadences than it has folds
         *({"positive_share": share} for share in (0.0, 1e-4, 1.0, float("nan"))),
     ):
         with pytest.raises(InputError, match=r"^--"):
             NeedleBenchConfig(**values)
+
+
+def test_a_run_with_other_rows_data_or_times_is_a_part_of_the_benchmark(tmp_path: Path) -> None:
+    assert not NeedleBenchConfig(real=tmp_path, out=tmp_path, work_dir=tmp_path, check=True).is_part
+    for values in ({"rows": (OURS,)}, {"minutes": 1.0}, {"test": 100}, {"snr_min": 30.0}, {"more": "--ema 0.9"}):
+        assert NeedleBenchConfig(**values).is_part
 
 
 def test_the_quick_form_goes_all_the_way_and_records_nothing(
