@@ -63,17 +63,17 @@ help:
 	$(BASE_PYTHON) -m venv .venv
 
 .venv/installed: requirements.txt | .venv/bin/python
-	@echo 'installing requirements.txt into .venv (some 6 GB, a few minutes)'
+	@echo 'installing requirements.txt into .venv (some 7 GB, a few minutes)'
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
-	@echo 'installing requirements-dev.txt into .venv (some 6 GB, a few minutes)'
+	@echo 'installing requirements-dev.txt into .venv (some 7 GB, a few minutes)'
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed
 
 .venv/installed-bench: requirements-bench.txt requirements-dev.txt requirements.txt | .venv/bin/python
-	@echo 'installing requirements-bench.txt into .venv (some 6 GB, a few minutes)'
+	@echo 'installing requirements-bench.txt into .venv (some 7 GB, a few minutes)'
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
 	@touch $@ .venv/installed .venv/installed-dev
