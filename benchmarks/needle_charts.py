@@ -63,6 +63,7 @@ def write_recall(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
+    grid[2].tick_params(labelbottom=True)  # nothing is drawn below it
     last = grid[5]
     last.set_axis_off()
     last.legend(*grid[0].get_legend_handles_labels(), loc="center", fontsize=9)
