@@ -9,6 +9,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from shard_tools.cores import usable_cores
+
 _SECONDS = 20  # for a command to answer
 
 
@@ -18,7 +20,7 @@ def machine() -> dict[str, Any]:
     gpu, _, driver = gpus[0].rpartition(", ") if gpus else ("", "", "")
     return {
         "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": gpu or None,
         "gpus": len(gpus),

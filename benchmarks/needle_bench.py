@@ -46,6 +46,7 @@ from benchmarks.needle_rows import (
 )
 from benchmarks.needle_scores import Figure, missed_goals, print_tables, real_figure, simulated_figure
 from metrics import roc_auc
+from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
 from shard_tools.simulate import KINDS, Needle, SimulateConfig
 from shard_tools.sky import Broad
@@ -251,7 +252,7 @@ def write_pictures(out: Path, form: Form, needles: NeedleSet, scores: dict[str, 
 
 def main(config: NeedleBenchConfig) -> int:
     """Measure, print, draw, record; return the exit code."""
-    print(f"form {config.form}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
+    print(f"form {config.form}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f} before the start")
     with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
         bench = build_bench(config, Path(folder))
         figures, scores = measure(bench)

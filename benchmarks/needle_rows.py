@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pandas as pd
 from benchmarks.history import ROOT
 from benchmarks.needle_data import NeedleSet, test_snippets
 from shard_tools.cadence import read_snippet
+from shard_tools.cores import usable_cores
 from shard_tools.dedoppler import find_drift
 from shard_tools.manifest import read_manifest
 from shard_tools.trivial import trivial_scores
@@ -152,7 +152,7 @@ def _scored(needles: NeedleSet, score: Callable[[npt.NDArray[np.float16]], objec
     score(read_snippet(files[0][1])[1])  # compiles
     began = time.perf_counter()
     # Threads: the search's loops let go of Python's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(lambda file: score(read_snippet(file[1])[1]), files))
     rate = len(files) / (time.perf_counter() - began)
     return pd.Series(found, index=pd.Index([key for key, _ in files], name="id"), name="score"), rate

@@ -30,6 +30,7 @@ import tyro
 from benchmarks.history import ROOT, record
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
 from shard_tools.catalog import LABELS
+from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
 
 GOAL = 2.0  # times the seconds of `tar cf` and `sync`
@@ -46,7 +47,7 @@ class PackBenchConfig:
     """Cadences to pack; each takes 0.84 MB as a snippet and again in each archive."""
     rounds: int = 5
     """Turns of each."""
-    workers: int = os.cpu_count() or 1
+    workers: int = usable_cores()
     """Threads of pack."""
     work_dir: Path = Path(tempfile.gettempdir())
     """Folder on the disk that is measured."""
@@ -176,7 +177,7 @@ def print_table(figures: list[dict[str, Any]]) -> None:
 def main(config: PackBenchConfig) -> int:
     """Measure, print a table, record it; return the exit code."""
     print(
-        f"{config.cadences:,} cadences of 0.84 MB, {config.workers} threads, {os.cpu_count()} cores, load "
+        f"{config.cadences:,} cadences of 0.84 MB, {config.workers} threads, {usable_cores()} cores, load "
         f"{os.getloadavg()[0]:.1f} before the start, page cache warm; median of {config.rounds} rounds (range)"
     )
     with tempfile.TemporaryDirectory(dir=config.work_dir) as name:

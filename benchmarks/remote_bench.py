@@ -27,6 +27,7 @@ import tyro
 from config import PRESETS
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
+from shard_tools.cores import usable_cores
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.store import StoreConfig
 
@@ -94,7 +95,7 @@ def main(config: RemoteBenchConfig) -> None:
     mean_size = int(np.mean(local.size))
     print(
         f"{len(local.rows('train'))} train cadences of {mean_size / 1e3:.0f} kB, batches of {config.batch_size}, demo "
-        f"canvas, {config.latency_ms:g} ms a request, {os.cpu_count()} cores ({platform.processor() or 'CPU'}), load "
+        f"canvas, {config.latency_ms:g} ms a request, {usable_cores()} cores ({platform.processor() or 'CPU'}), load "
         f"{os.getloadavg()[0]:.1f} before the start, page cache warm; store and loader share the cores"
     )
     print(f"{'from':<20}{'to':<8}{'cadences/s: median':>20}{'lowest':>8}{'highest':>9}{'CPU ms a cadence':>18}")

@@ -37,6 +37,7 @@ from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from run import Run, build_run
 from shard_tools.cadence import KAGGLE_SHAPE
+from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
@@ -244,7 +245,7 @@ def main(config: TrainBenchConfig) -> int:
         assert config.shards
         print(json.dumps(measure_variant(config, preset, read_manifest(config.shards))))
         return 0
-    print(f"preset {preset}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start, page cache warm")
+    print(f"preset {preset}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f} before the start, page cache warm")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=config.work_dir)))
         cadences = config.cadences or (12_800 if on_gpu else 192)

@@ -3,7 +3,6 @@
 Axes: B batch, V views, C channels, H height, W width.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -21,6 +20,7 @@ from pipeline.randomness import Int64s
 from pipeline.raw import RawSnippets
 from pipeline.reader import Reader
 from pipeline.skipping import BadSamples, Policy
+from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 
@@ -35,8 +35,9 @@ class LoaderConfig:
     engine: Engine = "auto"
     """What makes the images: DALI's graph, or compiled kernels on threads of the CPU. auto: DALI on a GPU, the kernels
     on a CPU, where they are several times as fast."""
-    loader_threads: int = os.cpu_count() or 1
-    """Threads that decode and augment on the CPU."""
+    loader_threads: int = rank_cores()
+    """Threads that decode and augment on the CPU; by default as many as cores may be used, shared among the ranks of
+    this machine."""
     read_threads: int = 0
     """Threads that read. 0: as many as loader-threads from a local folder, 32 from a remote store."""
     read_ahead: int = 4

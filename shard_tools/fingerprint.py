@@ -8,7 +8,6 @@ these agree with another snippet's, once more to prove the pair. Memory is what 
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from shard_tools.cadence import PANELS, read_rows
 from shard_tools.catalog import Record, common_shape, read_catalog
+from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.groups import write_groups
 from shard_tools.overlaps import (
@@ -56,7 +56,7 @@ class FingerprintConfig:
     """Least share of the frequency channels that two snippets must have in common to count; above 0, to 1."""
     test: bool = False
     """Take the snippets of test/ too, and say what they share with those of train/."""
-    workers: int = os.cpu_count() or 1
+    workers: int = usable_cores()
     """Threads that read snippets."""
     on_bad: Literal["fail", "quarantine"] = "fail"
     """What to do with a file that is no snippet, or of another shape: stop, or give it a group of its own. Values are

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shard_tools.cadence import check_time_bins, npy_header
 from shard_tools.catalog import SPLITS, SUBMISSION, Catalog, Record, common_shape, read_catalog
+from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.files import file_sha256, folder_lock, write_whole
 from shard_tools.manifest import (
@@ -54,7 +55,7 @@ class PackConfig:
     hold more ids; one without a file and a group counts as a group of its own."""
     seed: int = 0
     """Seed of the folds."""
-    workers: int = os.cpu_count() or 1
+    workers: int = usable_cores()
     """Threads, each of which writes a shard of its own."""
     allow_missing: bool = False
     """Pack what is there where the tables name keys without a file; skipped.csv lists them."""

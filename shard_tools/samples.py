@@ -5,7 +5,6 @@ The numbers come first, since they are all that planning needs; the keys of a la
 
 import contextlib
 import itertools
-import os
 import string
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from shard_tools.cadence import MAX_KEY_LENGTH
 from shard_tools.catalog import SPLITS
+from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.hashed import HashedFile, HashedReader
 from shard_tools.places import Places, find_places
@@ -96,7 +96,7 @@ def read_columns(file: HashedFile, content: dict[str, Any], check: Check) -> dic
                         raise ValueError(f"the column {name} contradicts its statistics")
             return places
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             groups = pool.map(read_group, range(len(undecoded.ends)))
             places = Places.join(itertools.chain.from_iterable(groups))
     background = ThreadPoolExecutor(1, thread_name_prefix="keys")
@@ -158,7 +158,7 @@ def _read_keys(table: _Undecoded, split: npt.NDArray[np.int8]) -> pa.ChunkedArra
         return joined
 
     # One core is left to whoever plans meanwhile.
-    with _refusing(table.file.where), ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
+    with _refusing(table.file.where), ThreadPoolExecutor(max(1, usable_cores() - 1)) as pool:
         groups = pool.map(read_group, range(len(table.ends)))
         keys = pa.chunked_array(itertools.chain(*groups), pa.string())
     # `pack` writes each split in the order of its keys, where neighbours tell. Only a table in another order needs a

@@ -9,7 +9,6 @@ import functools
 import importlib
 import logging
 import multiprocessing
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +30,7 @@ from shard_tools.cadence import (
     TIME_BIN_SECONDS,
     npy_header,
 )
+from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 from shard_tools.progress import progress
@@ -55,7 +55,7 @@ class SimulateConfig:
     """Cadences without a label (truth.csv has it)."""
     seed: int = 0
     """Same seed, same bytes; 0 or more."""
-    workers: int = os.cpu_count() or 1
+    workers: int = usable_cores()
     """Processes; the bytes do not depend on it."""
     positive_share: float = 0.1
     """Share of cadences with a needle, in train and in test alike; 0 to 1."""
