@@ -1,5 +1,8 @@
 """Predict: weights and shards to a Kaggle submission, on any number of devices. python infer.py --help"""
 
+import shard_tools.openmp  # noqa: F401  before torch is loaded
+
+# isort: split
 import csv
 import hashlib
 import io

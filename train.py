@@ -1,5 +1,8 @@
 """Train: shards to weights, on any number of devices. python train.py --help"""
 
+import shard_tools.openmp  # noqa: F401  before torch is loaded
+
+# isort: split
 import contextlib
 import csv
 import io

@@ -8,15 +8,19 @@ from pathlib import Path
 _CGROUP, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
+def bound_cores() -> int:
+    """Cores that the system may run this process on: its affinity (`taskset`, cpusets, Slurm)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores(cgroup: Path = _CGROUP, mount: Path = _MOUNT) -> int:
-    """Cores by CPU affinity (`taskset`, cpusets, Slurm) and by the quota of the control group (containers), at least 1.
+    """The bound cores, or what the quota of the control group (containers) leaves of them; at least 1.
 
     `cgroup` and `mount` are where Linux tells of control groups (man 7 cgroups); both versions are read. A quota of one
     and a half cores counts as two. Not joblib's count: it takes longer to import than all of this package, and knows
     no groups within groups.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *map(math.ceil, _quotas(cgroup, mount))]))
+    return max(1, min([bound_cores(), *map(math.ceil, _quotas(cgroup, mount))]))
 
 
 def rank_cores() -> int:

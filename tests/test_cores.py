@@ -73,3 +73,16 @@ def test_the_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(cores, "usable_cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
     assert cores.rank_cores() == expected
+
+
+@pytest.mark.parametrize(("script", "asked", "spins"), [("train", "", 0), ("infer", "", 0), ("train", "ACTIVE", 1)])
+def test_threads_sleep_while_they_wait_unless_the_user_said_otherwise(script: str, asked: str, spins: int) -> None:
+    """By the number of times that OpenMP's threads are going to spin, as it tells itself."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {script}"], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    told = {line.strip() for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line}
+    assert not done.returncode and told, done.stderr[-2000:]
+    assert (told == {"GOMP_SPINCOUNT = '0'"}) == (spins == 0)
