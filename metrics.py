@@ -1,16 +1,12 @@
-"""ROC AUC and its companions, each sample counted once; and how several models' scores become one.
-
-Intervals are percentiles of a stratified bootstrap (Efron and Tibshirani 1993, chapter 13; Robin et al. 2011, BMC
-Bioinformatics 12:77): positives and negatives are drawn again with replacement, each as many as there are.
-"""
+"""ROC AUC and its companions, each sample counted once; and how several models' scores become one."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, rankdata
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 Floats = npt.NDArray[np.floating]
@@ -58,83 +54,19 @@ def calibration(target: Ints, score: Floats, bins: int = 10) -> tuple[Floats, Fl
     return means[0], means[1], count[filled]
 
 
-RESAMPLES = 1000
-_INTERVAL = (0.025, 0.975)
-_AT_ONCE = 50  # resamples that are held in memory together
-
-
-def roc_auc_interval(target: Ints, score: Floats, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Bounds of the 95 % interval of the ROC AUC; NaN where there is only one class."""
-    positive, negative = score[target == 1], np.sort(score[target == 0])
-    below, reached = (np.searchsorted(negative, positive, side) for side in ("left", "right"))
-
-    def auc(of_positive: Ints, of_negative: Ints) -> Floats:
-        # Of each positive, the negatives that score less, a tie counting half (Mann and Whitney 1947).
-        sums = np.pad(np.cumsum(of_negative, axis=1), ((0, 0), (1, 0)))
-        higher = (of_positive * (sums[:, below] + sums[:, reached])).sum(axis=1)
-        return np.asarray(higher / (2 * len(positive) * len(negative)))
-
-    return _interval(len(positive), len(negative), auc, seed, resamples)
-
-
 def recall_at_fpr(target: Ints, score: Floats, rate: float) -> float:
     """Share of positives above the lowest threshold that at most a share `rate` of the negatives exceeds.
 
     NaN where there is no positive, or so few negatives that `rate` is less than one of them.
     """
     positive, negative = score[target == 1], np.sort(score[target == 0])[::-1]
-    allowed = _allowed(rate, len(negative))
+    allowed = allowed_false_positives(rate, len(negative))
     return float((positive > negative[allowed]).mean()) if len(positive) and allowed else math.nan
 
 
-def recall_at_fpr_interval(
-    target: Ints, score: Floats, rate: float, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """Bounds of the 95 % interval of `recall_at_fpr`, whose threshold is found anew in each resample."""
-    positive, negative = np.sort(score[target == 1]), np.sort(score[target == 0])[::-1]
-    allowed = _allowed(rate, len(negative))
-    if not allowed:
-        return math.nan, math.nan
-    reached = np.searchsorted(positive, negative, "right")  # positives up to each negative
-
-    def recall(of_positive: Ints, of_negative: Ints) -> Floats:
-        threshold = np.argmax(np.cumsum(of_negative, axis=1) > allowed, axis=1)
-        sums = np.pad(np.cumsum(of_positive, axis=1), ((0, 0), (1, 0)))
-        missed = np.take_along_axis(sums, reached[threshold][:, None], axis=1)[:, 0]
-        return np.asarray(1 - missed / len(positive))
-
-    return _interval(len(positive), len(negative), recall, seed, resamples)
-
-
-def _allowed(rate: float, negatives: int) -> int:
+def allowed_false_positives(rate: float, negatives: int) -> int:
     """How many of so many negatives may be false positives; 0 where none."""
     return min(math.floor(rate * negatives + 1e-9), negatives - 1)  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 less
-
-
-def _interval(
-    positives: int, negatives: int, statistic: Callable[[Ints, Ints], Floats], seed: int, resamples: int
-) -> tuple[float, float]:
-    """Percentiles of a statistic of how often each positive and each negative was drawn, (resamples, number)."""
-    if not positives or not negatives:
-        return math.nan, math.nan
-
-    def values() -> Iterator[Floats]:
-        rng = np.random.default_rng(seed)
-        for start in range(0, resamples, _AT_ONCE):
-            count = min(_AT_ONCE, resamples - start)
-            drawn = (rng.multinomial(number, np.full(number, 1 / number), count) for number in (positives, negatives))
-            yield statistic(*drawn)
-
-    low, high = np.quantile(np.concatenate(list(values())), _INTERVAL)
-    return float(low), float(high)
-
-
-def share_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Bounds of the 95 % interval of a share, as Wilson (1927) has it; NaN without a trial."""
-    if not trials:
-        return math.nan, math.nan
-    bounds = binomtest(successes, trials).proportion_ci(method="wilson")
-    return float(bounds.low), float(bounds.high)
 
 
 def snr_at_half_recall(snr: Floats, found: npt.NDArray[np.bool_]) -> float:

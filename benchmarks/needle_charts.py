@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
+from benchmarks.intervals import share_interval
 from benchmarks.needle_data import TWIN, NeedleSet
 from benchmarks.needle_scores import RATE, found_needles
-from metrics import share_interval
 from shard_tools.files import whole_file
 from shard_tools.simulate import KINDS
 

@@ -26,6 +26,7 @@ from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
 
 _NEEDLES = "needles"  # workload, and the name of the marks around its own table
+_PAIRED = "+.3f to"  # a number and the bounds of its interval
 # The other benchmarks' columns: (name in the figure, heading, format).
 _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "train": (
@@ -46,12 +47,15 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lowest", "slowest epoch, cadences/s", ",.0f"), ("highest", "fastest", ",.0f"),
     ),
     _NEEDLES: (
-        ("row", "recipe", "s"), ("auc", "ROC AUC", ".4f"), ("auc_low", "95 % from", ".4f"), ("auc_high", "to", ".4f"),
-        ("recall_1e2", "recall at 1e-2", ".3f"), ("recall_1e3", "at 1e-3", ".3f"),
+        ("row", "recipe", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
+        ("ahead_auc", "ours ahead by (95 %)", _PAIRED), ("recall_1e2", "recall at 1e-2", ".3f"),
+        ("ahead_recall_1e2", "ours ahead by (95 %)", _PAIRED), ("recall_1e3", "at 1e-3", ".3f"),
+        ("ahead_recall_1e3", "ours ahead by (95 %)", _PAIRED),
         ("half_snr", "SNR of recall 1/2", ".0f"), ("drop", "drop when ON and OFF swap", ".3f"),
         ("epochs", "epochs", "d"), ("train_s", "training, s", ",.0f"), ("cadences_per_s", "cadences/s", ",.0f"),
         ("real_above", "real needles above their twins", ".1%"), ("real_auc", "real AUC", ".3f"),
-        ("pretrained", "pretrained weights", "s"), ("failed", "failed", "s"),
+        ("ahead_real_auc", "ours ahead by (95 %)", _PAIRED), ("pretrained", "pretrained weights", "s"),
+        ("failed", "failed", "s"),
     ),
 }  # fmt: skip
 _TABLES["infer"] = _TABLES["train"]
@@ -144,7 +148,7 @@ def other_tables(entries: Sequence[dict[str, Any]]) -> list[Table]:
             figures = [_one_row(figures)]
         # Without the columns that nobody has something for: what only a GPU has, why a row failed.
         shown = [column for column in columns if any(figure.get(column[0]) is not None for figure in figures)]
-        rows = [[_cell(figure.get(name), form) for name, _, form in shown] for figure in figures]
+        rows = [[_words(figure, name, form) for name, _, form in shown] for figure in figures]
         tables.append(Table(workload, when_and_where(entry), tuple(heading for _, heading, _ in shown), rows))
     return tables
 
@@ -159,6 +163,15 @@ def _one_row(figures: list[dict[str, Any]]) -> dict[str, Any]:
     """The three rates and the verdict side by side."""
     rates = {figure["rate"]: figure["cadences_per_s"] for figure in figures if "rate" in figure}
     return rates | next((figure for figure in figures if "ratio" in figure), {})
+
+
+def _words(figure: dict[str, Any], name: str, form: str) -> str:
+    if form != _PAIRED:
+        return _cell(figure.get(name), form)
+    if figure.get(name) is None:
+        return ""
+    low, high = (_cell(figure[f"{name}_{end}"], "+.3f") for end in ("low", "high"))
+    return f"{figure[name]:+.3f} ({low} to {high})"
 
 
 def _cell(value: Any, form: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
@@ -10,10 +10,7 @@ from metrics import (
     average_precision,
     mean_score,
     recall_at_fpr,
-    recall_at_fpr_interval,
     roc_auc,
-    roc_auc_interval,
-    share_interval,
     sigmoid,
     snr_at_half_recall,
     unique_rows,
@@ -75,63 +72,17 @@ def test_a_logit_that_is_not_a_number_leaves_no_rank() -> None:
 SCORES = st.lists(st.integers(-9, 9), min_size=1, max_size=25)
 
 
-def labelled(positive: list[int], negative: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    return np.repeat([1, 0], [len(positive), len(negative)]), np.array([*positive, *negative], float)
-
-
-def resampled(positive: list[int], negative: list[int], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Fifty bootstrap samples, one by one, from the same random numbers that the metrics take, in the same order."""
-    rng = np.random.default_rng(seed)
-    counts = [rng.multinomial(len(of), np.full(len(of), 1 / len(of)), 50) for of in (positive, negative)]
-    return [
-        labelled(np.repeat(positive, ours).tolist(), np.repeat(negative, theirs).tolist())
-        for ours, theirs in zip(*counts, strict=True)
-    ]
-
-
-@settings(deadline=None, max_examples=40)
-@given(SCORES, SCORES, st.integers(0, 99))
-def test_the_interval_of_the_auc_is_that_of_samples_drawn_again(
-    positive: list[int], negative: list[int], seed: int
-) -> None:
-    found = roc_auc_interval(*labelled(positive, negative), seed=seed, resamples=50)
-    values = []
-    for target, score in resampled(positive, sorted(negative), seed):
-        difference = score[target == 1][:, None] - score[target == 0]
-        values.append(((difference > 0) + 0.5 * (difference == 0)).mean())
-    np.testing.assert_allclose(found, np.quantile(values, [0.025, 0.975]), atol=1e-12)
-
-
-@settings(deadline=None, max_examples=40)
-@given(SCORES, SCORES, st.integers(0, 99), st.sampled_from([0.1, 0.3, 1.0]))
+@given(SCORES, SCORES, st.sampled_from([0.1, 0.3, 1.0]))
 def test_recall_at_a_false_positive_rate_is_the_best_of_all_thresholds(
-    positive: list[int], negative: list[int], seed: int, rate: float
+    positive: list[int], negative: list[int], rate: float
 ) -> None:
-    def best(target: np.ndarray, score: np.ndarray) -> float:
-        allowed = [t for t in range(-11, 11) if (score[target == 0] > t).sum() <= int(rate * len(negative) + 1e-9)]
-        return float(max((score[target == 1] > t).mean() for t in allowed))
-
-    target, score = labelled(positive, negative)
+    target, score = np.repeat([1, 0], [len(positive), len(negative)]), np.array([*positive, *negative], float)
+    found = recall_at_fpr(target, score, rate)
     if int(rate * len(negative) + 1e-9) < 1 or len(negative) == 1:
-        assert np.isnan(recall_at_fpr(target, score, rate))
-        assert np.isnan(recall_at_fpr_interval(target, score, rate)).all()
-        return
-    if rate < 1:
-        assert recall_at_fpr(target, score, rate) == best(target, score)
-        samples = resampled(sorted(positive), sorted(negative)[::-1], seed)
-        found = recall_at_fpr_interval(target, score, rate, seed=seed, resamples=50)
-        expected = np.quantile([best(*sample) for sample in samples], [0.025, 0.975])
-        np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-def test_the_interval_of_an_auc_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng, covered = np.random.default_rng(0), 0
-    for seed in range(100):
-        target, score = np.repeat([0, 1], 60), rng.standard_normal(120)
-        score[60:] += 1
-        low, high = roc_auc_interval(target, score, seed, resamples=200)
-        covered += low <= 0.7602 <= high  # of two Gaussians one standard deviation apart: Phi(1 / sqrt(2))
-    assert 88 <= covered <= 100
+        assert np.isnan(found)
+    elif rate < 1:
+        allowed = [t for t in range(-11, 11) if sum(n > t for n in negative) <= int(rate * len(negative) + 1e-9)]
+        assert found == max(sum(p > t for p in positive) / len(positive) for t in allowed)
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=40))
@@ -151,7 +102,4 @@ def test_recall_reaches_one_half_where_isotonic_regression_does(needles: list[tu
 
 def test_of_no_samples_there_is_no_number() -> None:
     none = np.zeros(0)
-    assert np.isnan([snr_at_half_recall(none, none.astype(bool)), *share_interval(0, 0)]).all()
-    assert np.isnan(roc_auc_interval(np.zeros(3, int), np.arange(3.0))).all()
-    low, high = share_interval(30, 60)
-    assert 0.37 < low < 0.4 and low == pytest.approx(1 - high)
+    assert np.isnan([snr_at_half_recall(none, none.astype(bool)), recall_at_fpr(none.astype(int), none, 0.1)]).all()
