@@ -1,10 +1,10 @@
-"""How planning scales: simulated tables of up to 60 million samples, without their bytes.
+"""How planning scales: simulated tables of up to 6 million samples, without their bytes.
 
     python benchmarks/scale_bench.py
 
-For each size: the time from opening the table to the first planned batch (rows and draws; imports left out) and to the
-keys (which the first read of a sample waits for), the most memory that a rank takes until then above that of the
-imports, and the cost of planning a step. Every measurement is a fresh process.
+For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the most
+memory that a rank takes until then above that of the imports, and the cost of planning a step. Every measurement is a
+fresh process.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _KEY_DIGITS = 15  # hexadecimal, as the longest of the Kaggle data
 _ROW_GROUP = 1 << 20  # as pyarrow cuts a table that is written at once, as `pack` does
 _TRAIN_SHARE = 0.6  # 60,000 of the Kaggle data's 99,995
 _BATCH = 32
-_COLUMNS = (("first_batch_s", 3), ("first_batch_cpu_s", 2), ("keys_s", 2), ("memory_mb", 0), ("step_us", 0))
+_COLUMNS = (("first_batch_s", 3), ("first_batch_cpu_s", 2), ("memory_mb", 0), ("step_us", 0))
 _RANKS = 8
 
 
@@ -47,7 +47,7 @@ _RANKS = 8
 class ScaleConfig:
     """Measure planning on simulated tables."""
 
-    samples: tuple[int, ...] = (60_000, 6_000_000, 60_000_000)
+    samples: tuple[int, ...] = (60_000, 6_000_000)
     """Sizes of the tables."""
     repeats: int = 3
     """Fresh processes for each size and order."""
@@ -126,7 +126,7 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
 
 
 def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
-    """Times to the first planned batch and to the keys (s), memory beyond the imports (MB), a step's cost (us)."""
+    """Time to the first planned batch (s), memory beyond the imports (MB), a step's cost (us)."""
     # What a first use loads, which belongs to the imports: lookup tables of SciPy's, and Arrow's threads.
     few = Order(np.arange(100), np.arange(100, dtype=np.int8) % 2, config.sampling)
     plan_step(few, Share(100, _BATCH), 0)
@@ -135,12 +135,10 @@ def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
     manifest = read_manifest(folder)
     opened = time.perf_counter()
     rows = manifest.rows("train", 0)
-    order = Order(rows, manifest.targets(rows), config.sampling)
+    order = Order(rows, manifest.target[rows], config.sampling)
     share = Share(len(order), _BATCH, rank=3, world_size=_RANKS)
     plan_step(order, share, 0)
     first, cpu = time.perf_counter(), time.process_time() - cpu
-    manifest.keys  # noqa: B018 (waits for them)
-    keys = time.perf_counter()
     costs = []
     for step in np.random.default_rng(0).integers(0, share.steps, config.steps).tolist():
         start = time.perf_counter()
@@ -150,7 +148,6 @@ def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
         "open_s": opened - began,
         "first_batch_s": first - began,
         "first_batch_cpu_s": cpu,
-        "keys_s": keys - began,
         "memory_mb": _peak_mb() - before,
         "step_us": 1e6 * statistics.median(costs),
     }
@@ -167,7 +164,7 @@ def main(config: ScaleConfig) -> None:
     if config.measure:
         print(json.dumps(measure(config, config.measure)))
         return
-    print("samples     order     first batch, s; its CPU, s; keys, s; memory, MB; planning a step, us: median (range)")
+    print("samples     order     first batch, s; its CPU, s; memory, MB; planning a step, us: median (range)")
     for samples in config.samples:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

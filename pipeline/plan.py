@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from pipeline.randomness import Int64s, Stream, permute, uniform
 from shard_tools.errors import InputError
-from shard_tools.places import Numbers, numbers_where
 
 Sampling = Literal["uniform", "weighted", "sequential"]
 
@@ -28,7 +27,7 @@ class Order:
     sequential: every row once, as they stand.
     """
 
-    rows: Numbers
+    rows: Int64s
     targets: npt.NDArray[np.int8]
     """Of every row; only `weighted` looks at them."""
     sampling: Sampling = "uniform"
@@ -54,15 +53,11 @@ class Order:
             places = permute(self.seed, epoch, positions, len(self))
         elif self.sampling == "weighted":
             places = self._drawn_places(uniform(self.seed, epoch, positions, Stream.ORDER))
-        return self.rows[places].astype(np.int64, copy=False)
+        return self.rows[places]
 
     @cached_property
-    def _classes(self) -> tuple[Numbers, Numbers]:
-        negative, positive = (
-            numbers_where(lambda part, target=target: self.targets[part] == target, len(self.targets))  # type: ignore[misc]
-            for target in (0, 1)
-        )
-        return negative, positive
+    def _classes(self) -> tuple[Int64s, Int64s]:
+        return np.flatnonzero(self.targets == 0), np.flatnonzero(self.targets == 1)
 
     def _drawn_places(self, drawn: npt.NDArray[np.float64]) -> Int64s:
         """Turn uniform numbers into places: first the class, then, with what is left of the number, the place in it."""

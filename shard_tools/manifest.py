@@ -2,10 +2,9 @@
 
 import hashlib
 import json
+import math
 import re
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,14 @@ import pyarrow as pa
 from shard_tools.cadence import PANELS
 from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError
-from shard_tools.hashed import HashedFile
-from shard_tools.places import Int64s, Numbers, Places, numbers_where
-from shard_tools.samples import SAMPLES, Check, has_repeats, read_columns
+from shard_tools.samples import SAMPLES, has_repeats, read_columns
 from shard_tools.store import Store, StoreConfig, open_store, read_file
 
 MANIFEST = "manifest.json"
 FORMAT = "needlestream-shards"
 FORMAT_VERSION = 1
 TAR_BLOCK = 512
-_SLICE = 1 << 16  # samples that are looked at together: few enough for a core's cache
+Int64s = npt.NDArray[np.int64]
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.[a-z]+\Z")
@@ -57,59 +54,35 @@ class Manifest:
     """SHA-256 of the other files of the data set, by name."""
     identity: str
     """SHA-256 of the whole table of contents: equal only for equal data sets."""
-    keys_read: Future[pa.ChunkedArray]
-    """The keys, which a large table reads and checks in the background."""
+    keys: pa.ChunkedArray
     split: npt.NDArray[np.int8]
     target: npt.NDArray[np.int8]
     fold: npt.NDArray[np.int8]
-    places: Places
-    """The shard and the offset of each sample."""
+    shard: npt.NDArray[np.int32]
+    """The number of each sample's shard."""
+    offset: Int64s
+    """Bytes from the start of the shard to the npy header of each sample."""
     size: npt.NDArray[np.int32]
+    """Bytes of each sample's npy file."""
 
     @property
     def root(self) -> Any:
         """The folder (a Path), or the URL (a str)."""
         return self.store.root
 
-    @property
-    def keys(self) -> pa.ChunkedArray:
-        """The keys of all samples, waited for. Raises InputError where they are unsafe, repeated or damaged."""
-        return self.keys_read.result()
-
-    @cached_property
-    def shard(self) -> npt.NDArray[np.int32]:
-        """The shard of each sample; made when it is asked for, since `places` is much smaller."""
-        return self.places.spread(len(self))[0]
-
-    @cached_property
-    def offset(self) -> Int64s:
-        """Bytes from the start of the shard to the npy header of each sample; made when it is asked for."""
-        return self.places.spread(len(self))[1]
-
     def __len__(self) -> int:
         return len(self.target)
 
-    def rows(self, split: str, fold: int | None = None, held_out: bool = False) -> Numbers:
+    def rows(self, split: str, fold: int | None = None, held_out: bool = False) -> Int64s:
         """Row numbers of a split: all of it, or without `fold`, or (`held_out`) of `fold` alone."""
-
-        def chosen(part: slice) -> npt.NDArray[np.bool_]:
-            mask: npt.NDArray[np.bool_] = self.split[part] == SPLITS.index(split)
-            return mask if fold is None else mask & ((self.fold[part] == fold) == held_out)
-
-        return numbers_where(chosen, len(self))
-
-    def targets(self, rows: Numbers) -> npt.NDArray[np.int8]:
-        """The targets of many rows."""
-        found = np.empty(len(rows), np.int8)
-        for start in range(0, len(rows), _SLICE):  # in slices: NumPy makes 64-bit numbers of the rows
-            found[start : start + _SLICE] = self.target[rows[start : start + _SLICE]]
-        return found
+        chosen = self.split == SPLITS.index(split)
+        return np.flatnonzero(chosen if fold is None else chosen & ((self.fold == fold) == held_out))
 
     def key(self, row: int) -> str:
         """The key of one row."""
         return str(self.keys[int(row)].as_py())
 
-    def keys_of(self, rows: Numbers) -> list[str]:
+    def keys_of(self, rows: Int64s) -> list[str]:
         """The keys of many rows."""
         return [str(key) for key in self.keys.take(pa.array(rows)).to_pylist()]
 
@@ -151,10 +124,8 @@ def read_manifest(root: Path | str, config: StoreConfig = StoreConfig()) -> Mani
     text = read_file(store, MANIFEST)
     if text is None:
         raise InputError(f"{path}: no such file; expected a folder that `python -m shard_tools pack` wrote")
-    with ThreadPoolExecutor(1) as pool:
-        table = pool.submit(HashedFile, store, SAMPLES)  # meanwhile: for many shards the check takes as long
-        content = _check_content(path, text)
-    columns = read_columns(table.result(), content, _check_places(content, samples))
+    content = _check_content(path, text)
+    columns = read_columns(read_file(store, SAMPLES) or b"", samples, content)
     manifest = Manifest(
         store=store,
         shape=tuple(content["shape"]),
@@ -166,6 +137,7 @@ def read_manifest(root: Path | str, config: StoreConfig = StoreConfig()) -> Mani
         **columns,
     )
     _check_samples(manifest, samples)
+    _check_places(manifest, samples)
     store.identify(manifest.identity)
     return manifest
 
@@ -216,44 +188,35 @@ def _has_form(content: dict[str, Any]) -> bool:
 
 
 def has_repeated_keys(manifest: Manifest) -> bool:
-    """Whether any key stands twice in the table, in one split or in both."""
+    """Whether any key appears twice in the table, in one split or in both."""
     return has_repeats(manifest.keys)
 
 
 def _check_samples(manifest: Manifest, where: str) -> None:
     """Refuse columns that contradict each other or the manifest's counts."""
-    counts = np.zeros((len(SPLITS), 2), np.int64)
-    for start in range(0, len(manifest), _SLICE):  # in slices, so that what is compared takes no memory to speak of
-        split, target, fold = (
-            column[start : start + _SLICE] for column in (manifest.split, manifest.target, manifest.fold)
-        )
-        if target.min() < -1 or target.max() > 1 or fold.min() < -1:
-            raise InputError(f"{where}: targets beyond 0 and 1, or negative folds; pack again")
-        for number in range(len(SPLITS)):
-            in_split = split == number
-            counts[number] += np.count_nonzero(in_split), np.count_nonzero(in_split & (target == 1))
+    target = manifest.target
+    if target.min() < -1 or target.max() > 1 or manifest.fold.min() < -1:
+        raise InputError(f"{where}: targets beyond 0 and 1, or negative folds; pack again")
     for number, name in enumerate(SPLITS):
-        expected, found = manifest.splits[name], tuple(counts[number].tolist())
+        in_split = manifest.split == number
+        found = int(in_split.sum()), int((in_split & (target == 1)).sum())
+        expected = manifest.splits[name]
         if found != (expected["samples"], expected["positive"]):
             raise InputError(
                 f"{where}: {name} has {found} samples and positives, {MANIFEST} says {expected}; pack again"
             )
 
 
-def _check_places(content: dict[str, Any], where: str) -> Check:
-    """A function that refuses places which point outside the shards: a reader trusts them."""
-    sizes = np.array([shard.bytes for shard in content["shards"]], np.int64)
-    array_bytes = 2 * int(np.prod(content["shape"], dtype=object))
-    if content["shape"][0] != PANELS:
-        raise InputError(f"{where}: snippets of {content['shape'][0]} panels, expected {PANELS}; pack again")
-
-    def check(start: int, part: dict[str, Any]) -> None:
-        shard, offset, size = part["shard"], part["offset"], part["size"]
-        if shard.min() < 0 or shard.max() >= len(sizes):
-            raise InputError(f"{where}: samples of unknown shards; pack again")
-        # By subtraction: a sum of an enormous offset and a size wraps round.
-        inside = (offset >= TAR_BLOCK) & (size <= sizes[shard] - offset) & (size > array_bytes)
-        if not inside.all():
-            raise InputError(f"{where}: sample {start + int(np.argmin(inside))} lies outside its shard; pack again")
-
-    return check
+def _check_places(manifest: Manifest, where: str) -> None:
+    """Refuse places that point outside the shards: a reader trusts them."""
+    if manifest.shape[0] != PANELS:
+        raise InputError(f"{where}: snippets of {manifest.shape[0]} panels, expected {PANELS}; pack again")
+    sizes = np.array([shard.bytes for shard in manifest.shards], np.int64)
+    shard, offset, size = manifest.shard, manifest.offset, manifest.size
+    if shard.min() < 0 or shard.max() >= len(sizes):
+        raise InputError(f"{where}: samples of unknown shards; pack again")
+    array_bytes = 2 * math.prod(manifest.shape)
+    # By subtraction: a sum of an enormous offset and a size wraps round.
+    inside = (offset >= TAR_BLOCK) & (size <= sizes[shard] - offset) & (size > array_bytes)
+    if not inside.all():
+        raise InputError(f"{where}: sample {int(np.argmin(inside))} lies outside its shard; pack again")

@@ -43,8 +43,7 @@ def read_snippet_of(manifest: Manifest, row: int) -> npt.NDArray[np.float16]:
 
 def _read_parts(manifest: Manifest, row: int, head: Bytes, values: Bytes) -> None:
     size, key = int(manifest.size[row]), manifest.key(row)
-    shard, offset = manifest.places.at(row)
-    name = manifest.shards[shard].name
+    name, offset = manifest.shards[manifest.shard[row]].name, int(manifest.offset[row])
     where = f"{manifest.store.where(name)}, {key}"
 
     def check(found: int) -> None:

@@ -7,8 +7,7 @@ import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
-from shard_tools.manifest import Manifest
-from shard_tools.places import Numbers
+from shard_tools.manifest import Int64s, Manifest
 from shard_tools.sample import read_snippet_of
 
 STATISTICS: dict[str, Callable[[npt.NDArray[np.float32]], float]] = {
@@ -25,7 +24,7 @@ def trivial_scores(snippet: npt.NDArray[np.float16]) -> dict[str, float]:
     return {name: statistic(on) - statistic(off) for name, statistic in STATISTICS.items()}
 
 
-def read_snippets(manifest: Manifest, rows: Numbers) -> npt.NDArray[np.float16]:
+def read_snippets(manifest: Manifest, rows: Int64s) -> npt.NDArray[np.float16]:
     """Read rows of a data set into one array (rows, P, T, F); for looking at a few, not for training."""
     values = np.empty((len(rows), *manifest.shape), "<f2")
     for number, row in enumerate(rows):
@@ -33,7 +32,7 @@ def read_snippets(manifest: Manifest, rows: Numbers) -> npt.NDArray[np.float16]:
     return values
 
 
-def read_trivial_auc(manifest: Manifest, rows: Numbers) -> dict[str, float]:
+def read_trivial_auc(manifest: Manifest, rows: Int64s) -> dict[str, float]:
     """ROC AUC of every trivial statistic over `rows`, in the direction that flatters it (0.5 to 1)."""
     scores = [trivial_scores(read_snippets(manifest, rows[k : k + 1])[0]) for k in range(len(rows))]
     target = manifest.target[rows]

@@ -11,11 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shard_tools import hashed, samples
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, canonical_json, read_manifest
 from shard_tools.pack import PackConfig, pack
-from shard_tools.sample import read_snippet_of
 from shard_tools.trivial import read_snippets
 from shard_tools.verify import verify
 from tests.conftest import Command, MakeData, folder_bytes
@@ -151,82 +149,20 @@ def test_a_place_outside_the_shards_is_refused(packed: Manifest, column: str, va
         read_manifest(packed.root)
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("../../etc/passwd", "unsafe or repeated keys"), ("a0000", "unsafe or repeated keys"), (None, "empty cells")],
-)
-def test_a_damaged_key_of_a_large_table_is_refused_when_a_key_is_asked_for_or_a_sample_read(
-    packed: Manifest, monkeypatch: pytest.MonkeyPatch, value: object, expected: str
-) -> None:
-    """Its keys are checked in the background; every read waits for them, so none goes by a table that has a bad one."""
-    rows = np.arange(len(packed))
-    forge_samples(packed.root, "key", 5, value)
-    monkeypatch.setattr(samples, "_AT_ONCE", 0)
-    manifest = read_manifest(packed.root)
-    asks: list[Callable[[], object]] = [
-        lambda: manifest.key(0),
-        lambda: manifest.keys_of(rows[:1]),
-        lambda: read_snippet_of(manifest, 0),
-    ]
-    for ask in asks:
-        with pytest.raises(InputError, match=rf"samples\.parquet: .*{expected}"):
-            ask()
-
-
-@pytest.fixture
-def as_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every table is read as large ones are: in many parts, its keys in the background, its bytes not kept."""
-    for name, value in (("_AT_ONCE", 0), ("_DECODED", 3), ("_JOINED", 2)):
-        monkeypatch.setattr(samples, name, value)
-    for name, value in (("_PIECE_BYTES", 500), ("_KEPT_BYTES", 0)):
-        monkeypatch.setattr(hashed, name, value)
-
-
-@pytest.mark.usefixtures("as_large")
-def test_a_large_table_is_read_as_a_small_one(packed: Manifest) -> None:
-    table = pq.read_table(packed.root / "samples.parquet")
-    manifest = read_manifest(packed.root)
-    for name in table.column_names:
-        expected, found = table[name].to_pylist(), getattr(manifest, "keys" if name == "key" else name)
-        assert (found.to_pylist() if name == "key" else found.tolist()) == expected, name
+def test_rows_are_those_of_the_split_and_the_fold(packed: Manifest) -> None:
     for split, number in (("train", 0), ("test", 1)):
-        assert manifest.rows(split).tolist() == np.flatnonzero(packed.split == number).tolist()
-    rows = manifest.rows("train", 1, held_out=True)
-    assert rows.tolist() == np.flatnonzero((packed.split == 0) & (packed.fold == 1)).tolist()
-    assert manifest.targets(rows).tolist() == packed.target[rows].tolist()
+        assert packed.rows(split).tolist() == np.flatnonzero(packed.split == number).tolist()
+    held_out, rest = (set(packed.rows("train", 1, held_out=held_out).tolist()) for held_out in (True, False))
+    assert held_out == set(np.flatnonzero((packed.split == 0) & (packed.fold == 1)).tolist())
+    assert held_out | rest == set(packed.rows("train").tolist()) and not held_out & rest
 
 
-@pytest.mark.usefixtures("as_large")
-def test_a_large_table_that_changes_before_its_keys_are_read_is_refused(
-    packed: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = packed.root / "samples.parquet"
-    good, read_keys = path.read_bytes(), samples._read_keys
-    key = packed.key(0).encode()
-
-    def change_and_read(*arguments: Any) -> Any:
-        path.write_bytes(good.replace(key, key[:-1] + b"_"))
-        return read_keys(*arguments)
-
-    monkeypatch.setattr(samples, "_read_keys", change_and_read)
-    manifest = read_manifest(packed.root)
-    with pytest.raises(InputError, match=r"samples\.parquet: changed while it was read"):
-        manifest.key(0)
-
-
-def test_sizes_are_those_of_the_table_also_where_its_statistics_lie(packed: Manifest) -> None:
-    """Sizes that are all the same are kept as one, which the statistics say beforehand; they are not believed."""
-    path, size = packed.root / "samples.parquet", int(packed.size[0])
-    forge_samples(packed.root, "size", 3, size - 1)
-    assert read_manifest(packed.root).size.tolist() == [size] * 3 + [size - 1] + [size] * (len(packed) - 4)
-    data = path.read_bytes()
-    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    other, same = ((size - less).to_bytes(4, "little") for less in (1, 0))
-    assert other in data[footer:]
-    path.write_bytes(data[:footer] + data[footer:].replace(other, same))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+def test_a_table_that_lies_about_its_length_is_refused(packed: Manifest) -> None:
+    table = pq.read_table(packed.root / "samples.parquet")
+    pq.write_table(table.slice(1), packed.root / "samples.parquet")
+    digest = hashlib.sha256((packed.root / "samples.parquet").read_bytes()).hexdigest()
     forge(packed.root, lambda content: content["files"].update({"samples.parquet": digest}))
-    with pytest.raises(InputError, match=r"samples\.parquet: .*the column size contradicts its statistics"):
+    with pytest.raises(InputError, match=rf"samples\.parquet: {len(table) - 1} samples .* expected {len(table)}"):
         read_manifest(packed.root)
 
 
