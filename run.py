@@ -149,11 +149,7 @@ def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest)
         bare_model.compile()  # in place: checkpoints are the same with and without
     # Each rank draws its own stochastic depth, over weights that are alike.
     set_seed(config.seed, device_specific=True)
-    accelerator.ddp_handler = DistributedDataParallelKwargs(
-        # Without running statistics all ranks' buffers are constants: nothing to send before each step.
-        broadcast_buffers=bool(bare_model.state_dict().keys() - dict(bare_model.named_parameters()).keys()),
-        gradient_as_bucket_view=True,  # or each gradient is held twice
-    )
+    accelerator.ddp_handler = ddp_options(bare_model)
     model, optimiser = accelerator.prepare(bare_model, bare_optimiser)
     interruption = Interruption(accelerator, config.checkpoint_minutes)
     watch = FiniteWatch(config, accelerator, bare_optimiser, share.steps)
@@ -180,6 +176,15 @@ def make_ranks_alike(accelerator: Accelerator, model: nn.Module) -> None:
             "warning: rank %s began with other weights than rank 0, whose weights all ranks train now; is the file of "
             "--pretrained, or the cache of the hub, the same on every machine?", ", ".join(map(str, ranks))
         )  # fmt: skip
+
+
+def ddp_options(model: nn.Module) -> DistributedDataParallelKwargs:
+    """How ranks exchange a model's gradients."""
+    names = {name for name, _ in model.named_parameters()}
+    # Only running statistics differ between ranks; other buffers are constants, and need not be sent before each step.
+    has_statistics = bool(model.state_dict().keys() - names)
+    # Without the view each gradient is held twice.
+    return DistributedDataParallelKwargs(broadcast_buffers=has_statistics, gradient_as_bucket_view=True)
 
 
 def check_fold(config: TrainConfig, manifest: Manifest) -> None:
