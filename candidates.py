@@ -202,6 +202,10 @@ class CandidateModel(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
+    def no_weight_decay(self) -> set[str]:
+        """Its own scalars begin at values that mean something; the backbone is asked for its own names."""
+        return {"slope", "control_share"}
+
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, more where the control is low.
 

@@ -63,7 +63,8 @@ class TrainConfig:
     cosine_epochs: float = 0.0
     """Epochs at which the cosine ends; 0: where the training ends."""
     weight_decay: float = 0.05
-    """Weight decay of all weights but biases and norms; with adam of all weights."""
+    """Weight decay of all weights but biases, norms and what the model asks to spare, such as Swin's tables of relative
+    positions; with adam of all weights."""
     clip: float = 1.0
     """Largest norm of the gradient of a step; 0 clips nothing."""
     ema: float = 0.0

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 import tyro
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 
+from environment import check_environment, cpu_is_asked_for
 from metrics import Average, mean_score, roc_auc, unique_rows
 from model import ModelConfig, build_model, fill_model, load_weights, pick_precision
 from pipeline.canvas import CanvasConfig
@@ -77,7 +77,8 @@ class InferConfig:
 
 def build_accelerator(precision: str, **options: Any) -> Accelerator:
     """An Accelerator of `precision` (auto, bf16, fp16 or float32); ranks other than the first keep quiet."""
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    check_environment()
+    device = PartialState(cpu=cpu_is_asked_for()).device
     chosen = {"auto": pick_precision(device), "float32": "no"}.get(precision, precision)
     if chosen == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: needs a GPU; on a CPU choose bf16 or float32")

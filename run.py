@@ -5,6 +5,7 @@ Everything that a rank needs is built here; train.py is the loop over it.
 
 import contextlib
 import json
+import logging
 import math
 import signal
 import time
@@ -17,14 +18,15 @@ import numpy as np
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from timm.optim import param_groups_weight_decay
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from config import TrainConfig, check_same_run, run_identity, to_dict
+from finite import FiniteWatch
 from model import build_model
+from optimiser import build_optimiser
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
@@ -32,6 +34,7 @@ from shard_tools.files import folder_lock
 from shard_tools.manifest import Manifest
 
 CONFIG = "config.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -111,6 +114,7 @@ class Run:
     optimiser: Any
     schedule: CosineLRScheduler
     interruption: Interruption
+    watch: FiniteWatch
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -137,6 +141,7 @@ def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest)
     )
     canvas = config.canvas
     bare_model = build_model(config.model, canvas.channels, canvas.height, canvas.width).to(accelerator.device)
+    make_ranks_alike(accelerator, bare_model)  # before the running mean starts from these weights
     ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
     bare_optimiser = build_optimiser(config, bare_model)
     schedule = build_schedule(config, bare_optimiser, share.steps)
@@ -144,14 +149,42 @@ def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest)
         bare_model.compile()  # in place: checkpoints are the same with and without
     # Each rank draws its own stochastic depth, over weights that are alike.
     set_seed(config.seed, device_specific=True)
+    accelerator.ddp_handler = ddp_options(bare_model)
     model, optimiser = accelerator.prepare(bare_model, bare_optimiser)
     interruption = Interruption(accelerator, config.checkpoint_minutes)
+    watch = FiniteWatch(config, accelerator, bare_optimiser, share.steps)
     run = Run(
         config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule,
-        interruption,
+        interruption, watch,
     )  # fmt: skip
     accelerator.register_for_checkpointing(run.progress, train_loader, *([ema] if ema else []))
     return run
+
+
+def make_ranks_alike(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every rank the weights of the first, and warn where a rank had others: it found other pretrained ones."""
+    if accelerator.num_processes == 1:
+        return
+    changed = torch.zeros(1, dtype=torch.int64, device=accelerator.device)
+    for value in model.state_dict().values():
+        first = broadcast(value.clone())
+        changed += (first != value).any()
+        value.copy_(first)
+    ranks = accelerator.gather(changed).nonzero().flatten().tolist()
+    if ranks:
+        _log.warning(
+            "warning: rank %s began with other weights than rank 0, whose weights all ranks train now; is the file of "
+            "--pretrained, or the cache of the hub, the same on every machine?", ", ".join(map(str, ranks))
+        )  # fmt: skip
+
+
+def ddp_options(model: nn.Module) -> DistributedDataParallelKwargs:
+    """How ranks exchange a model's gradients."""
+    names = {name for name, _ in model.named_parameters()}
+    # Only running statistics differ between ranks; other buffers are constants, and need not be sent before each step.
+    has_statistics = bool(model.state_dict().keys() - names)
+    # Without the view each gradient is held twice.
+    return DistributedDataParallelKwargs(broadcast_buffers=has_statistics, gradient_as_bucket_view=True)
 
 
 def check_fold(config: TrainConfig, manifest: Manifest) -> None:
@@ -161,14 +194,6 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
         raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
     if len(np.unique(manifest.target[manifest.rows("train", config.held_out, held_out=True)])) < 2:
         raise InputError(f"--fold {config.fold}: holds one class only; the ROC AUC of validation needs both")
-
-
-def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW without decay on biases and norms, or plain Adam."""
-    if config.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    groups = param_groups_weight_decay(model, config.weight_decay)
-    return torch.optim.AdamW(groups, config.learning_rate)
 
 
 def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int) -> CosineLRScheduler:

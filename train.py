@@ -23,6 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
+from finite import clip_gradients
 from folds import train_folds
 from infer import build_accelerator, predict
 from metrics import average_precision, roc_auc, sigmoid
@@ -67,10 +68,11 @@ def train_step(run: Run, batch: Batch, is_last: bool = True) -> Tensor:
             logit = run.model(batch.image).squeeze(1)
         loss = soft_target_loss(logit, batch, share)
         run.accelerator.backward(loss)
+    run.watch.add_loss(loss)
     if is_last:
         run.schedule.step_update(state.step)
-        if run.config.clip:
-            run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.clip)
+        norm = clip_gradients(run.accelerator, run.model, run.config.clip)
+        run.watch.before_update(state.step + 1, norm)
         run.optimiser.step()
         run.optimiser.zero_grad(set_to_none=True)
         state.step += 1
@@ -97,12 +99,14 @@ def train_epoch(run: Run) -> dict[str, float]:
         stop, due = run.interruption.agree()
         due |= bool(config.checkpoint_every) and state.step % config.checkpoint_every == 0
         if state.step % share.steps and (stop or due):  # the end of an epoch has its own
+            _check_weights(run, batch)
             state.loss_sum, losses = state.loss_sum + _over_ranks(run, losses), torch.zeros_like(losses)
             _save(run)
             if stop:
                 raise RunInterruptedError
     loss_sum = state.loss_sum + _over_ranks(run, losses)
     seconds = time.perf_counter() - began
+    _check_weights(run, batch)
     trained = share.length - first % share.steps * share.global_batch
     state.loss_sum = 0.0
     return {
@@ -110,6 +114,15 @@ def train_epoch(run: Run) -> dict[str, float]:
         "cadences_per_s": trained / seconds,
         "stall": batches.seconds / seconds,
     }
+
+
+def _check_weights(run: Run, batch: Batch) -> None:
+    """Before a checkpoint: raise InputError where a step since the last one was not sound, by its own batch."""
+    run.bare_model.eval()
+    with torch.inference_mode(), run.accelerator.autocast():
+        logit = run.bare_model(batch.image)
+    run.watch.check(run.progress.step, logit)
+    run.bare_model.train()
 
 
 def _over_ranks(run: Run, losses: Tensor) -> float:

@@ -34,12 +34,10 @@ _TIMM_WARM_UP, _TIMM_STEPS = 10, 40
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting of precision, memory layout, compiler and optimiser."""
+    """One setting of precision, memory layout and compiler."""
 
     precision: Literal["bf16", "fp16"] = "bf16"
     channels_last: bool = False
-    fused: bool = False
-    """One kernel for all of the optimiser's update."""
     compile: bool = False
 
 
@@ -47,10 +45,8 @@ VARIANTS = {
     "bf16": Variant(),
     "fp16": Variant("fp16"),
     "bf16, channels_last": Variant(channels_last=True),
-    "bf16, fused": Variant(fused=True),
     "bf16, compile": Variant(compile=True),
-    "bf16, compile, fused": Variant(compile=True, fused=True),
-    "bf16, compile, fused, channels_last": Variant("bf16", True, True, True),
+    "bf16, compile, channels_last": Variant("bf16", True, True),
 }
 
 
@@ -134,10 +130,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def set_layout_and_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, variant: Variant) -> None:
-    """Put what a variant asks of the model and of its optimiser into both, before the first step."""
+def set_layout(model: torch.nn.Module, variant: Variant) -> None:
+    """Put a variant's memory layout into the model, before the first step."""
     if variant.channels_last:
         model.to(memory_format=torch.channels_last)
-    if variant.fused:
-        for group in optimiser.param_groups:
-            group["fused"], group["foreach"] = True, False

@@ -54,6 +54,7 @@ from benchmarks.needle_scores import (
     real_figure,
     simulated_figure,
 )
+from environment import cpu_is_asked_for
 from metrics import roc_auc
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
@@ -131,7 +132,7 @@ class NeedleBenchConfig:
     @property
     def form(self) -> Form:
         """By the device that train.py will take."""
-        return "gpu" if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true" else "cpu"
+        return "gpu" if torch.cuda.is_available() and not cpu_is_asked_for() else "cpu"
 
     @property
     def sizes(self) -> tuple[int, int, int, float]:

@@ -3,8 +3,8 @@
     python benchmarks/train_bench.py [--what infer] [--preset demo] [--check]
 
 benchmarks/rates.py says how the three are measured. On a GPU there is more: timm's own benchmark of the same model,
-batch and precision, and the share of the device's peak; with --variants a table of precisions, layouts, compiler and
-optimiser, each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences. None of this has run on
+batch and precision, and the share of the device's peak; with --variants a table of precisions, layouts and compiler,
+each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences. None of this has run on
 a GPU yet. The data is noise that is made and packed here: what is in a cadence does not change how fast it goes.
 """
 
@@ -30,10 +30,11 @@ import torch
 import tyro
 
 from benchmarks.history import record
-from benchmarks.model_figures import VARIANTS, set_layout_and_optimiser, timm_rate, utilisation
+from benchmarks.model_figures import VARIANTS, set_layout, timm_rate, utilisation
 from benchmarks.pack_bench import write_cadences
 from benchmarks.rates import Held, What, below_goal, infer_rates, to_figures, train_rates, trained_per_second, verdict
 from config import PRESETS, Preset, TrainConfig
+from environment import cpu_is_asked_for
 from infer import InferConfig, build_accelerator
 from model import build_model
 from pipeline.loader import Loader
@@ -71,7 +72,7 @@ class TrainBenchConfig:
     work_dir: Path = Path(tempfile.gettempdir())
     """Folder for the data that is made: 0.84 MB for each cadence, and up to 1,000 times that for snippets."""
     variants: bool = False
-    """On a GPU: also the table of precision, channels_last, torch.compile and fused optimiser."""
+    """On a GPU: also the table of precision, channels_last and torch.compile."""
     five_epochs: bool = False
     """On a GPU: also the time of 5 epochs of 48,000 cadences with the presets full and seed; 57 GB of work-dir."""
     check: bool = False
@@ -164,7 +165,7 @@ def measure_variant(config: TrainBenchConfig, preset: Preset, manifest: Manifest
     variant = VARIANTS[config.variant]
     plan = train_config(config, preset, config.shards, precision=variant.precision, compile=variant.compile)
     run = build_run(plan, build_accelerator(plan.precision), manifest)
-    set_layout_and_optimiser(run.bare_model, run.optimiser.optimizer, variant)
+    set_layout(run.bare_model, variant)
     held = Held(run.train_loader, Share(_VARIANT_STEPS * plan.batch_size, plan.batch_size))
     if variant.channels_last:
         image = held.batch.image.contiguous(memory_format=torch.channels_last)
@@ -242,7 +243,7 @@ def print_and_record(config: TrainBenchConfig, figures: list[dict[str, Any]]) ->
 
 def main(config: TrainBenchConfig) -> int:
     """Measure, print, record; return the exit code."""
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "") != "true"
+    on_gpu = torch.cuda.is_available() and not cpu_is_asked_for()
     preset: Preset = config.preset or ("full" if on_gpu else "demo")
     if config.variant:
         assert config.shards

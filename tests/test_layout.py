@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = ("candidates", "model", "metrics", "report", "checkpoint", "page", "machine")
-OURS = {*LEAVES, "config", "folds", "infer", "run", "sections", "tracker", "train", "pipeline", "shard_tools"}
+LEAVES = ("candidates", "model", "metrics", "report", "checkpoint", "page", "machine", "environment")
+LOOP = ("config", "finite", "folds", "infer", "optimiser", "run", "sections", "tracker", "train")
+OURS = {*LEAVES, *LOOP, "pipeline", "shard_tools"}
 
 
 def imports_of(path: Path) -> set[str]:

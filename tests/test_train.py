@@ -297,12 +297,6 @@ def test_a_full_disk_in_a_checkpoint_is_named_and_the_last_one_stays(manifest: M
     assert len(read_history(config.run_dir)) == 2
 
 
-def test_a_model_that_diverges_is_named_not_scored(manifest: Manifest, tmp_path: Path) -> None:
-    config = tiny_config(manifest.root, tmp_path / "run", epochs=1, learning_rate=1e30, clip=0.0)
-    with pytest.raises(InputError, match=r"output is not finite .* lower --learning-rate"):
-        train(config)
-
-
 def test_a_damaged_checkpoint_is_refused_by_name(manifest: Manifest, tmp_path: Path) -> None:
     config = tiny_config(manifest.root, tmp_path / "run", epochs=1)
     train(config)

@@ -1,0 +1,81 @@
+"""The optimiser: which weights decay, and how the state in a checkpoint finds its weights again."""
+
+import itertools
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from config import TrainConfig
+
+_OWN = ("weight_decay", "fused", "foreach")  # of a group: the configuration's and the device's, not the checkpoint's
+
+
+def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW without decay on biases, norms and what the model names, or plain Adam.
+
+    In one kernel for all weights: 3 times as fast as torch's default on a CPU, and under fp16 it spares a wait for the
+    GPU each step. What it loads goes on with the checkpoint's own groups.
+    """
+    groups, unnamed = _groups(config, model, undecayed(model)), _groups(config, model, set())
+    names_of_old = [group["param_names"] for group in unnamed]
+    named = [
+        {"params": list(zip(group["param_names"], group["params"], strict=True)), "weight_decay": group["weight_decay"]}
+        for group in groups
+    ]
+    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
+    optimiser = kind(named, config.learning_rate, fused=True)
+    optimiser.register_load_state_dict_pre_hook(_keep_groups(dict(model.named_parameters()), names_of_old))
+    return optimiser
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Names of the weights that any part of a model asks not to decay, by timm's `no_weight_decay`.
+
+    Parts name their weights in full, by their last words, or by a pattern, as timm's models do.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found = set()
+    for path, part in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for asked in part.no_weight_decay() if callable(getattr(part, "no_weight_decay", None)) else ():
+            patterns = (prefix + asked, f"{prefix}*.{asked}")
+            found |= {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return found
+
+
+def _groups(config: TrainConfig, model: nn.Module, spared: set[str]) -> list[dict[str, Any]]:
+    """Groups of weights with their names and decay."""
+    if config.optimiser == "adam":
+        groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
+    else:
+        groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=spared)
+    name_of = {weight: name for name, weight in model.named_parameters()}
+    return [{**group, "param_names": [name_of[weight] for weight in group["params"]]} for group in groups]
+
+
+def _keep_groups(
+    weights: dict[str, nn.Parameter], names_of_old: list[list[str]]
+) -> Callable[[torch.optim.Optimizer, dict[str, Any]], dict[str, Any]]:
+    """What `load_state_dict` calls first: it gives the optimiser the groups of the state that it is to load.
+
+    State is numbered through the groups, so that other groups would take it for other weights. A checkpoint from before
+    names were written has `names_of_old`. A run goes on with the groups that it began with.
+    """
+
+    def adapt(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        saved, own = state["param_groups"], optimiser.param_groups
+        names = [group["param_names"] for group in saved] if "param_names" in saved[0] else names_of_old
+        sizes = [len(group["params"]) for group in saved]
+        ours, theirs = ({*itertools.chain(*kept)} for kept in ([group["param_names"] for group in own], names))
+        if len(saved) != len(own) or sizes != [len(group) for group in names] or ours != theirs:
+            raise ValueError("its optimiser's groups of weights are not those of this model and this --weight-decay")
+        for group, wanted in zip(own, names, strict=True):
+            group["params"], group["param_names"] = [weights[name] for name in wanted], list(wanted)
+        adapted = [{**old, **{key: new[key] for key in _OWN}} for old, new in zip(saved, own, strict=True)]
+        return {**state, "param_groups": adapted}
+
+    return adapt
