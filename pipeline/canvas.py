@@ -65,6 +65,14 @@ class CanvasConfig:
         return self.canvas != "stack6"
 
     @property
+    def stacks(self) -> int:
+        """How many stacks the planes form: ON and OFF apart, or one.
+
+        Reversing time reverses each stack as a whole: the order of its panels turns round and none changes its slot.
+        """
+        return 2 if self.canvas in ("on_off", "panels") else 1
+
+    @property
     def views(self) -> tuple[str, ...]:
         """The TTA views that keep every slot what it is."""
         return TTA_VIEWS if self.flips_time else TTA_VIEWS[:2]

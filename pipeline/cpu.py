@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.batches import Planned
 from pipeline.buffers import BufferPool
-from pipeline.cpu_canvas import CpuCanvas, Float16s, write_views
+from pipeline.cpu_canvas import CpuCanvas, Float16s
 from pipeline.draws import Draws, Float32s
 from pipeline.skipping import BadSamples
 from shard_tools.errors import InputError, StoreError
@@ -70,11 +70,7 @@ class CpuImages:
         wait(work.pending)
         for future in work.pending:
             future.result()
-        if work.planned.failed:
-            replaced = set(
-                self._bad.settle(work.planned, work.epoch, lambda _, row: self._read(row, self._snippets()[0]))
-            )
-            self._make(work, [group for group in _groups(work.planned) if replaced.intersection(group)])
+        self._bad.settle(work.planned, work.epoch, lambda slots: self._make(work, _groups_of(work.planned, slots)))
         return work.planned, work.image
 
     def reset(self) -> None:
@@ -98,15 +94,12 @@ class CpuImages:
         """Read the snippets of a group; whether all of them could be."""
         for slot, snippet in zip(group, snippets, strict=True):
             try:
-                self._read(int(planned.rows[slot]), snippet)
+                read_values(self._manifest, int(planned.rows[slot]), snippet.reshape(-1).view(np.uint8))
             except StoreError:
                 raise  # of no sample's own: none could be read in its place
             except InputError as error:
                 planned.failed[slot] = error
         return not any(slot in planned.failed for slot in group)
-
-    def _read(self, row: int, snippet: Float16s) -> None:
-        read_values(self._manifest, row, snippet.reshape(-1).view(np.uint8))
 
     def _snippets(self) -> Float16s:
         """A thread's memory for two snippets (2, P, t, F)."""
@@ -126,7 +119,7 @@ class CpuImages:
         else:
             image = np.empty(self._canvas.image_shape, np.float32)
             self._canvas.write_image(snippets[0], image)
-            write_views(image, self._views or (), images[group[0]])
+            self._canvas.write_views(image, self._views or (), images[group[0]])
 
 
 def _groups(planned: Planned) -> list[Group]:
@@ -138,3 +131,8 @@ def _groups(planned: Planned) -> list[Group]:
             groups.append([slot] if partner == slot else [slot, partner])
             taken.update(groups[-1])
     return groups
+
+
+def _groups_of(planned: Planned, slots: list[int]) -> list[Group]:
+    """Those that hold any of these slots."""
+    return [group for group in _groups(planned) if not set(slots).isdisjoint(group)]

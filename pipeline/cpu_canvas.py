@@ -46,6 +46,15 @@ class CpuCanvas:
             snippet.view(np.uint16), self._recipe, self._rows, self._columns, work[0, :-1], sums[0], image
         )
 
+    def write_views(self, image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
+        """The TTA views of an image (C, H, W) into (V, C, H, W)."""
+        stacked = image.reshape(self.canvas.stacks, -1, *image.shape[1:])
+        for view, place in zip(views, out, strict=True):
+            # Along both axes on which time runs: the channels of a stack, where it has several, and their rows.
+            time = slice(None, None, -1 if view in ("flip_time", "flip_both") else 1)
+            frequency = slice(None, None, -1 if view in ("flip_frequency", "flip_both") else 1)
+            place[:] = stacked[:, time, time, frequency].reshape(image.shape)
+
     def write_train_images(
         self, snippets: Float16s, draws: Draws, slots: Sequence[int], images: Sequence[Float32s]
     ) -> None:
@@ -66,8 +75,7 @@ class CpuCanvas:
         is_mixed = draws.partner[slot] != slot and draws.partner[slot] in slots
         start, extent = draws.erase_start[slot].astype(int), draws.erase_shape[slot].astype(int)
         return kernels.Move(
-            # ON and OFF stacks reversed each as a whole: the order of panels turns round and none changes its slot.
-            stacks=1 if self.canvas.canvas == "on" or not self.canvas.flips_time else 2,
+            stacks=self.canvas.stacks,
             flip_frequency=bool(draws.flip_frequency[slot]),
             flip_time=bool(draws.flip_time[slot]),
             roll=int(draws.roll[slot]),
@@ -91,14 +99,6 @@ class CpuCanvas:
             self._scratch.work = work, np.zeros((2, stacks, height, channels), np.float32)
         found: tuple[Float32s, Float32s] = self._scratch.work
         return found
-
-
-def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
-    """The TTA views of an image (C, H, W) into (V, C, H, W)."""
-    for view, place in zip(views, out, strict=True):
-        rows = slice(None, None, -1 if view in ("flip_time", "flip_both") else 1)
-        columns = slice(None, None, -1 if view in ("flip_frequency", "flip_both") else 1)
-        place[:] = image[:, rows, columns]
 
 
 def resize_weights(old: int, new: int) -> kernels.Weights:

@@ -11,7 +11,7 @@ from pipeline.batches import Planned
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
 from pipeline.graph import PREFETCH_DEPTH, GraphPlace, build_eval_graph, build_train_graph, train_inputs
-from pipeline.reader import Block, Reader
+from pipeline.reader import Block, ReadAhead, Reader
 from pipeline.skipping import BadSamples
 
 
@@ -29,8 +29,7 @@ class DaliImages:
         place: GraphPlace,
     ) -> None:
         """`draws` make training images, None evaluation images of `views`. `shape` is a snippet's (P, t, F)."""
-        self._reader, self._bad, self._place = reader, bad, place
-        self._reading: deque[tuple[Block, int]] = deque()
+        self._blocks, self._place = ReadAhead(reader, bad), place
         self._in_graph: deque[Block] = deque()
         self._copying: deque[tuple[Any, Block, torch.cuda.Event]] = deque()
         self._inputs = train_inputs(draws) if draws else ()
@@ -42,7 +41,7 @@ class DaliImages:
 
     def start(self, planned: Planned, epoch: int) -> None:
         """Begin to read a batch, and return at once."""
-        self._reading.append((self._reader.start(planned), epoch))
+        self._blocks.start(planned, epoch)
 
     def next(self) -> tuple[Planned, Tensor]:
         """The oldest batch that was begun and not yet handed out; raises InputError for a sample that is bad."""
@@ -53,8 +52,7 @@ class DaliImages:
 
     def reset(self) -> None:
         """Let go of all that was begun."""
-        while self._reading:
-            self._reading.popleft()[0].wait()
+        self._blocks.reset()
         while self._in_graph:
             self._graph.run()
             self._in_graph.popleft()
@@ -62,18 +60,15 @@ class DaliImages:
 
     def close(self) -> None:
         """Stop the reader's threads."""
-        self._reader.close()
+        self._blocks.close()
 
     def _feed(self) -> tuple[Any, ...]:
         """The graph's next inputs."""
-        if not self._reading:
+        if not self._blocks:
             raise StopIteration
-        block, epoch = self._reading.popleft()
-        block.wait()
-        planned = block.planned
-        self._bad.settle(planned, epoch, lambda slot, row: self._reader.read(block, slot, row))
+        block = self._blocks.next()
         self._in_graph.append(block)
-        snippets = block.snippets.numpy()
+        planned, snippets = block.planned, block.snippets.numpy()
         if planned.draws is None:
             return (snippets,)
         return (snippets, *(getattr(planned.draws, name) for name in self._inputs))

@@ -152,9 +152,8 @@ def _augment(
 ) -> DataNode:
     """Flip, roll, shift, scale and erase planes (N, T, F); the same for every panel, but for the erased box."""
     count, time_bins, channels = shape
-    # ON and OFF stacks reversed each as a whole: the order of panels turns round and no panel changes its slot.
-    stacks = 1 if canvas.canvas == "on" or not canvas.flips_time else 2
-    stacked = fn.reshape(planes, shape=[stacks, count // stacks * time_bins, channels], layout="CHW")
+    in_stack = count // canvas.stacks * time_bins
+    stacked = fn.reshape(planes, shape=[canvas.stacks, in_stack, channels], layout="CHW")
     flipped = fn.flip(stacked, horizontal=draws["flip_frequency"], vertical=draws["flip_time"])
     values = fn.reshape(flipped, shape=[count, time_bins, channels])
     values = fn.cat(values[:, :, draws["roll"] :], values[:, :, : draws["roll"]], axis=2)
@@ -199,8 +198,12 @@ def _view(image: DataNode, canvas: CanvasConfig, view: str) -> DataNode:
         raise ValueError(f"view {view!r} of canvas {canvas.canvas!r}: expected one of {canvas.views}")
     if view == "identity":
         return image
-    horizontal, vertical = int(view != "flip_time"), int(view != "flip_frequency")
-    return fn.flip(image, horizontal=horizontal, vertical=vertical)
+    # Along both axes on which time runs: the channels of a stack (depth), where it has several, and their rows.
+    time, frequency = int(view != "flip_frequency"), int(view != "flip_time")
+    size = [canvas.height, canvas.width]
+    stacked = fn.reshape(image, shape=[canvas.stacks, canvas.channels // canvas.stacks, *size], layout="CDHW")
+    flipped = fn.flip(stacked, depthwise=time, vertical=time, horizontal=frequency)
+    return fn.reshape(flipped, shape=[canvas.channels, *size], layout="CHW")
 
 
 def _device(on_gpu: bool) -> str:

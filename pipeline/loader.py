@@ -46,7 +46,7 @@ class LoaderConfig:
     """In training, what to do with a sample whose bytes are not those that were packed: stop, or read the next of
     the epoch in its place and name it at the end. Validation and prediction always stop."""
     max_bad: int = 10
-    """With skip, the largest number of samples that one rank may replace before it stops."""
+    """With skip, the largest number of bad samples that one rank may meet before it stops."""
 
     def __post_init__(self) -> None:
         if min(self.loader_threads, self.read_ahead) < 1:
@@ -197,6 +197,8 @@ class Loader:
         return mixed_targets(self._draws, planned.draws, own, own[planned.draws.partner])
 
     def _to_batch(self, planned: Planned, image: Tensor) -> Batch:
+        if planned.failed:  # that an engine forgot to settle: what was not read is not handed out
+            raise planned.failed[min(planned.failed)]
         size = len(planned.counts)
 
         def to_device(values: npt.NDArray[Any]) -> Tensor:

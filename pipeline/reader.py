@@ -3,6 +3,7 @@
 Plain reads, not mmap: a shard that is cut short under a mapping kills the process (SIGBUS), a short read raises.
 """
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pipeline.batches import Planned
 from pipeline.buffers import BufferPool
+from pipeline.skipping import BadSamples
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
 from shard_tools.sample import read_values
@@ -46,22 +48,53 @@ class Reader:
         block = Block(planned, self._pool.take()[: len(planned.rows)])
         slots = np.arange(len(planned.rows))
         for part in np.array_split(slots, min(self._threads, len(slots))):
-            block.pending.append(self._executor.submit(self._read_part, block, part.tolist()))
+            block.pending.append(self._executor.submit(self.read, block, part.tolist()))
         return block
 
-    def read(self, block: Block, slot: int, row: int) -> None:
-        """Read a row into a slot. Raises InputError naming shard and key."""
-        read_values(self._manifest, row, block.snippets[slot].numpy().reshape(-1).view(np.uint8))
+    def read(self, block: Block, slots: list[int]) -> None:
+        """Read slots of a block, and note in its plan which of them could not be."""
+        for slot in slots:
+            values = block.snippets[slot].numpy().reshape(-1).view(np.uint8)
+            try:
+                read_values(self._manifest, int(block.planned.rows[slot]), values)
+            except StoreError:
+                raise  # of no sample's own: none could be read in its place
+            except InputError as error:
+                block.planned.failed[slot] = error
 
     def close(self) -> None:
         """Wait for reads that are under way and stop the threads."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _read_part(self, block: Block, slots: list[int]) -> None:
-        for slot in slots:
-            try:
-                self.read(block, slot, int(block.planned.rows[slot]))
-            except StoreError:
-                raise  # of no sample's own: none could be read in its place
-            except InputError as error:
-                block.planned.failed[slot] = error
+
+class ReadAhead:
+    """Blocks of planned batches, several of them read at once, handed out in order and without bad samples."""
+
+    def __init__(self, reader: Reader, bad: BadSamples) -> None:
+        self._reader, self._bad = reader, bad
+        self._reading: deque[tuple[Block, int]] = deque()
+
+    def __len__(self) -> int:
+        """Blocks that were begun and not yet handed out."""
+        return len(self._reading)
+
+    def start(self, planned: Planned, epoch: int) -> None:
+        """Begin to read a batch, and return at once."""
+        self._reading.append((self._reader.start(planned), epoch))
+
+    def next(self) -> Block:
+        """The oldest block; raises InputError for a sample that is bad and cannot be replaced."""
+        block, epoch = self._reading.popleft()
+        block.wait()
+        self._bad.settle(block.planned, epoch, lambda slots: self._reader.read(block, slots))
+        return block
+
+    def reset(self) -> None:
+        """Let go of all that was begun."""
+        while self._reading:
+            self._reading.popleft()[0].wait()
+
+    def close(self) -> None:
+        """Stop the reader's threads, and let go of what was begun."""
+        self._reader.close()
+        self._reading.clear()

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.batches import Planned
 from pipeline.plan import Order
-from shard_tools.errors import InputError, StoreError
+from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 
 Policy = Literal["fail", "skip"]
@@ -23,22 +23,24 @@ class BadSamples:
         self.skipped: dict[str, str] = {}
         """Key and reason of every sample that was replaced."""
 
-    def settle(self, planned: Planned, epoch: int, read: Callable[[int, int], object]) -> list[int]:
-        """Deal with what could not be read; return the slots that hold another sample now.
+    def settle(self, planned: Planned, epoch: int, read: Callable[[list[int]], object]) -> None:
+        """Put others in the place of samples that could not be read, until every slot holds one that was.
 
-        `read` reads a row into a slot. Raises InputError naming shard and key where the policy is to fail (which it
-        always is in evaluation), or where more samples are bad than are allowed.
+        `read` reads these slots of the batch anew, and notes in `planned.failed` what could not be read this time.
+        Raises InputError naming shard and key where the policy is to fail (which it always is in evaluation), where
+        more samples are bad than are allowed, or where none is left to take a bad one's place.
         """
-        if not planned.failed:
-            return []
-        slots = sorted(planned.failed)
-        if planned.draws is None or self._policy == "fail":
-            raise planned.failed[slots[0]]
-        for slot in slots:
-            self._note(planned, slot)
-            planned.rows[slot] = self._read_next(planned, epoch, slot, read)
-            del planned.failed[slot]
-        return slots
+        replaced: dict[int, InputError] = {}
+        bad_rows: set[int] = set()
+        while planned.failed:
+            if planned.draws is None or self._policy == "fail":
+                raise planned.failed[min(planned.failed)]
+            for slot in sorted(planned.failed):
+                self._note(planned, slot)
+                bad_rows.add(int(planned.rows[slot]))
+            replaced |= planned.failed
+            planned.failed.clear()
+            read(self._replace(planned, epoch, replaced, bad_rows))
 
     def _note(self, planned: Planned, slot: int) -> None:
         reason, key = planned.failed[slot], self._manifest.key(int(planned.rows[slot]))
@@ -48,18 +50,38 @@ class BadSamples:
         if len(self.skipped) > self._max_bad:
             raise InputError(f"more than --max-bad {self._max_bad} samples could not be read; last: {reason}")
 
-    def _read_next(self, planned: Planned, epoch: int, slot: int, read: Callable[[int, int], object]) -> int:
-        """The next sample of the epoch that can be read: of the plan alone, so the same on any number of ranks."""
-        position = int(planned.positions[slot])
+    def _replace(self, planned: Planned, epoch: int, replaced: dict[int, InputError], bad_rows: set[int]) -> list[int]:
+        """Choose a sample for each slot in `replaced`; return the slots that hold another one now.
+
+        All are chosen again each time, in the order of the epoch: what comes out depends on which samples are bad,
+        and not on who found out when. So it is the same on any number of ranks.
+        """
+        before, mates = planned.rows.copy(), _mates(planned)
+        left = sorted(replaced, key=lambda slot: int(planned.positions[slot]))
+        while left:
+            slot = left.pop(0)
+            refused, mate = set(bad_rows), mates.get(slot)
+            if mate is not None and mate not in left:
+                refused.add(int(planned.rows[mate]))  # or it would be mixed with itself
+            row = self._next_row(epoch, int(planned.positions[slot]), refused)
+            if row is None:
+                raise InputError(f"{replaced[slot]}; no other sample of the epoch can take its place")
+            planned.rows[slot] = row
+        return [int(slot) for slot in np.flatnonzero(planned.rows != before)]
+
+    def _next_row(self, epoch: int, position: int, refused: set[int]) -> int | None:
+        """What the epoch reads next after a position, of the plan alone."""
         for after in range(1, len(self._order)):
             (row,) = self._order.rows_at(epoch, np.array([(position + after) % len(self._order)])).tolist()
-            if self._manifest.key(row) in self.skipped:
-                continue
-            try:
-                read(slot, row)
+            if row not in refused:
                 return int(row)
-            except StoreError:
-                raise
-            except InputError:
-                continue  # it is counted where the plan has it
-        raise planned.failed[slot]
+        return None
+
+
+def _mates(planned: Planned) -> dict[int, int]:
+    """Of each slot that CutMix or mixup may mix with another, that other."""
+    mates: dict[int, int] = {}
+    for slot, partner in enumerate([] if planned.draws is None else planned.draws.partner.tolist()):
+        if slot != partner:
+            mates |= {slot: partner, partner: slot}  # also where the partner was only added to the batch
+    return mates

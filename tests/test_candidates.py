@@ -228,7 +228,7 @@ def test_a_run_with_candidates_and_added_signals_trains_saves_and_predicts(tmp_p
     rows, expected, spread = manifest.rows("test"), {}, {}
     for key, snippet in zip(manifest.keys_of(rows), read_snippets(manifest, rows), strict=True):
         image = twin.canvas_of(twin.planes_of(snippet, config.canvas), config.canvas)
-        views = torch.from_numpy(twin.views_of(image, ("identity", "flip_frequency"))).float()
+        views = torch.from_numpy(twin.views_of(image, config.canvas, ("identity", "flip_frequency"))).float()
         with torch.inference_mode():
             each = model(views).double()[:, 0]
         expected[key], spread[key] = float(each.mean()), float(each.std())

@@ -82,7 +82,7 @@ def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDA
     views = np.empty((SAMPLES, len(canvas.views), *image.shape), np.float32)
     for snippet, out in zip(snippets, views, strict=True):
         arithmetic.write_image(snippet, image)
-        cpu_canvas().write_views(image, canvas.views, out)
+        arithmetic.write_views(image, canvas.views, out)
     return views
 
 
@@ -114,7 +114,7 @@ def check_training(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker
 def check_evaluation(snippets: Snippets, canvas: CanvasConfig, maker: str) -> None:
     found = eval_images(snippets, canvas, maker)
     images = [twin.canvas_of(twin.planes_of(snippet, canvas), canvas) for snippet in snippets]
-    expected = np.stack([twin.views_of(image, canvas.views) for image in images])
+    expected = np.stack([twin.views_of(image, canvas, canvas.views) for image in images])
     assert found.shape == (SAMPLES, len(canvas.views), canvas.channels, canvas.height, canvas.width)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 

@@ -72,7 +72,7 @@ def logits_by_hand(manifest: Manifest, path: Path, views: tuple[str, ...]) -> di
     for key, snippet in zip(manifest.keys_of(rows), read_snippets(manifest, rows), strict=True):
         image = twin.canvas_of(twin.planes_of(snippet, CANVAS), CANVAS)
         with torch.inference_mode():
-            logits = model(torch.from_numpy(twin.views_of(image, views)).float())
+            logits = model(torch.from_numpy(twin.views_of(image, CANVAS, views)).float())
         found[key] = float(logits.double().mean())
     return found
 

@@ -114,12 +114,14 @@ def resized(image: Array, size: int, axis: int) -> Array:
     return np.moveaxis(np.tensordot(weights, image, axes=(1, axis)), 0, axis)
 
 
-def views_of(image: Array, views: tuple[str, ...]) -> Array:
+def views_of(image: Array, canvas: CanvasConfig, views: tuple[str, ...]) -> Array:
     """(C, H, W) to (V, C, H, W)."""
+    # Where panels are channels, their order among the ON panels and among the OFF panels is time too.
+    backwards = image[[2, 1, 0, 5, 4, 3]] if canvas.canvas == "panels" else image
     flips = {
         "identity": image,
         "flip_frequency": image[:, :, ::-1],
-        "flip_time": image[:, ::-1],
-        "flip_both": image[:, ::-1, ::-1],
+        "flip_time": backwards[:, ::-1],
+        "flip_both": backwards[:, ::-1, ::-1],
     }
     return np.stack([flips[view] for view in views])
