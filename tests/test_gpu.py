@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import train as train_module
 from candidates import Candidates
@@ -31,13 +30,6 @@ from train import train
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
 BATCHES, WARM_UP = 1000, 100
-
-
-@pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """Accelerate keeps one state a process, which refuses the next test's other precision."""
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
