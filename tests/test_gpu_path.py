@@ -1,0 +1,184 @@
+"""The way through a GPU, as far as it can be walked without one; and mutants of it, which are seen to be caught.
+
+DALI's graphs are held against its own schemas, train.py and infer.py run on tensors that have a device and no values.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from nvidia.dali import Pipeline
+
+import pipeline.graph
+from config import PRESETS, Preset
+from pipeline.batches import batch_slots
+from pipeline.canvas import CanvasConfig
+from pipeline.draws import DrawConfig, Draws, draw
+from pipeline.graph import GraphPlace
+from shard_tools.cadence import KAGGLE_SHAPE
+from tests import twin
+from tests.dali_schema import faults, moved
+from tests.test_graph import CANVASES, WILD, short_name
+
+ALL_CANVASES = [*(config.canvas for config in PRESETS.values()), *CANVASES]
+GPU_0 = GraphPlace(max_batch=8, threads=2, device_id=0)
+Halves = npt.NDArray[np.float16]
+
+
+def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
+    """A module with one of its lines changed."""
+    source = inspect.getsource(module)
+    assert source.count(old) == 1, old
+    changed = ModuleType(f"{module.__name__}_mutant")
+    exec(compile(source.replace(old, new), changed.__name__, "exec"), vars(changed))
+    return changed
+
+
+# ---- DALI's graphs
+
+
+def graphs_for_a_gpu(graph: ModuleType, canvas: CanvasConfig) -> list[Pipeline]:
+    built = [
+        graph.build_train_graph(lambda: (), canvas, draws, KAGGLE_SHAPE, GPU_0) for draws in (DrawConfig(), WILD)
+    ]
+    return [*built, graph.build_eval_graph(lambda: (), canvas, KAGGLE_SHAPE, canvas.views, GPU_0)]
+
+
+def gpu_faults(graph: ModuleType, canvas: CanvasConfig) -> list[str]:
+    try:
+        return [fault for built in graphs_for_a_gpu(graph, canvas) for fault in faults(built)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        return [str(error)]
+
+
+@pytest.mark.parametrize("canvas", ALL_CANVASES, ids=short_name)
+def test_a_gpu_has_every_operator_of_the_graphs_with_the_inputs_it_takes(canvas: CanvasConfig) -> None:
+    assert gpu_faults(pipeline.graph, canvas) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("halves = _on(data, on_gpu)", "halves = data"),
+        ('box = _on(draws["cutmix_box"], on_gpu)', 'box = draws["cutmix_box"]'),
+        ('values[:, :, draws["roll"] :]', 'values[:, :, _on(draws["roll"], on_gpu) :]'),
+        ('indices=draws["partner"]', 'indices=_on(draws["partner"], on_gpu)'),
+        ('anchor=draws["erase_start"]', 'anchor=_on(draws["erase_start"], on_gpu)'),
+        (".reshape(1, -1, 1), device=device)", '.reshape(1, -1, 1), device="cpu")'),
+        ("return planes * (", "return fn.zeros_like(planes) + planes * ("),
+    ],
+)
+def test_a_graph_that_only_a_gpu_would_refuse_is_caught(old: str, new: str) -> None:
+    assert gpu_faults(mutant(pipeline.graph, old, new), PRESETS["full"].canvas)
+
+
+def as_inputs(snippets: Halves, draws: Draws, config: DrawConfig) -> tuple[npt.NDArray[Any], ...]:
+    return (snippets, *(getattr(draws, name) for name in pipeline.graph.train_inputs(config)))
+
+
+def images_of_a_batch(
+    graph: ModuleType, canvas: CanvasConfig, draws: Draws, snippets: Halves, max_batch: int
+) -> npt.NDArray[np.float32]:
+    """(n, C, H, W) as the training graph makes them on the CPU."""
+    inputs = as_inputs(snippets, draws, DrawConfig())
+    place = GraphPlace(max_batch, 1, None)
+    built = graph.build_train_graph(lambda: inputs, canvas, DrawConfig(), KAGGLE_SHAPE, place)
+    built.build()
+    (output,) = built.run()
+    return np.array(torch.from_dlpack(output.as_tensor()))
+
+
+def draws_with(canvas: CanvasConfig, count: int, rolls: list[int]) -> Draws:
+    """As the planner makes them for a batch of `count`, but for the rolls."""
+    planes, positions = canvas.plane_shape(KAGGLE_SHAPE), np.arange(count)
+    drawn = draw(DrawConfig(flip_time=0), canvas, planes, seed=1, epoch=0, positions=positions, length=count)
+    _, partner = batch_slots(positions, np.ones(count, bool), count)
+    return replace(drawn, partner=partner, roll=np.array(rolls, np.int32))
+
+
+def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int]) -> bool:
+    """Whether images of these rolls, one a sample, differ from the twin's."""
+    snippets = np.random.default_rng(2).standard_normal((len(rolls), *KAGGLE_SHAPE)).astype(np.float16)
+    draws = draws_with(canvas, len(rolls), rolls)
+    planes = [
+        twin.augmented(twin.planes_of(each, canvas), canvas, draws, number) for number, each in enumerate(snippets)
+    ]
+    expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
+    try:
+        found = images_of_a_batch(graph, canvas, draws, snippets, max_batch=len(rolls) + 2)
+    except RuntimeError:
+        return True
+    return found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rolls", [[0], [255], [0, 1], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_graphs_take_rolls_of_nothing_and_batches_of_one_sample(preset: Preset, rolls: list[int]) -> None:
+    assert not roll_faults(pipeline.graph, PRESETS[preset].canvas, rolls)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rolls"),
+    [
+        ('values[:, :, : draws["roll"]]', 'values[:, :, : math.max(draws["roll"], 1)]', [1, 0]),
+        ('indices=draws["partner"]', "indices=[1, 0]", [0]),
+    ],
+)
+def test_a_graph_that_nothing_rolled_or_one_sample_breaks_is_caught(old: str, new: str, rolls: list[int]) -> None:
+    assert roll_faults(mutant(pipeline.graph, old, new), PRESETS["demo"].canvas, rolls)
+
+
+# Bytes that a cadence costs, as measured (MB), and a few percent more. A GPU that can move 2.5 TB/s makes a batch of
+# 64 of `full` in 0.8 ms.
+BYTES = {
+    ("full", "train"): (30.5, 32e6),
+    ("full", "eval"): (22.5, 23.7e6),
+    ("seed", "train"): (45.1, 47.5e6),
+    ("seed", "eval"): (5.6, 6e6),
+    ("demo", "train"): (14.1, 14.9e6),
+    ("demo", "eval"): (9.7, 10.3e6),
+}
+
+
+def moved_by(graph: ModuleType, preset: Preset, what: str) -> tuple[float, int]:
+    """Bytes of a cadence, and of one value of the widest type."""
+    config, place = PRESETS[preset], GraphPlace(2, 1, None)
+    snippets = np.random.default_rng(3).standard_normal((2, *KAGGLE_SHAPE)).astype(np.float16)
+    if what == "eval":
+        views = config.model.views(config.canvas.views)
+        found = moved(
+            lambda feed: graph.build_eval_graph(feed, config.canvas, KAGGLE_SHAPE, views, place), (snippets,)
+        )
+        return found.nbytes, found.widest
+    planes = config.canvas.plane_shape(KAGGLE_SHAPE)
+    draws = draw(config.draws, config.canvas, planes, seed=0, epoch=0, positions=np.arange(2), length=2)
+    draws = replace(draws, partner=np.array([1, 0], np.int32))
+    inputs = as_inputs(snippets, draws, config.draws)
+    found = moved(
+        lambda feed: graph.build_train_graph(feed, config.canvas, config.draws, KAGGLE_SHAPE, place), inputs
+    )
+    return found.nbytes, found.widest
+
+
+@pytest.mark.parametrize(("preset", "what"), BYTES)
+def test_a_graph_moves_no_more_bytes_than_it_did(preset: Preset, what: str) -> None:
+    nbytes, widest = moved_by(pipeline.graph, preset, what)
+    assert nbytes < BYTES[preset, what][1] and widest <= 4
+
+
+@pytest.mark.parametrize(
+    ("preset", "old", "new"),
+    [
+        ("full", "return planes * (", "return planes + 0 * planes * ("),
+        ("demo", "fn.cast(inside, dtype=types.FLOAT)", "fn.cast(inside, dtype=types.FLOAT64)"),
+    ],
+)
+def test_a_graph_that_moves_more_is_caught(preset: Preset, old: str, new: str) -> None:
+    nbytes, widest = moved_by(mutant(pipeline.graph, old, new), preset, "train")
+    assert nbytes >= BYTES[preset, "train"][1] or widest > 4
