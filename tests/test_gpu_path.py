@@ -16,15 +16,21 @@ import torch
 from nvidia.dali import Pipeline
 
 import pipeline.graph
+import train as train_module
 from config import PRESETS, Preset
+from infer import predict
 from pipeline.batches import batch_slots
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig, Draws, draw
 from pipeline.graph import GraphPlace
+from run import Run
 from shard_tools.cadence import KAGGLE_SHAPE
+from shard_tools.manifest import Manifest
 from tests import twin
 from tests.dali_schema import faults, moved
+from tests.fake_gpu import GPU, Watch, fake_batch, fake_run
 from tests.test_graph import CANVASES, WILD, short_name
+from tests.tiny import pack_tiny
 
 ALL_CANVASES = [*(config.canvas for config in PRESETS.values()), *CANVASES]
 GPU_0 = GraphPlace(max_batch=8, threads=2, device_id=0)
@@ -44,9 +50,7 @@ def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
 
 
 def graphs_for_a_gpu(graph: ModuleType, canvas: CanvasConfig) -> list[Pipeline]:
-    built = [
-        graph.build_train_graph(lambda: (), canvas, draws, KAGGLE_SHAPE, GPU_0) for draws in (DrawConfig(), WILD)
-    ]
+    built = [graph.build_train_graph(lambda: (), canvas, draws, KAGGLE_SHAPE, GPU_0) for draws in (DrawConfig(), WILD)]
     return [*built, graph.build_eval_graph(lambda: (), canvas, KAGGLE_SHAPE, canvas.views, GPU_0)]
 
 
@@ -152,17 +156,13 @@ def moved_by(graph: ModuleType, preset: Preset, what: str) -> tuple[float, int]:
     snippets = np.random.default_rng(3).standard_normal((2, *KAGGLE_SHAPE)).astype(np.float16)
     if what == "eval":
         views = config.model.views(config.canvas.views)
-        found = moved(
-            lambda feed: graph.build_eval_graph(feed, config.canvas, KAGGLE_SHAPE, views, place), (snippets,)
-        )
+        found = moved(lambda feed: graph.build_eval_graph(feed, config.canvas, KAGGLE_SHAPE, views, place), (snippets,))
         return found.nbytes, found.widest
     planes = config.canvas.plane_shape(KAGGLE_SHAPE)
     draws = draw(config.draws, config.canvas, planes, seed=0, epoch=0, positions=np.arange(2), length=2)
     draws = replace(draws, partner=np.array([1, 0], np.int32))
     inputs = as_inputs(snippets, draws, config.draws)
-    found = moved(
-        lambda feed: graph.build_train_graph(feed, config.canvas, config.draws, KAGGLE_SHAPE, place), inputs
-    )
+    found = moved(lambda feed: graph.build_train_graph(feed, config.canvas, config.draws, KAGGLE_SHAPE, place), inputs)
     return found.nbytes, found.widest
 
 
@@ -182,3 +182,62 @@ def test_a_graph_moves_no_more_bytes_than_it_did(preset: Preset, what: str) -> N
 def test_a_graph_that_moves_more_is_caught(preset: Preset, old: str, new: str) -> None:
     nbytes, widest = moved_by(mutant(pipeline.graph, old, new), preset, "train")
     assert nbytes >= BYTES[preset, "train"][1] or widest > 4
+
+
+# ---- The loops
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return pack_tiny(tmp_path_factory.mktemp("path"), train=20, test=2)
+
+
+class Seen(Exception):  # noqa: N818
+    """Ends a prediction before it waits for its logits, as it does once, at its end."""
+
+
+def watched_step(run: Run) -> Watch:
+    """A step of train.py."""
+    run.bare_model.train()
+    losses = torch.zeros((), device=run.accelerator.device, dtype=torch.float64)
+    with Watch() as watch:
+        losses += train_module.train_step(run, fake_batch(run.config))
+    assert losses.device == GPU
+    return watch
+
+
+def watched_prediction(run: Run) -> Watch:
+    """A batch of infer.py, in all its views."""
+    config = run.config
+    batches: Any = [fake_batch(config, len(config.model.views(config.canvas.views)))]
+
+    def stop() -> None:
+        raise Seen
+
+    with Watch() as watch, pytest.raises(Seen):
+        predict(run.accelerator, run.judged_model, batches, "prediction", stop)
+    return watch
+
+
+def step_faults(run: Run, watched: Callable[[Run], Watch] = watched_step) -> set[str]:
+    """What is wrong with a step or a prediction."""
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[run.accelerator.mixed_precision]
+    try:
+        watch = watched(run)
+    except Exception as error:  # what a tensor without values refuses is what would wait, or fail
+        return {f"{type(error).__name__}: {error}"}
+    # The head is in float32 whatever the rest is.
+    wide = watch.products[torch.float32] if low != torch.float32 else 1
+    dtypes = set() if wide == 1 and watch.products[low] > 10 else {f"products in {dict(watch.products)}"}
+    state = [*run.bare_model.parameters(), *run.bare_model.buffers(), *run.judged_model.parameters()]
+    return watch.faults | dtypes | {f"{each.device} holds weights" for each in state if each.device != GPU}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_step_and_a_prediction_stay_on_their_gpu_and_do_not_wait_for_it(
+    manifest: Manifest, preset: Preset, precision: str
+) -> None:
+    with fake_run(preset, precision, manifest) as run:
+        assert step_faults(run) == set()
+        assert step_faults(run, watched_prediction) == set()
