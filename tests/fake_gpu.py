@@ -4,6 +4,7 @@ Everything is the program's own but for the data, and for what asks the driver: 
 looks whether a gradient overflowed.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,33 @@ class Watch(TorchDispatchMode):
         return out
 
 
+class Memory(TorchDispatchMode):
+    """The most bytes that tensors hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in _tensors(out):
+            self._add(each.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address not in self._known:
+            self._known.add(address)
+            self.held += size
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._drop, address, size)
+
+    def _drop(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.held -= size
+
+
 class FakeLoader:
     """Batches on the GPU, without values."""
 
@@ -82,14 +110,14 @@ class FakeLoader:
         raise NotImplementedError
 
 
-def fake_batch(config: TrainConfig, views: int = 0) -> Batch:
+def fake_batch(config: TrainConfig, views: int = 0, device: torch.device = GPU) -> Batch:
     size, canvas = config.batch_size, config.canvas
     shape = (size, *([views] if views else []), canvas.channels, canvas.height, canvas.width)
     return Batch(
-        image=torch.empty(shape, device=GPU),
-        target=torch.empty(size, device=GPU),
-        counts=torch.empty(size, device=GPU, dtype=torch.bool),
-        row=torch.empty(size, device=GPU, dtype=torch.int64),
+        image=torch.empty(shape, device=device),
+        target=torch.empty(size, device=device),
+        counts=torch.empty(size, device=device, dtype=torch.bool),
+        row=torch.empty(size, device=device, dtype=torch.int64),
         position=np.arange(size),
     )
 
@@ -135,10 +163,10 @@ class HostGenerator(torch.Generator):
         return super().__new__(cls)
 
 
-def pretend(patch: pytest.MonkeyPatch) -> None:
+def pretend(patch: pytest.MonkeyPatch, device: torch.device) -> None:
     """Say of the GPU that is not there what its driver would."""
     patch.delenv("ACCELERATE_USE_CPU", raising=False)
-    patch.setenv("ACCELERATE_TORCH_DEVICE", str(GPU))
+    patch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
     patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -151,8 +179,11 @@ def pretend(patch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def fake_run(preset: Preset, precision: str, manifest: Manifest, batch_size: int = 2) -> Iterator[Run]:
-    """A run of a preset as train.py builds it, on cuda:0."""
+def fake_run(
+    preset: Preset, precision: str, manifest: Manifest, batch_size: int = 2, device: torch.device = GPU,
+    is_whole: bool = False,
+) -> Iterator[Run]:  # fmt: skip
+    """A run of a preset as train.py builds it; without `is_whole`, of a Swin with two blocks a stage."""
     base = PRESETS[preset]
     config = replace(base, shards=str(manifest.root), model=replace(base.model, pretrained="none"),
                      batch_size=batch_size, tracker="none", precision=precision)  # fmt: skip
@@ -160,14 +191,15 @@ def fake_run(preset: Preset, precision: str, manifest: Manifest, batch_size: int
     # Before there are no values, at which timm looks while it builds.
     bare = build_model(config.model, canvas.channels, canvas.height, canvas.width)
     for module in bare.modules():
-        if isinstance(module, SwinTransformerStage):
+        if isinstance(module, SwinTransformerStage) and not is_whole:
             module.blocks = module.blocks[:2]  # with and without shifted windows; more do the same again
     with pytest.MonkeyPatch.context() as patch:
-        pretend(patch)
+        pretend(patch, device)
         patch.setattr(run_module, "Loader", FakeLoader)
         accelerator = build_accelerator(precision)
         with FakeTensorMode(allow_non_fake_inputs=False) as mode:
             patch.setattr(run_module, "build_model", lambda *_: forget_values(mode, bare))
             run = build_run(config, accelerator, manifest)
-            patch.setattr(accelerator, "backward", backward_without_driver(run))
+            if device == GPU:
+                patch.setattr(accelerator, "backward", backward_without_driver(run))
             yield run

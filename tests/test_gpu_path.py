@@ -3,36 +3,43 @@
 DALI's graphs are held against its own schemas, train.py and infer.py run on tensors that have a device and no values.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from nvidia.dali import Pipeline
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import pipeline.graph
+import run as run_module
 import train as train_module
 from config import PRESETS, Preset
-from infer import predict
+from infer import build_accelerator, predict
 from pipeline.batches import batch_slots
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig, Draws, draw
 from pipeline.graph import GraphPlace
-from run import Run
+from pipeline.loader import Batch
+from pipeline.plan import Share
+from run import Run, build_run
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.manifest import Manifest
 from tests import twin
 from tests.dali_schema import faults, moved
-from tests.fake_gpu import GPU, Watch, fake_batch, fake_run
+from tests.fake_gpu import GPU, FakeLoader, Memory, Watch, fake_batch, fake_run
 from tests.test_graph import CANVASES, WILD, short_name
-from tests.tiny import pack_tiny
+from tests.tiny import CANVAS, pack_tiny
 
 ALL_CANVASES = [*(config.canvas for config in PRESETS.values()), *CANVASES]
+CPU = torch.device("cpu")
 GPU_0 = GraphPlace(max_batch=8, threads=2, device_id=0)
 Halves = npt.NDArray[np.float16]
 
@@ -241,3 +248,163 @@ def test_a_step_and_a_prediction_stay_on_their_gpu_and_do_not_wait_for_it(
     with fake_run(preset, precision, manifest) as run:
         assert step_faults(run) == set()
         assert step_faults(run, watched_prediction) == set()
+
+
+def change_loss(patch: pytest.MonkeyPatch, loss: Callable[[Tensor, Batch, Share], Tensor]) -> None:
+    patch.setattr(train_module, "soft_target_loss", loss)
+
+
+def target_on_the_cpu(run: Run, patch: pytest.MonkeyPatch) -> None:
+    change_loss(patch, lambda logit, batch, share: (logit * torch.zeros(len(logit))).sum())
+
+
+def number_of_the_loss(run: Run, patch: pytest.MonkeyPatch) -> None:
+    change_loss(patch, lambda logit, batch, share: (logit / logit.sum().item()).sum())
+
+
+def only_what_counts(run: Run, patch: pytest.MonkeyPatch) -> None:
+    change_loss(patch, lambda logit, batch, share: logit[batch.counts].sum())
+
+
+def loss_in_float64(run: Run, patch: pytest.MonkeyPatch) -> None:
+    change_loss(patch, lambda logit, batch, share: (logit + batch.image.double().sum()).sum().float())
+
+
+def no_autocast(run: Run, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(run.accelerator, "autocast", contextlib.nullcontext)
+    patch.setattr(run.model, "forward", run.model._original_forward)  # Accelerate wraps it too
+
+
+def buffer_left_behind(run: Run, patch: pytest.MonkeyPatch) -> None:
+    buffers = run.bare_model.get_submodule("candidates")._buffers
+    patch.setitem(buffers, "rates", torch.empty_like(cast(Tensor, buffers["rates"]), device="cpu"))
+
+
+def looks_at_logits(run: Run, patch: pytest.MonkeyPatch) -> None:
+    forward = run.judged_model.forward
+    patch.setattr(run.judged_model, "forward", lambda image: forward(image).cpu())
+
+
+STEP_MUTANTS = {
+    target_on_the_cpu: "devices",
+    number_of_the_loss: "DataDependentOutput",
+    only_what_counts: "DynamicOutputShape",
+    loss_in_float64: "in float64",
+    no_autocast: "products in",
+    buffer_left_behind: "devices",
+}
+
+
+def test_a_step_or_a_prediction_that_mixes_devices_or_waits_is_caught(manifest: Manifest) -> None:
+    with fake_run("demo", "bf16", manifest) as run:
+        for break_it, word in STEP_MUTANTS.items():
+            with pytest.MonkeyPatch.context() as patch:
+                break_it(run, patch)
+                assert word in str(step_faults(run)), break_it.__name__
+        assert step_faults(run) == set()
+        with pytest.MonkeyPatch.context() as patch:
+            looks_at_logits(run, patch)
+            assert "on ['cpu', 'cuda:0']" in str(step_faults(run, watched_prediction))
+
+
+# ---- Memory
+
+
+# Bytes that a step holds at most at the preset's batch size, by the sizes of its tensors alone, as measured (GB), and a
+# few percent more.
+PEAKS = {"full": (7.28, 7.6e9), "demo": (0.154, 0.161e9)}
+
+
+def peak_bytes(preset: Preset, precision: str, manifest: Manifest, keeps: bool = False) -> int:
+    """Of two steps, on the CPU, where tensors without values have a backward pass; `keeps` what layers make."""
+    kept: list[Tensor] = []
+    with fake_run(preset, precision, manifest, PRESETS[preset].batch_size, CPU, is_whole=True) as run:
+        if keeps:
+            for module in run.bare_model.modules():
+                module.register_forward_hook(lambda _, __, out: kept.append(out) if isinstance(out, Tensor) else None)
+        with Memory() as memory:
+            for _ in range(2):
+                train_module.train_step(run, fake_batch(run.config, device=CPU))
+    return memory.peak
+
+
+@pytest.mark.parametrize("preset", PEAKS)
+def test_a_step_holds_no_more_memory_than_it_did(manifest: Manifest, preset: Preset) -> None:
+    assert peak_bytes(preset, "bf16", manifest) < PEAKS[preset][1]
+
+
+@pytest.mark.parametrize(("precision", "keeps"), [("float32", False), ("bf16", True)])
+def test_a_step_that_holds_more_is_caught(manifest: Manifest, precision: str, keeps: bool) -> None:
+    assert peak_bytes("demo", precision, manifest, keeps) >= PEAKS["demo"][1]
+
+
+# ---- --compile
+
+
+@contextlib.contextmanager
+def compiled_run(manifest: Manifest, broken: nn.Module | None = None, preset: Preset = "demo") -> Iterator[Run]:
+    """A run with --compile whose code Dynamo takes apart and nothing compiles; or a small model with a broken part."""
+    base, compile_module = PRESETS[preset], nn.Module.compile
+    model = base.model if preset == "demo" else replace(base.model, model="swin_pico")
+    canvas = base.canvas if preset == "demo" else CANVAS
+    config = replace(base, shards=str(manifest.root), model=replace(model, pretrained="none"), canvas=canvas,
+                     batch_size=2, ema=0.0, compile=True)  # fmt: skip
+    torch._dynamo.reset()
+    counters.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
+        patch.setattr(run_module, "Loader", FakeLoader)
+        if broken is not None:
+            size = canvas.channels * canvas.height * canvas.width
+            small = nn.Sequential(nn.Flatten(), nn.Linear(size, 1), broken)
+            patch.setattr(run_module, "build_model", lambda *_: small)
+        yield build_run(config, build_accelerator("bf16"), manifest)
+    torch._dynamo.reset()
+
+
+def compile_faults(run: Run) -> list[str]:
+    """Steps, predictions, steps: breaks, and what was compiled after the first of each."""
+    batch = fake_batch(run.config, device=CPU)
+    views = fake_batch(run.config, len(run.config.model.views(run.config.canvas.views)), CPU)
+    batch.image.normal_()
+    views.image.normal_()
+    batch.target.zero_()
+    graphs = []
+    for _ in range(2):
+        run.bare_model.train()
+        for _ in range(2):
+            train_module.train_step(run, batch)
+            graphs.append(counters["stats"]["unique_graphs"])
+        evaluated: Any = [views, views]
+        predict(run.accelerator, run.judged_model, evaluated, "prediction")
+        graphs.append(counters["stats"]["unique_graphs"])
+    expected = [graphs[0]] * 2 + [graphs[2]] * 4
+    found = [f"graphs after each: {graphs}"] if graphs != expected or graphs[2] > 2 * graphs[0] else []
+    return found + [f"break: {reason}" for reason in counters["graph_break"]]
+
+
+@pytest.mark.parametrize("preset", ["demo", "full"])
+def test_a_compiled_model_is_one_graph_and_compiled_once(manifest: Manifest, preset: Preset) -> None:
+    with compiled_run(manifest, preset=preset) as run:
+        assert compile_faults(run) == []
+
+
+class LooksAtValues(nn.Module):
+    def forward(self, logit: Tensor) -> Tensor:
+        return logit if logit.sum().item() < 1e9 else logit * 2
+
+
+class Counts(nn.Module):
+    calls = 0
+
+    def forward(self, logit: Tensor) -> Tensor:
+        self.calls += 1
+        return logit * self.calls
+
+
+@pytest.mark.parametrize(("broken", "word"), [(LooksAtValues(), "break"), (Counts(), "graphs after")])
+def test_a_model_that_breaks_its_graph_or_is_compiled_again_is_caught(
+    manifest: Manifest, broken: nn.Module, word: str
+) -> None:
+    with compiled_run(manifest, broken) as run:
+        assert word in str(compile_faults(run))
