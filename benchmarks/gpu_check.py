@@ -29,7 +29,7 @@ from shard_tools.files import write_whole
 
 _LAST_LINES = 15
 _GPU_MARK = "mark.gpu"
-_MAY_BE_ABSENT = ("'setigen'", "KAGGLE_SETI")  # in the reason of a skipped test
+_MAY_BE_ABSENT = ("'setigen'", "KAGGLE_SETI", "second NVIDIA GPU")  # in the reason of a skipped test
 _JUNIT, _HISTORY = "gpu-tests.xml", "gpu-history.jsonl"
 
 
@@ -128,7 +128,7 @@ def count_tests(path: Path) -> dict[str, int]:
     reasons = [skip.get("message", "") for case in cases if (skip := case.find("skipped")) is not None]
     excused = sum(any(word in reason for word in _MAY_BE_ABSENT) for reason in reasons)
     counted = {"passed": len(cases) - bad - len(reasons), "failed": bad, "skipped": len(reasons) - excused}
-    return counted | ({"without setigen or real snippets": excused} if excused else {})
+    return counted | ({"without setigen, real snippets or a second GPU": excused} if excused else {})
 
 
 def to_text(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:

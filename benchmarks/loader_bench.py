@@ -89,8 +89,8 @@ class LoaderBenchConfig:
             raise InputError("--batch-size, --threads, --rounds, --seconds, --check-margin: expected more than 0")
         if self.data.cadences % self.batch_size:
             raise InputError(f"--data.cadences {self.data.cadences}: expected a multiple of {self.batch_size}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: no GPU that torch can use")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise InputError(f"--device {self.device}: no GPU that torch can use")
 
     @property
     def asked_for(self) -> "LoaderBenchConfig":

@@ -9,6 +9,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.batches import Planned
 from pipeline.canvas import CanvasConfig
+from pipeline.devices import recorded
 from pipeline.draws import DrawConfig
 from pipeline.graph import PREFETCH_DEPTH, GraphPlace, build_eval_graph, build_train_graph, train_inputs
 from pipeline.reader import Block, ReadAhead, Reader
@@ -76,13 +77,14 @@ class DaliImages:
     def _image(self, output: Any, block: Block) -> Tensor:
         """The canvases of a batch, as a tensor that stays what it is."""
         image = from_dlpack(output.as_tensor())
-        if not self._place.on_gpu:
+        if self._place.device_id is None:
             return image
-        # DALI knows nothing of torch's stream: it gets its memory back when torch has copied from it, not when Python
-        # has let go of it. Two batches later the copy is long done, so that nothing waits.
+        # torch reads what DALI has written: run() without a stream returns when its output is done (its documentation
+        # says so), and from_dlpack names to DALI torch's current stream of the output's own device, clone()'s.
+        # DALI knows nothing of that stream: it gets its memory back when torch has copied from it, not when Python has
+        # let go of it. Two batches later the copy is long done, so that nothing waits.
         copy = image.clone()
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
+        copied = recorded(torch.device("cuda", self._place.device_id))
         self._copying.append((output, block, copied))
         while len(self._copying) > PREFETCH_DEPTH:
             self._copying.popleft()[2].synchronize()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.batches import EXTRA, Planned, Planner
 from pipeline.canvas import CanvasConfig
+from pipeline.devices import numbered
 from pipeline.draws import DrawConfig, mixed_targets
 from pipeline.plan import Order, Share
 from pipeline.randomness import Int64s
@@ -112,7 +113,9 @@ class Loader:
         if share.length != len(order):
             raise ValueError(f"a share of {share.length} positions, for an order of {len(order)}")
         self.share = share
-        self._manifest, self._draws, self._device, self._config = manifest, draws, device, config
+        self._manifest, self._draws, self._config = manifest, draws, config
+        # Once: DALI and torch have to mean the same GPU, whatever is current when a batch is made.
+        self._device = numbered(device)
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
         self._planner = Planner(order, share, draws if canvas else None, canvas, planes)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)
@@ -184,7 +187,7 @@ class Loader:
         from pipeline.graph import PREFETCH_DEPTH, GraphPlace
 
         self._ahead += PREFETCH_DEPTH  # inside the graph
-        place = GraphPlace(slots, config.loader_threads, (self._device.index or 0) if on_gpu else None)
+        place = GraphPlace(slots, config.loader_threads, self._device.index if on_gpu else None)
         reader = Reader(manifest, slots, read_threads, pinned=on_gpu)
         return DaliImages(reader, canvas, self._draws, manifest.shape, views, self._bad, place)
 

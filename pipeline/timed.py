@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from pipeline.devices import numbered, recorded
 from pipeline.loader import Batch
 
 _PENDING = 64  # waits whose length is not known yet: more of them than a GPU's queue holds steps
@@ -22,7 +23,7 @@ class Timed:
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self._batches = batches
-        self._on_gpu = device.type == "cuda"
+        self._device = numbered(device)
         self._seconds = 0.0
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
@@ -43,10 +44,10 @@ class Timed:
 
     @contextmanager
     def _timing(self) -> Iterator[None]:
-        if self._on_gpu:
-            began = _recorded()
+        if self._device.type == "cuda":
+            began = recorded(self._device, timing=True)
             yield
-            self._pending.append((began, _recorded()))
+            self._pending.append((began, recorded(self._device, timing=True)))
             self._settle(_PENDING)
         else:
             now = time.perf_counter()
@@ -59,10 +60,3 @@ class Timed:
             began, ended = self._pending.popleft()
             ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1e3  # of milliseconds
-
-
-def _recorded() -> torch.cuda.Event:
-    """The moment at which the GPU has done all that it was given so far."""
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event

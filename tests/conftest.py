@@ -3,7 +3,7 @@
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from shard_tools.__main__ import main
 from shard_tools.errors import run_command
@@ -117,6 +118,19 @@ def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Promises that hold bit for bit hold on a CPU: only tests marked gpu take a GPU."""
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture(autouse=True)
+def own_accelerate_state() -> Iterator[None]:
+    """Accelerate keeps device and precision for the whole process: a test has neither from the one before it."""
+    forget_accelerate()
+    yield
+    forget_accelerate()
+
+
+def forget_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -357,7 +357,7 @@ def test_gpu_check_fits_eight_minutes_and_finds_the_tests_marked_gpu(tmp_path: P
     (
         f"""<testcase/><testcase><skipped message="could not import 'setigen': so"/></testcase>
         <testcase><skipped message="{NO_SNIPPETS}"/></testcase>""",
-        {"passed": 1, "failed": 0, "skipped": 0, "without setigen or real snippets": 2},
+        {"passed": 1, "failed": 0, "skipped": 0, "without setigen, real snippets or a second GPU": 2},
     ),
     ("<testcase><failure/></testcase><testcase><error/></testcase>", {"passed": 0, "failed": 2, "skipped": 0}),
 ])  # fmt: skip

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import train as train_module
 from candidates import Candidates
@@ -31,13 +30,6 @@ from train import train
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
 BATCHES, WARM_UP = 1000, 100
-
-
-@pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """Accelerate keeps one state a process, which refuses the next test's other precision."""
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +57,38 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(manifest: Manifest, train_batch
         assert torch.equal(on_gpu.target.cpu(), on_cpu.target) and torch.equal(on_gpu.row.cpu(), on_cpu.row)
     ours.close()
     theirs.close()
+
+
+def check_late_batches(manifest: Manifest, device: torch.device) -> None:
+    """Batches of a GPU whose work on each is far behind are still those of the CPU."""
+    ours, theirs = loader_of(manifest, device, True), loader_of(manifest, torch.device("cpu"), True)
+    kept = []
+    for batch in ours:
+        kept.append(batch.image)
+        with torch.cuda.device(device):
+            torch.cuda._sleep(10**7)  # the next copies wait for this, some 5 ms; DALI does not
+    for image, on_cpu in zip(kept, theirs, strict=True):
+        assert image.device == device
+        torch.testing.assert_close(image.cpu(), on_cpu.image, atol=1e-3, rtol=1e-3)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("stream", ["default", "own"])
+def test_batches_stay_what_they_are_where_the_work_on_them_is_late(manifest: Manifest, stream: str) -> None:
+    with torch.cuda.stream(torch.cuda.Stream(GPU) if stream == "own" else None):
+        check_late_batches(manifest, GPU)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_batches_stay_what_they_are_beside_another_gpu_that_is_current(manifest: Manifest, number: int) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs a second NVIDIA GPU")
+    with torch.cuda.device(1 - number):
+        check_late_batches(manifest, torch.device("cuda", number))
+        loader = loader_of(manifest, torch.device("cuda"), train=False)
+        assert next(iter(loader)).image.device == torch.device("cuda", 1 - number)
+        loader.close()
 
 
 def test_candidates_on_the_gpu_are_those_of_the_cpu() -> None:
@@ -122,7 +146,7 @@ def test_waiting_for_the_gpu_is_no_stall_and_an_idle_gpu_is(manifest: Manifest) 
 
     def late(idle: bool) -> Iterator[Batch]:
         for _ in range(8):
-            torch.cuda.synchronize()  # as a loader that waits to get its memory back
+            torch.cuda.synchronize(GPU)  # as a loader that waits to get its memory back
             if idle:
                 time.sleep(seconds)
             yield batch
@@ -205,8 +229,8 @@ def test_memory_stays_flat_over_a_thousand_batches(manifest: Manifest) -> None:
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def used() -> tuple[float, float]:
-        torch.cuda.synchronize()
-        free, total = torch.cuda.mem_get_info()
+        torch.cuda.synchronize(GPU)
+        free, total = torch.cuda.mem_get_info(GPU)
         return (total - free) / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
     for batch in itertools.islice(batches, WARM_UP):

@@ -62,7 +62,7 @@ def timed_round(loading: Loading, seconds: float, device: str) -> dict[str, Any]
 def _finish(device: str) -> None:
     """Wait for the copies to a GPU, which go on while Python does."""
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def warmed(loading: Loading, threads_to_try: tuple[int, ...]) -> dict[str, Any]:
