@@ -5,7 +5,7 @@ import errno
 import fcntl
 import logging
 import os
-import threading
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from io import FileIO
@@ -65,10 +65,7 @@ class SampleCache:
             temporary = self._reserve(path, size)
             if temporary is not None:
                 # Outside the lock: ranks and threads write at the same time.
-                with temporary:
-                    if os.writev(temporary.fileno(), [*(part.data for part in parts), _sum(parts)]) != size:
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    Path(temporary.name).replace(path)
+                _fill(temporary, [*(part.data for part in parts), _sum(parts)], path)
         except OSError as error:
             # Nothing is lost but time: training goes on from the store.
             _log.warning("%s: %s; keeping no further samples there", self._root, error.strerror)
@@ -84,7 +81,7 @@ class SampleCache:
                 held = self._make_room(size)
             # Counted first: should we be killed now, the count is too high, and mended by the next look.
             _write_ledger(ledger, held + size)
-            file = FileIO(path.with_suffix(f".{os.getpid()}-{threading.get_ident()}{_UNFINISHED}"), "w")
+            file = FileIO(path.with_suffix(f".{uuid.uuid4().hex}{_UNFINISHED}"), "x")
             # Its whole size from the start, so that whoever looks through the folder counts what is still to come.
             os.truncate(file.fileno(), size)
             # For as long as this process lives: tells the file from what a killed one left.
@@ -92,15 +89,19 @@ class SampleCache:
             return file
 
     def _make_room(self, size: int) -> int:
-        """Delete the longest unused records where there is no room; return the bytes that stay. Called under the lock."""
+        """Delete what was not used for longest where there is no room; return the bytes that stay, under the lock."""
         kept: list[tuple[float, int, Path]] = []
         held = 0
         for parent, _, names in os.walk(self._root):
             for path in (Path(parent, name) for name in names):
-                with contextlib.suppress(FileNotFoundError):  # renamed, or found damaged by another rank just now
-                    if path.suffix == _UNFINISHED and not _is_abandoned(path):
-                        held += path.stat().st_size
-                    elif path.suffix == _SUFFIX:
+                if path.suffix == _UNFINISHED:
+                    try:
+                        held += _unfinished_bytes(path)
+                        continue
+                    except FileNotFoundError:  # finished just now
+                        path = path.with_suffix("").with_suffix(_SUFFIX)
+                with contextlib.suppress(FileNotFoundError):  # found damaged by another rank just now
+                    if path.suffix == _SUFFIX:
                         about = path.stat()
                         kept.append((about.st_mtime, about.st_size, path))
         held += sum(bytes_of for _, bytes_of, _ in kept)
@@ -125,6 +126,19 @@ class SampleCache:
         return self._folder / name.removesuffix(".tar") / f"{offset}{_SUFFIX}"
 
 
+def _fill(file: FileIO, parts: Sequence[bytes | memoryview], path: Path) -> None:
+    """Write an unfinished record and give it its name."""
+    temporary = Path(str(file.name))
+    with file:
+        try:
+            if os.writev(file.fileno(), parts) != temporary.stat().st_size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
 def _read_ledger(ledger: int) -> int | None:
     """The bytes that the folder holds or has promised; None where the ledger is new, damaged or of an older version."""
     text = os.pread(ledger, _LEDGER_BYTES + 1, 0)
@@ -142,15 +156,18 @@ def _ledger_line(count: bytes) -> bytes:
     return b"%s %08x" % (count, zlib.crc32(count))
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether an unfinished record is of a process that was killed, and deleted for it."""
+def _unfinished_bytes(path: Path) -> int:
+    """The bytes that an unfinished record will have; 0 where its process was killed, and it is deleted for that.
+
+    Raises FileNotFoundError where it has been finished.
+    """
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        path.unlink(missing_ok=True)
-        return True
+            return path.stat().st_size
+        path.unlink()
+        return 0
 
 
 def _size(parts: Sequence[Bytes]) -> int:
