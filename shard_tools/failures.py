@@ -102,7 +102,8 @@ def find_remedy(error: BaseException, host_is_known: bool = False) -> Remedy | N
         return None if host_is_known else _NAME
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain):
         return _CERTIFICATE
-    if any(isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS for cause in chain):
+    # Aiohttp's own SSLError has no reason, the one behind it has.
+    if any(isinstance(cause, ssl.SSLError) and getattr(cause, "reason", "") in _NO_TLS for cause in chain):
         return _PLAIN
     return _of_settings(error)
 
@@ -110,7 +111,9 @@ def find_remedy(error: BaseException, host_is_known: bool = False) -> Remedy | N
 def status_of(error: BaseException) -> int:
     """The HTTP status that an error tells of; 0 where it tells of none."""
     for cause in _causes(error):
-        if isinstance(cause, StatusError | aiohttp.ClientHttpProxyError | aiohttp.TooManyRedirects):
+        if isinstance(cause, aiohttp.TooManyRedirects):
+            return cause.history[-1].status
+        if isinstance(cause, StatusError | aiohttp.ClientHttpProxyError):
             return cause.status
         if _is_a(cause, "botocore.exceptions", "ClientError"):
             return int(_answer(cause).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
