@@ -42,10 +42,12 @@ def part(manifest: Manifest, asked: Asked, **changed: Any) -> Answer:
     path = manifest.root / asked.path.rpartition("/")[2]
     if not path.is_file():
         return Answer(404)
-    whole = path.read_bytes()
-    start, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", asked.headers["range"]).groups())  # type: ignore[union-attr]
-    body = whole[start : last + 1]
-    headers = {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(whole)}"}
+    ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.headers.get("range", ""))
+    if not ranged:
+        return whole(manifest, asked, **changed)
+    data, start = path.read_bytes(), int(ranged[1])
+    body = data[start : int(ranged[2]) + 1]
+    headers = {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(data)}"}
     return Answer(206, headers, body, **changed)
 
 
