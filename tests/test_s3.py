@@ -237,5 +237,5 @@ def test_a_pack_onto_a_web_server_is_refused_before_any_request(
 
 def test_an_unreachable_store_says_so_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(StoreError, match=r"no answer for 1 s .*EndpointConnectionError"):
+    with pytest.raises(StoreError, match="no answer for 1 s"):
         read_manifest(URL, StoreConfig(store_timeout=1))
