@@ -5,15 +5,18 @@ import errno
 import fcntl
 import logging
 import os
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from shard_tools.errors import InputError
 from shard_tools.store import Bytes, Check
 
 _SUFFIX = ".sample"
+_UNFINISHED = ".tmp"
+_LEDGER_BYTES = 29  # a count of 20 digits, a space, its CRC-32
 _SUM_BYTES = 4  # a CRC-32 after the record: a power cut can leave a file of the right size with pages of zeros
 _KEEP_SHARE = 0.9  # of the bound, when it is reached: so that the folder is looked through once in many samples
 _log = logging.getLogger(__name__)
@@ -41,13 +44,15 @@ class SampleCache:
             if found != _size(parts) or rest != _sum(parts):
                 raise InputError(f"{path}: damaged")
             check(found)
-            os.utime(path)  # used last: the last to go
-            return True
-        except FileNotFoundError:
-            return False
+        except OSError:
+            return False  # absent, or of a disk that fails: the store has it
         except InputError:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             return False
+        with contextlib.suppress(OSError):  # another rank made room, or the folder is not ours to write
+            os.utime(path)  # used last: the last to go
+        return True
 
     def write_record(self, name: str, offset: int, parts: Sequence[Bytes]) -> None:
         """Keep a record, in place of those that were not used for longest; never beyond the bound."""
@@ -57,55 +62,112 @@ class SampleCache:
         path = self._path(name, offset)
         try:
             path.parent.mkdir(exist_ok=True)
-            with self._lock() as ledger:
-                if path.exists():  # another rank was faster
-                    return
-                held = int(ledger.read() or 0)
-                if held + size > self._max_bytes:
-                    held = self._make_room(size)
-                # Counted first: should we be killed now, the count is too high, and mended by the next look.
-                ledger.seek(0)
-                ledger.write(f"{held + size:020d}")
-                ledger.flush()
-                temporary = path.with_suffix(".tmp")
-                with temporary.open("wb", buffering=0) as file:
-                    if os.writev(file.fileno(), [*(part.data for part in parts), _sum(parts)]) != size:
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                temporary.replace(path)
+            temporary = self._reserve(path, size)
+            if temporary is not None:
+                # Outside the lock: ranks and threads write at the same time.
+                _fill(temporary, [*(part.data for part in parts), _sum(parts)], path)
         except OSError as error:
             # Nothing is lost but time: training goes on from the store.
             _log.warning("%s: %s; keeping no further samples there", self._root, error.strerror)
             self._works = False
 
+    def _reserve(self, path: Path, size: int) -> FileIO | None:
+        """An open file of `size` bytes to be filled and renamed to `path`; None where `path` is there already."""
+        with self._lock() as ledger:
+            if path.exists():  # another rank was faster
+                return None
+            held = _read_ledger(ledger)
+            if held is None or held + size > self._max_bytes:
+                held = self._make_room(size)
+            # Counted first: should we be killed now, the count is too high, and mended by the next look.
+            _write_ledger(ledger, held + size)
+            file = FileIO(path.with_suffix(f".{uuid.uuid4().hex}{_UNFINISHED}"), "x")
+            # Its whole size from the start, so that whoever looks through the folder counts what is still to come.
+            os.truncate(file.fileno(), size)
+            # For as long as this process lives: tells the file from what a killed one left.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return file
+
     def _make_room(self, size: int) -> int:
-        """Delete the longest unused records; return the bytes that stay. Called under the lock."""
+        """Delete what was not used for longest where there is no room; return the bytes that stay, under the lock."""
         kept: list[tuple[float, int, Path]] = []
+        held = 0
         for parent, _, names in os.walk(self._root):
-            for name in names:
-                path = Path(parent, name)
-                if path.suffix == ".tmp":  # of a process that was killed: who writes holds the lock
-                    path.unlink(missing_ok=True)
-                elif path.suffix == _SUFFIX:
-                    with contextlib.suppress(FileNotFoundError):  # found damaged by another rank just now
+            for path in (Path(parent, name) for name in names):
+                if path.suffix == _UNFINISHED:
+                    try:
+                        held += _unfinished_bytes(path)
+                        continue
+                    except FileNotFoundError:  # finished just now
+                        path = path.with_suffix("").with_suffix(_SUFFIX)
+                with contextlib.suppress(FileNotFoundError):  # found damaged by another rank just now
+                    if path.suffix == _SUFFIX:
                         about = path.stat()
                         kept.append((about.st_mtime, about.st_size, path))
-        held = sum(bytes_of for _, bytes_of, _ in kept)
-        for _, bytes_of, path in sorted(kept):
-            if held <= min(_KEEP_SHARE * self._max_bytes, self._max_bytes - size):
-                break
-            path.unlink(missing_ok=True)
-            held -= bytes_of
+        held += sum(bytes_of for _, bytes_of, _ in kept)
+        if held + size > self._max_bytes:
+            goal = min(_KEEP_SHARE * self._max_bytes, self._max_bytes - size)
+            for _, bytes_of, path in sorted(kept):
+                if held <= goal:
+                    break
+                path.unlink(missing_ok=True)
+                held -= bytes_of
         return held
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[TextIO]:
-        with os.fdopen(os.open(self._root / "held", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+") as ledger:
+    def _lock(self) -> Iterator[int]:
+        """The ledger, open, and held by no one else."""
+        with FileIO(os.open(self._root / "held", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+") as ledger:
             # Held by this opening, not by the process: it keeps apart threads and ranks alike.
             fcntl.flock(ledger, fcntl.LOCK_EX)
-            yield ledger
+            yield ledger.fileno()
 
     def _path(self, name: str, offset: int) -> Path:
         return self._folder / name.removesuffix(".tar") / f"{offset}{_SUFFIX}"
+
+
+def _fill(file: FileIO, parts: Sequence[bytes | memoryview], path: Path) -> None:
+    """Write an unfinished record and give it its name."""
+    temporary = Path(str(file.name))
+    with file:
+        try:
+            if os.writev(file.fileno(), parts) != temporary.stat().st_size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _read_ledger(ledger: int) -> int | None:
+    """The bytes that the folder holds or has promised; None where the ledger is new, damaged or of an older version."""
+    text = os.pread(ledger, _LEDGER_BYTES + 1, 0)
+    count = text[:20]
+    return int(count) if text == _ledger_line(count) and count.isdigit() else None
+
+
+def _write_ledger(ledger: int, held: int) -> None:
+    line = _ledger_line(b"%020d" % held)
+    os.pwrite(ledger, line, 0)
+    os.ftruncate(ledger, len(line))
+
+
+def _ledger_line(count: bytes) -> bytes:
+    return b"%s %08x" % (count, zlib.crc32(count))
+
+
+def _unfinished_bytes(path: Path) -> int:
+    """The bytes that an unfinished record will have; 0 where its process was killed, and it is deleted for that.
+
+    Raises FileNotFoundError where it has been finished.
+    """
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return path.stat().st_size
+        path.unlink()
+        return 0
 
 
 def _size(parts: Sequence[Bytes]) -> int:

@@ -1,60 +1,99 @@
 """Fsspec's filesystems for the URLs of stores: how long they wait, how they read ranges; retries are not theirs."""
 
 import importlib
-from collections.abc import Awaitable, Callable
+import logging
+from pathlib import Path
 from typing import Any
 
 from shard_tools.errors import InputError
+from shard_tools.failures import code_of, status_of
+from shard_tools.signed import SignedReads
+from shard_tools.web import CONNECT_SECONDS, WebFiles, certificate_file
 
 ATTEMPT_SECONDS = 15.0  # for one request; a chunk takes less at 5 Mbit/s
-_CONNECT_SECONDS = 5.0
 _CONNECTIONS = 64
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp"}
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+_PAST_END = 416
 
 
-def open_filesystem(url: str) -> Any:
-    """Fsspec's filesystem for a URL, with credentials and address from the environment."""
+class BucketFiles:
+    """Files by bucket/key. Its coroutines run in `loop`."""
+
+    def __init__(self, files: Any, scheme: str) -> None:
+        """`files` is fsspec's filesystem."""
+        self._files, self.loop = files, files.loop
+        self._signed = SignedReads(files) if scheme == "s3" and not files.anon else None
+
+    async def about(self, path: str) -> dict[str, Any]:
+        """What the store says of a file: its `size`, and when it was written."""
+        try:
+            found: dict[str, Any] = await self._files._info(path)
+            return found
+        except Exception as error:
+            if not code_of(error).isdigit() or status_of(error) not in (301, 400, 403):
+                raise
+            refusal = error
+        # The answer to a HEAD has no body, so it cannot say why: a GET can. (Not in the handler: a failure of the GET
+        # must not pass for the refusal.)
+        await self._files._cat_file(path, start=0, end=1)
+        raise refusal
+
+    async def size(self, path: str) -> int:
+        """Bytes of a file."""
+        return int((await self.about(path))["size"])
+
+    async def read(self, path: str, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end` (excluded); fewer, or none, where the file is shorter."""
+        try:
+            read = self._signed.read if self._signed else self._files._cat_file
+            data: bytes = await read(path, start=start, end=end)
+            return data
+        except Exception as error:
+            if status_of(error) == _PAST_END:
+                return b""
+            raise
+
+    async def names(self, path: str) -> list[str]:
+        """Paths of what lies in a folder, without what lies deeper."""
+        found: list[str] = await self._files._ls(path, detail=False, refresh=True)
+        return found
+
+    async def put(self, source: Path, path: str) -> None:
+        """Upload a file."""
+        await self._files._put_file(str(source), path)
+
+    async def remove(self, path: str) -> None:
+        """Delete a file."""
+        await self._files._rm_file(path)
+
+
+def open_files(url: str) -> BucketFiles | WebFiles:
+    """The files behind a URL, with credentials and address from the environment."""
+    scheme = url.partition("://")[0]
+    if scheme in ("http", "https"):
+        return WebFiles(certificates=certificate_file("SSL_CERT_FILE") if scheme == "https" else None)
     import fsspec
 
-    scheme = url.partition("://")[0]
-    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if scheme == "s3":
-        options["config_kwargs"] = {
-            "connect_timeout": _CONNECT_SECONDS,
-            "read_timeout": ATTEMPT_SECONDS,
-            "max_pool_connections": _CONNECTIONS,
-            "signature_version": "s3v4",
-            "retries": {"total_max_attempts": 1, "mode": "standard"},  # ours are bounded in time
-        }
+    options = _s3_options() if scheme == "s3" else {}
     try:
         importlib.import_module(_PACKAGES[scheme])
-        if scheme.startswith("http"):
-            options["client_kwargs"] = _client_options()
-        files = fsspec.filesystem(scheme, **options)
+        files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
         package = _PACKAGES[scheme]
         raise InputError(f"{url}: {scheme}:// needs the package {package} ({error}); pip install {package}") from None
     files.retries = 1
-    return files
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each failure with its traceback
+    return BucketFiles(files, scheme)
 
 
-def _client_options() -> dict[str, Any]:
-    """Of aiohttp's session: a buffer for a whole sample, so that a read is not stopped and started on its way."""
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(None, sock_connect=_CONNECT_SECONDS)
-    return {"timeout": timeout, "read_bufsize": 1 << 21, "trust_env": True}
-
-
-def reads_of(files: Any, scheme: str) -> Callable[[str, int, int], Awaitable[bytes]]:
-    """How ranges of a filesystem's files are read."""
-
-    async def read(path: str, start: int, end: int) -> bytes:
-        data: bytes = await files._cat_file(path, start=start, end=end)
-        return data
-
-    if scheme != "s3" or files.anon:
-        return read
-    from shard_tools.signed import SignedReads
-
-    return SignedReads(files, _client_options()).read
+def _s3_options() -> dict[str, Any]:
+    config = {
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": ATTEMPT_SECONDS,
+        "max_pool_connections": _CONNECTIONS,
+        "signature_version": "s3v4",
+        "retries": {"total_max_attempts": 1, "mode": "standard"},  # ours are bounded in time
+    }
+    # Botocore knows AWS_CA_BUNDLE alone; one variable should do for signed URLs and for its own requests.
+    certificates = certificate_file("AWS_CA_BUNDLE", "SSL_CERT_FILE")
+    return {"config_kwargs": config, "client_kwargs": {"verify": certificates} if certificates else {}}

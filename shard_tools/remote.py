@@ -1,10 +1,12 @@
-"""Shards in a remote store: ranged reads through fsspec, with time-outs and retries."""
+"""Shards in a remote store: ranged reads, with time-outs and retries."""
 
 import asyncio
+import errno
 import itertools
+import logging
 import math
 import random
-import re
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -15,7 +17,8 @@ from typing import TypeVar
 
 from shard_tools.cache import SampleCache
 from shard_tools.errors import InputError, StoreError
-from shard_tools.filesystem import ATTEMPT_SECONDS, open_filesystem, reads_of
+from shard_tools.failures import describe, find_remedy, seconds_to_wait
+from shard_tools.filesystem import ATTEMPT_SECONDS, BucketFiles, open_files
 from shard_tools.store import Bytes, Check, StoreConfig
 
 _CHUNK_BYTES = 8 << 20
@@ -23,6 +26,8 @@ _CHUNKS_AHEAD = 4
 _SLOWEST_UPLOAD = 1e6  # bytes/s
 _PAUSE_SECONDS, _LONGEST_PAUSE = 0.1, 5.0  # before the second attempt; doubled up to the second
 _WRONG_TRIES = 4  # of a store that answers in time, but not with the sample that lies there
+_SILENT_SECONDS = 4.0  # of failures that nobody needs to hear of
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -35,12 +40,14 @@ class RemoteStore:
         """`url` is one that `check_url` let through."""
         self.root = url
         self._config, self._patience = config, config.store_timeout
-        self._files, self._is_web = open_filesystem(url), url.startswith("http")
-        self._read = reads_of(self._files, url.partition("://")[0])
-        self._base = url if self._is_web else url.partition("://")[2]
+        self._files = open_files(url)
+        self._base = url.partition("://")[2] if isinstance(self._files, BucketFiles) else url
         self._cache: SampleCache | None = None
         # Of the whole store: no request has succeeded since the first, and the last one failed at the second.
         self._away_since, self._last_failed = math.inf, -math.inf
+        self._host_is_known = False
+        self._not_before = -math.inf  # the store asked for no requests until then
+        self._told_at, self._telling = -math.inf, threading.Lock()
 
     def where(self, name: str) -> str:
         """The file's URL."""
@@ -54,12 +61,9 @@ class RemoteStore:
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
         try:
-            about = self._insist(name, lambda: self._files._info(self._path(name)))
+            return self._insist(name, lambda: self._files.size(self._path(name)))
         except FileNotFoundError:
             return None
-        if about.get("size") is None:
-            raise InputError(f"{self.where(name)}: the server does not say its size; choose one that serves ranges")
-        return int(about["size"])
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
         """As Store says; from the cache where it is there and whole."""
@@ -113,56 +117,42 @@ class RemoteStore:
 
     def names(self) -> list[str]:
         """What lies there, without what lies deeper."""
+        files = self.check_writable()
         try:
-            found = self._insist("", lambda: self._files._ls(self._base, detail=False, refresh=True))
+            found = self._insist("", lambda: files.names(self._base))
         except FileNotFoundError:
             return []
         return sorted(path.rpartition("/")[2] for path in found if path.rstrip("/") != self._base)
 
     def modified(self, name: str) -> float:
         """When a file was written, in seconds since 1970; infinite where the store does not say."""
-        about = self._insist(name, lambda: self._files._info(self._path(name)))
+        files = self.check_writable()
+        about = self._insist(name, lambda: files.about(self._path(name)))
         when = about.get("LastModified") or about.get("mtime")
         return float(when.timestamp()) if isinstance(when, datetime) else math.inf
 
     def put(self, name: str, source: Path) -> None:
         """Upload a file; it appears whole, in place of what had its name."""
-        seconds = source.stat().st_size / _SLOWEST_UPLOAD
-        self._writable()
-        self._insist(name, lambda: self._files._put_file(str(source), self._path(name)), extra_seconds=seconds)
+        files, seconds = self.check_writable(), source.stat().st_size / _SLOWEST_UPLOAD
+        self._insist(name, lambda: files.put(source, self._path(name)), extra_seconds=seconds)
 
     def remove(self, name: str) -> None:
         """Delete a file."""
-        self._writable()
-        self._insist(name, lambda: self._files._rm_file(self._path(name)))
+        files = self.check_writable()
+        self._insist(name, lambda: files.remove(self._path(name)))
 
-    def _writable(self) -> None:
-        if self._is_web:
+    def check_writable(self) -> BucketFiles:
+        """The files of the store. Raises InputError where they are a web server's."""
+        if not isinstance(self._files, BucketFiles):
             raise InputError(f"{self.root}: a web server is read, not written; pack to s3://, gs:// or a folder")
+        return self._files
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}" if name else self._base
 
     def _read_range(self, name: str, offset: int, length: int, take: Callable[[bytes], None]) -> bytes:
         """`length` bytes from `offset` on, once `take` has accepted them."""
-
-        async def request() -> bytes:
-            try:
-                return await self._read(self._path(name), offset, offset + length)
-            except Exception as error:
-                if _is_past_end(error):
-                    return b""
-                raise
-
-        def accept(data: bytes) -> None:
-            if len(data) > length:
-                raise InputError(
-                    f"{self.where(name)}: {len(data)} bytes, asked for {length}; the server ignores ranges, choose "
-                    "one that serves them"
-                )
-            take(data)
-
-        return self._insist(name, request, accept)
+        return self._insist(name, lambda: self._files.read(self._path(name), offset, offset + length), take)
 
     def _insist(
         self,
@@ -173,79 +163,94 @@ class RemoteStore:
     ) -> T:
         """The answer to a request, tried again after failures of the store or the way to it.
 
-        Raises FileNotFoundError at once where the store says so. Raises InputError where it refuses us, or where for
-        `--store-timeout` seconds (and `extra_seconds`) this request failed, or every request of all threads did.
+        Raises FileNotFoundError at once where the store says so. Raises InputError where no retry would help, or where
+        for `--store-timeout` seconds (and `extra_seconds`) this request failed, or every request of all threads did.
         """
         began, wrong = time.monotonic(), 0
         for attempt in itertools.count(1):
+            self._pause(attempt)
             tried = time.monotonic()
-            deadline = min(began, self._away_since) + self._patience
-            # Where others have waited long enough already, one short try: the threads' queues empty soon.
-            seconds = min(ATTEMPT_SECONDS, max(deadline - tried, 1.0)) + extra_seconds
             try:
-                answer = self._once(request, seconds)
-                self._away_since = math.inf
+                answer = self._once(request, self._seconds_for_a_try(began) + extra_seconds)
                 if accept:
                     accept(answer)
                 return answer
             except FileNotFoundError as error:
-                if self._is_web and not _is_not_found(error):
-                    deadline = min(began, self._failed(tried)) + self._patience
-                    self._refuse(name, error.__cause__ or error, attempt, deadline)
-                else:
-                    self._away_since = math.inf
-                    raise
+                self._refuse(name, error)  # a missing bucket is no missing file
+                self._away_since = math.inf
+                raise FileNotFoundError(errno.ENOENT, "no such file in the store", self.where(name)) from None
+            except StoreError:
+                raise
             except InputError:
                 wrong += 1  # bytes that arrived, but are not those of the sample
                 if wrong == _WRONG_TRIES:
                     raise
             except Exception as error:
-                self._refuse(name, error, attempt, min(began, self._failed(tried)) + self._patience + extra_seconds)
-            pause = min(_PAUSE_SECONDS * 2.0 ** min(attempt - 1, 10), _LONGEST_PAUSE)
-            # By chance, so that all threads of all ranks do not come back at the same moment.
-            time.sleep(min(pause, self._patience / 10) * random.uniform(0.5, 1.0))
+                since = min(began, self._failed(tried))
+                self._refuse(name, error)
+                self._wait(name, error, attempt, since, since + self._patience + extra_seconds)
         raise AssertionError
+
+    def _seconds_for_a_try(self, began: float) -> float:
+        """Where others have waited long enough already, one short try: the threads' queues empty soon."""
+        deadline = min(began, self._away_since) + self._patience
+        return min(ATTEMPT_SECONDS, max(deadline - time.monotonic(), 1.0))
+
+    def _pause(self, attempt: int) -> None:
+        """Wait before a request, by chance: all threads of all ranks must not come back at the same moment."""
+        pause = min(_PAUSE_SECONDS * 2.0 ** min(attempt - 2, 10), _LONGEST_PAUSE, self._patience / 10)
+        chance = random.uniform(0.5, 1.0)
+        asked = self._not_before - time.monotonic()
+        time.sleep(asked + chance * _PAUSE_SECONDS if asked > 0 else chance * pause if attempt > 1 else 0.0)
 
     def _once(self, request: Callable[[], Awaitable[T]], seconds: float) -> T:
         async def bounded() -> T:
             return await asyncio.wait_for(request(), seconds)
 
         # A second more, should a library swallow the cancellation.
-        return asyncio.run_coroutine_threadsafe(bounded(), self._files.loop).result(seconds + 1)
+        answer = asyncio.run_coroutine_threadsafe(bounded(), self._files.loop).result(seconds + 1)
+        self._away_since, self._host_is_known = math.inf, True
+        return answer
 
     def _failed(self, tried: float) -> float:
         """Note that a request failed that began at `tried`; return since when all have."""
         # A failure of long ago, with no request after it, says nothing of today.
-        recent = tried - self._last_failed < ATTEMPT_SECONDS + _LONGEST_PAUSE
+        recent = tried - max(self._last_failed, self._not_before) < ATTEMPT_SECONDS + _LONGEST_PAUSE
         self._away_since = since = min(self._away_since, tried) if recent else tried
         self._last_failed = time.monotonic()
         return since
 
-    def _refuse(self, name: str, error: BaseException, attempts: int, deadline: float) -> None:
-        """Raise InputError for an error that no retry mends, or that comes after the deadline."""
-        where, kind = self.where(name), type(error).__name__
-        text = re.sub(r"\?[^\s'\"]*", "", str(error))[:200]  # without the signature of a signed URL
-        said = f"{kind}: {text}" if text else kind
-        if isinstance(error, PermissionError) or "Credentials" in kind or getattr(error, "status", 0) in (401, 403):
+    def _refuse(self, name: str, error: Exception) -> None:
+        """Raise StoreError for an error that no retry mends."""
+        if remedy := find_remedy(error, self._host_is_known):
+            raise StoreError(f"{self.where(name)}: {remedy.problem} ({describe(error)}); {remedy.advice}") from None
+
+    def _wait(self, name: str, error: Exception, attempts: int, since: float, deadline: float) -> None:
+        """Note what the next attempt has to wait for. Raises StoreError where that is too long."""
+        now, asked = time.monotonic(), seconds_to_wait(error)
+        if asked and now + asked >= deadline:
             raise StoreError(
-                f"{where}: the store refuses access ({said}); check the credentials in the environment (AWS_...) and "
-                "the rights of the bucket"
+                f"{self.where(name)}: the server asks for a pause of {asked:.0f} s ({describe(error)}), longer than "
+                f"--store-timeout {self._patience:g} allows; wait, or give a larger --store-timeout"
             ) from None
-        if kind in ("ParamValidationError", "InvalidURL"):
-            raise StoreError(f"{where}: not an address that the store takes ({said}); check the URL") from None
-        if time.monotonic() >= deadline:
+        if now >= deadline:
             raise StoreError(
-                f"{where}: no answer for {self._patience:.0f} s ({attempts} tries here, the last: {said}); check the "
-                "address and the network, then run the same command again (train.py with --resume)"
+                f"{self.where(name)}: no answer for {self._patience:.0f} s ({attempts} tries here, the last: "
+                f"{describe(error)}); check the address and the network, then run the same command again (train.py "
+                "with --resume)"
             ) from None
+        self._not_before = max(self._not_before, now + asked) if asked else self._not_before
+        if now - since + asked > _SILENT_SECONDS:
+            self._tell(name, error, now - since, deadline - now)
 
-
-def _is_not_found(error: FileNotFoundError) -> bool:
-    """Whether a web server said 404: fsspec calls each failure to ask for a file's size by the same name."""
-    cause = error.__cause__
-    return cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404
-
-
-def _is_past_end(error: Exception) -> bool:
-    """Whether a store says that a file has no bytes where some were asked for (HTTP 416): it is too short."""
-    return getattr(error, "status", 0) == 416 or (isinstance(error, OSError) and "range" in str(error).lower())
+    def _tell(self, name: str, error: Exception, failed: float, left: float) -> None:
+        """Say what is waited for: once, not for each thread."""
+        with self._telling:
+            now = time.monotonic()
+            if now - self._told_at < self._patience:
+                return
+            self._told_at = now
+        _log.warning(
+            "%s: no answer for %.0f s (%s); trying again for up to %.0f s more (--store-timeout)",
+            *(self.where(name), failed, describe(error), left),
+        )

@@ -150,8 +150,10 @@ def open_store(place: str | Path, config: StoreConfig = StoreConfig()) -> Store:
     """The store behind a path or a URL. Raises InputError where the URL is of no kind that we read."""
     if not is_remote(place):
         return LocalStore(local_folder(place))
-    from shard_tools.remote import RemoteStore  # its libraries are slow to import, and only remote shards need them
-
+    try:
+        from shard_tools.remote import RemoteStore  # its libraries are slow to import, and only remote shards need them
+    except ImportError as error:
+        raise InputError(f"{place}: a store needs more packages ({error}); pip install fsspec aiohttp") from None
     return RemoteStore(check_url(str(place)), config)
 
 
@@ -161,10 +163,10 @@ def check_url(url: str) -> str:
     if scheme not in REMOTE_SCHEMES:  # fsspec knows others, which run commands, unpack archives or chain stores
         expected = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
         raise InputError(f"{url}: unknown kind of store; expected {expected}, file:// or a path")
-    if "@" in rest:
+    if "@" in rest.partition("/")[0]:
         raise InputError(
             f"{scheme}://...: credentials in a URL end up in logs; put them into the environment (AWS_...)"
         )
-    if not re.fullmatch(r"[^/?#\s:]+(:[0-9]+)?(/[^?#\s:]*)?", rest):
+    if not re.fullmatch(r"[^/?#\s:]+(:[0-9]+)?(/[^?#\s]*)?", rest):
         raise InputError(f"{url}: expected {scheme}://{'host' if 'http' in scheme else 'bucket'}/path")
     return url.rstrip("/")

@@ -19,6 +19,7 @@ class Upload:
 
     def __init__(self, url: str, config: StoreConfig) -> None:
         self._store = RemoteStore(check_url(url), config)
+        self._store.check_writable()
 
     def is_finished(self) -> bool:
         """Whether a whole data set lies there."""

@@ -292,18 +292,13 @@ import numpy as np
 from shard_tools.manifest import read_manifest
 from shard_tools.sample import read_record
 from shard_tools.store import StoreConfig
+from tests.test_cache import held
 url, local, cache, size, seed = sys.argv[1:]
 remote, local = read_manifest(url, StoreConfig(cache_dir=Path(cache), cache_size=float(size))), read_manifest(local)
 for _ in range(2):
     for row in np.random.default_rng(int(seed)).permutation(len(local)).tolist():
         assert np.array_equal(read_record(remote, row), read_record(local, row)), row
-        held = 0
-        for path in Path(cache).rglob("*.*"):
-            try:
-                held += path.stat().st_size
-            except FileNotFoundError:  # another rank made room
-                pass
-        assert held <= 1e9 * float(size), held
+        assert held(Path(cache)) <= 1e9 * float(size)
 """
 
 

@@ -1,0 +1,97 @@
+"""A web server on loopback whose every answer a test makes up; and certificates of its own, for TLS."""
+
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    """Names in lower case."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What comes back; in chunks, without a length, where `chunked`."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    chunked: bool = False
+
+
+class OddServer(ThreadingHTTPServer):
+    """Answers each request as `answer` says."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, answer: Callable[[Asked], Answer]) -> None:
+        self.answer, self.asked = answer, list[Asked]()
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: OddServer
+
+    def _answer(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(self.command, self.path, headers)
+        with self.server.lock:
+            self.server.asked.append(asked)
+        self.rfile.read(int(headers.get("content-length", 0)))
+        answer = self.server.answer(asked)
+        self.send_response(answer.status)
+        length = {"Transfer-Encoding": "chunked"} if answer.chunked else {"Content-Length": str(len(answer.body))}
+        for name, value in {**length, **answer.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if not answer.chunked:
+            self.wfile.write(answer.body)
+            return
+        for start in range(0, len(answer.body), 1000):
+            piece = answer.body[start : start + 1000]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
+
+    do_GET = do_HEAD = do_PUT = do_POST = _answer  # noqa: N815 (the base class looks for them)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Quiet."""
+
+
+def write_certificate(folder: Path) -> Path:
+    """A certificate for loopback that nobody vouches for, and its key, in one file."""
+    path = folder / "server.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", "key.pem", "-out", "certificate.pem"]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    path.write_bytes((folder / "key.pem").read_bytes() + (folder / "certificate.pem").read_bytes())
+    return path
+
+
+def speak_tls(server: ThreadingHTTPServer, certificate: Path) -> None:
+    """Let a server take TLS alone; the handshake is done in the thread of the connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
