@@ -567,6 +567,15 @@ def test_a_folder_with_something_else_is_refused_and_untouched(make_data: MakeDa
     assert folder_bytes(out) == {"thesis.tar": b"years of work"}
 
 
+def test_what_a_file_manager_left_in_the_output_folder_is_not_in_the_way(make_data: MakeData, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".DS_Store", "Thumbs.db", "._shards"):
+        (out / name).write_bytes(b"of a file manager")
+    assert not list(verify(pack(small_config(make_data(), out)).root))
+    assert (out / ".DS_Store").read_bytes() == b"of a file manager"
+
+
 def test_the_input_folder_is_no_output_folder(make_data: MakeData) -> None:
     data = make_data()
     before = folder_bytes(data.root)
