@@ -38,6 +38,8 @@ def write_sources(folder: Path, identity: str, digests: dict[str, str]) -> None:
     """Note, beside the manifest of this identity, the digest of each shard's sources."""
     text = json.dumps({"manifest": identity, "sources": digests}, indent=1) + "\n"
     with contextlib.suppress(OSError):  # it saves time and no more: the data set is whole without
+        for left in folder.glob(f".{SOURCES}.*.tmp"):  # of a try that was killed at its very end
+            left.unlink(missing_ok=True)
         write_whole(folder / SOURCES, text, durable=False)
 
 

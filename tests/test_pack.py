@@ -588,6 +588,7 @@ def test_a_try_killed_between_the_manifest_and_the_end_is_a_finished_one(sharded
     before = folder_bytes(packed.root)
     (packed.root / ".pack").mkdir()
     (packed.root / ".pack" / "lock").touch()
+    (packed.root / SOURCES).rename(packed.root / f".{SOURCES}.7.tmp")
     pack(small_config(sharded, packed.root))
     assert folder_bytes(packed.root) == before
 
