@@ -141,6 +141,17 @@ def predict_with(
     return found
 
 
+def check_split(config: InferConfig, manifest: Manifest) -> None:
+    """Raise InputError where the shards have no cadences of the split."""
+    if manifest.splits[config.split]["samples"]:
+        return
+    other = "train" if config.split == "test" else "test"
+    raise InputError(
+        f"--split {config.split}: {config.shards} has no cadences of {config.split}/; pack a folder that has some, or "
+        f"score the {manifest.splits[other]['samples']:,} of {other}/ with --split {other}"
+    )
+
+
 def submission_keys(config: InferConfig, manifest: Manifest) -> list[str]:
     """The ids that the submission has to hold, in order: the sample submission's where the shards came with one."""
     if config.split == "test" and SUBMISSION in manifest.files:
@@ -180,6 +191,7 @@ def infer(config: InferConfig) -> None:
     config.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     accelerator = build_accelerator(config.precision)
     manifest = read_manifest(config.shards, config.store)
+    check_split(config, manifest)
     keys = submission_keys(config, manifest)
     each = []
     for path in config.weights:

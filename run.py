@@ -192,8 +192,21 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
     folds = manifest.made["folds"]
     if config.held_out >= folds:
         raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
-    if len(np.unique(manifest.target[manifest.rows("train", config.held_out, held_out=True)])) < 2:
-        raise InputError(f"--fold {config.fold}: holds one class only; the ROC AUC of validation needs both")
+    samples = manifest.splits["train"]["samples"]
+    if not samples:
+        raise InputError(
+            f"{config.shards}: no training cadences, only {manifest.splits['test']['samples']:,} of test/; pack a "
+            "folder with train_labels.csv and train/"
+        )
+    held_out = manifest.rows("train", config.held_out, held_out=True)
+    if len(held_out) == samples:
+        raise InputError(
+            f"--fold {config.held_out}: all {samples:,} training cadences of {config.shards} are in this fold, so that "
+            "none is left to train on; hold out another fold, or pack more cadences"
+        )
+    if len(np.unique(manifest.target[held_out])) < 2:
+        found = "one class only" if len(held_out) else f"none of the {samples:,} training cadences"
+        raise InputError(f"--fold {config.fold}: holds {found}; the ROC AUC of validation needs both")
 
 
 def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int) -> CosineLRScheduler:

@@ -1,7 +1,7 @@
 """The snippet contract: what one cadence is, and how its bytes are read and checked.
 
 Axes: P position in the cadence, T time bin, F frequency channel. A snippet is (P, T, F), float16, C order, finite,
-stored as npy format 1.0.
+stored as npy format 1.0; files in another form are read where nothing is lost by it.
 """
 
 import io
@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from shard_tools.errors import InputError
 from shard_tools.files import naming
+from shard_tools.halves import Rounding, to_halves
 
 PANELS = 6
 ON_POSITIONS = (0, 2, 4)
@@ -52,84 +53,167 @@ def npy_header(shape: Sequence[int]) -> bytes:
     return buffer.getvalue()
 
 
-def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[int, int, int]]:
-    """Parse the npy header at the start of `data`; return its size in bytes and the shape (P, T, F).
+class NpyHeader(NamedTuple):
+    """What stands at the start of an npy file, whichever program wrote it."""
 
-    Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where the header
-    is not one of a snippet.
+    size: int
+    """Bytes of the header itself."""
+    shape: tuple[int, int, int]
+    """(P, T, F)"""
+    dtype: np.dtype[Any]
+    fortran_order: bool
+    version: tuple[int, int]
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that the whole file has to have."""
+        return self.size + self.dtype.itemsize * math.prod(self.shape)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """How the file differs from a shard's members; none where its bytes may be packed as they are."""
+        found = {
+            str(self.dtype.newbyteorder("=")): self.dtype.newbyteorder("=") != np.float16,
+            "big-endian": self.dtype.byteorder == ">",
+            "Fortran order": self.fortran_order,
+            f"npy format {self.version[0]}.{self.version[1]}": self.version != (1, 0),
+        }
+        return tuple(name for name, differs in found.items() if differs)
+
+
+class Snippet(NamedTuple):
+    """A snippet file that was read and checked."""
+
+    data: bytes
+    """The npy member of a shard: the file's own bytes, but of a file in another form."""
+    values: npt.NDArray[np.float16]
+    """(P, T, F)"""
+    differences: tuple[str, ...] = ()
+    """Of the file, as `NpyHeader` names them."""
+    rounding: Rounding | None = None
+    """What it took to make float16 of another type."""
+
+
+def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
+    """Parse the npy header at the start of `data`, of any version, type and order.
+
+    Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where it is none,
+    or neither its type nor its shape can be those of a snippet.
     """
     stream = io.BytesIO(bytes(data[:_MAX_HEADER_BYTES]))
     try:
         # NumPy parses a header as Python text, so damaged ones raise about every error that a parser has.
         version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"npy format {version[0]}.{version[1]}, expected 1.0")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_HEADER_BYTES)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"npy format {version[0]}.{version[1]}, expected 1.0 to 3.0")
+        # Format 3.0 is 2.0 with names of fields in UTF-8, of which float16 has none.
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{where}: not a readable npy file ({reason}); expected what np.save writes") from None
-    if dtype != np.dtype("<f2"):
-        raise InputError(f"{where}: dtype {dtype}, expected float16; convert it with array.astype('float16')")
-    if fortran_order:
-        raise InputError(f"{where}: Fortran order, expected C order; save np.ascontiguousarray(array)")
+    if dtype.kind not in "fiu":  # pickled, complex, records: no spectra
+        raise InputError(f"{where}: dtype {dtype}, expected float16")
     if len(shape) != 3 or shape[0] != PANELS or min(shape) < 1:
         raise InputError(f"{where}: shape {shape}, expected ({PANELS}, time bins, frequency channels)")
-    return stream.tell(), shape
+    return NpyHeader(stream.tell(), shape, dtype, fortran_order, version)
 
 
-def read_snippet(path: Path) -> tuple[bytes, npt.NDArray[np.float16]]:
-    """Read and check one snippet file: its bytes, and a (P, T, F) float16 view of them.
+def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[int, int, int]]:
+    """Size and shape (P, T, F) of the npy header of a shard's member; raises InputError where it is of another form."""
+    header = read_npy_header(data, where)
+    if header.differences:
+        found = ", ".join(header.differences)
+        raise InputError(f"{where}: {found}; expected float16 in C order, npy format 1.0: pack again")
+    return header.size, header.shape
 
-    Raises InputError naming the file where it is cut short, too long, pickled, not float16, not C order, not of six
-    panels, or holds a NaN or an infinity; OSError where it cannot be read.
+
+def read_snippet(path: Path, cast: bool = False) -> Snippet:
+    """Read and check one snippet file; one in another byte order, array order or npy format is made ours.
+
+    Raises InputError naming the file where it is cut short, too long, pickled, not float16, not of six panels, or
+    holds a NaN or an infinity; OSError where it cannot be read. With `cast`, real numbers of any type are rounded to
+    float16, and InputError is raised where that would lose them.
     """
     with naming(path), path.open("rb") as file:
-        header_bytes, shape = _check_file(file, path)
-        file.seek(0)
-        data = file.read(header_bytes + 2 * math.prod(shape))
-    snippet = np.frombuffer(data, "<f2", offset=header_bytes).reshape(shape)
-    check_finite(snippet, str(path))
-    return data, snippet
+        header = _check_file(file, path, cast)
+        data = _read_whole(file, header, path)
+    values = _to_array(data, header)
+    if not header.differences:
+        check_finite(values, str(path))
+        return Snippet(data, values)
+    halves, rounding = to_halves(values, str(path))
+    check_finite(halves, str(path))
+    return Snippet(npy_header(halves.shape) + halves.tobytes(), halves, header.differences, rounding)
 
 
-def read_shape(path: Path) -> tuple[int, int, int]:
+def _read_whole(file: BinaryIO, header: NpyHeader, path: Path) -> bytes:
+    file.seek(0)
+    data = file.read(header.file_bytes)
+    if len(data) != header.file_bytes:
+        raise InputError(f"{path}: {len(data)} bytes, expected {header.file_bytes}; it changed while it was read")
+    return data
+
+
+def _to_array(data: bytes, header: NpyHeader) -> npt.NDArray[Any]:
+    """(P, T, F) of the file's own type."""
+    values = np.frombuffer(data, header.dtype, offset=header.size)
+    return values.reshape(header.shape, order="F" if header.fortran_order else "C")
+
+
+def read_shape(path: Path, cast: bool = False) -> tuple[int, int, int]:
     """The shape (P, T, F) of one snippet file, from its header and its size alone. Raises as `read_snippet`."""
     with naming(path), path.open("rb") as file:
-        return _check_file(file, path)[1]
+        return _check_file(file, path, cast).shape
 
 
 def read_rows(
-    path: Path, shape: tuple[int, int, int], positions: Iterable[int], rows: slice
+    path: Path, shape: tuple[int, int, int], positions: Iterable[int], rows: slice, cast: bool = False
 ) -> npt.NDArray[np.float16]:
     """The time bins `rows` of the panels `positions` of one snippet file of `shape`: (panels, time bins, F).
 
-    Reads no more of it than these, and does not check them: they may hold a NaN. Raises InputError where the file is
-    not a snippet of `shape`; OSError where it cannot be read.
+    Reads no more of it than these, but for a file in another form, and does not check them: they may hold a NaN.
+    Raises InputError where the file is not a snippet of `shape`; OSError where it cannot be read.
     """
     panel_bytes, row_bytes = 2 * shape[1] * shape[2], 2 * shape[2]
     start, count = rows.start * row_bytes, (rows.stop - rows.start) * row_bytes
     with naming(path), path.open("rb", buffering=0) as file:
-        header_bytes, found = _check_file(file, path)
-        if found != shape:
-            raise InputError(f"{path}: shape {found}, expected {shape} as of the others")
-        pieces = [os.pread(file.fileno(), count, header_bytes + panel_bytes * p + start) for p in positions]
+        header = _check_file(file, path, cast)
+        if header.shape != shape:
+            raise InputError(f"{path}: shape {header.shape}, expected {shape} as of the others")
+        if header.differences:
+            values = _to_array(_read_whole(file, header, path), header)[list(positions), rows]
+            with np.errstate(over="ignore"):
+                return values.astype(np.float16, order="C")
+        pieces = [os.pread(file.fileno(), count, header.size + panel_bytes * p + start) for p in positions]
     return np.frombuffer(b"".join(pieces), "<f2").reshape(len(pieces), -1, shape[2])
 
 
-def _check_file(file: BinaryIO, path: Path) -> tuple[int, tuple[int, int, int]]:
-    """Header size and shape of an open snippet file, whose size must be the one that its header tells."""
+def _check_file(file: BinaryIO, path: Path, cast: bool) -> NpyHeader:
+    """The header of an open snippet file, whose type must be one that we take and whose size the one that it tells."""
     head = file.read(_MAX_HEADER_BYTES)
     if not head:
         raise InputError(f"{path}: empty file, expected a snippet")
-    header_bytes, shape = check_npy_header(head, str(path))
-    expected = header_bytes + 2 * math.prod(shape)
+    header = read_npy_header(head, str(path))
+    _check_type(header.dtype, path, cast)
     # The size is asked of the system before anything is read: a header may claim terabytes.
     found = file.seek(0, io.SEEK_END)
-    if found != expected:
-        raise InputError(f"{path}: {found} bytes, expected {expected} for shape {shape}; fetch the file again")
-    if expected > MAX_SNIPPET_BYTES:
-        raise InputError(f"{path}: {expected} bytes, expected at most {MAX_SNIPPET_BYTES}; cut smaller snippets")
-    return header_bytes, shape
+    if found != header.file_bytes:
+        shape = header.shape
+        raise InputError(f"{path}: {found} bytes, expected {header.file_bytes} for shape {shape}; fetch the file again")
+    if found > MAX_SNIPPET_BYTES:
+        raise InputError(f"{path}: {found} bytes, expected at most {MAX_SNIPPET_BYTES}; cut smaller snippets")
+    return header
+
+
+def _check_type(dtype: np.dtype[Any], path: Path, cast: bool) -> None:
+    """Raise InputError on anything but float16, unless real numbers of any type may be `cast` to it."""
+    if not cast and dtype.newbyteorder("=") != np.float16:
+        raise InputError(
+            f"{path}: dtype {dtype}, expected float16; --cast float16 rounds it, says by how much, and refuses what "
+            "float16 cannot hold: raw power may go beyond 65504 or vanish below 6e-8, so divide it by its noise's "
+            "standard deviation first"
+        )
 
 
 def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:

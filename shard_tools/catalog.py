@@ -1,10 +1,11 @@
 """Labels and files to records, and records to folds."""
 
-import csv
+import hashlib
 import io
-import os
+import logging
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -13,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shard_tools.cadence import check_key, read_shape
+from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
 from shard_tools.groups import assign_group_folds, check_groups, read_groups
+from shard_tools.walk import LeftAlone, find_snippets
 
 LABELS = "train_labels.csv"
 SUBMISSION = "sample_submission.csv"
@@ -22,6 +25,8 @@ SPLITS = ("train", "test")
 UNKNOWN_TARGET = -1  # of a test snippet
 NO_FOLD = -1
 _SHAPE_VOTES = 100
+_TARGET_0, _TARGET_1 = re.compile(r"0(\.0*)?|false"), re.compile(r"1(\.0*)?|true")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,45 +55,59 @@ def read_catalog(root: Path, folds: int | None, seed: int, allow_missing: bool, 
     """Read a folder in the Kaggle layout into a catalogue.
 
     A train part (train_labels.csv, train/<c>/<key>.npy) or a test part (sample_submission.csv, test/<c>/<key>.npy)
-    may be absent as a whole. Folds are assigned over all labels, with or without a file, so a partial download has
-    the folds of the full one; `folds` None assigns none. `groups` is a table of keys that belong into one fold, in
-    which every training snippet must stand. Raises InputError on duplicate or unsafe keys, labels other than 0 and 1,
-    files without a label, and, unless `allow_missing`, labels without a file.
+    may be absent as a whole. Files that other programs left there are passed over, and counted in a line of the log.
+    Folds are assigned over all labels, with or without a file, so a partial download has the folds of the full one;
+    `folds` None assigns none. `groups` is a table of keys that belong into one fold, in which every training snippet
+    must stand. Raises InputError on duplicate or unsafe keys, labels other than 0 and 1, files without a label, and,
+    unless `allow_missing`, labels without a file.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected {LABELS} and train/, or {SUBMISSION} and test/")
     missing: dict[str, list[str]] = {}
     records: list[Record] = []
+    left = LeftAlone()
     for split in SPLITS:
-        files = _find_snippets(root / split)
+        files = find_snippets(root / split, left)
         targets = _read_targets(root, split, files)
         fold_of: dict[str, int] = {}
         if split == "train" and folds is not None:
-            group_of = read_groups(groups) if groups else None
-            if groups and group_of is not None:
-                check_groups(group_of, files.keys() & targets.keys(), groups)
+            group_of = _read_groups(groups, files.keys() & targets.keys()) if groups else None
             fold_of = assign_folds(list(targets), list(targets.values()), folds, seed, group_of)
-        stray = sorted(files.keys() - targets.keys())
-        if stray:
-            table = LABELS if split == "train" else SUBMISSION
-            raise InputError(
-                f"{files[stray[0]]}: not in {table}, the first of {len(stray)} such files; add or move them"
-            )
-        missing[split] = sorted(targets.keys() - files.keys())
-        if missing[split] and not allow_missing:
-            raise InputError(
-                f"{root / split}: no file for {len(missing[split])} of {len(targets)} keys, the first is "
-                f"{missing[split][0]}.npy; complete the download, or pack what is there with --allow-missing"
-            )
+        missing[split] = _check_files(root, split, files, targets, allow_missing)
         records += [
             Record(key, split, targets[key], fold_of.get(key, NO_FOLD), files[key]) for key in sorted(files.keys())
         ]
+    if left:
+        _log.info("%s: %s", root, left)
     if not records:
         raise InputError(f"{root}: no snippets; expected train/<c>/<key>.npy with {LABELS}, or test/<c>/<key>.npy")
     in_both = {r.key for r in records if r.split == "train"} & {r.key for r in records if r.split == "test"}
     if in_both:
         raise InputError(f"{root}: key {min(in_both)} is in train and in test; a key names one snippet")
     return Catalog(records, missing)
+
+
+def _read_groups(path: Path, keys: Iterable[str]) -> dict[str, str]:
+    group_of = read_groups(path)
+    check_groups(group_of, keys, path)
+    return group_of
+
+
+def _check_files(
+    root: Path, split: str, files: Mapping[str, Path], targets: Mapping[str, int], allow_missing: bool
+) -> list[str]:
+    """The keys of a split without a file, if they are allowed. Raises InputError on files that no table names."""
+    stray = sorted(files.keys() - targets.keys())
+    if stray:
+        table = LABELS if split == "train" else SUBMISSION
+        raise InputError(f"{files[stray[0]]}: not in {table}, the first of {len(stray)} such files; add or move them")
+    missing = sorted(targets.keys() - files.keys())
+    if missing and not allow_missing:
+        raise InputError(
+            f"{root / split}: no file for {len(missing)} of {len(targets)} keys, the first is {missing[0]}.npy; "
+            f"complete the download, or pack what is there with --allow-missing"
+        )
+    return missing
 
 
 def assign_folds(
@@ -101,9 +120,7 @@ def assign_folds(
         return {}
     order = np.argsort(np.asarray(keys))
     labels = np.asarray(targets)[order]
-    rarest = int(np.bincount(labels, minlength=2)[np.unique(labels)].min())
-    if not 2 <= folds <= rarest:
-        raise InputError(f"--folds {folds}: the rarer class has {rarest} snippets; expected 2 to {rarest} folds")
+    _check_fold_count(labels, folds)
     if groups is not None:
         return assign_group_folds(keys, targets, folds, seed, groups)
     fold_of: npt.NDArray[np.int64] = np.empty(len(keys), np.int64)
@@ -113,12 +130,27 @@ def assign_folds(
     return {key: int(fold) for key, fold in zip(keys, fold_of, strict=True)}
 
 
-def common_shape(root: Path, records: Sequence[Record], skip_bad: bool) -> tuple[int, int, int]:
+def _check_fold_count(labels: npt.NDArray[np.int64], folds: int) -> None:
+    """Raise InputError unless every fold can hold out a snippet of each class."""
+    counts = {target: int(np.count_nonzero(labels == target)) for target in np.unique(labels).tolist()}
+    rarer, count = min(counts.items(), key=lambda pair: pair[1])
+    if count == 1:
+        raise InputError(
+            f"--folds {folds}: class {rarer} has only 1 snippet, and one fold needs it for training while another "
+            f"holds it out; add snippets of class {rarer}, 2 or more in all"
+        )
+    if folds > count:
+        raise InputError(
+            f"--folds {folds}: class {rarer} has only {count} snippets; choose --folds {count}, or add snippets"
+        )
+
+
+def common_shape(root: Path, records: Sequence[Record], skip_bad: bool, cast: bool = False) -> tuple[int, int, int]:
     """The shape (P, T, F) of most of the first snippets: all others must have it too. Raises as `read_snippet`."""
     shapes: Counter[tuple[int, int, int]] = Counter()
     for record in records:
         try:
-            shapes[read_shape(record.path)] += 1
+            shapes[read_shape(record.path, cast)] += 1
         except InputError:
             if not skip_bad:
                 raise
@@ -128,6 +160,19 @@ def common_shape(root: Path, records: Sequence[Record], skip_bad: bool) -> tuple
     if not shapes:
         raise InputError(f"{root}: not one readable snippet among {len(records)}")
     return shapes.most_common(1)[0][0]
+
+
+def digest_catalog(catalog: Catalog, root: Path) -> str:
+    """What a data set is of: its records, the keys it lacks, and the table it will be submitted in."""
+    digest = hashlib.sha256()
+    for r in catalog.records:
+        digest.update(f"{r.key} {r.split} {r.target} {r.fold}\n".encode())
+    for split in SPLITS:
+        for key in catalog.missing.get(split, []):
+            digest.update(f"{key} {split} missing\n".encode())
+    if (root / SUBMISSION).is_file():
+        digest.update((root / SUBMISSION).read_bytes())
+    return digest.hexdigest()
 
 
 def to_submission_keys(table: bytes, where: str) -> list[str]:
@@ -150,52 +195,20 @@ def _read_targets(root: Path, split: str, files: dict[str, Path]) -> dict[str, i
 def _to_targets(table: BinaryIO, path: str, labelled: bool) -> dict[str, int]:
     """Key to target of a CSV table with the columns id and target."""
     targets: dict[str, int] = {}
-    try:
-        with io.TextIOWrapper(table, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            expected = {"id", "target"} if labelled else {"id"}
-            if not expected <= set(rows.fieldnames or ()):
-                raise InputError(f"{path}: columns {str(rows.fieldnames)[:120]}, expected {sorted(expected)}")
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                key = row["id"] or ""
-                check_key(key, where)
-                if key in targets:
-                    raise InputError(f"{where}: id {key} stands twice; expected each id once")
-                if labelled and row["target"] not in ("0", "1"):
-                    raise InputError(f"{where}: target {str(row['target'])[:40]!r} of id {key}; expected 0 or 1")
-                targets[key] = int(row["target"]) if labelled else UNKNOWN_TARGET
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV table ({error})") from None
+    for where, row in read_table(table, path, ("id", "target") if labelled else ("id",)):
+        key = row["id"]
+        check_key(key, where)
+        if key in targets:
+            raise InputError(f"{where}: id {key} stands twice; expected each id once")
+        targets[key] = _to_target(row["target"], key, where) if labelled else UNKNOWN_TARGET
     return targets
 
 
-def _find_snippets(folder: Path) -> dict[str, Path]:
-    """Key to path of <folder>/<c>/<key>.npy and <folder>/<key>.npy."""
-    found: dict[str, Path] = {}
-    if not folder.exists():
-        return found
-    if not folder.is_dir():
-        raise InputError(f"{folder}: a file, expected a folder of snippets")
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: {error.strerror}; expected a readable folder")
-
-    seen: set[Path] = set()
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = Path(parent).resolve()
-        if real in seen:  # through a link that leads back up, where a walk would not end
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            if not name.endswith(".npy"):
-                continue
-            key, path = name.removesuffix(".npy"), Path(parent, name)
-            check_key(key, str(path))
-            if key in found:
-                raise InputError(f"{path}: key {key} is {found[key]} too; a key names one snippet")
-            if not path.is_file():  # opening a pipe waits for its writer, for ever
-                raise InputError(f"{path}: not a regular file, expected a snippet")
-            found[key] = path
-    return found
+def _to_target(text: str, key: str, where: str) -> int:
+    """0 or 1, also as 0.0 or 1.0 (pandas after a merge) and as False or True."""
+    word = text.lower()
+    if _TARGET_0.fullmatch(word):
+        return 0
+    if _TARGET_1.fullmatch(word):
+        return 1
+    raise InputError(f"{where}: target {text[:40]!r} of id {key}; expected 0 or 1 (or 0.0, 1.0, False, True)")

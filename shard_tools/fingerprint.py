@@ -56,6 +56,8 @@ class FingerprintConfig:
     """Least share of the frequency channels that two snippets must have in common to count; above 0, to 1."""
     test: bool = False
     """Take the snippets of test/ too, and say what they share with those of train/."""
+    cast: Literal["none", "float16"] = "none"
+    """As of `pack`: what to do with numbers of other types, such as float32."""
     workers: int = usable_cores()
     """Threads that read snippets."""
     on_bad: Literal["fail", "quarantine"] = "fail"
@@ -102,7 +104,7 @@ def fingerprint(config: FingerprintConfig) -> Groups:
     records = [record for record in catalog.records if config.test or record.split == "train"]
     if not records:
         raise InputError(f"{config.input}: no snippets in train/; with --test those of test/ count too")
-    shape = common_shape(config.input, records, skip_bad=config.on_bad == "quarantine")
+    shape = common_shape(config.input, records, config.on_bad == "quarantine", config.cast == "float16")
     if PANELS * (shape[1] - 1) < CODE_BITS or shape[2] < 2:
         raise InputError(f"{records[0].path}: shape {shape}; fingerprints take 12 time bins and 2 channels or more")
     codes, unreadable = _read_codes(config, records, shape)
@@ -140,7 +142,7 @@ def _read_codes(
         for number in chunk:
             record = records[number]
             try:
-                codes[number] = to_codes(read_rows(record.path, shape, range(PANELS), rows))
+                codes[number] = to_codes(read_rows(record.path, shape, range(PANELS), rows, config.cast == "float16"))
             except InputError as error:
                 if config.on_bad == "fail":
                     raise
@@ -163,7 +165,7 @@ def _prove(
     def prove(chunk: range) -> int:
         @lru_cache(maxsize=8)  # pairs come sorted: the first snippet of one is often the first of the next
         def read(number: int) -> npt.NDArray[np.float16]:
-            return read_rows(records[number].path, shape, PROOF_POSITIONS, rows)
+            return read_rows(records[number].path, shape, PROOF_POSITIONS, rows, config.cast == "float16")
 
         for pair in chunk:
             first, second = read(int(pairs.first[pair])), read(int(pairs.second[pair]))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shard_tools.cadence import check_key
+from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 
@@ -31,22 +32,15 @@ def read_groups(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise InputError(f"--groups {path}: no such file; `python -m shard_tools fingerprint` writes it")
     groups: dict[str, str] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if not set(COLUMNS) <= set(rows.fieldnames or ()):
-                raise InputError(f"{path}: columns {str(rows.fieldnames)[:120]}, expected {list(COLUMNS)}")
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                key, group = row["id"] or "", row["group"] or ""
-                check_key(key, where)
-                if key in groups:
-                    raise InputError(f"{where}: id {key} stands twice; expected each id once")
-                if not group:
-                    raise InputError(f"{where}: id {key} has no group; expected a name, its own for one that is alone")
-                groups[key] = group
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV table ({error})") from None
+    with path.open("rb") as file:
+        for where, row in read_table(file, str(path), COLUMNS):
+            key, group = row["id"], row["group"]
+            check_key(key, where)
+            if key in groups:
+                raise InputError(f"{where}: id {key} stands twice; expected each id once")
+            if not group:
+                raise InputError(f"{where}: id {key} has no group; expected a name, its own for one that is alone")
+            groups[key] = group
     return groups
 
 
@@ -77,13 +71,17 @@ def assign_group_folds(
         number_of.setdefault(_name(keys[place], groups), len(number_of))
     group = np.array([number_of[_name(keys[place], groups)] for place in order.tolist()])
     if folds > len(number_of):
-        raise InputError(f"--folds {folds}: {len(number_of)} groups; expected as many folds at most")
+        raise InputError(f"--folds {folds}: only {len(number_of)} groups, each in one fold; {_advice(len(number_of))}")
     fold_of: npt.NDArray[np.int64] = np.empty(len(keys), np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(labels, labels, group)):
         fold_of[order[held_out]] = fold
     _check_balance(fold_of[order], labels, folds, group)
     return {key: int(fold) for key, fold in zip(keys, fold_of, strict=True)}
+
+
+def _advice(groups: int) -> str:
+    return f"choose --folds {groups}, or add snippets" if groups > 1 else "add snippets of other groups"
 
 
 def _name(key: str, groups: Mapping[str, str]) -> tuple[bool, str]:

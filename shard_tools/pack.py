@@ -8,12 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shard_tools.cadence import check_time_bins, npy_header
-from shard_tools.catalog import SPLITS, SUBMISSION, Catalog, Record, common_shape, read_catalog
+from shard_tools.catalog import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
+from shard_tools.conversions import Conversions, report_conversions
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.files import file_sha256, folder_lock, write_whole
@@ -25,13 +26,16 @@ from shard_tools.manifest import (
     read_manifest,
 )
 from shard_tools.progress import progress
-from shard_tools.shard import PackedShard, padded, write_shard
+from shard_tools.shard import Making, PackedShard, ShardPlan, padded, write_shard
+from shard_tools.sources import SOURCES, digest_sources, find_changed, find_unsure, renew_sources, write_sources
 from shard_tools.store import StoreConfig, check_url, is_remote, local_folder
 from shard_tools.tables import NO_FILE, TABLES, write_tables
+from shard_tools.walk import clutter_kind
 
 if TYPE_CHECKING:
     from shard_tools.upload import Upload
 
+_BESIDE = (*TABLES, SOURCES)  # the manifest and the shards
 _WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
 _log = logging.getLogger(__name__)
 
@@ -61,6 +65,9 @@ class PackConfig:
     """Pack what is there where the tables name keys without a file; skipped.csv lists them."""
     on_bad: Literal["fail", "quarantine"] = "fail"
     """What to do with a snippet that breaks the contract: stop, or leave it out and list it in skipped.csv."""
+    cast: Literal["none", "float16"] = "none"
+    """What to do with numbers of other types, such as float32. none: refuse them; float16: round them, say by how much,
+    and refuse what float16 cannot hold."""
     time_bin: int = 1
     """Number of neighbouring time bins to sum into one, for smaller shards; 1 keeps the source files' bytes."""
     shard_mb: int = 256
@@ -84,14 +91,6 @@ class PackConfig:
         return self.staging or Path(tempfile.gettempdir(), name)
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """Which records one shard holds."""
-
-    name: str
-    records: Sequence[Record]
-
-
 def pack(config: PackConfig) -> Manifest:
     """Write `config.input` as shards to `config.out` and return their manifest.
 
@@ -99,41 +98,52 @@ def pack(config: PackConfig) -> Manifest:
     contract, or where the output folder holds something else; finished shards stay for the next try.
     """
     catalog = read_catalog(config.input, config.folds, config.seed, config.allow_missing, config.groups)
-    shape = _common_shape(config, catalog.records)
-    plans = plan_shards(catalog.records, shape, config.shard_mb * 10**6)
+    making = _plan_making(config, catalog.records)
+    plans = plan_shards(catalog.records, making.shape, config.shard_mb * 10**6)
+    made = _describe(config, catalog)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    _check_out_folder(config.folder)
+    upload = _open_upload(config)
+    if _is_packed(config, upload):
+        return _already_packed(config, made, plans, making, upload)
+    (config.folder / _WORK).mkdir(exist_ok=True)
+    with folder_lock(config.folder / _WORK, "lock"):
+        if _is_packed(config, upload):  # another process finished it since the look above
+            return _already_packed(config, made, plans, making, upload)
+        _clear_leftovers(config.folder, plans)
+        if upload:
+            upload.clear({plan.name for plan in plans}, _BESIDE)
+        packed, digests = _pack_shards(config, plans, making, upload)
+        report_conversions(shard.conversions for shard in packed)
+        quarantined = [line for shard in packed for line in shard.quarantined]
+        for line in quarantined[:20]:
+            _log.warning("left out %s (%s): %s", *line)
+        missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
+        write_tables(config.input, config.folder, catalog.records, packed, [*missing, *quarantined], making.shape, made)
+        write_sources(config.folder, file_sha256(config.folder / MANIFEST), digests)
+        if upload:
+            upload.finish(config.folder, _BESIDE)
+        shutil.rmtree(config.folder / _WORK)
+    if upload:
+        upload.remove_staging(config.folder, _WORK)
+    return read_manifest(config.out)
+
+
+def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
+    """What the manifest says of how the data set was made; the same for the same."""
     made = {
         "folds": config.folds,
         "seed": config.seed,
         "time_bin": config.time_bin,
         "shard_mb": config.shard_mb,
-        "catalog_sha256": _catalog_digest(catalog, config.input),
+        "catalog_sha256": digest_catalog(catalog, config.input),
     }
-    if config.groups:  # absent where there are none, so that shards of before are still known as the same
+    # Absent where they are not asked for, so that shards of before are still known as the same.
+    if config.groups:
         made["groups_sha256"] = file_sha256(config.groups)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    _check_out_folder(config.folder)
-    upload = _open_upload(config)
-    if _is_packed(config, upload):
-        return _already_packed(config, made, catalog.records, upload)
-    (config.folder / _WORK).mkdir(exist_ok=True)
-    with folder_lock(config.folder / _WORK, "lock"):
-        if _is_packed(config, upload):  # another process finished it since the look above
-            return _already_packed(config, made, catalog.records, upload)
-        _clear_leftovers(config.folder, plans)
-        if upload:
-            upload.clear({plan.name for plan in plans}, TABLES)
-        packed = _pack_shards(config, plans, shape, upload)
-        quarantined = [line for shard in packed for line in shard.quarantined]
-        for line in quarantined[:20]:
-            _log.warning("left out %s (%s): %s", *line)
-        missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
-        write_tables(config.input, config.folder, catalog.records, packed, [*missing, *quarantined], shape, made)
-        if upload:
-            upload.finish(config.folder, TABLES)
-        shutil.rmtree(config.folder / _WORK)
-    if upload:
-        upload.remove_staging(config.folder, _WORK)
-    return read_manifest(config.out)
+    if config.cast != "none":
+        made["cast"] = config.cast
+    return made
 
 
 def _open_upload(config: PackConfig) -> "Upload | None":
@@ -164,17 +174,19 @@ def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: 
     return plans
 
 
-def _common_shape(config: PackConfig, records: Sequence[Record]) -> tuple[int, int, int]:
-    """The shape (P, T, F) that all snippets must have, after summing time bins."""
-    panels, time_bins, channels = common_shape(config.input, records, skip_bad=config.on_bad == "quarantine")
+def _plan_making(config: PackConfig, records: Sequence[Record]) -> Making:
+    """How files become members, all of the shape that most of them have."""
+    cast, quarantine = config.cast == "float16", config.on_bad == "quarantine"
+    panels, time_bins, channels = common_shape(config.input, records, quarantine, cast)
     check_time_bins(time_bins, config.time_bin)
-    return panels, time_bins // config.time_bin, channels
+    return Making((panels, time_bins // config.time_bin, channels), config.time_bin, cast, quarantine)
 
 
 def _check_out_folder(out: Path) -> None:
     """Refuse a folder that holds something other than a pack."""
-    names = sorted(path.name for path in out.iterdir())
-    if names and MANIFEST not in names and _WORK not in names:
+    paths = list(out.iterdir())
+    names = sorted(path.name for path in paths if clutter_kind(path.name, path.is_dir()) is None)
+    if names and not {out / MANIFEST, out / _WORK} & set(paths):
         raise InputError(f"{out}: holds something else ({names[0]}); expected an empty folder or an unfinished pack")
 
 
@@ -184,20 +196,25 @@ def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
     for path in [*out.glob("*.tar"), *out.glob("*.idx"), *out.rglob(".*.tmp")]:
         if path.with_suffix(".tar").name not in planned:
             path.unlink()
-    for name in TABLES:
+    for name in _BESIDE:
         (out / name).unlink(missing_ok=True)
 
 
 def _already_packed(
-    config: PackConfig, made: dict[str, Any], records: Sequence[Record], upload: "Upload | None"
+    config: PackConfig, made: dict[str, Any], plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
 ) -> Manifest:
     """A finished pack of the same input stays; of anything else it is in the way."""
     manifest = read_manifest(config.out)
-    packed_at = upload.finished_at() if upload else (config.folder / MANIFEST).stat().st_mtime
-    newer = [record.path for record in records if record.path.stat().st_mtime > packed_at]
-    if manifest.made != made or newer:
-        reason = f"{newer[0]} is newer" if newer else "of other keys, labels or options"
+    unsure = find_unsure(manifest, plans)
+    if manifest.made != made or manifest.shape != making.shape:
+        reason: str | None = "of other keys, labels, options or shapes"
+    else:
+        changed = find_changed(manifest, unsure, making, config.workers)
+        reason = changed and f"{changed} is another than the one that was packed"
+    if reason:
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
+    if unsure:
+        renew_sources(manifest, plans)
     shutil.rmtree(config.folder / _WORK, ignore_errors=True)  # of a try that was killed at its very end
     if upload:
         upload.remove_staging(config.folder, _WORK)
@@ -206,42 +223,46 @@ def _already_packed(
 
 
 def _pack_shards(
-    config: PackConfig, plans: Sequence[ShardPlan], shape: tuple[int, ...], upload: "Upload | None"
-) -> list[PackedShard]:
-    """Write the shards that are not there yet, on `config.workers` threads."""
+    config: PackConfig, plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
+) -> tuple[list[PackedShard], dict[str, str]]:
+    """Write the shards that are not there yet, on `config.workers` threads; also the digest of each one's sources."""
     # Threads, not processes: reading, hashing and writing all let go of the interpreter lock.
     with ThreadPoolExecutor(config.workers) as pool:
-        futures: dict[Future[PackedShard], int] = {
-            pool.submit(_pack_shard, config, plan, shape, upload): number for number, plan in enumerate(plans)
+        futures: dict[Future[tuple[PackedShard, str]], int] = {
+            pool.submit(_pack_shard, config, plan, making, upload): number for number, plan in enumerate(plans)
         }
-        packed: dict[int, PackedShard] = {}
+        done: dict[int, tuple[PackedShard, str]] = {}
         try:
             for future in progress(as_completed(futures), len(plans), "packing", "shards"):
-                packed[futures[future]] = future.result()
+                done[futures[future]] = future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [packed[number] for number in range(len(plans))]
+    packed = [done[number][0] for number in range(len(plans))]
+    return packed, {plan.name: done[number][1] for number, plan in enumerate(plans)}
 
 
-def _pack_shard(config: PackConfig, plan: ShardPlan, shape: tuple[int, ...], upload: "Upload | None") -> PackedShard:
-    """One shard: kept where an earlier try finished it and its bytes still match, else written."""
+def _pack_shard(
+    config: PackConfig, plan: ShardPlan, making: Making, upload: "Upload | None"
+) -> tuple[PackedShard, str]:
+    """One shard: kept where an earlier try finished it and its bytes still match, else written; its sources' digest."""
     path = config.folder / plan.name
     note = config.folder / _WORK / f"{plan.name}.json"
-    inputs = _inputs_digest(config, plan, shape)
+    sources = digest_sources(plan.records)  # before they are read: what changes while they are is noticed next time
+    inputs = _inputs_digest(plan, making, sources)
     kept = _read_note(note, inputs)
     index = path.with_suffix(".idx")
     if kept and upload and upload.holds(kept.shard):
-        return kept
+        return kept, sources
     if kept and not upload and path.is_file() and index.is_file():
         found = file_sha256(path), file_sha256(index)
         if found == (kept.shard.sha256, kept.shard.index_sha256):
-            return kept
-    packed = write_shard(plan.records, path, shape, config.time_bin, config.on_bad == "quarantine")
+            return kept, sources
+    packed = write_shard(plan.records, path, making)
     if upload:
         upload.send_shard(path)
     write_whole(note, json.dumps({"inputs": inputs, **asdict(packed)}))
-    return packed
+    return packed, sources
 
 
 def _read_note(note: Path, inputs: str) -> PackedShard | None:
@@ -249,32 +270,14 @@ def _read_note(note: Path, inputs: str) -> PackedShard | None:
     try:
         content = json.loads(note.read_bytes())
         if content["inputs"] == inputs:
-            return PackedShard(Shard(**content["shard"]), content["places"], content["quarantined"])
+            shard, conversions = Shard(**content["shard"]), Conversions(**content["conversions"])
+            return PackedShard(shard, content["places"], content["quarantined"], conversions)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # A note damaged by a power cut is none: the shard is written anew.
     return None
 
 
-def _catalog_digest(catalog: Catalog, root: Path) -> str:
-    """What a data set is of: its records, the keys it lacks, and the table it will be submitted in."""
-    digest = hashlib.sha256()
-    for r in catalog.records:
-        digest.update(f"{r.key} {r.split} {r.target} {r.fold}\n".encode())
-    for split in SPLITS:
-        for key in catalog.missing.get(split, []):
-            digest.update(f"{key} {split} missing\n".encode())
-    if (root / SUBMISSION).is_file():
-        digest.update((root / SUBMISSION).read_bytes())
-    return digest.hexdigest()
-
-
-def _inputs_digest(config: PackConfig, plan: ShardPlan, shape: tuple[int, ...]) -> str:
+def _inputs_digest(plan: ShardPlan, making: Making, sources: str) -> str:
     """What a finished shard was made from: another size or time of a source file makes it stale."""
-    stats = [(record.path.stat().st_size, record.path.stat().st_mtime_ns) for record in plan.records]
-    parts = [
-        config.time_bin,
-        config.on_bad,
-        shape,
-        *((r.key, r.target, r.fold, s) for r, s in zip(plan.records, stats, strict=True)),
-    ]
+    parts = [astuple(making), sources, *((r.key, r.target, r.fold) for r in plan.records)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -123,13 +122,6 @@ class RemoteStore:
         except FileNotFoundError:
             return []
         return sorted(path.rpartition("/")[2] for path in found if path.rstrip("/") != self._base)
-
-    def modified(self, name: str) -> float:
-        """When a file was written, in seconds since 1970; infinite where the store does not say."""
-        files = self.check_writable()
-        about = self._insist(name, lambda: files.about(self._path(name)))
-        when = about.get("LastModified") or about.get("mtime")
-        return float(when.timestamp()) if isinstance(when, datetime) else math.inf
 
     def put(self, name: str, source: Path) -> None:
         """Upload a file; it appears whole, in place of what had its name."""

@@ -1,17 +1,41 @@
 """One shard: a USTAR tar of snippets and labels, and its index in DALI's format."""
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shard_tools.cadence import check_finite, npy_header, read_snippet, time_binned
 from shard_tools.catalog import UNKNOWN_TARGET, Record
+from shard_tools.conversions import Conversions
 from shard_tools.errors import InputError
 from shard_tools.files import whole_file, write_whole
 from shard_tools.manifest import TAR_BLOCK, Shard
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which records one shard holds."""
+
+    name: str
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class Making:
+    """How files become members."""
+
+    shape: tuple[int, ...]
+    """(P, T, F), after summing time bins."""
+    time_bin: int
+    """Number of neighbouring time bins to sum."""
+    cast: bool
+    """Whether other types are rounded to float16."""
+    quarantine: bool
+    """Whether a snippet that breaks the contract is left out; otherwise it is an error."""
 
 
 @dataclass(frozen=True)
@@ -23,43 +47,55 @@ class PackedShard:
     """[key, offset, size] of every sample."""
     quarantined: list[list[str]]
     """[key, split, reason] of every snippet left out."""
+    conversions: Conversions = field(default_factory=Conversions)
 
 
-def write_shard(
-    records: Sequence[Record], path: Path, shape: tuple[int, ...], time_bin: int, quarantine: bool
-) -> PackedShard:
+def write_shard(records: Sequence[Record], path: Path, making: Making) -> PackedShard:
     """Write `path` and its index, each whole or not at all.
 
-    `shape` is (P, T, F) after summing `time_bin` time bins. A snippet that breaks the contract is left out where
-    `quarantine` is set, else its InputError is raised.
+    A snippet that breaks the contract is left out where `making` says so, else its InputError is raised.
     """
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        packed, index = _fill(records, file, path.name, making)
+    write_whole(path.with_suffix(".idx"), index)
+    return packed
+
+
+def hash_shard(records: Sequence[Record], name: str, making: Making) -> PackedShard:
+    """What `write_shard` would return, without writing anything."""
+    with Path(os.devnull).open("wb") as nowhere:
+        return _fill(records, nowhere, name, making)[0]
+
+
+def _fill(records: Sequence[Record], file: BinaryIO, name: str, making: Making) -> tuple[PackedShard, str]:
+    """Write a tar of the records; return what it holds, and the text of its index."""
     places: list[list[Any]] = []
     quarantined: list[list[str]] = []
     index_lines: list[str] = []
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        writer = TarWriter(file)
-        for record in records:
-            try:
-                data = _snippet_bytes(record, time_bin, shape)
-            except InputError as error:
-                if not quarantine:
-                    raise
-                # Without the path, so that the same input packs to the same bytes from another place.
-                quarantined.append([record.key, record.split, str(error).removeprefix(f"{record.path}: ")])
-                continue
-            offset = writer.add(f"{record.key}.npy", data)
-            places.append([record.key, offset, len(data)])
-            line = f"npy {offset} {len(data)} {record.key}.npy"
-            if record.target != UNKNOWN_TARGET:
-                label = str(record.target).encode()
-                line += f" cls {writer.add(f'{record.key}.cls', label)} {len(label)} {record.key}.cls"
-            index_lines.append(line)
-        size = writer.close()
+    conversions = Conversions()
+    writer = TarWriter(file)
+    for record in records:
+        try:
+            data = member_bytes(record, making, conversions)
+        except InputError as error:
+            if not making.quarantine:
+                raise
+            # Without the path, so that the same input packs to the same bytes from another place.
+            quarantined.append([record.key, record.split, str(error).removeprefix(f"{record.path}: ")])
+            continue
+        offset = writer.add(f"{record.key}.npy", data)
+        places.append([record.key, offset, len(data)])
+        line = f"npy {offset} {len(data)} {record.key}.npy"
+        if record.target != UNKNOWN_TARGET:
+            label = str(record.target).encode()
+            line += f" cls {writer.add(f'{record.key}.cls', label)} {len(label)} {record.key}.cls"
+        index_lines.append(line)
+    size = writer.close()
     # DALI's own index format, so that its readers.webdataset takes the shards too.
     index = "\n".join([f"v1.2 {len(index_lines)}", *index_lines]) + "\n"
-    write_whole(path.with_suffix(".idx"), index)
     index_sha256 = hashlib.sha256(index.encode()).hexdigest()
-    return PackedShard(Shard(path.name, size, writer.sha256, index_sha256, len(places)), places, quarantined)
+    shard = Shard(name, size, writer.sha256, index_sha256, len(places))
+    return PackedShard(shard, places, quarantined, conversions), index
 
 
 class TarWriter:
@@ -94,18 +130,21 @@ class TarWriter:
         self._position += len(data)
 
 
-def _snippet_bytes(record: Record, time_bin: int, shape: tuple[int, ...]) -> bytes:
-    """The checked bytes of one npy member."""
-    data, snippet = read_snippet(record.path)
-    panels, time_bins, channels = shape
-    if snippet.shape != (panels, time_bins * time_bin, channels):
-        expected = (panels, time_bins * time_bin, channels)
-        raise InputError(f"{record.path}: shape {snippet.shape}, expected {expected} like the others")
-    if time_bin == 1:
-        return data
-    binned = time_binned(snippet, time_bin)
-    check_finite(binned, f"{record.path}: the sum of {time_bin} time bins goes beyond float16")
-    return npy_header(shape) + binned.tobytes()
+def member_bytes(record: Record, making: Making, conversions: Conversions) -> bytes:
+    """The checked bytes of one npy member; what it took to make them is counted in `conversions`."""
+    snippet = read_snippet(record.path, making.cast)
+    panels, time_bins, channels = making.shape
+    expected = (panels, time_bins * making.time_bin, channels)
+    if snippet.values.shape != expected:
+        raise InputError(f"{record.path}: shape {snippet.values.shape}, expected {expected} like the others")
+    if making.time_bin == 1:
+        data = snippet.data
+    else:
+        binned = time_binned(snippet.values, making.time_bin)
+        check_finite(binned, f"{record.path}: the sum of {making.time_bin} time bins goes beyond float16")
+        data = npy_header(making.shape) + binned.tobytes()
+    conversions.add(snippet)
+    return data
 
 
 def padded(size: int) -> int:

@@ -35,6 +35,7 @@ from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 from shard_tools.progress import progress
 from shard_tools.sky import CHANNELS, PANEL_BINS, TIME_BINS, Broad, draw_sky, log_uniform
+from shard_tools.walk import clutter_kind
 
 Needle = Literal["straight", "s_curve", "pulsed", "broadened"]
 KINDS: tuple[Needle, ...] = ("straight", "s_curve", "pulsed", "broadened")
@@ -234,7 +235,7 @@ def check_out(out: Path, tasks: Sequence[Task]) -> None:
             raise InputError(f"--out {out}: already holds a data set ({name}); {advice}")
     ours = {task.path(out) for task in tasks} | {out / "truth.csv"}
     for path in out.rglob("*"):
-        if path not in ours and not path.is_dir() and not path.match(".*.tmp"):
+        if path not in ours and not path.is_dir() and clutter_kind(path.name, is_folder=False) is None:
             raise InputError(f"--out {out}: holds {path.relative_to(out)}, which this simulation does not; {advice}")
 
 

@@ -10,6 +10,7 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import MANIFEST, Shard
 from shard_tools.remote import RemoteStore
 from shard_tools.store import StoreConfig, check_url
+from shard_tools.walk import clutter_kind
 
 _OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
 
@@ -25,16 +26,12 @@ class Upload:
         """Whether a whole data set lies there."""
         return self._store.size(MANIFEST) is not None
 
-    def finished_at(self) -> float:
-        """When it was finished, in seconds since 1970; infinite where the store does not say."""
-        return self._store.modified(MANIFEST)
-
     def clear(self, planned: Collection[str], tables: Collection[str]) -> None:
         """Remove what a try with other options left in the store.
 
         Raises InputError where something else lies there.
         """
-        names = self._store.names()
+        names = [name for name in self._store.names() if name in tables or clutter_kind(name, is_folder=False) is None]
         for name in names:
             if not _OURS.match(name) and name not in tables:
                 raise InputError(

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from shard_tools.__main__ import main
 from shard_tools.errors import run_command
+from shard_tools.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_SHAPE = (6, 14, 16)
@@ -102,6 +103,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, hidden ones too."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def data_set_bytes(folder: Path) -> dict[str, bytes]:
+    """As `folder_bytes`, but for the side note of the sources' times: for files that were written anew in between."""
+    return {name: data for name, data in folder_bytes(folder).items() if name != SOURCES}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard_tools.catalog import NO_FOLD, UNKNOWN_TARGET, assign_folds, read_catalog, to_submission_keys
+from infer import InferConfig, submission_keys, write_submission
+from shard_tools.catalog import (
+    NO_FOLD,
+    UNKNOWN_TARGET,
+    assign_folds,
+    digest_catalog,
+    read_catalog,
+    to_submission_keys,
+)
 from shard_tools.errors import InputError
-from tests.conftest import MakeData, snippet
+from shard_tools.groups import read_groups
+from shard_tools.manifest import read_manifest
+from tests.conftest import Command, Layout, MakeData, snippet
 
 KEYS = st.lists(st.text("0123456789abcdef", min_size=1, max_size=15), min_size=12, max_size=60, unique=True)
 
@@ -51,9 +62,23 @@ def test_another_seed_gives_other_folds() -> None:
     assert assign_folds(keys, targets, 5, seed=0) != assign_folds(keys, targets, 5, seed=1)
 
 
-def test_more_folds_than_positives_are_refused_and_the_message_says_how_many_go() -> None:
-    with pytest.raises(InputError, match=r"--folds 5: the rarer class has 3 snippets; expected 2 to 3"):
-        assign_folds(list("abcdefghij"), [1, 1, 1, 0, 0, 0, 0, 0, 0, 0], 5, seed=0)
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([1, 1, 1, 0, 0, 0, 0, 0], "--folds 5: class 1 has only 3 snippets; choose --folds 3, or add snippets"),
+        ([1, 1, 0, 0, 0, 0, 0, 0], "--folds 5: class 1 has only 2 snippets; choose --folds 2, or add snippets"),
+        (
+            [1, 0, 1, 1, 1, 1, 1, 1],
+            "--folds 5: class 0 has only 1 snippet, .* add snippets of class 0, 2",
+        ),
+        ([1, 1, 1, 1], "--folds 5: class 1 has only 4 snippets; choose --folds 4, or add snippets"),
+    ],
+)
+def test_more_folds_than_a_class_has_snippets_are_refused_and_the_message_says_what_to_do(
+    targets: list[int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        assign_folds(list("abcdefgh")[: len(targets)], targets, 5, seed=0)
 
 
 def test_a_partial_download_has_the_folds_of_the_full_one(make_data: MakeData) -> None:
@@ -129,3 +154,162 @@ def test_two_files_of_one_key_are_refused_and_both_are_named(make_data: MakeData
         read_catalog(data.root, 4, 0, allow_missing=False)
     assert str(data.path(key)) in str(caught.value)
     assert str(data.root / "train" / f"{key}.npy") in str(caught.value)
+
+
+# ---- What other programs leave and write
+
+
+CLUTTER = {
+    "Mac metadata": ["train/a/._{key}.npy", "test/.DS_Store", "train/__MACOSX/a/._{key}.npy"],
+    "hidden": [
+        "test/.ipynb_checkpoints/{key}-checkpoint.npy",
+        "train/.Trash-0/files/{key}.npy",
+        "test/.{key}.npy.7.tmp",
+    ],
+    "trash or system": [
+        "train/Thumbs.db",
+        "test/desktop.ini",
+        "test/$RECYCLE.BIN/deleted.npy",
+        "train/@eaDir/{key}.npy",
+    ],
+    "partial downloads": ["test/{key}.npy.crdownload", "train/b/{key}.npy.part", "test/{key}.npy.download/{key}.npy"],
+    "others, not .npy": ["train/notes.txt"],
+}
+
+
+def leave_clutter(data: Layout, kind: str) -> None:
+    """Each name of one kind, with the bytes of a snippet that no table names, or of one that a table does name."""
+    for pattern in CLUTTER[kind]:
+        for key in ("stray", data.train[0]):
+            path = data.root / pattern.format(key=key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path.open("wb"), snippet(0))
+
+
+@pytest.mark.parametrize("kind", CLUTTER)
+def test_what_other_programs_leave_is_left_alone_and_counted(
+    make_data: MakeData, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data()
+    expected = read_catalog(data.root, 4, 0, allow_missing=False)
+    assert not caplog.records
+    leave_clutter(data, kind)
+    with caplog.at_level("INFO"):
+        assert read_catalog(data.root, 4, 0, allow_missing=False) == expected
+    (said,) = caplog.messages
+    assert re.match(rf"{data.root}: left alone \d files and folders that are no snippets: \d {kind} \(.*\)$", said)
+
+
+def test_clutter_among_cadences_of_ones_own_gets_no_scores_and_no_groups(
+    make_data: MakeData, command: Command, tmp_path: Path
+) -> None:
+    data = make_data(train=0, test=4, shape=(6, 24, 16))
+    (data.root / "sample_submission.csv").unlink()
+    for kind in CLUTTER:
+        data.train[:] = data.test[:1]  # a name that is there already
+        leave_clutter(data, kind)
+    for folder in ("train", "test"):
+        (data.root / folder).mkdir(exist_ok=True)
+    answer = command("pack", "--input", data.root, "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.keys_of(np.arange(len(manifest))) == sorted(data.test)
+    answer = command("fingerprint", "--input", data.root, "--out", tmp_path / "groups.csv", "--test")
+    assert answer.code == 0, answer.err
+    assert sorted(read_groups(tmp_path / "groups.csv")) == sorted(data.test)
+
+
+def test_a_file_that_looks_like_data_and_stands_in_no_table_is_refused_among_clutter_too(make_data: MakeData) -> None:
+    data = make_data()
+    for kind in CLUTTER:
+        leave_clutter(data, kind)
+    np.save(data.root / "train" / "stray.npy", snippet(0))
+    with pytest.raises(InputError, match=r"train/stray\.npy: not in train_labels\.csv, the first of 1 such files"):
+        read_catalog(data.root, 4, 0, allow_missing=False)
+
+
+LABELS_OF_TOOLS = [
+    ("{}", "0", "1"),
+    ("{}.0", "0", "1"),
+    ("{}.000", "0", "1"),
+    ("{}", "False", "True"),
+    ("{}", "FALSE", "TRUE"),
+    ("{}", "false", "true"),
+    ("  {}\t", "0", "1"),
+    ('"{}"', "0", "1.0"),
+]
+
+
+@pytest.mark.parametrize(("form", "negative", "positive"), LABELS_OF_TOOLS)
+def test_labels_as_other_tools_write_them_are_the_same_labels(
+    make_data: MakeData, form: str, negative: str, positive: str
+) -> None:
+    data = make_data()
+    expected = read_catalog(data.root, 4, 0, allow_missing=False)
+    digest = digest_catalog(expected, data.root)
+    lines = [f" {key} , {form.format(positive if data.target(key) else negative)}" for key in data.train]
+    (data.root / "train_labels.csv").write_text("\n".join([" id, target ", *lines, "", ""]))
+    found = read_catalog(data.root, 4, 0, allow_missing=False)
+    assert found == expected
+    assert digest_catalog(found, data.root) == digest  # so that shards of before are known as the same
+
+
+@pytest.mark.parametrize("value", ["0.5", "", " ", "2", "-0", "+1", "1e0", "01", "10", "yes", "t", "nan", "0,0"])
+def test_labels_that_could_mean_something_else_are_refused(make_data: MakeData, value: str) -> None:
+    data = make_data()
+    data.write_labels({data.train[5]: value})
+    with pytest.raises(InputError, match=rf"line 7: target '.*' of id {data.train[5]}; expected 0 or 1"):
+        read_catalog(data.root, 4, 0, allow_missing=False)
+
+
+@pytest.mark.parametrize(
+    ("table", "header", "column"),
+    [
+        ("train_labels.csv", "id,target,target", "target"),
+        ("train_labels.csv", "id,target, target ", "target"),
+        ("train_labels.csv", "id,target,id", "id"),
+        ("sample_submission.csv", "id,target,id", "id"),
+    ],
+)
+def test_a_column_that_stands_twice_is_refused(make_data: MakeData, table: str, header: str, column: str) -> None:
+    data = make_data()
+    _, *rows = (data.root / table).read_text().splitlines()
+    (data.root / table).write_text("\n".join([header, *(f"{row},1" for row in rows)]))
+    with pytest.raises(InputError, match=rf"{table}: column {column} appears 2 times"):
+        read_catalog(data.root, 4, 0, allow_missing=False)
+    groups = data.root / "groups.csv"
+    groups.write_text("id,group,group\na,b,c\n")
+    with pytest.raises(InputError, match=r"groups\.csv: column group appears 2 times"):
+        read_groups(groups)
+
+
+# Each is a number, a date or nothing at all to a program that guesses types.
+ODD_KEYS = ["0012e9", "1e5", "007", "1_000", "0x1F", "inf", "nan", "NA", "null", "True", "2021-08-18", "-1", "9" * 30]
+
+
+def test_ids_that_look_like_numbers_stay_text_in_every_table(
+    make_data: MakeData, command: Command, tmp_path: Path
+) -> None:
+    data = make_data(train=13, test=13, shape=(6, 24, 16))
+    for old, new in zip(data.train + data.test, [*ODD_KEYS, *(f"0{key}" for key in ODD_KEYS)], strict=True):
+        data.path(old).rename(data.path(old).with_name(f"{new}.npy"))
+    tables = {"train_labels.csv": data.train, "sample_submission.csv": data.test}
+    for name, keys in tables.items():
+        text = (data.root / name).read_text()
+        prefix = "0" if keys is data.test else ""
+        for old, new in zip(keys, ODD_KEYS, strict=True):
+            text = text.replace(old, prefix + new)
+        (data.root / name).write_text(text)
+    next(data.root.rglob("007.npy")).write_bytes(b"")
+    groups, out = tmp_path / "groups.csv", tmp_path / "out"
+    bad = ("--input", data.root, "--on-bad", "quarantine")
+    assert command("fingerprint", *bad, "--out", groups).code == 0
+    assert command("pack", *bad, "--out", out, "--folds", 2, "--groups", groups).code == 0
+    assert read_groups(groups) == {key: key for key in ODD_KEYS}
+    manifest = read_manifest(out)
+    assert manifest.keys_of(manifest.rows("train")) == sorted(set(ODD_KEYS) - {"007"})
+    assert (out / "skipped.csv").read_text().splitlines()[1].startswith("007,train,")
+    keys = submission_keys(InferConfig(str(out), (Path("w"),)), manifest)
+    assert keys == [f"0{key}" for key in reversed(ODD_KEYS)]
+    write_submission(tmp_path / "submission.csv", keys, dict.fromkeys(keys, 0.5), None)
+    assert (tmp_path / "submission.csv").read_text() == "id,target\n" + "".join(f"{key},0.5\n" for key in keys)

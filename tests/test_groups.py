@@ -110,8 +110,10 @@ def test_groups_that_leave_a_fold_without_a_target_are_refused() -> None:
     keys, targets = list("abcdefgh"), [1, 1, 1, 0, 0, 0, 0, 0]
     with pytest.raises(InputError, match=r"--folds 3 with --groups: a fold would lack .* the largest group has 3 of 8"):
         assign_folds(keys, targets, 3, 0, dict.fromkeys("abc", "sky"))
-    with pytest.raises(InputError, match=r"--folds 3: 2 groups; expected as many folds at most"):
+    with pytest.raises(InputError, match=r"--folds 3: only 2 groups, each in one fold; choose --folds 2, or add"):
         assign_folds(keys, targets, 3, 0, {key: str(key > "d") for key in keys})
+    with pytest.raises(InputError, match=r"--folds 2: only 1 groups, .* add snippets of other groups"):
+        assign_folds(keys, targets, 2, 0, dict.fromkeys(keys, "sky"))
 
 
 # ---- The table

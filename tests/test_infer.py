@@ -16,9 +16,10 @@ from metrics import sigmoid
 from model import ModelConfig, build_model, fill_model, load_weights, save_weights
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.pack import PackConfig, pack
 from shard_tools.trivial import read_snippets
 from tests import twin
-from tests.tiny import CANVAS, pack_tiny
+from tests.tiny import CANVAS, pack_tiny, write_tiny_data
 
 ABOUT = {
     "model": "swin_nano",
@@ -53,6 +54,20 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def config_of(manifest: Manifest, weights: list[Path], out: Path, **options: object) -> InferConfig:
     values = {"batch_size": 4, "precision": "float32", **options}
     return InferConfig(manifest.root, tuple(weights), out, **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("split", "other", "count"), [("test", "train", 20), ("train", "test", 6)])
+def test_a_split_without_cadences_is_refused_by_name_with_what_to_do(
+    weights: list[Path], tmp_path: Path, split: str, other: str, count: int
+) -> None:
+    data = write_tiny_data(tmp_path / "data", 20, 6)
+    shutil.rmtree(data / split)
+    (data / {"train": "train_labels.csv", "test": "sample_submission.csv"}[split]).unlink()
+    packed = pack(PackConfig(data, str(tmp_path / "shards")))
+    message = rf"--split {split}: {packed.root} has no cadences of {split}/; pack .* the {count} of {other}/"
+    with pytest.raises(InputError, match=message):
+        infer(config_of(packed, weights, tmp_path / "submission.csv", split=split))
+    assert not (tmp_path / "submission.csv").exists()
 
 
 def scores_in(path: Path) -> dict[str, float]:

@@ -16,7 +16,7 @@ from shard_tools.manifest import Manifest, canonical_json, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.trivial import read_snippets
 from shard_tools.verify import verify
-from tests.conftest import Command, MakeData, folder_bytes
+from tests.conftest import Command, MakeData, data_set_bytes
 
 FILES = [
     "manifest.json",
@@ -36,7 +36,7 @@ def packed(make_data: MakeData, tmp_path: Path) -> Manifest:
 
 
 def test_a_good_data_set_has_no_fault(packed: Manifest, command: Command) -> None:
-    assert sorted(folder_bytes(packed.root)) == sorted(FILES)
+    assert sorted(data_set_bytes(packed.root)) == sorted(FILES)
     answer = command("verify", packed.root)
     assert (answer.code, answer.err) == (0, "")
     assert "every byte is as it was packed" in answer.out

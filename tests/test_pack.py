@@ -6,6 +6,8 @@ Axes: P panel, T time bin, F frequency channel.
 import csv
 import io
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +27,13 @@ from shard_tools.catalog import UNKNOWN_TARGET
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
+from shard_tools.sources import SOURCES
 from shard_tools.verify import verify
-from tests.conftest import ROOT, SMALL_SHAPE, Layout, MakeData, folder_bytes, snippet
+from tests.conftest import ROOT, SMALL_SHAPE, Layout, MakeData, data_set_bytes, folder_bytes, snippet
 
 # The smallest shards are 1 MB: of this shape five cadences go into one.
 SHARDED_SHAPE = (6, 64, 256)
+INFINITY = b"\x00\x7c"  # in float16
 
 
 def small_config(data: Layout, out: Path, **options: Any) -> PackConfig:
@@ -266,7 +270,7 @@ def fail_in_the_third_shard(data: Layout, out: Path) -> bytes:
     """Pack until a bad snippet stops it; return the good bytes of that snippet, for it is mended already."""
     path = data.path(late_key(data))
     good = path.read_bytes()
-    path.write_bytes(good[:-2] + b"\x00\x7c")  # an infinity
+    path.write_bytes(good[:-2] + INFINITY)
     with pytest.raises(InputError, match=path.name):
         pack(small_config(data, out))
     path.write_bytes(good)
@@ -283,7 +287,7 @@ def test_a_try_after_a_failed_one_keeps_finished_shards(sharded: Layout, packed:
     pack(small_config(sharded, out))
     after = file_states(out)
     assert {name: after[name] for name in before} == before
-    assert folder_bytes(out) == folder_bytes(packed.root)
+    assert data_set_bytes(out) == data_set_bytes(packed.root)
 
 
 def flip_a_tar_bit(data: Layout, out: Path) -> None:
@@ -319,7 +323,7 @@ def test_what_is_damaged_between_the_tries_is_written_anew(
     fail_in_the_third_shard(sharded, out)
     damage(sharded, out)
     pack(small_config(sharded, out))
-    assert folder_bytes(out) == folder_bytes(packed.root)
+    assert data_set_bytes(out) == data_set_bytes(packed.root)
 
 
 def test_a_source_file_changed_between_the_tries_is_packed_as_it_is_now(sharded: Layout, tmp_path: Path) -> None:
@@ -356,11 +360,11 @@ import os, time
 import shard_tools.shard as shard
 from shard_tools.__main__ import main
 read_snippet = shard.read_snippet
-def stand_still(path):
+def stand_still(path, cast):
     if path.stem == os.environ["STAND_STILL_AT"]:
         print("standing still", flush=True)
         time.sleep(600)
-    return read_snippet(path)
+    return read_snippet(path, cast)
 shard.read_snippet = stand_still
 main()
 """
@@ -438,12 +442,34 @@ def reorder_the_submission(data: Layout) -> None:
     path.write_text("".join([header, *reversed(rows)]))
 
 
-def touch_a_snippet(data: Layout) -> None:
+def replace_a_snippet(data: Layout) -> None:
+    """By another of the same size and time, as an archive may leave it."""
     path = data.path(data.train[0])
-    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**12))
+    before = path.stat()
+    np.save(path, snippet(99, SHARDED_SHAPE))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
 
 
-CHANGES = [relabel, add_a_test_key_without_file, reorder_the_submission, touch_a_snippet]
+def replace_a_snippet_by_an_old_one(data: Layout) -> None:
+    path = data.path(data.test[1])
+    np.save(path, snippet(99, SHARDED_SHAPE))
+    os.utime(path, (1, 1))
+
+
+def spoil_a_late_snippet(data: Layout) -> None:
+    path = data.path(late_key(data))
+    path.write_bytes(path.read_bytes()[:-2] + INFINITY)
+
+
+CHANGES = [
+    relabel,
+    add_a_test_key_without_file,
+    reorder_the_submission,
+    replace_a_snippet,
+    replace_a_snippet_by_an_old_one,
+    spoil_a_late_snippet,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -455,11 +481,80 @@ def test_a_finished_pack_of_another_input_is_refused_and_stays(sharded: Layout, 
     assert folder_bytes(packed.root) == before
 
 
+@pytest.mark.parametrize("time_bin", [1, 2])
+@pytest.mark.parametrize("change", [replace_a_snippet, replace_a_snippet_by_an_old_one])
+def test_a_source_that_was_replaced_is_named_whatever_its_time(
+    sharded: Layout, tmp_path: Path, change: Any, time_bin: int
+) -> None:
+    config = small_config(sharded, tmp_path / "out", time_bin=time_bin)
+    pack(config)
+    change(sharded)
+    replaced = sharded.path(sharded.train[0] if change is replace_a_snippet else sharded.test[1])
+    with pytest.raises(InputError, match=rf"holds finished shards \({re.escape(str(replaced))} is another than"):
+        pack(config)
+
+
+def test_a_source_that_was_left_out_and_is_whole_now_is_named(sharded: Layout, tmp_path: Path) -> None:
+    path = sharded.path(late_key(sharded))
+    good = path.read_bytes()
+    path.write_bytes(good[:-2] + INFINITY)
+    config = small_config(sharded, tmp_path / "out", on_bad="quarantine")
+    pack(config)
+    assert pack(replace(config, on_bad="fail")).splits["train"]["quarantined"] == 1
+    path.write_bytes(good)
+    with pytest.raises(InputError, match=path.name):
+        pack(config)
+
+
+@pytest.mark.parametrize("seconds", [1, 4102444800])  # in 1970, and in 2100
+def test_times_alone_never_make_a_finished_pack_another(sharded: Layout, packed: Manifest, seconds: int) -> None:
+    before = data_set_bytes(packed.root)
+    for key in [*sharded.train, *sharded.test]:
+        os.utime(sharded.path(key), (seconds, seconds))
+    assert pack(small_config(sharded, packed.root)).identity == packed.identity
+    assert data_set_bytes(packed.root) == before
+
+
+def test_a_copy_of_the_data_set_elsewhere_is_known_as_the_one_that_was_packed(
+    sharded: Layout, packed: Manifest, tmp_path: Path
+) -> None:
+    copy = Layout(shutil.copytree(sharded.root, tmp_path / "copy"), sharded.train, sharded.test)
+    assert pack(small_config(copy, packed.root)).identity == packed.identity
+    replace_a_snippet(copy)
+    with pytest.raises(InputError, match=re.escape(str(copy.path(copy.train[0])))):
+        pack(small_config(copy, packed.root))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"manifest": "another", "sources": {}}'])
+def test_a_finished_pack_without_a_note_of_its_sources_is_compared_with_them(
+    sharded: Layout, packed: Manifest, content: bytes | None
+) -> None:
+    """As programs of before left none."""
+    before, note = folder_bytes(packed.root), packed.root / SOURCES
+    if content is None:
+        note.unlink()
+    else:
+        note.write_bytes(content)
+    assert pack(small_config(sharded, packed.root)).identity == packed.identity
+    assert folder_bytes(packed.root) == before
+    note.unlink()
+    replace_a_snippet(sharded)
+    with pytest.raises(InputError, match="is another than the one that was packed"):
+        pack(small_config(sharded, packed.root))
+
+
+def test_sources_of_the_same_size_and_times_are_not_read_again(
+    sharded: Layout, packed: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shard_tools.shard.read_snippet", lambda *_: pytest.fail("a snippet was read"))
+    assert pack(small_config(sharded, packed.root)).identity == packed.identity
+
+
 @pytest.mark.parametrize("option", [{"time_bin": 2}, {"seed": 1}, {"folds": 2}, {"shard_mb": 2}])
 def test_a_finished_pack_with_other_options_is_refused(
     sharded: Layout, packed: Manifest, option: dict[str, int]
 ) -> None:
-    with pytest.raises(InputError, match="of other keys, labels or options"):
+    with pytest.raises(InputError, match="of other keys, labels, options or shapes"):
         pack(small_config(sharded, packed.root, **option))
 
 
@@ -470,6 +565,15 @@ def test_a_folder_with_something_else_is_refused_and_untouched(make_data: MakeDa
     with pytest.raises(InputError, match=r"holds something else \(thesis\.tar\)"):
         pack(small_config(make_data(), out))
     assert folder_bytes(out) == {"thesis.tar": b"years of work"}
+
+
+def test_what_a_file_manager_left_in_the_output_folder_is_not_in_the_way(make_data: MakeData, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".DS_Store", "Thumbs.db", "._shards"):
+        (out / name).write_bytes(b"of a file manager")
+    assert not list(verify(pack(small_config(make_data(), out)).root))
+    assert (out / ".DS_Store").read_bytes() == b"of a file manager"
 
 
 def test_the_input_folder_is_no_output_folder(make_data: MakeData) -> None:
@@ -484,6 +588,7 @@ def test_a_try_killed_between_the_manifest_and_the_end_is_a_finished_one(sharded
     before = folder_bytes(packed.root)
     (packed.root / ".pack").mkdir()
     (packed.root / ".pack" / "lock").touch()
+    (packed.root / SOURCES).rename(packed.root / f".{SOURCES}.7.tmp")
     pack(small_config(sharded, packed.root))
     assert folder_bytes(packed.root) == before
 

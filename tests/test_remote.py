@@ -1,6 +1,7 @@
 """Shards in a store: an S3 server and a web server on loopback, behind a proxy that breaks what passes."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -390,6 +391,21 @@ def test_a_pack_into_s3_has_the_bytes_of_one_into_a_folder(
     assert not [request for request in proxy.requests[before:] if request.method != "GET" and request.method != "HEAD"]
     with pytest.raises(InputError, match="s3://bucket/packed: holds finished shards"):
         pack(replace(config, folds=3))
+
+
+def test_a_source_that_is_replaced_after_a_pack_into_s3_is_named_whatever_its_time(
+    proxy: FaultyProxy, manifest: Manifest, tmp_path: Path
+) -> None:
+    data = shutil.copytree(manifest.root.parent / "data", tmp_path / "data")
+    config = replace(packing(manifest, "s3://bucket/replaced", tmp_path / "staging"), input=data)
+    assert pack(config).identity == manifest.identity
+    path = next((data / "test").rglob("*.npy"))
+    os.utime(path, (4102444800, 4102444800))  # in 2100
+    assert pack(config).identity == manifest.identity
+    np.save(path, np.load(path) + np.float16(1))
+    os.utime(path, (1, 1))
+    with pytest.raises(InputError, match=f"s3://bucket/replaced: holds finished shards .{path} is another than"):
+        pack(config)
 
 
 def test_an_interrupted_pack_into_s3_goes_on_and_makes_nothing_exist_before_its_end(

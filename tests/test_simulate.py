@@ -86,7 +86,7 @@ def test_every_snippet_is_valid_and_every_panel_has_mean_0_and_deviation_1(data_
     paths = sorted(data_set.rglob("*.npy"))
     assert len(paths) == TRAIN + TEST
     for path in paths:
-        _, snippet = read_checked_snippet(path)
+        snippet = read_checked_snippet(path).values
         assert snippet.shape == KAGGLE_SHAPE
         panels = snippet.astype(np.float64)
         np.testing.assert_allclose(panels.mean(axis=(1, 2)), 0, atol=2e-3)

@@ -34,7 +34,7 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from tests.launch import command_line, flags
-from tests.tiny import CANVAS, pack_tiny, tiny_config
+from tests.tiny import CANVAS, pack_tiny, tiny_config, write_tiny_data
 from train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,6 +321,29 @@ def test_what_cannot_work_is_refused_by_the_name_of_its_flag(
 ) -> None:
     with pytest.raises(InputError, match=message):
         train(tiny_config(manifest.root, tmp_path / "run", **changes))
+
+
+def test_shards_without_training_cadences_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    data = write_tiny_data(tmp_path / "data", 10, 6)
+    shutil.rmtree(data / "train")
+    (data / LABELS).unlink()
+    packed = pack(PackConfig(data, str(tmp_path / "shards")))
+    message = f"{packed.root}: no training cadences, only 6 of test/; pack a folder with train_labels.csv and train/"
+    with pytest.raises(InputError, match=message):
+        train(tiny_config(packed.root, tmp_path / "run"))
+
+
+def test_a_fold_that_holds_all_training_cadences_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """As of a download in parts."""
+    data = write_tiny_data(tmp_path / "data", 20, 6)
+    whole = pack(PackConfig(data, str(tmp_path / "whole"), folds=2))
+    for key in whole.keys_of(whole.rows("train", 1, held_out=True)):
+        (data / "train" / key[0] / f"{key}.npy").unlink()
+    part = pack(PackConfig(data, str(tmp_path / "part"), folds=2, allow_missing=True))
+    with pytest.raises(InputError, match=r"--fold 0: all 10 training cadences of .* hold out another fold, or pack"):
+        train(tiny_config(part.root, tmp_path / "run"))
+    with pytest.raises(InputError, match="--fold 1: holds none of the 10 training cadences"):
+        train(tiny_config(part.root, tmp_path / "other", fold=1))
 
 
 @pytest.mark.parametrize(

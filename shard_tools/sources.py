@@ -1,0 +1,109 @@
+"""Whether the files that a finished data set was packed from are still the same.
+
+A side note in its folder holds the size and the times of each shard's sources. Where these are the same, so are the
+files. Where they differ, or there is no note, as after a copy, the shard is made again without writing it, and its
+SHA-256 compared. No time is ever earlier or later than another: clocks are wrong, and unpacked archives are old.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shard_tools.catalog import Record
+from shard_tools.conversions import Conversions
+from shard_tools.errors import InputError
+from shard_tools.files import write_whole
+from shard_tools.manifest import TAR_BLOCK, Manifest
+from shard_tools.progress import progress
+from shard_tools.sample import read_record
+from shard_tools.shard import Making, ShardPlan, hash_shard, member_bytes
+from shard_tools.store import read_file
+
+SOURCES = ".sources.json"  # no part of the data set: times differ between two copies of the same files
+
+
+def digest_sources(records: Sequence[Record]) -> str:
+    """A hash of the size and the times of some snippet files."""
+    return hashlib.sha256(repr([_state(record) for record in records]).encode()).hexdigest()
+
+
+def write_sources(folder: Path, identity: str, digests: dict[str, str]) -> None:
+    """Note, beside the manifest of this identity, the digest of each shard's sources."""
+    text = json.dumps({"manifest": identity, "sources": digests}, indent=1) + "\n"
+    with contextlib.suppress(OSError):  # it saves time and no more: the data set is whole without
+        for left in folder.glob(f".{SOURCES}.*.tmp"):  # of a try that was killed at its very end
+            left.unlink(missing_ok=True)
+        write_whole(folder / SOURCES, text, durable=False)
+
+
+def renew_sources(manifest: Manifest, plans: Sequence[ShardPlan]) -> None:
+    """Note the sources as they are now, so that they need not be read the next time; in a folder alone."""
+    if not manifest.store.is_remote:
+        write_sources(manifest.root, manifest.identity, {plan.name: digest_sources(plan.records) for plan in plans})
+
+
+def find_unsure(manifest: Manifest, plans: Sequence[ShardPlan]) -> list[ShardPlan]:
+    """The shards whose sources have another size or time than they had, or of which nothing is known."""
+    noted = _read_sources(manifest)
+    return [plan for plan in plans if noted.get(plan.name) != digest_sources(plan.records)]
+
+
+def find_changed(manifest: Manifest, plans: Sequence[ShardPlan], making: Making, workers: int) -> str | None:
+    """The first of the sources of some shards that is another than was packed, or None: all of them are read."""
+    making = replace(making, quarantine=True)  # what was left out then is not in the way now
+    expected = {shard.name: shard.sha256 for shard in manifest.shards}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        made = pool.map(lambda plan: hash_shard(plan.records, plan.name, making).shard.sha256, plans)
+        checked = progress(zip(plans, made, strict=True), len(plans), "comparing the sources", "shards")
+        for plan, sha256 in checked:
+            if sha256 != expected.get(plan.name):
+                return _name_changed(manifest, plan, making)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return None
+
+
+def _state(record: Record) -> tuple[str, int, int, int]:
+    about = record.path.stat()
+    # The last is when the file got what it has: unlike the time of its content, no archive and no copy sets it.
+    return record.key, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _read_sources(manifest: Manifest) -> dict[str, Any]:
+    """The digests that were noted with this manifest."""
+    try:
+        content = json.loads(read_file(manifest.store, SOURCES) or b"{}")
+        if content["manifest"] == manifest.identity:
+            return dict(content["sources"])
+    except (ValueError, KeyError, TypeError):
+        pass  # a damaged note is none: the sources are read
+    return {}
+
+
+def _name_changed(manifest: Manifest, plan: ShardPlan, making: Making) -> str:
+    """The first record of a shard whose member is another now; the shard itself where none is."""
+    packed = dict(_members(manifest, plan.name))
+    for record in plan.records:
+        try:
+            now = member_bytes(record, making, Conversions())
+        except InputError:
+            now = None
+        if now != packed.get(record.key):
+            return str(record.path)
+    return f"the sources of {plan.name}"
+
+
+def _members(manifest: Manifest, name: str) -> Iterator[tuple[str, bytes]]:
+    """Key and npy bytes of all samples of a shard."""
+    for number, shard in enumerate(manifest.shards):
+        if shard.name == name:
+            for row in np.flatnonzero(manifest.shard == number).tolist():
+                yield manifest.key(row), read_record(manifest, row)[TAR_BLOCK:].tobytes()

@@ -1,0 +1,35 @@
+"""What `pip install .` brings."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+FILES = ("pyproject.toml", "README.md", "LICENSE")
+
+
+def test_pip_makes_a_wheel_of_the_packages_that_works_anywhere(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for folder in ("shard_tools", "pipeline", "benchmarks", "templates", "docs"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *(ROOT / name for name in FILES)]:
+        shutil.copy(path, checkout)
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet")
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(tmp_path), str(checkout)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("needlestream-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    packages = ("shard_tools", "pipeline")
+    ours = {path.relative_to(ROOT) for package in packages for path in (ROOT / package).glob("*.py")}
+    installed = {path.relative_to(tmp_path / "installed") for path in (tmp_path / "installed").rglob("*.py")}
+    assert installed >= ours
+    script = "import pipeline.plan; from shard_tools.__main__ import main; main()"
+    command = [sys.executable, "-c", script, "pack", "--help"]
+    environment = {"PYTHONPATH": str(tmp_path / "installed"), "HOME": str(tmp_path), "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "--input" in done.stdout) == (0, True), done.stderr
