@@ -139,7 +139,7 @@ def train(config: TrainConfig) -> None:
         if accelerator.is_main_process:
             identity = run_identity(config, manifest.identity, accelerator.num_processes)
             write_whole(config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
-        accelerator.init_trackers("needlestream", to_dict(config), {"wandb": {"dir": str(config.run_dir)}})
+        accelerator.init_trackers("needlestream", to_dict(config))
         if config.resume and load_last_checkpoint(accelerator, config.run_dir):
             _log.info("going on after step %d", run.progress.step)
         _log.info(
