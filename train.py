@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import logging
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
 from folds import train_folds
 from infer import build_accelerator, predict
+from interruption import exit_when_asked
 from metrics import average_precision, roc_auc, sigmoid
 from model import save_weights
 from pipeline.loader import Batch
@@ -240,14 +240,16 @@ def main() -> int:
     """Parse the command line and train; return the exit code."""
     config = parse_train_config()
     # Outside of a run's loop, which finishes its step: before, after and between folds there is nothing to lose.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))
+    exit_when_asked(EXIT_PREEMPTED)
     try:
         if config.fold == "all":
             train_folds(config, train)
         else:
             train(config)
     except RunInterruptedError:
-        print(f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})", file=sys.stderr)
+        if PartialState().is_main_process:
+            said = f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})"
+            print(said, file=sys.stderr)
         return EXIT_PREEMPTED
     PartialState().destroy_process_group()
     return 0
