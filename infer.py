@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 
+from devices import check_gpu
 from metrics import Average, mean_score, roc_auc, unique_rows
 from model import ModelConfig, build_model, fill_model, load_weights, pick_precision
 from pipeline.canvas import CanvasConfig
@@ -222,7 +223,9 @@ def _print_summary(
 
 def main() -> None:
     """Parse the command line and predict."""
-    infer(tyro.cli(InferConfig, prog="infer.py"))
+    config = tyro.cli(InferConfig, prog="infer.py")
+    check_gpu(parse_flag_from_env("ACCELERATE_USE_CPU"))
+    infer(config)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
+from devices import check_gpu
 from folds import train_folds
 from infer import build_accelerator, predict
 from interruption import exit_when_asked
@@ -239,6 +240,7 @@ def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], sco
 def main() -> int:
     """Parse the command line and train; return the exit code."""
     config = parse_train_config()
+    check_gpu(parse_flag_from_env("ACCELERATE_USE_CPU"))
     # Outside of a run's loop, which finishes its step: before, after and between folds there is nothing to lose.
     exit_when_asked(EXIT_PREEMPTED)
     try:

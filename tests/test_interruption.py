@@ -22,11 +22,21 @@ from tests.tiny import pack_tiny, tiny_config
 from train import EXIT_PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[1]
+STARTED: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return pack_tiny(tmp_path_factory.mktemp("interruption"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """A test that fails leaves no training behind."""
+    yield
+    while STARTED:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +99,8 @@ def test_a_launcher_is_told_from_other_parents(tmp_path: Path, words: list[str],
 def start(words: Sequence[str], **options: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True, **options}
-    return subprocess.Popen(words, cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload,no-any-return]
+    STARTED.append(subprocess.Popen(words, cwd=ROOT, env=environment, **pipes))  # type: ignore[call-overload]
+    return STARTED[-1]
 
 
 def long_run(manifest: Manifest, tmp_path: Path, processes: int = 1) -> tuple[TrainConfig, list[str]]:
