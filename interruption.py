@@ -40,7 +40,9 @@ class Interruption:
         self._before = {number: signal.signal(number, self._ask) for number in stop_signals()}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None and self._asked_at is not None:
+            return  # it is stopping: the same request on a second way must not cut off the last words
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

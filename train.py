@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from config import TrainConfig, parse_train_config, run_identity, to_dict
 from devices import check_gpu
 from folds import train_folds
 from infer import build_accelerator, predict
-from interruption import exit_when_asked
+from interruption import exit_when_asked, launcher_of
 from metrics import average_precision, roc_auc, sigmoid
 from model import save_weights
 from pipeline.loader import Batch
@@ -251,7 +252,8 @@ def main() -> int:
     except RunInterruptedError:
         if PartialState().is_main_process:
             said = f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})"
-            print(said, file=sys.stderr)
+            launched = launcher_of(os.getppid()) is not None
+            print(said + ("; the launcher calls that a failure" if launched else ""), file=sys.stderr)
         return EXIT_PREEMPTED
     PartialState().destroy_process_group()
     return 0

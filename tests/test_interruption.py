@@ -60,6 +60,20 @@ def test_the_same_request_on_two_ways_is_one() -> None:
         assert asked.agree()[0]
 
 
+def test_a_request_that_comes_again_does_not_cut_off_a_run_that_stops() -> None:
+    before = [signal.signal(number, lambda *_: sys.exit("cut off")) for number in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        with pytest.raises(StopIteration), Interruption(Accelerator(), 0) as asked:
+            send(signal.SIGTERM)
+            assert asked.agree()[0]
+            raise StopIteration
+        send(signal.SIGTERM, signal.SIGHUP)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_second_ctrl_c_a_while_later_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "_SECONDS_TO_A_SECOND_CTRL_C", 0.0)
     with Interruption(Accelerator(), 0):
@@ -137,7 +151,7 @@ def test_a_terminal_that_closes_ends_a_run_with_a_checkpoint(manifest: Manifest,
     os.close(theirs)
     wait_for_checkpoint(config, process, read_terminal)
     os.close(ours)
-    assert process.wait(timeout=60) == EXIT_PREEMPTED
+    assert process.wait(timeout=120) == EXIT_PREEMPTED
 
 
 def test_a_signal_to_the_launcher_and_to_its_ranks_ends_a_run_with_a_checkpoint_and_one_message(
@@ -149,7 +163,7 @@ def test_a_signal_to_the_launcher_and_to_its_ranks_ends_a_run_with_a_checkpoint_
     ranks = [child for child in psutil.Process(process.pid).children() if "train.py" in child.cmdline()]
     for one in (*ranks, psutil.Process(process.pid)):
         one.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=120)
     assert len(ranks) == 2 and said.count("the same command with --resume goes on") == 1, said
     assert process.returncode == 1, "the launcher's own, whatever its ranks end with"
 
@@ -163,6 +177,6 @@ def test_the_end_of_a_launcher_of_one_process_ends_its_run_with_a_checkpoint(
     process = start([words[0], *launcher, *words[1:]])
     wait_for_checkpoint(config, process, lambda: None)
     process.terminate()
-    said, _ = process.communicate(timeout=60)  # until the training, which has the other end of the pipe, has ended
+    said, _ = process.communicate(timeout=120)  # until the training, which has the other end of the pipe, has ended
     assert process.returncode == -signal.SIGTERM
     assert "the same command with --resume goes on" in said
