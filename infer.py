@@ -18,7 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 
-from devices import check_gpu
+from drivers import check_gpu
 from metrics import Average, mean_score, roc_auc, unique_rows
 from model import ModelConfig, build_model, fill_model, load_weights, pick_precision
 from pipeline.canvas import CanvasConfig

@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
-from devices import check_gpu
+from drivers import check_gpu
 from folds import train_folds
 from infer import build_accelerator, predict
 from interruption import exit_when_asked, launcher_of

@@ -9,7 +9,7 @@ import torch
 
 import infer
 import train
-from devices import Gpu, TorchBuild, check_architecture, check_gpu, explain, find_gpu, read_torch_build
+from drivers import Gpu, TorchBuild, check_architecture, check_gpu, explain, find_gpu, read_torch_build
 from shard_tools.errors import InputError
 
 CUDA_13 = TorchBuild("2.15.0", "13.2", ("sm_75", "sm_80", "sm_90"), "The driver is too old")
