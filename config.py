@@ -74,7 +74,8 @@ class TrainConfig:
     compile: bool = False
     """Compile the model with torch.compile; pays off after some minutes."""
     tracker: Literal["wandb", "none"] = "wandb"
-    """wandb: Weights & Biases, online when logged in, else into the run folder. none: nothing but the run folder."""
+    """wandb: Weights & Biases, online when logged in, else into the run folder; a server that has not answered in
+    WANDB_INIT_TIMEOUT seconds (6) is done without. none: nothing but the run folder."""
     report: bool = True
     """Write report.html at the end: curves, judgements and galleries on one page, in some seconds."""
     checkpoint_every: int = 0

@@ -20,6 +20,7 @@ import tyro
 from accelerate import Accelerator, PartialState
 from torch import nn
 
+from drivers import check_gpu
 from environment import check_environment, cpu_is_asked_for
 from metrics import Average, mean_score, roc_auc, unique_rows
 from model import ModelConfig, build_model, fill_model, load_weights, pick_precision
@@ -238,7 +239,9 @@ def _print_summary(
 
 def main() -> None:
     """Parse the command line and predict."""
-    infer(tyro.cli(InferConfig, prog="infer.py"))
+    config = tyro.cli(InferConfig, prog="infer.py")
+    check_gpu(cpu_is_asked_for())
+    infer(config)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ import contextlib
 import json
 import logging
 import math
-import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from timm.scheduler import CosineLRScheduler
@@ -25,6 +22,7 @@ from torch import nn
 
 from config import TrainConfig, check_same_run, run_identity, to_dict
 from finite import FiniteWatch
+from interruption import Interruption
 from model import build_model
 from optimiser import build_optimiser
 from pipeline.loader import Loader
@@ -59,42 +57,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From Accelerate's checkpoints."""
         vars(self).update(state)
-
-
-class Interruption:
-    """SIGTERM (preemption), Ctrl-C and the clock, as all ranks agree on them between two steps."""
-
-    def __init__(self, accelerator: Accelerator, checkpoint_minutes: float) -> None:
-        self._asked = False
-        self._seconds = checkpoint_minutes * 60
-        self._last = time.monotonic()
-        # Over gloo, whatever the gradients travel by: the CPUs agree without waiting for the GPUs.
-        self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
-
-    def __enter__(self) -> Self:
-        self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _ask(self, number: int, _: object) -> None:
-        self._asked = True
-        signal.signal(number, self._before[signal.Signals(number)])  # asked again, it stops at once
-
-    def agree(self) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether the time for a checkpoint has come."""
-        due = bool(self._seconds) and time.monotonic() - self._last > self._seconds
-        if self._group is None:
-            return self._asked, due
-        flags = torch.tensor([self._asked, due], dtype=torch.int32)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, cast(Any, self._group))
-        return bool(flags[0]), bool(flags[1])
-
-    def checkpoint_was_made(self) -> None:
-        """Start the clock anew."""
-        self._last = time.monotonic()
 
 
 @dataclass

@@ -1,14 +1,34 @@
-"""Weights & Biases, through Accelerate: online when logged in, else into the run folder, or not at all."""
+"""Weights & Biases, through Accelerate: online when logged in, else into the run folder, or not at all.
 
+The training needs none of it: no network, no key, a wrong one or a server that hangs cost it seconds, and a warning.
+"""
+
+import atexit
 import importlib.util
 import logging
-import netrc
 import os
-import urllib.parse
-from typing import Any
+import re
+import textwrap
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate.tracking import WandBTracker
 
 from config import TrainConfig
+from shard_tools.files import write_whole
 
+_PROJECT = "needlestream"
+# What wandb reads from the environment, unless it is set there. It would wait 90 s for a server at the start, for ever
+# at the end, and report its own errors to the server that it cannot reach.
+_ENVIRONMENT = {
+    "WANDB_INIT_TIMEOUT": "6",
+    "WANDB_FINISH_TIMEOUT": "6",
+    "WANDB_FINISH_TIMEOUT_RAISES": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -19,15 +39,114 @@ def start_tracker(config: TrainConfig) -> dict[str, Any]:
     if importlib.util.find_spec("wandb") is None:
         _log.warning("wandb is not installed: no tracker; metrics.jsonl in %s has the same numbers", config.run_dir)
         return {}
-    if not _logged_in():
-        os.environ.setdefault("WANDB_MODE", "offline")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    return {"log_with": "wandb"}
+    return {"log_with": OptionalWandB(config.run_dir)}
 
 
-def _logged_in() -> bool:
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no types
+    """A W&B run that each start of the training goes on with, and that never keeps it from running."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(_PROJECT)
+        self.run: Any = None
+        self._folder = run_dir / "wandb"
+
+    def start(self) -> None:
+        """Begin the run of this run folder, or go on with it: online, else offline, else not at all."""
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            run_id = own_run_id(self._folder)
+            self.run = self._online(run_id) or self._init(run_id, "offline")
+        except Exception as error:  # whatever it is, the training can do without
+            self._go_on_without(error)
+        # wandb's own hook would end in a traceback where its service died. Hooks run in reverse: this one before it.
+        atexit.register(self.finish)
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Keep the configuration with the run."""
+        self._try(lambda: self.run.config.update(values, allow_val_change=True))
+
+    def log(self, values: dict[str, Any], step: int | None = None, **words: Any) -> None:
+        """Hand numbers of a step to wandb, which sends them in the background."""
+        self._try(lambda: self.run.log(values, step=step, **words))
+
+    def finish(self) -> None:
+        """Send what is left, and let go of wandb; does nothing the second time."""
+        atexit.unregister(self.finish)
+        self._try(lambda: self.run.finish())
+        if self.run is not None:
+            self.run = None
+            _teardown()
+
+    def _online(self, run_id: str) -> Any:
+        """The run on the server, or in the mode that WANDB_MODE asks for; None where that cannot be."""
+        import wandb
+        from wandb.sdk.lib.wbauth import authenticate_session
+
+        settings = wandb.setup().settings
+        try:
+            # Without a key wandb.init would ask for one at a terminal, and wait.
+            if settings.mode == "online" and not authenticate_session(
+                host=settings.base_url, source=_PROJECT, prompt=False, update_session=False
+            ):
+                return None
+            return self._init(run_id, None)
+        except Exception as error:  # of the network, the server, the key, wandb's service
+            _log.warning(
+                "warning: no W&B at %s (%s): tracking offline, `wandb sync %s` sends it later; "
+                "WANDB_INIT_TIMEOUT=60 waits longer, --tracker none asks nobody",
+                settings.base_url, _one_line(error), self._folder,
+            )  # fmt: skip
+        _teardown()  # its service takes the run for begun, and refuses the same id
+        return None
+
+    def _init(self, run_id: str, mode: Literal["offline"] | None) -> Any:
+        import wandb
+
+        # To resume, offline too: `wandb sync` then asks the server what it has of the run, and adds to it.
+        return wandb.init(project=_PROJECT, dir=str(self._folder.parent), id=run_id, resume="allow", mode=mode)
+
+    def _try(self, do: Callable[[], None]) -> None:
+        """Do something with the run; go on without it where that fails."""
+        if self.run is None:
+            return
+        try:
+            do()
+        except Exception as error:  # whatever it is, the training can do without
+            self._go_on_without(error)
+
+    def _go_on_without(self, error: Exception) -> None:
+        _log.warning(
+            "warning: W&B failed (%s): going on without; metrics.jsonl has the same numbers, and "
+            "`wandb sync --include-online %s` sends what was not sent",
+            _one_line(error), self._folder,
+        )  # fmt: skip
+        self.run = None
+        _teardown()
+
+
+def own_run_id(folder: Path) -> str:
+    """The id of a run folder's W&B run: WANDB_RUN_ID, else the one kept in `folder`, else a new one; kept there."""
+    path = folder / "run_id.txt"
+    kept = path.read_text(errors="replace").strip() if path.is_file() else ""
+    run_id = os.environ.get("WANDB_RUN_ID") or kept
+    if not re.fullmatch(r"[\w-]{1,64}", run_id, re.ASCII):
+        run_id = uuid.uuid4().hex[:12]
+    if run_id != kept:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, run_id + "\n")
+    return run_id
+
+
+def _teardown() -> None:
+    """End wandb's service, so that the next run starts with a new one."""
     try:
-        return bool(os.environ.get("WANDB_API_KEY")) or netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        import wandb
+
+        wandb.teardown()
+    except Exception as error:  # it is dead already, or was never there
+        _log.debug("wandb.teardown: %s", error)
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import logging
-import signal
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,9 +23,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
+from drivers import check_gpu
+from environment import cpu_is_asked_for
 from finite import clip_gradients
 from folds import train_folds
 from infer import build_accelerator, predict
+from interruption import exit_when_asked, launcher_of
 from metrics import average_precision, roc_auc, sigmoid
 from model import save_weights
 from pipeline.loader import Batch
@@ -155,7 +158,7 @@ def train(config: TrainConfig) -> None:
         if accelerator.is_main_process:
             identity = run_identity(config, manifest.identity, accelerator.num_processes)
             write_whole(config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
-        accelerator.init_trackers("needlestream", to_dict(config), {"wandb": {"dir": str(config.run_dir)}})
+        accelerator.init_trackers("needlestream", to_dict(config))
         if config.resume and load_last_checkpoint(accelerator, config.run_dir):
             _log.info("going on after step %d", run.progress.step)
         _log.info(
@@ -255,15 +258,19 @@ def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], sco
 def main() -> int:
     """Parse the command line and train; return the exit code."""
     config = parse_train_config()
+    check_gpu(cpu_is_asked_for())
     # Outside of a run's loop, which finishes its step: before, after and between folds there is nothing to lose.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))
+    exit_when_asked(EXIT_PREEMPTED)
     try:
         if config.fold == "all":
             train_folds(config, train)
         else:
             train(config)
     except RunInterruptedError:
-        print(f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})", file=sys.stderr)
+        if PartialState().is_main_process:
+            said = f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})"
+            launched = launcher_of(os.getppid()) is not None
+            print(said + ("; the launcher calls that a failure" if launched else ""), file=sys.stderr)
         return EXIT_PREEMPTED
     PartialState().destroy_process_group()
     return 0

@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = ("candidates", "model", "metrics", "report", "checkpoint", "page", "machine", "environment")
-LOOP = ("config", "finite", "folds", "infer", "optimiser", "run", "sections", "tracker", "train")
+LOOP = (
+    "config",
+    "drivers",
+    "finite",
+    "interruption",
+    "folds",
+    "infer",
+    "optimiser",
+    "run",
+    "sections",
+    "tracker",
+    "train",
+)
 OURS = {*LEAVES, *LOOP, "pipeline", "shard_tools"}
 
 

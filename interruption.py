@@ -1,0 +1,102 @@
+"""How a run is asked to stop, and to write a checkpoint: signals, the end of its launcher, and the clock."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path, PurePath
+from types import FrameType
+from typing import Any, Self, cast
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+
+_LAUNCHERS = {
+    "accelerate", "accelerate-launch", "accelerate.commands.launch",
+    "torchrun", "torch.distributed.run", "torch.distributed.launch",
+}  # fmt: skip
+_SECONDS_TO_A_SECOND_CTRL_C = 1.0
+
+
+class Interruption:
+    """Requests to stop, and the time for a checkpoint, as all ranks agree on them between two steps.
+
+    SIGTERM is preemption, SIGINT is Ctrl-C, SIGHUP a terminal that closes. A launcher of one process passes none on:
+    its end is a request too.
+    """
+
+    def __init__(self, accelerator: Accelerator, checkpoint_minutes: float) -> None:
+        self._asked_at: float | None = None
+        self._launcher = launcher_of(os.getppid())
+        self._seconds = checkpoint_minutes * 60
+        self._last = time.monotonic()
+        # Over gloo, whatever the gradients travel by: the CPUs agree without waiting for the GPUs.
+        self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+
+    def __enter__(self) -> Self:
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
+        self._before = {number: signal.signal(number, self._ask) for number in stop_signals()}
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None and self._asked_at is not None:
+            return  # it is stopping: the same request on a second way must not cut off the last words
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGHUP:
+            self._mute_lost_terminals()
+        if self._asked_at is None:
+            self._asked_at = now
+        # Any other second signal is the first on another way: schedulers signal ranks and launcher, which passes it on.
+        elif number == signal.SIGINT and now - self._asked_at > _SECONDS_TO_A_SECOND_CTRL_C:
+            raise KeyboardInterrupt
+
+    def _mute_lost_terminals(self) -> None:
+        """A write to a terminal that has gone fails, and so would whoever writes."""
+        for number in self._terminals:
+            if not os.isatty(number):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+
+    def agree(self) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether the time for a checkpoint has come."""
+        asked = self._asked_at is not None or (self._launcher is not None and os.getppid() != self._launcher)
+        due = bool(self._seconds) and time.monotonic() - self._last > self._seconds
+        if self._group is None:
+            return asked, due
+        flags = torch.tensor([asked, due], dtype=torch.int32)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, cast(Any, self._group))
+        return bool(flags[0]), bool(flags[1])
+
+    def checkpoint_was_made(self) -> None:
+        """Start the clock anew."""
+        self._last = time.monotonic()
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a run to stop; not SIGHUP where it is ignored, as nohup does before it starts us."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
+
+
+def exit_when_asked(code: int) -> None:
+    """Where nothing is lost by it, end with `code` on a signal; Ctrl-C keeps Python's own way."""
+    for number in stop_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, lambda *_: sys.exit(code))
+
+
+def launcher_of(process: int, proc: Path = Path("/proc")) -> int | None:
+    """`process` if it is one of the launchers of Accelerate and torch; None where it is not, or cannot be told."""
+    with contextlib.suppress(OSError):
+        words = (proc / str(process) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        # Interpreter, its flags, the launcher: what comes later is what it launches.
+        if _LAUNCHERS & {PurePath(word).name for word in words[:5]}:
+            return process
+    return None

@@ -1,0 +1,102 @@
+"""As much of a W&B server as a run of ours needs, on loopback, with the faults that real ones have."""
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+Fault = Literal["none", "hangs", "hangs later", "refuses the key"]
+
+
+class WandbServer(ThreadingHTTPServer):
+    """Keeps each run's history by line number, so that what is written over what shows."""
+
+    daemon_threads = True
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.history: defaultdict[str, dict[int, Any]] = defaultdict(dict)
+        self.asked = 0
+        self.closing = threading.Event()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+    def answer_query(self, query: dict[str, Any]) -> dict[str, Any]:
+        variables = query.get("variables") or {}
+        match query["operationName"]:
+            case "RunResumeStatus":
+                return {"model": {**_PROJECT, "bucket": self._bucket(variables["name"])}}
+            case "UpsertBucket":
+                return {"upsertBucket": {"bucket": self._bucket(variables["name"]), "inserted": True}}
+            case "CreateRunFiles":
+                return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": []}}
+        return {}
+
+    def _bucket(self, name: str | None) -> dict[str, Any]:
+        lines = self.history[name or ""]
+        tail = json.dumps([json.dumps(lines[len(lines) - 1])] if lines else [])
+        counts = {"logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0}
+        texts = {"summaryMetrics": "{}", "config": "{}", "historyTail": tail, "eventsTail": "[]"}
+        return {"id": "run", "name": name, "displayName": name, "project": _PROJECT, **counts, **texts}
+
+
+_PROJECT = {"id": "project", "name": "needlestream", "entity": {"id": "someone", "name": "someone"}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: WandbServer
+
+    def do_POST(self) -> None:
+        self.server.asked += 1
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        starts = body.get("operationName") in ("RunResumeStatus", "UpsertBucket")
+        if self.server.fault == "hangs" or (self.server.fault == "hangs later" and not starts):
+            self.server.closing.wait()
+        elif self.server.fault == "refuses the key":
+            self._answer(401, {"errors": [{"message": "invalid key"}]})
+        elif self.path == "/graphql":
+            self._answer(200, {"data": self.server.answer_query(body)})
+        else:
+            self._keep_history(body)
+            self._answer(200, {})
+
+    def _keep_history(self, body: dict[str, Any]) -> None:
+        part = body.get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
+        lines = self.server.history[self.path.split("/")[-2]]  # /files/someone/needlestream/RUN/file_stream
+        for number, line in enumerate(part["content"], start=part["offset"]):
+            lines[number] = json.loads(line)
+
+    def _answer(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def wandb_server(fault: Fault = "none") -> Iterator[WandbServer]:
+    """A server for the time of the block."""
+    server = WandbServer(fault)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
