@@ -13,12 +13,13 @@ import torch
 
 from infer import InferConfig, infer
 from metrics import sigmoid
-from model import ModelConfig, build_model, fill_model, load_weights, save_weights
+from model import ModelConfig, build_model
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.trivial import read_snippets
 from tests import twin
 from tests.tiny import CANVAS, pack_tiny
+from weights import fill_model, load_weights, save_weights
 
 ABOUT = {
     "model": "swin_nano",
