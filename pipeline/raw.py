@@ -33,5 +33,6 @@ class RawSnippets:
             self._reading.popleft()[0].wait()
 
     def close(self) -> None:
-        """Stop the reader's threads."""
+        """Stop the reader's threads, and let go of what was begun."""
         self._reader.close()
+        self._reading.clear()
