@@ -82,7 +82,8 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     _check_name(config.model, name)
     if own and config.pretrained == "hub":
         raise NoPretrainedError(
-            f"--pretrained hub: there are no pretrained weights of {config.model}; expected none or a file of weights"
+            f"--pretrained hub: there are no pretrained weights of {config.model}; start from scratch with "
+            "--pretrained none, or give a file of weights with --pretrained FILE"
         )
     options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
     if config.stem == "none":

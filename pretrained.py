@@ -110,18 +110,19 @@ def _tensors(held: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """`state` without what wrappers put before its names, as long as that makes more of them a model's `names`."""
-    while True:
-        best = max((_without(state, prefix) for prefix in _PREFIXES), key=lambda found: len(found.keys() & names))
-        if len(best.keys() & names) <= len(state.keys() & names):
-            return state
-        state = best
+    """`state` without what wrappers put before its names, as many of them as make most names those of a model."""
+    stripped = [state]
+    while (shorter := _without_one(stripped[-1])).keys() != stripped[-1].keys():
+        stripped.append(shorter)
+    return max(stripped, key=lambda found: len(found.keys() & names))  # of several alike the first
 
 
-def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    others = {name: value for name, value in state.items() if not name.startswith(prefix)}
-    # What had the prefix goes before a namesake that had none: that is of something around the network.
-    return others | {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def _without_one(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without the first prefix of each of its names."""
+    shorter = {name: next((name.removeprefix(p) for p in _PREFIXES if name.startswith(p)), name) for name in state}
+    # What had a prefix goes before a namesake that had none: that is of something around the network.
+    ordered = sorted(state, key=lambda name: name != shorter[name])
+    return {shorter[name]: state[name] for name in ordered}
 
 
 def fill_pretrained(model: nn.Module, state: dict[str, Tensor], channels: int, where: str) -> None:
