@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -243,10 +242,9 @@ def test_without_the_hubs_weights_a_training_stops_before_it_reads_data_and_says
     """Nothing listens at the endpoint, which is not at port 443; the shards do not exist."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         nowhere = f"http://127.0.0.1:{server.getsockname()[1]}"
-    began = time.monotonic()
     words = ["--shards", str(tmp_path / "none"), "--run-dir", str(tmp_path / "run"), "--model", HUB_MODEL]
     done = run_train([*words, "--preset", "full", "--drop-path", "0"], HF_ENDPOINT=nowhere, HF_HOME=str(tmp_path))
-    assert done.returncode == 1 and time.monotonic() - began < 120
+    assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     for word in (nowhere, HUB_MODEL, "HF_HOME", "--pretrained FILE", "--pretrained none"):
         assert word in said
