@@ -63,6 +63,11 @@ def point_best_to_last(run_dir: Path) -> None:
     _point(folder / BEST, (folder / LAST).readlink().name)
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run was saved here, whole or not."""
+    return any((run_dir / _FOLDER).glob("step-*"))
+
+
 def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
     """Restore the last checkpoint; False where there is none. Raises InputError where it cannot be read."""
     last = run_dir / _FOLDER / LAST

@@ -3,9 +3,7 @@
 RUN/fold0/, RUN/fold1/, ... are ordinary runs; RUN/oof.csv, RUN/cv.json and RUN/roc.png are made of them.
 """
 
-import csv
 import dataclasses
-import io
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,11 +14,13 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import release_memory
 
+from checkpoint import has_checkpoint
 from config import TrainConfig
 from infer import build_accelerator
 from metrics import average_precision, roc_auc
 from report import write_roc
-from run import CONFIG, check_fold, check_run_dir
+from run import CONFIG, build_network, check_fold, check_run_dir
+from scores import read_scores, write_scores
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
@@ -32,6 +32,8 @@ def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None]) -> No
     One after another in this process, so that all ranks stay in step; what `train` raises ends it.
     """
     accelerator = build_accelerator(config.precision)
+    if not any(has_checkpoint(path) for path in config.run_dir.glob("fold*")):
+        build_network(config, accelerator)  # for what it refuses, before any data is read
     manifest = read_manifest(config.shards, config.store)
     runs = plan_folds(config, manifest)
     if accelerator.is_main_process:
@@ -66,23 +68,18 @@ def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: A
 
 def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest: Manifest) -> None:
     """Join the scores that each fold's best weights gave it, and say how good they are, together and fold by fold."""
-    score = np.full(len(manifest), np.nan)
+    logit = np.full(len(manifest), np.nan)
     aucs = []
     for one in runs:
         rows = manifest.rows("train", one.held_out, held_out=True)
-        score[rows] = _read_scores(one.run_dir / "oof.csv", manifest.keys_of(rows))
-        aucs.append(roc_auc(manifest.target[rows], score[rows]))
+        logit[rows] = _read_logits(one.run_dir / "oof.csv", manifest.keys_of(rows))
+        aucs.append(roc_auc(manifest.target[rows], logit[rows]))
     rows = manifest.rows("train")
-    target, score = manifest.target[rows], score[rows]
-    auc, precision = roc_auc(target, score), average_precision(target, score)
+    target, logit = manifest.target[rows], logit[rows]
+    auc, precision = roc_auc(target, logit), average_precision(target, logit)
     mean, deviation = statistics.fmean(aucs), statistics.stdev(aucs)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "fold", "target", "score"])
-    columns = (manifest.keys_of(rows), manifest.fold[rows].tolist(), target.tolist(), score.tolist())
-    writer.writerows(zip(*columns, strict=True))
-    write_whole(run_dir / "oof.csv", text.getvalue())
-    write_roc(run_dir / "roc.png", target, score, auc)
+    write_scores(run_dir / "oof.csv", manifest.keys_of(rows), target, logit, manifest.fold[rows])
+    write_roc(run_dir / "roc.png", target, logit, auc)
     summary = {"auc": auc, "average_precision": precision, "cadences": len(rows), "fold_auc": aucs}
     summary |= {"fold_auc_mean": mean, "fold_auc_std": deviation}
     write_whole(run_dir / "cv.json", json.dumps(summary, indent=1) + "\n")
@@ -93,18 +90,16 @@ def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest:
     print(f"run folder: {run_dir}  (oof.csv, cv.json, roc.png; weights: fold*/best.safetensors)")
 
 
-def _read_scores(path: Path, keys: list[str]) -> npt.NDArray[np.float64]:
-    """The scores of exactly `keys`, in their order, that a run wrote."""
+def _read_logits(path: Path, keys: list[str]) -> npt.NDArray[np.float64]:
+    """The logits of exactly `keys`, in their order, that a run wrote."""
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        found = {line["id"]: float(line["score"]) for line in lines}
-        score = np.array([found.pop(key) for key in keys])
-        if found or len(lines) != len(keys) or not np.isfinite(score).all():
-            raise ValueError
-    except (KeyError, TypeError, ValueError, csv.Error):
+        scores = read_scores(path)
+    except InputError:
+        scores = None
+    found = dict(zip(scores.keys, scores.logit.tolist(), strict=True)) if scores else {}
+    if scores is None or len(scores.keys) != len(keys) or found.keys() != set(keys):
         raise InputError(
             f"{path}: expected a score for each of the {len(keys):,} ids of its fold; delete {path.parent}, and the "
             "same command trains that fold again"
-        ) from None
-    return score
+        )
+    return np.array([found[key] for key in keys])

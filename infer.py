@@ -3,9 +3,6 @@
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
-import csv
-import hashlib
-import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -22,20 +19,20 @@ from torch import nn
 
 from drivers import check_gpu
 from environment import check_environment, cpu_is_asked_for
-from metrics import Average, mean_score, roc_auc, unique_rows
-from model import ModelConfig, build_model, fill_model, load_weights, pick_precision
+from metrics import Average, mean_logit, mean_score, roc_auc, unique_rows
+from model import ModelConfig, build_model, pick_precision
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from report import write_waterfalls
-from sections import write_prediction_report
-from shard_tools.catalog import SUBMISSION, to_submission_keys
+from sections import Scored, write_prediction_report
 from shard_tools.errors import InputError, run_command
-from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.progress import progress
-from shard_tools.store import StoreConfig, read_file
+from shard_tools.store import StoreConfig
 from shard_tools.trivial import read_snippets
+from submission import check_ids, check_out, submission_keys, write_submission
+from weights import fill_model, load_weights
 
 _CANDIDATES = 6  # in the picture
 _log = logging.getLogger(__name__)
@@ -100,46 +97,89 @@ def predict(
 
     Logits are averaged over the views of a batch (B, V, C, H, W). `after_batch` may end it by raising.
     """
-    model.eval()
+    rows, (logits,) = predict_each(accelerator, [model], loader, label, after_batch)
+    return rows, logits
+
+
+def predict_each(
+    accelerator: Accelerator,
+    models: Sequence[nn.Module],
+    loader: Loader,
+    label: str,
+    after_batch: Callable[[], None] = lambda: None,
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
+    """As `predict`, of several models that see the same batches: rows, and the logits of each model."""
+    for model in models:
+        model.eval()
     rows, counts, logits = [], [], []
     with torch.inference_mode():
         for batch in progress(loader, len(loader), label, "batches"):
-            with accelerator.autocast():
-                views = model(batch.image.flatten(0, 1)).float().view(batch.image.shape[:2])
+            image = batch.image.flatten(0, 1)
+            found = []
+            for model in models:
+                with accelerator.autocast():
+                    views = model(image).float().view(batch.image.shape[:2])
+                found.append(views.double().mean(dim=1))
             rows.append(batch.row)
             counts.append(batch.counts)
-            logits.append(views.double().mean(dim=1))
+            logits.append(torch.stack(found, dim=1))
             after_batch()
     row, count, logit = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in (rows, counts, logits))
     unique, values = unique_rows(row[count], logit[count])
-    return unique.astype(np.int64), values.astype(np.float64)
+    return unique.astype(np.int64), [column.astype(np.float64) for column in values.T]
 
 
-def predict_with(
-    config: InferConfig, accelerator: Accelerator, manifest: Manifest, path: Path
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Rows and logits of the split by one file of weights."""
+@dataclass(frozen=True)
+class Trained:
+    """A model as a file of weights has it, and what it looks at."""
+
+    model: nn.Module
+    canvas: CanvasConfig
+    views: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
+    """A model with the weights of a file, on the CPU. Raises InputError where it could not score this data set."""
     state, about = load_weights(path)
     try:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
-    except (KeyError, TypeError) as error:
+        _ = f"{about['auc']:.4f} {about['fold']}"  # what is said of them at the end
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
     if shape != manifest.shape:
         raise InputError(f"{path}: trained on snippets of shape {shape}; {manifest.root} holds {manifest.shape}")
     model = build_model(architecture, canvas.channels, canvas.height, canvas.width)
     fill_model(model, state, str(path))
-    model.to(accelerator.device)
+    possible = architecture.views(canvas.views)
+    return Trained(model, canvas, possible if tta else possible[:1], about)
+
+
+def predict_all(
+    config: InferConfig, accelerator: Accelerator, manifest: Manifest, trained: Sequence[Trained]
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
+    """Rows and each model's logits of the split, with one pass over the shards for all that look at the same images.
+
+    All models of one pass are on the device together.
+    """
     rows = manifest.rows(config.split)
     order = Order(rows, manifest.target[rows], "sequential")
     share = Share(len(order), config.batch_size, 1, accelerator.process_index, accelerator.num_processes)
-    possible = architecture.views(canvas.views)
-    views = possible if config.tta else possible[:1]
-    loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
-    found = predict(accelerator, model, loader, "prediction")
-    loader.close()
-    return found
+    logits: dict[int, npt.NDArray[np.float64]] = {}
+    for canvas, views in dict.fromkeys((each.canvas, each.views) for each in trained):
+        group = [number for number, each in enumerate(trained) if (each.canvas, each.views) == (canvas, views)]
+        models = [trained[number].model.to(accelerator.device) for number in group]
+        loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
+        try:
+            rows, found = predict_each(accelerator, models, loader, "prediction")
+        finally:
+            loader.close()
+        for number, model, values in zip(group, models, found, strict=True):
+            logits[number] = values
+            model.to("cpu")  # the next pass needs the device's memory
+    return rows, [logits[number] for number in range(len(trained))]
 
 
 def check_split(config: InferConfig, manifest: Manifest) -> None:
@@ -153,83 +193,60 @@ def check_split(config: InferConfig, manifest: Manifest) -> None:
     )
 
 
-def submission_keys(config: InferConfig, manifest: Manifest) -> list[str]:
-    """The ids that the submission has to hold, in order: the sample submission's where the shards came with one."""
-    if config.split == "test" and SUBMISSION in manifest.files:
-        table, where = read_file(manifest.store, SUBMISSION) or b"", manifest.store.where(SUBMISSION)
-        if hashlib.sha256(table).hexdigest() != manifest.files[SUBMISSION]:
-            raise InputError(f"{where}: missing, or changed after packing; pack again")
-        return to_submission_keys(table, where)
-    return manifest.keys_of(manifest.rows(config.split))
-
-
-def write_submission(path: Path, keys: Sequence[str], score_of: dict[str, float], fill: float | None) -> None:
-    """Write id,target for exactly `keys`, in their order, at once or not at all.
-
-    Raises InputError where a key has no score and `fill` is None, or a score is not a number in 0 to 1.
-    """
-    missing = [key for key in keys if key not in score_of]
-    if missing and fill is None:
-        raise InputError(
-            f"{len(missing):,} of the {len(keys):,} ids of the submission are not in the shards, the first is "
-            f"{missing[0]}; pack the whole test part, or give them a score with --fill-missing 0.5"
-        )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "target"])
-    for key in keys:
-        score = score_of[key] if fill is None else score_of.get(key, fill)
-        if not 0 <= score <= 1:  # also refuses NaN
-            raise InputError(f"{path}: score {score} of {key}, expected 0 to 1; are the weights sound?")
-        writer.writerow([key, repr(float(score))])
-    write_whole(path, text.getvalue())
-
-
 def infer(config: InferConfig) -> None:
-    """Score the split, average over weights, write the submission and the picture of its candidates."""
-    if config.out.is_dir():
-        raise InputError(f"--out {config.out}: a folder, expected the name of the submission")
-    config.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    """Score the split, average over weights, write the submission and the picture of its candidates.
+
+    Whatever can be refused without a prediction is refused before it.
+    """
     accelerator = build_accelerator(config.precision)
     manifest = read_manifest(config.shards, config.store)
     check_split(config, manifest)
-    keys = submission_keys(config, manifest)
-    each = []
-    for path in config.weights:
-        rows, logits = predict_with(config, accelerator, manifest, path)
-        each.append(logits)
-    score = mean_score(each, config.average)
+    keys = submission_keys(config.split, manifest)
+    check_ids(keys, config.split, manifest, config.fill_missing)
     if accelerator.is_main_process:
-        score_of = dict(zip(manifest.keys_of(rows), score.tolist(), strict=True))
-        write_submission(config.out, keys, score_of, config.fill_missing)
-        best = np.argsort(-score, kind="stable")[:_CANDIDATES]
-        picture = config.out.with_name("candidates.png")
-        titles = [f"{key}\nscore {score_of[key]:.3f}" for key in manifest.keys_of(rows[best])]
-        write_waterfalls(picture, read_snippets(manifest, rows[best]), titles)
-        _print_summary(config, manifest, keys, rows, score, picture)
-        page = write_prediction_report(config.weights, config.out, config.split, manifest, rows, score, len(keys))
+        check_out(config.out, keys)
+    trained = [load_trained(path, manifest, config.tta) for path in config.weights]
+    rows, logits = predict_all(config, accelerator, manifest, trained)
+    if accelerator.is_main_process:
+        score = mean_score(logits, config.average)
+        scored = Scored(rows, manifest.target[rows], score, mean_logit(logits) if config.average == "logits" else None)
+        write_submission(
+            config.out, keys, dict(zip(manifest.keys_of(rows), score.tolist(), strict=True)), config.fill_missing
+        )
+        picture = _write_picture(config, manifest, scored)
+        _print_summary(config, manifest, keys, scored, [each.about for each in trained], picture)
+        page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
         print(f"report:      {page}")
     accelerator.end_training()
+
+
+def _write_picture(config: InferConfig, manifest: Manifest, scored: Scored) -> Path:
+    """Draw the best candidates beside the submission; return where."""
+    picture, best = config.out.with_name("candidates.png"), scored.falling[:_CANDIDATES]
+    chosen = scored.rows[best]
+    titles = [
+        "\n".join([key, *scored.say(int(place))]) for key, place in zip(manifest.keys_of(chosen), best, strict=True)
+    ]
+    write_waterfalls(picture, read_snippets(manifest, chosen), titles)
+    return picture
 
 
 def _print_summary(
     config: InferConfig,
     manifest: Manifest,
     keys: Sequence[str],
-    rows: npt.NDArray[np.int64],
-    score: npt.NDArray[np.float64],
+    scored: Scored,
+    abouts: Sequence[dict[str, Any]],
     picture: Path,
 ) -> None:
     print(f"submission:  {config.out}  ({len(keys):,} ids)")
     beside = {path.parent for path in config.weights}
     pictures = [folder / name for folder in sorted(beside) for name in ("curves.png", "roc.png")]
     print("pictures:    " + "\n             ".join(str(path) for path in [picture, *pictures] if path.is_file()))
-    abouts = [load_weights(path)[1] for path in config.weights]
     for path, about in zip(config.weights, abouts, strict=True):
         print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")
-    target = manifest.target[rows]
-    if (target >= 0).all():
-        print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(target, score):.4f}")
+    if (scored.target >= 0).all():
+        print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(scored.target, scored.order):.4f}")
     if config.split == "train" and any(about.get("shards_identity") == manifest.identity for about in abouts):
         _log.warning(
             "warning: these weights were trained on this split, all but their own folds: its scores and ROC AUC are "

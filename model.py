@@ -1,34 +1,26 @@
-"""The backbone: build a timm model for a canvas, and load and save its weights."""
+"""The network: a timm model built for a canvas, with or without pretrained weights."""
 
 import difflib
-import hashlib
-import json
-import logging
-import socket
-import urllib.parse
-import urllib.request
+import os
+import shlex
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, cast
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from timm.models import load_state_dict
+from timm.models import split_model_name_tag
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
 from torch.nn.functional import linear
+from torch.random import fork_rng
 
 from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
+from pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
-
-_log = logging.getLogger(__name__)
-_METADATA, _SHA256 = "needlestream", "sha256"
-_HUB_SECONDS = 5.0
+from weights import fill_model
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep, of 5 million weights; and without its last
 # stage, of 2 million, for small images.
@@ -83,16 +75,19 @@ class ModelConfig:
 def build_model(config: ModelConfig, channels: int, height: int, width: int) -> nn.Module:
     """A network from canvases (B, channels, height, width) to logits (B, 1).
 
-    Raises InputError where timm has no such model, or the pretrained file does not fit it.
+    Raises InputError where timm has no such model, it does not take such canvases, or the pretrained file does not fit
+    it; NoPretrainedError where the hub's weights are not at hand.
     """
     name, own = _OWN_MODELS.get(config.model, (config.model, {}))
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*timm.list_models(), *_OWN_MODELS], n=3)
-        raise InputError(f"--model {config.model}: timm has no such model; {f'near it: {near}' if near else ''}")
+    _check_name(config.model, name)
+    if own and config.pretrained == "hub":
+        raise NoPretrainedError(
+            f"--pretrained hub: there are no pretrained weights of {config.model}; start from scratch with "
+            "--pretrained none, or give a file of weights with --pretrained FILE"
+        )
     options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
-    path = config.pretrained
     if config.stem == "none":
-        return _create_backbone(name, (height, width), options, path)
+        return _create_backbone(name, (height, width), options, config.pretrained)
     if channels != PANELS:
         raise InputError("--stem candidates: needs the six panels apart, --canvas panels")
     if width < CUTOUT_CHANNELS:
@@ -100,21 +95,26 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     if config.candidates > 2 * width:
         raise InputError(f"--candidates {config.candidates}: a canvas of {width} channels has {2 * width} at most")
     options["in_chans"] = CUTOUT_PLANES
-    ours = path not in ("none", "hub") and _is_of_candidates(path)
+    path = config.pretrained
+    state = {} if path in ("none", "hub") else read_state(path)
+    # Weights that were trained with the stem, and not a backbone's alone.
+    ours = any(name.split(".")[-1] == "control_share" for name in state)
     backbone = _create_backbone(name, upright_shape(height), options, "none" if ours else path)
     model = CandidateModel(backbone, height, width, config.candidates)
     if ours:
-        fill_model(model, load_weights(Path(path))[0], f"--pretrained {path}")
+        fill_model(model, without_prefixes(state, model.state_dict().keys()), f"--pretrained {path}")
     return model
 
 
-def _is_of_candidates(path: str) -> bool:
-    """Whether a file holds weights that were trained with the stem, and not a backbone's alone."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return any(name.startswith("backbone.") for name in file.keys())  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError):
-        return False  # of another format: whoever reads it as a backbone's says what is wrong
+def _check_name(given: str, name: str) -> None:
+    """Raise InputError where timm lacks a model, or the variant (tag) of it behind the dot."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*timm.list_models(), *_OWN_MODELS], n=3)
+        raise InputError(f"--model {given}: timm has no such model; {f'near it: {near}' if near else ''}")
+    bare, tag = split_model_name_tag(name)
+    tags = timm.list_models(bare, include_tags=True)
+    if tag and name not in tags:
+        raise InputError(f"--model {given}: timm has no such variant of {bare}; expected {bare} or one of {tags}")
 
 
 class _Float32Linear(nn.Linear):
@@ -127,119 +127,67 @@ class _Float32Linear(nn.Linear):
 
 
 def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], pretrained: str) -> nn.Module:
-    if pretrained == "none":
-        model = _create(name, size, options)
-    elif pretrained == "hub":
-        model = _create_from_hub(name, size, options)
+    where = f"--model {name}, on a canvas of {options['in_chans']} x {size[0]} x {size[1]}"
+    model: nn.Module
+    if pretrained == "hub":
+        with fork_rng(devices=[]):  # of this one only the options count
+            _, taken = _create(name, where, size, options)
+        model = create_from_hub(name, lambda: timm.create_model(name, pretrained=True, **taken))
     else:
-        model = _create_from_file(name, size, options, pretrained)
+        model, _ = _create(name, where, size, options)
+        if pretrained != "none":
+            fill_pretrained(model, read_state(pretrained), options["in_chans"], f"--pretrained {pretrained}")
     classifier = cast(Any, model).get_classifier()
     for path, module in list(model.named_modules()):
         if module is classifier and isinstance(module, nn.Linear):
             head = _Float32Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
             head.load_state_dict(module.state_dict(), assign=True)
             model.set_submodule(path, head)
+    _try_out(model, where, (options["in_chans"], *size))
     return model
 
 
-def _create(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
+def _create(name: str, where: str, size: tuple[int, int], options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A timm model with weights drawn anew, and those of the options that it knows.
+
+    Convolutional models take any size, and say so by not knowing `img_size`; some families have no stochastic depth.
+    """
+    optional = {"img_size": size, "drop_path_rate": options["drop_path_rate"]}
+    needed = {key: value for key, value in options.items() if key not in optional}
+    reason: Exception | None = None
+    for left_out in ((), ("img_size",), ("drop_path_rate",), tuple(optional)):
+        taken = needed | {key: value for key, value in optional.items() if key not in left_out}
+        try:
+            model = timm.create_model(name, **taken)
+        except TypeError as error:  # of an argument that it does not know
+            reason = reason or error
+            continue
+        except Exception as error:  # each family checks sizes in a way of its own
+            raise _refusal(where, error) from error
+        if "drop_path_rate" in left_out and options["drop_path_rate"]:
+            raise InputError(f"--drop-path {options['drop_path_rate']}: {name} has no stochastic depth, expected 0")
+        return model, taken
+    assert reason is not None
+    raise _refusal(where, reason) from reason
+
+
+def _try_out(model: nn.Module, where: str, shape: tuple[int, ...]) -> None:
+    """Look at one empty canvas (C, H, W): some models are built for sizes on which they then fail."""
+    device = next(model.parameters()).device
+    model.eval()
     try:
-        return _timm_model(name, img_size=size, **options)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        return _timm_model(name, **options)  # a convolutional model takes any size
-    except AssertionError as error:
-        raise InputError(f"--model {name}: does not take a canvas of {size[0]} x {size[1]} ({error})") from None
+        with torch.no_grad(), fork_rng(devices=[]):
+            logit = model(torch.zeros(1, *shape, device=device))
+    except Exception as error:
+        raise _refusal(where, error) from error
+    model.train()
+    if not isinstance(logit, Tensor) or logit.shape != (1, 1):
+        raise InputError(f"{where}: does not give one logit; choose another model")
 
 
-def _timm_model(name: str, **options: Any) -> nn.Module:
-    model: nn.Module = timm.create_model(name, **options)
-    return model
-
-
-def _create_from_file(name: str, size: tuple[int, int], options: dict[str, Any], path: str) -> nn.Module:
-    try:
-        state = load_state_dict(path, weights_only=True)
-        # timm adapts channels, tables of positions and the head, as it does with its own weights.
-        given = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
-        model = _create(name, size, options | given)
-    except (RuntimeError, SafetensorError, ValueError, OSError, EOFError, UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--pretrained {path}: does not fit {name} ({reason})") from None
-    # timm lets weights that it does not know pass, and leaves those it misses as they were drawn.
-    known = len(model.state_dict().keys() & state.keys())
-    if 2 * known < len(model.state_dict()):
-        raise InputError(f"--pretrained {path}: does not fit {name} ({known} of its {len(model.state_dict())} weights)")
-    return model
-
-
-def _create_from_hub(name: str, size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
-    import huggingface_hub.constants as hub
-
-    if not hub.HF_HUB_OFFLINE and not _reachable(hub.ENDPOINT):
-        hub.HF_HUB_OFFLINE = True  # look into the cache alone: the hub's own retries take most of a minute
-    try:
-        return _create(name, size, options | {"pretrained": True})
-    except (OSError, RuntimeError) as error:
-        _log.warning("no pretrained weights for %s at hand (%s): starting from scratch", name, type(error).__name__)
-        return _create(name, size, options)
-
-
-def _reachable(url: str) -> bool:
-    if urllib.request.getproxies():
-        return True  # a proxy answers for it
-    try:
-        socket.create_connection((urllib.parse.urlsplit(url).hostname, 443), timeout=_HUB_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write weights as safetensors, at once or not at all; `about` says what is needed to use them."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    text = json.dumps(about)
-    write_whole(path, save(tensors, metadata={_METADATA: text, _SHA256: _digest(tensors, text)}))
-
-
-def _digest(tensors: dict[str, Tensor], about: str) -> str:
-    """SHA-256 of weights and of what is said about them: safetensors itself notices no flipped bit."""
-    digest = hashlib.sha256(about.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and what was said about them. Raises InputError where the file is not such weights."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        text, stated = metadata[_METADATA], metadata[_SHA256]
-        if _digest(tensors, text) != stated:
-            raise InputError(f"{path}: changed after it was written (its SHA-256 does not match); train again")
-        return tensors, json.loads(text)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such weights; train.py writes best.safetensors into its run folder") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); expected train.py's best.safetensors") from None
-    except (KeyError, ValueError):
-        raise InputError(f"{path}: does not say what it was trained on; expected train.py's best.safetensors") from None
-
-
-def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Put weights into a model. Raises InputError where they do not fit."""
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{where}: the weights do not fit the model ({reason}); of another version of the program? train again"
-        ) from None
+def _refusal(where: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{where}: fails ({type(error).__name__}: {reason}); choose another model, --height or --width")
 
 
 def pick_precision(device: torch.device) -> str:
@@ -248,3 +196,14 @@ def pick_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     # Emulated bf16 is slower than float32.
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise InputError where --compile would end in the middle of its first step: torch needs a compiler for it."""
+    variable, usual = ("CXX", ("g++",)) if device.type == "cpu" else ("CC", ("gcc", "clang"))
+    named = shlex.split(os.environ.get(variable, ""))[:1]
+    if not any(shutil.which(program) for program in named or usual):
+        raise InputError(
+            f"--compile: needs a compiler ({variable} or {' or '.join(usual)}), and there is none; install one "
+            "(Debian: apt-get install g++), or leave --compile out"
+        )

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from checkpoint import has_checkpoint
 from config import TrainConfig, check_same_run, run_identity, to_dict
 from finite import FiniteWatch
 from interruption import Interruption
-from model import build_model
+from model import build_model, check_compiler
 from optimiser import build_optimiser
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
@@ -85,8 +86,22 @@ class Run:
         return self.bare_model if self.ema is None else self.ema.module
 
 
-def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Run:
-    """Put the parts of a run together, on this rank."""
+def build_network(config: TrainConfig, accelerator: Accelerator) -> nn.Module:
+    """The network that a run starts from. Whatever of it can be refused is refused here, before any data is read."""
+    if config.compile:
+        check_compiler(accelerator.device)
+    # A checkpoint holds all weights: a run goes on where there is no hub.
+    has_weights = config.resume and has_checkpoint(config.run_dir)
+    model = replace(config.model, pretrained="none") if has_weights else config.model
+    set_seed(config.seed)
+    with accelerator.local_main_process_first():  # which downloads; the others find it in the cache
+        return build_model(model, config.canvas.channels, config.canvas.height, config.canvas.width)
+
+
+def build_run(
+    config: TrainConfig, accelerator: Accelerator, manifest: Manifest, network: nn.Module | None = None
+) -> Run:
+    """Put the parts of a run together, on this rank; unless given, its network too."""
     check_fold(config, manifest)
     set_seed(config.seed)
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -101,8 +116,8 @@ def build_run(config: TrainConfig, accelerator: Accelerator, manifest: Manifest)
     valid_loader = Loader(
         manifest, valid_order, valid_share, config.canvas, device=accelerator.device, config=config.loader
     )
-    canvas = config.canvas
-    bare_model = build_model(config.model, canvas.channels, canvas.height, canvas.width).to(accelerator.device)
+    bare_model = build_network(config, accelerator) if network is None else network
+    bare_model.to(accelerator.device)
     make_ranks_alike(accelerator, bare_model)  # before the running mean starts from these weights
     ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
     bare_optimiser = build_optimiser(config, bare_model)

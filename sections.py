@@ -1,6 +1,5 @@
 """What train.py and infer.py have to say on the page of a run, as sections for page.py."""
 
-import csv
 import json
 import os
 import shlex
@@ -26,6 +25,7 @@ from report import (
     draw_waterfall,
     to_png,
 )  # fmt: skip
+from scores import read_scores
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.dedoppler import find_drift
 from shard_tools.manifest import Manifest
@@ -41,7 +41,7 @@ _PACKAGES = (
 )  # fmt: skip
 _FILES = {
     "best.safetensors": "weights of the best epoch",
-    "oof.csv": "their score of each cadence of validation",
+    "oof.csv": "their score and logit of each cadence of validation",
     "metrics.jsonl": "a line of figures for each epoch",
     "config.json": "the configuration",
     "summary.json": "ROC AUC, trivial statistics, skipped samples",
@@ -63,6 +63,27 @@ class Scored:
     rows: npt.NDArray[np.int64]
     target: npt.NDArray[np.int8]
     score: npt.NDArray[np.float64]
+    logit: npt.NDArray[np.float64] | None = None
+    """None where several models' ranks were averaged, and there is none."""
+
+    @property
+    def order(self) -> npt.NDArray[np.float64]:
+        """What cadences are ranked by; scores may be 1 for all of the best."""
+        return self.score if self.logit is None else self.logit
+
+    @property
+    def falling(self) -> npt.NDArray[np.int64]:
+        """Places in the order of the rows, the best first."""
+        return np.argsort(-self.order, kind="stable")
+
+    def say(self, place: int) -> list[str]:
+        """What tells a cadence from its neighbours, a line each: its rank, its logit, and its score."""
+        rank = 1 + int((self.order > self.order[place]).sum())
+        score = f"score {self.score[place]:.4f}"
+        return [
+            f"rank {rank:,} of {len(self.rows):,}",
+            score if self.logit is None else f"logit {self.logit[place]:.2f}, {score}",
+        ]
 
     @property
     def is_judged(self) -> bool:
@@ -77,10 +98,9 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
     """
     config, summary = (json.loads((run_dir / name).read_bytes()) for name in ("config.json", "summary.json"))
     history = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    with (run_dir / "oof.csv").open(newline="") as file:
-        score = np.array([float(line["score"]) for line in csv.DictReader(file)])
+    judged = read_scores(run_dir / "oof.csv")
     rows = manifest.rows("train", config["fold"], held_out=True).astype(np.int64)  # oof.csv has them in this order
-    scored = Scored(rows, manifest.target[rows], score)
+    scored = Scored(rows, manifest.target[rows], judged.score, judged.logit)
     infer = ["infer.py", "--shards", config["shards"], "--weights", str(run_dir / "best.safetensors")]
     command = ["python", *infer, "--tta", "--out", str(run_dir / "submission.csv")]
     blocks = [
@@ -103,28 +123,26 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
 
 
 def write_prediction_report(
-    weights: Sequence[Path], out: Path, split: str, manifest: Manifest, rows: npt.NDArray[np.int64],
-    score: npt.NDArray[np.float64], ids: int,
-) -> Path:  # fmt: skip
+    weights: Sequence[Path], out: Path, split: str, manifest: Manifest, scored: Scored, ids: int
+) -> Path:
     """Write what was predicted to a page and return where it is.
 
     Where all weights lie in one run's folder that is ours to write in, that run's page gets the section; else the
     prediction has a page of its own beside the submission. Raises as `write_training_report`.
     """
-    scored = Scored(rows, manifest.target[rows], score)
     facts = {
         "submission": str(out),
         "ids in it": f"{ids:,}",
         "split": split,
-        "cadences scored": f"{len(rows):,}",
+        "cadences scored": f"{len(scored.rows):,}",
         "shards": str(manifest.root),
         "weights": ", ".join(map(str, weights)),
     }
     if scored.is_judged:
-        facts["ROC AUC on this split"] = f"{roc_auc(scored.target, score):.4f}"
+        facts["ROC AUC on this split"] = f"{roc_auc(scored.target, scored.order):.4f}"
     target = scored.target if scored.is_judged else None
-    histogram = to_picture(to_png(draw_score_histogram(score, target)), "histogram of the scores")
-    best = np.argsort(-score, kind="stable")[:_CANDIDATES]
+    histogram = to_picture(to_png(draw_score_histogram(scored.score, target)), "histogram of the scores")
+    best = scored.falling[:_CANDIDATES]
     blocks = [
         Block("", rows=list(facts.items())),
         Block("Scores", pictures=[histogram]),
@@ -143,7 +161,7 @@ def write_prediction_report(
 
 
 def _headline(scored: Scored) -> list[tuple[str, str, str]]:
-    target, score = scored.target, scored.score
+    target, score = scored.target, scored.order
     negatives = int((target == 0).sum())
     numbers = [
         (f"{roc_auc(target, score):.4f}", "validation ROC AUC", ""),
@@ -207,9 +225,9 @@ def _judgements(scored: Scored) -> list[Picture]:
     means, shares, counts = calibration(target, score)
     error = float(np.average(np.abs(means - shares), weights=counts))
     figures = {
-        "ROC curve": draw_roc(target, score, f"ROC AUC {roc_auc(target, score):.4f}"),
+        "ROC curve": draw_roc(target, scored.order, f"ROC AUC {roc_auc(target, scored.order):.4f}"),
         "precision-recall curve": draw_precision_recall(
-            target, score, f"average precision {average_precision(target, score):.4f}"
+            target, scored.order, f"average precision {average_precision(target, scored.order):.4f}"
         ),
         "histogram of the scores by class": draw_score_histogram(score, target),
         "calibration, with the number of cadences at each point": draw_calibration(means, shares, counts),
@@ -223,7 +241,7 @@ def _judgements(scored: Scored) -> list[Picture]:
 
 def _galleries(manifest: Manifest, scored: Scored) -> list[Block]:
     """The highest scores, the negatives that score highest and the positives that score lowest."""
-    falling = np.argsort(-scored.score, kind="stable")
+    falling = scored.falling
     kinds = {
         "Best candidates of validation": falling,
         "Worst errors: no needle, and a high score": falling[scored.target[falling] == 0],
@@ -244,7 +262,7 @@ def _waterfalls(manifest: Manifest, scored: Scored, chosen: npt.NDArray[np.int64
     for place, row, key in zip(chosen, rows, manifest.keys_of(rows), strict=True):
         snippet = read_snippets(manifest, np.array([row]))[0]
         track = find_drift(snippet)
-        lines = [f"score {scored.score[place]:.4f}"]
+        lines = scored.say(int(place))
         if scored.target[place] >= 0:
             lines.append("truth: needle" if scored.target[place] else "truth: no needle")
         lines.append(f"drift {track.drift_rate / summed:+.3f} Hz/s")

@@ -4,14 +4,11 @@ import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
 import contextlib
-import csv
-import io
 import json
 import logging
 import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +26,13 @@ from finite import clip_gradients
 from folds import train_folds
 from infer import build_accelerator, predict
 from interruption import exit_when_asked, launcher_of
-from metrics import average_precision, roc_auc, sigmoid
-from model import save_weights
+from metrics import average_precision, roc_auc
 from pipeline.loader import Batch
 from pipeline.plan import Share
 from pipeline.timed import Timed
 from report import write_curves, write_roc
-from run import CONFIG, Run, about_weights, build_run, own_run_dir
+from run import CONFIG, Run, about_weights, build_network, build_run, own_run_dir
+from scores import read_scores, write_scores
 from sections import write_training_report
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
@@ -43,6 +40,7 @@ from shard_tools.manifest import read_manifest
 from shard_tools.progress import progress
 from shard_tools.trivial import read_trivial_auc
 from tracker import start_tracker
+from weights import save_weights
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 _TRIVIAL_SAMPLES = 2000
@@ -134,7 +132,7 @@ def _over_ranks(run: Run, losses: Tensor) -> float:
 
 
 def validate(run: Run) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Rows and scores of the whole held-out fold. Raises RunInterruptedError between two batches."""
+    """Rows and logits of the whole held-out fold. Raises RunInterruptedError between two batches."""
 
     def stop_if_asked() -> None:
         if run.interruption.agree()[0]:
@@ -146,15 +144,16 @@ def validate(run: Run) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
             f"epoch {len(run.progress.history) + 1}: the model's output is not finite any more; start again with a "
             f"lower --learning-rate than {run.config.learning_rate}, or with --precision float32"
         )
-    return rows, sigmoid(logit)
+    return rows, logit
 
 
 def train(config: TrainConfig) -> None:
     """Train a run to its end, or on from its last checkpoint."""
-    manifest = read_manifest(config.shards, config.store)
     accelerator = build_accelerator(config.precision, **start_tracker(config))
+    network = build_network(config, accelerator)
+    manifest = read_manifest(config.shards, config.store)
     with own_run_dir(config, accelerator, manifest):
-        run = build_run(config, accelerator, manifest)
+        run = build_run(config, accelerator, manifest, network)
         if accelerator.is_main_process:
             identity = run_identity(config, manifest.identity, accelerator.num_processes)
             write_whole(config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
@@ -185,10 +184,10 @@ def train(config: TrainConfig) -> None:
 def _finish_epoch(run: Run, trained: dict[str, float]) -> None:
     """Validate what was trained, keep the best weights and their scores, and write the epoch down."""
     began = time.perf_counter()
-    rows, score = validate(run)
+    rows, logit = validate(run)
     target = run.manifest.target[rows]
     line = {"epoch": float(len(run.progress.history) + 1), **trained}
-    line["auc"], line["average_precision"] = roc_auc(target, score), average_precision(target, score)
+    line["auc"], line["average_precision"] = roc_auc(target, logit), average_precision(target, logit)
     line["validation_s"] = time.perf_counter() - began
     line["learning_rate"] = run.optimiser.param_groups[0]["lr"]
     is_best = line["auc"] > run.progress.best_auc or not run.progress.history
@@ -199,7 +198,7 @@ def _finish_epoch(run: Run, trained: dict[str, float]) -> None:
     if run.accelerator.is_main_process:
         if is_best:
             save_weights(run_dir / "best.safetensors", run.judged_model.state_dict(), about_weights(run, line["auc"]))
-            _write_scores(run_dir / "oof.csv", run.manifest.keys_of(rows), target, score)
+            write_scores(run_dir / "oof.csv", run.manifest.keys_of(rows), target, logit)
             point_best_to_last(run_dir)
         lines = "".join(json.dumps(entry) + "\n" for entry in run.progress.history)
         write_whole(run_dir / "metrics.jsonl", lines)
@@ -226,18 +225,15 @@ def _finish_run(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
     run_dir, manifest = run.config.run_dir, run.manifest
-    with (run_dir / "oof.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    target = np.array([int(line["target"]) for line in lines])
-    score = np.array([float(line["score"]) for line in lines])
-    write_roc(run_dir / "roc.png", target, score, run.progress.best_auc)
+    judged = read_scores(run_dir / "oof.csv")
+    write_roc(run_dir / "roc.png", judged.target, judged.logit, run.progress.best_auc)
     rows = manifest.rows("train", run.config.held_out, held_out=True)
     rows = rows[np.linspace(0, len(rows) - 1, min(_TRIVIAL_SAMPLES, len(rows)), dtype=np.int64)]
     trivial = read_trivial_auc(manifest, rows)
     summary = {"auc": run.progress.best_auc, "trivial_auc": trivial, "epochs": run.config.epochs}
     summary["skipped"] = skipped
     write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print(f"validation ROC AUC {run.progress.best_auc:.4f} on fold {run.config.fold}, {len(lines):,} cadences")
+    print(f"validation ROC AUC {run.progress.best_auc:.4f} on fold {run.config.fold}, {len(judged.keys):,} cadences")
     print("trivial statistics: " + ", ".join(f"{name} {auc:.4f}" for name, auc in trivial.items()))
     if skipped:
         print(f"skipped {len(skipped)} bad samples (see summary.json): {', '.join(sorted(skipped)[:10])}")
@@ -245,14 +241,6 @@ def _finish_run(run: Run) -> None:
     # Last: whatever keeps the page from being made, the run is whole without it.
     if run.config.report:
         print(f"report:     {write_training_report(run_dir, manifest, run.accelerator)}")
-
-
-def _write_scores(path: Path, keys: list[str], target: npt.NDArray[np.int8], score: npt.NDArray[np.float64]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "target", "score"])
-    writer.writerows(zip(keys, target.tolist(), score.tolist(), strict=True))
-    write_whole(path, text.getvalue())
 
 
 def main() -> int:

@@ -214,10 +214,11 @@ def train_row(bench: Bench, recipe: Recipe) -> tuple[Figure, dict[str, Runs]]:
         history = train(recipe, bench.needles.shards, folder, epochs, seed, config.more)
         seconds = (in_epoch / history["cadences_per_s"] + history["validation_s"]).sum()
         figures.append({"cadences_per_s": history["cadences_per_s"].median(), "train_s": seconds})
+        figures[-1] |= {str(name): value for name, value in history.attrs.items()}
         for name, needles in sets.items():
             scores[name].append(predicted(needles, folder / "best.safetensors", folder / f"{name}.csv"))
     means = {name: float(np.mean([figure[name] for figure in figures])) for name in ("cadences_per_s", "train_s")}
-    return {"epochs": epochs, **means}, dict(scores)
+    return {"epochs": epochs, **figures[0], **means}, dict(scores)
 
 
 def _epochs_in_time(bench: Bench, recipe: Recipe, run_dir: Path) -> int:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,13 @@ import pandas as pd
 
 from benchmarks.history import ROOT
 from benchmarks.needle_data import NeedleSet, test_snippets
+from config import parse_train_config
+from model import build_model
+from pretrained import NoPretrainedError
 from shard_tools.cadence import read_snippet
 from shard_tools.cores import usable_cores
 from shard_tools.dedoppler import find_drift
+from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
 from shard_tools.trivial import trivial_scores
 
@@ -88,8 +92,8 @@ class RowFailedError(Exception):
     """A row's program ended with an error; the message is its last line."""
 
 
-def run_program(*words: object) -> list[str]:
-    """Run a program of the project; return what it said. Raises RowFailedError with the last line of that."""
+def run_program(*words: object) -> None:
+    """Run a program of the project. Raises RowFailedError with the last line of what it said."""
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         # Errors of the command line come in a frame, and before a hint.
@@ -97,16 +101,37 @@ def run_program(*words: object) -> list[str]:
         said = [line for line in lines if line and not line.startswith("For full helptext")]
         reason = said[-1] if said else f"exit code {done.returncode}"
         raise RowFailedError(reason[:300])
-    return done.stderr.splitlines()
 
 
 def train(recipe: Recipe, shards: Path, run_dir: Path, epochs: int, seed: int, more: str = "") -> pd.DataFrame:
-    """Train with train.py in a process of its own; return its metrics.jsonl, a row an epoch."""
+    """Train with train.py in a process of its own; return its metrics.jsonl, a row an epoch.
+
+    Where pretrained weights are asked for and none are at hand, it starts from scratch, and `attrs` says so.
+    """
+    words = [*recipe.command(epochs).split(), *more.split()]
+    without = not _has_pretrained(words)
+    words += ["--pretrained", "none"] if without else []
     given = ["--shards", shards, "--run-dir", run_dir, "--epochs", epochs, "--seed", seed]
     given += ["--tracker", "none", "--checkpoint-minutes", 0]
-    run_program("train.py", *recipe.command(epochs).split(), *more.split(), *given)
+    run_program("train.py", *words, *given)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return pd.DataFrame([json.loads(line) for line in lines])
+    history = pd.DataFrame([json.loads(line) for line in lines])
+    if without:
+        history.attrs["pretrained"] = "none at hand"
+    return history
+
+
+def _has_pretrained(words: Sequence[str]) -> bool:
+    """Whether what a recipe starts from is at hand."""
+    try:
+        config = parse_train_config(["--shards", ".", "--run-dir", ".", *words])
+        if config.model.pretrained == "hub":
+            build_model(config.model, config.canvas.channels, config.canvas.height, config.canvas.width)
+    except NoPretrainedError:
+        return False
+    except (InputError, SystemExit):
+        pass  # train.py will say what is wrong
+    return True
 
 
 def split_sizes(shards: Path) -> tuple[int, int]:

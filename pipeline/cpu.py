@@ -79,8 +79,9 @@ class CpuImages:
             wait(self._started.popleft().pending)
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, and let go of what was begun."""
         self._executor.shutdown(cancel_futures=True)
+        self._started.clear()
 
     def _make(self, work: _Work, groups: list[Group]) -> None:
         images = work.image.numpy()

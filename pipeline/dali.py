@@ -1,6 +1,8 @@
 """Images made by DALI: blocks of snippets are read ahead and fed into a graph on the device."""
 
+import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,10 +36,11 @@ class DaliImages:
         self._in_graph: deque[Block] = deque()
         self._copying: deque[tuple[Any, Block, torch.cuda.Event]] = deque()
         self._inputs = train_inputs(draws) if draws else ()
+        feed = _weak(self._feed)
         if draws:
-            self._graph = build_train_graph(self._feed, canvas, draws, shape, place)
+            self._graph = build_train_graph(feed, canvas, draws, shape, place)
         else:
-            self._graph = build_eval_graph(self._feed, canvas, shape, views, place)
+            self._graph = build_eval_graph(feed, canvas, shape, views, place)
         self._graph.build()
 
     def start(self, planned: Planned, epoch: int) -> None:
@@ -60,8 +63,12 @@ class DaliImages:
         self._graph.reset()
 
     def close(self) -> None:
-        """Stop the reader's threads."""
+        """Stop the reader's threads, and let go of the graph and of all memory, the device's too, at once."""
         self._blocks.close()
+        while self._copying:
+            self._copying.popleft()[2].synchronize()
+        del self._graph
+        self._in_graph.clear()
 
     def _feed(self) -> tuple[Any, ...]:
         """The graph's next inputs."""
@@ -89,3 +96,16 @@ class DaliImages:
         while len(self._copying) > PREFETCH_DEPTH:
             self._copying.popleft()[2].synchronize()
         return copy
+
+
+def _weak(feed: Callable[[], tuple[Any, ...]]) -> Callable[[], tuple[Any, ...]]:
+    """A graph's callback that does not keep its object: DALI's own cycles hold it until a garbage collection."""
+    reference = weakref.WeakMethod(feed)
+
+    def call() -> tuple[Any, ...]:
+        method = reference()
+        if method is None:
+            raise StopIteration
+        return method()
+
+    return call

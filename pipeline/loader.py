@@ -88,7 +88,7 @@ class Images(Protocol):
         """Let go of all that was begun."""
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and let go of all memory; nothing may be asked for after it."""
 
 
 class Loader:
@@ -119,7 +119,7 @@ class Loader:
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
         self._planner = Planner(order, share, draws if canvas else None, canvas, planes)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)
-        self._images = self._build_images(canvas, tuple(views))
+        self._images: Images | None = self._build_images(canvas, tuple(views))
         self._epoch = self._micro = self._begun = 0  # of the next batch to hand out, and to begin
 
     @property
@@ -132,13 +132,13 @@ class Loader:
         return self.share.steps * self.share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        self._images.reset()  # of what an iteration that was left early had under way
+        self._open_images().reset()  # of what an iteration that was left early had under way
         self._begun = self._micro
         while self._micro < len(self):
             while self._begun < min(len(self), self._micro + self._ahead):
-                self._images.start(self._planner.plan(self._epoch, self._begun), self._epoch)
+                self._open_images().start(self._planner.plan(self._epoch, self._begun), self._epoch)
                 self._begun += 1
-            planned, image = self._images.next()
+            planned, image = self._open_images().next()
             # Counted before it is handed out: a state taken while the batch is at work continues after it.
             self._micro += 1
             yield self._to_batch(planned, image)
@@ -164,8 +164,15 @@ class Loader:
         self._epoch, self._micro = state["epoch"], step * self.share.accumulate
 
     def close(self) -> None:
-        """Stop the threads."""
-        self._images.close()
+        """Stop the threads, and let go of graph and memory, the device's too; batches handed out stay what they are."""
+        if self._images is not None:
+            self._images.close()
+            self._images = None
+
+    def _open_images(self) -> Images:
+        if self._images is None:
+            raise RuntimeError("this loader was closed; build another")
+        return self._images
 
     def _build_images(self, canvas: CanvasConfig | None, views: tuple[str, ...]) -> Images:
         config, manifest, on_gpu = self._config, self._manifest, self._device.type == "cuda"

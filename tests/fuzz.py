@@ -51,7 +51,7 @@ class Oracle:
     """Reads the base once and then tells of each mutant what became of it."""
 
     def __init__(self, base: Path) -> None:
-        from model import load_weights
+        from weights import load_weights
 
         self.base, self.shards, self.run = base, base / "shards", base / "run"
         self.columns, self.records = self._read_data()
@@ -154,8 +154,8 @@ class Oracle:
         import torch
 
         from config import check_same_run
-        from model import load_weights
         from run import _read_config
+        from weights import load_weights
 
         if mutant.kind == "config":
             check_same_run(_read_config(self.run / "config.json"), self.config, self.run, ())
@@ -227,8 +227,8 @@ def write_base(base: Path) -> None:
 
     from checkpoint import save_checkpoint
     from config import run_identity
-    from model import save_weights
     from tests.tiny import pack_tiny, tiny_config
+    from weights import save_weights
 
     manifest = pack_tiny(base, train=20, test=6)
     run = base / "run"

@@ -205,6 +205,27 @@ def test_scores_that_do_not_fit_their_fold_are_refused_by_name(
     assert (trained.run_dir / "cv.json").read_bytes() == before
 
 
+def test_scores_of_older_runs_without_logits_are_joined_as_they_were(manifest: Manifest, trained: TrainConfig) -> None:
+    path = trained.run_dir / "fold1" / "oof.csv"
+    whole, before = path.read_text(), json.loads((trained.run_dir / "cv.json").read_text())
+    joined = (trained.run_dir / "oof.csv").read_text()
+    path.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in whole.splitlines()))
+    try:
+        write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest)
+        after = json.loads((trained.run_dir / "cv.json").read_text())
+        for name in ("auc", "average_precision", "fold_auc"):
+            assert after[name] == pytest.approx(before[name]), name
+        found, expected = (
+            [float(line["score"]) for line in csv.DictReader(text.splitlines())]
+            for text in ((trained.run_dir / "oof.csv").read_text(), joined)
+        )
+        assert found == pytest.approx(expected)
+    finally:
+        path.write_text(whole)
+    write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest)
+    assert (trained.run_dir / "oof.csv").read_text() == joined
+
+
 def test_a_fold_is_a_number_or_all() -> None:
     words = ["--shards", "s", "--run-dir", "r", "--fold"]
     assert parse_train_config([*words, "all"]).fold == "all" and parse_train_config([*words, "3"]).held_out == 3

@@ -2,24 +2,31 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
+import resource
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from infer import InferConfig, infer
-from metrics import sigmoid
-from model import ModelConfig, build_model, fill_model, load_weights, save_weights
+from infer import InferConfig, build_accelerator, infer, load_trained, predict_all
+from metrics import roc_auc, sigmoid
+from model import ModelConfig, build_model
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.trivial import read_snippets
+from submission import check_out
 from tests import twin
+from tests.faulty_proxy import FaultyProxy
+from tests.range_server import RangeServer, serving
 from tests.tiny import CANVAS, pack_tiny, write_tiny_data
+from weights import fill_model, load_weights, save_weights
 
 ABOUT = {
     "model": "swin_nano",
@@ -36,10 +43,11 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return pack_tiny(tmp_path_factory.mktemp("infer"))
 
 
-def write_weights(path: Path, seed: int) -> Path:
+def write_weights(path: Path, seed: int, scale: float = 40, bias: float = 0) -> Path:
     torch.manual_seed(seed)
     state = build_model(ModelConfig("swin_nano"), 2, 28, 56).state_dict()
-    state["head.fc.weight"] *= 40  # so that scores differ
+    state["head.fc.weight"] *= scale  # so that scores differ
+    state["head.fc.bias"] += bias
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, state, ABOUT)
     return path
@@ -78,11 +86,11 @@ def scores_in(path: Path) -> dict[str, float]:
     return found
 
 
-def logits_by_hand(manifest: Manifest, path: Path, views: tuple[str, ...]) -> dict[str, float]:
+def logits_by_hand(manifest: Manifest, path: Path, views: tuple[str, ...], split: str = "test") -> dict[str, float]:
     """The twin's canvases through the model, view by view."""
     model = build_model(ModelConfig("swin_nano"), 2, 28, 56).eval()
     fill_model(model, load_weights(path)[0], str(path))
-    rows = manifest.rows("test")
+    rows = manifest.rows(split)
     found = {}
     for key, snippet in zip(manifest.keys_of(rows), read_snippets(manifest, rows), strict=True):
         image = twin.canvas_of(twin.planes_of(snippet, CANVAS), CANVAS)
@@ -158,6 +166,8 @@ def broken_weights(kind: str, good: Path, folder: Path) -> Path:
         save_weights(path, {**state, "head.fc.weight": torch.zeros(2, 3)}, about)
     elif kind == "foreign":
         save_weights(path, state, {"model": "swin_nano"})
+    elif kind == "silent":
+        save_weights(path, state, {name: value for name, value in about.items() if name != "auc"})
     elif kind == "shape":
         save_weights(path, state, {**about, "shape": [6, 16, 56]})
     elif kind == "nan":
@@ -166,27 +176,116 @@ def broken_weights(kind: str, good: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("missing", "no such weights"),
-        ("text", "not a safetensors file"),
-        ("cut", "not a safetensors file"),
-        ("unfit", "do not fit the model"),
-        ("foreign", "another version of the program"),
-        ("shape", r"trained on snippets of shape \(6, 16, 56\)"),
-        ("nan", "score nan"),
-    ],
-)
-def test_bad_weights_are_refused_by_name_and_an_earlier_submission_stays(
-    manifest: Manifest, weights: list[Path], tmp_path: Path, kind: str, message: str
+BROKEN = [
+    ("missing", "no such weights"),
+    ("text", "not a safetensors file"),
+    ("cut", "not a safetensors file"),
+    ("unfit", "do not fit the model"),
+    ("foreign", "another version of the program"),
+    ("shape", r"trained on snippets of shape \(6, 16, 56\)"),
+    ("nan", "not finite"),
+    ("silent", "another version of the program"),
+]
+
+
+@pytest.fixture
+def unreadable(manifest: Manifest, tmp_path: Path) -> Manifest:
+    """A data set whose test part would be an error of its own as soon as a cadence of it is read."""
+    shutil.copytree(manifest.root, tmp_path / "unreadable")
+    for shard in (tmp_path / "unreadable").glob("test*.tar"):
+        os.truncate(shard, 1000)
+    return read_manifest(tmp_path / "unreadable")
+
+
+@pytest.mark.parametrize(("kind", "message"), BROKEN)
+def test_bad_weights_are_refused_by_name_before_any_cadence_is_read_and_an_earlier_submission_stays(
+    unreadable: Manifest, weights: list[Path], tmp_path: Path, kind: str, message: str
 ) -> None:
+    """The second of two files, too."""
     out = tmp_path / "submission.csv"
     out.write_text("earlier")
     with pytest.raises(InputError, match=message) as error:
-        infer(config_of(manifest, [broken_weights(kind, weights[0], tmp_path)], out))
-    assert "weights.safetensors" in str(error.value) or "submission.csv" in str(error.value)
+        infer(config_of(unreadable, [weights[1], broken_weights(kind, weights[0], tmp_path)], out))
+    assert "weights.safetensors" in str(error.value)
     assert out.read_text() == "earlier"
+
+
+def test_a_submission_that_could_not_be_written_is_refused_before_any_cadence_is_read(
+    unreadable: Manifest, weights: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    places = [tmp_path / "file" / "s.csv", Path("/proc/self/s.csv")]
+    for out in places if os.geteuid() == 0 else [*places, tmp_path / "locked" / "s.csv"]:
+        with pytest.raises(InputError, match=rf"--out {out}: cannot be written \("):
+            infer(config_of(unreadable, weights[:1], out))
+    with pytest.raises(InputError, match="a folder"):
+        infer(config_of(unreadable, weights[:1], tmp_path))
+
+
+def test_room_for_the_submission_is_asked_for_and_given_back(tmp_path: Path) -> None:
+    keys = ["k" * 1000] * 100_000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, before[1]))
+    try:
+        with pytest.raises(InputError, match="free some space"):
+            check_out(tmp_path / "s.csv", keys)
+        check_out(tmp_path / "s.csv", keys[:1000])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    check_out(Path(os.devnull), keys)  # a device needs no room
+
+
+def test_ids_that_the_shards_lack_are_refused_before_any_cadence_is_read(weights: list[Path], tmp_path: Path) -> None:
+    manifest = incomplete(tmp_path)
+    for shard in manifest.root.glob("test*.tar"):
+        os.truncate(shard, 1000)
+    with pytest.raises(InputError, match=r"1 of the 6 ids .* --fill-missing"):
+        infer(config_of(manifest, weights[:1], tmp_path / "submission.csv"))
+
+
+def test_weights_of_one_canvas_share_one_pass_over_the_shards(
+    manifest: Manifest, weights: list[Path], tmp_path: Path
+) -> None:
+    """Every cadence is asked for once, of a store that counts; scores are those of each file alone, bit for bit."""
+    third = write_weights(tmp_path / "third.safetensors", 3)
+    state, about = load_weights(third)
+    save_weights(third, state, {**about, "canvas": {**about["canvas"], "compress": "asinh"}})
+    cadences = len(manifest.rows("test"))
+    with RangeServer(manifest.root.parent) as server, serving(server), FaultyProxy(server.server_port) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+        root = f"{proxy.url}/shards"
+        for paths, passes in ((weights, 1), ([weights[0], third, weights[1]], 2)):
+            accelerator, copy = build_accelerator("float32"), read_manifest(root)
+            # All cadences in one batch: nothing is repeated to fill up the last.
+            config = InferConfig(root, tuple(paths), batch_size=cadences, precision="float32")
+            trained = [load_trained(path, copy, False) for path in paths]
+            proxy.requests.clear()
+            rows, together = predict_all(config, accelerator, copy, trained)
+            assert sum(request.of_shard for request in proxy.requests) == passes * cadences
+            for logits, each in zip(together, trained, strict=True):
+                alone = predict_all(config, accelerator, manifest, [each])
+                assert (alone[0] == rows).all() and (alone[1][0] == logits).all()
+        proxy.shutdown()
+
+
+def test_candidates_whose_scores_are_all_one_keep_their_order_everywhere(
+    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_weights(tmp_path / "weights" / "loud.safetensors", 1, scale=400, bias=300)
+    infer(config_of(manifest, [path], tmp_path / "submission.csv", split="train"))
+    logits = logits_by_hand(manifest, path, ("identity",), "train")
+    found = scores_in(tmp_path / "submission.csv")
+    assert min(logits.values()) > 40 and min(found.values()) > 1 - 1e-9
+    ordered = sorted(logits, key=logits.__getitem__)
+    far = [key for key, after in itertools.pairwise(ordered) if logits[after] - logits[key] > 0.1]
+    assert len(far) > 10 and far == sorted(far, key=found.__getitem__) and len(set(found.values())) == len(found)
+    target = {manifest.key(row): manifest.target[row] for row in manifest.rows("train")}
+    auc = roc_auc(np.array([target[key] for key in found]), np.array([*found.values()]))
+    assert f"on the train split: {auc:.4f}" in capsys.readouterr().out and auc != 0.5
+    page = (tmp_path / "submission.report.html").read_text()
+    assert "rank 1 of 50" in page and f"logit {logits[ordered[-1]]:.1f}" in page
 
 
 def test_a_shard_cut_short_leaves_no_submission(manifest: Manifest, weights: list[Path], tmp_path: Path) -> None:

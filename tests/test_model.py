@@ -1,6 +1,5 @@
 """The backbone's promises: any timm name, pretrained weights that fit, and a clear word where they do not."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -61,17 +60,6 @@ def test_a_pickle_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"trap\.pth"):
         build_model(ModelConfig("swin_nano", str(tmp_path / "trap.pth")), 1, 56, 56)
     assert not (tmp_path / "run").exists()
-
-
-def test_without_a_hub_it_says_so_and_starts_from_scratch(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with caplog.at_level(logging.WARNING):
-        model = build_model(ModelConfig("swin_tiny_patch4_window7_224", "hub"), 1, 224, 224)
-    assert "starting from scratch" in caplog.text
-    assert sum(value.numel() for value in model.parameters()) > 10**7
 
 
 def test_an_unknown_model_is_refused_with_its_neighbours() -> None:

@@ -163,7 +163,7 @@ def test_a_run_killed_while_an_epoch_is_written_down_ends_as_if_it_had_not_been(
         return write
 
     with monkeypatch.context() as patch:
-        for name in ("save_weights", "_write_scores", "write_whole"):
+        for name in ("save_weights", "write_scores", "write_whole"):
             patch.setattr(train_module, name, die_before(name))
         with pytest.raises(KeyboardInterrupt):
             train(cut)

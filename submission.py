@@ -1,0 +1,82 @@
+"""A submission: the ids that it has to hold, what can be said of it before there is a score, and its file."""
+
+import csv
+import errno
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from shard_tools.catalog import SUBMISSION, to_submission_keys
+from shard_tools.errors import InputError
+from shard_tools.files import write_whole
+from shard_tools.manifest import Manifest
+from shard_tools.store import read_file
+
+_SCORE_BYTES = 26  # of a line, behind the id: the longest float64 and what stands around it
+
+
+def submission_keys(split: str, manifest: Manifest) -> list[str]:
+    """The ids that the submission has to hold, in order: the sample submission's where the shards came with one."""
+    if split == "test" and SUBMISSION in manifest.files:
+        table, where = read_file(manifest.store, SUBMISSION) or b"", manifest.store.where(SUBMISSION)
+        if hashlib.sha256(table).hexdigest() != manifest.files[SUBMISSION]:
+            raise InputError(f"{where}: missing, or changed after packing; pack again")
+        return to_submission_keys(table, where)
+    return manifest.keys_of(manifest.rows(split))
+
+
+def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float | None) -> None:
+    """Raise InputError where the shards lack ids of the submission, and none is to be filled in."""
+    missing = sorted(set(keys).difference(manifest.keys_of(manifest.rows(split))))
+    if missing and fill is None:
+        raise InputError(
+            f"{len(missing):,} of the {len(keys):,} ids of the submission are not in the shards, the first is "
+            f"{missing[0]}; pack the whole test part, or give them a score with --fill-missing 0.5"
+        )
+
+
+def check_out(out: Path, keys: Sequence[str]) -> None:
+    """Raise InputError where the submission could not be written: not there, not by us, or for want of room."""
+    if out.is_dir():
+        raise InputError(f"--out {out}: a folder, expected the name of the submission")
+    place = Path(os.path.realpath(out))
+    try:
+        if place.exists() and not place.is_file():  # a pipe, a device
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place.parent) as file:
+            _reserve(file.fileno(), sum(len(key.encode()) + _SCORE_BYTES for key in keys))
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: cannot be written ({error.strerror}); free some space, or choose another place"
+        ) from None
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take room for `size` bytes, where the file system can; raises OSError where there is none."""
+    try:
+        os.posix_fallocate(descriptor, 0, max(size, 1))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def write_submission(path: Path, keys: Sequence[str], score_of: dict[str, float], fill: float | None) -> None:
+    """Write id,target for exactly `keys`, in their order, at once or not at all; `fill` is for those without a score.
+
+    Raises InputError where a score is not a number in 0 to 1.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "target"])
+    for key in keys:
+        score = score_of[key] if fill is None else score_of.get(key, fill)
+        if not 0 <= score <= 1:  # also refuses NaN
+            raise InputError(f"{path}: score {score} of {key}, expected 0 to 1; are the weights sound?")
+        writer.writerow([key, repr(float(score))])
+    write_whole(path, text.getvalue())

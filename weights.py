@@ -1,0 +1,87 @@
+"""A run's own weights: written and read as safetensors with what is needed to use them, and put into a model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from shard_tools.errors import InputError
+from shard_tools.files import write_whole
+
+_METADATA, _SHA256 = "needlestream", "sha256"
+_NAMED = 6  # tensors that a message names
+
+
+def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write weights as safetensors, at once or not at all; `about` says what is needed to use them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    text = json.dumps(about)
+    write_whole(path, save(tensors, metadata={_METADATA: text, _SHA256: _digest(tensors, text)}))
+
+
+def _digest(tensors: dict[str, Tensor], about: str) -> str:
+    """SHA-256 of weights and of what is said about them: safetensors itself notices no flipped bit."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and what was said about them. Raises InputError where the file is not such weights."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        text, stated = metadata[_METADATA], metadata[_SHA256]
+        if _digest(tensors, text) != stated:
+            raise InputError(f"{path}: changed after it was written (its SHA-256 does not match); train again")
+        return tensors, json.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such weights; train.py writes best.safetensors into its run folder") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); expected train.py's best.safetensors") from None
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: does not say what it was trained on; expected train.py's best.safetensors") from None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `save_weights` wrote a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _METADATA in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Put weights into a model. Raises InputError where they do not fit, or are not finite."""
+    check_finite(state, where)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{where}: the weights do not fit the model ({reason}); of another version of the program? train again"
+        ) from None
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise InputError naming the weights that hold NaN or an infinity: all that they give would be NaN."""
+    bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise InputError(f"{where}: {some(bad)}: not finite; expected weights of a training that did not diverge")
+
+
+def some(names: list[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
