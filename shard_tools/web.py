@@ -1,6 +1,7 @@
 """Ranged reads from web servers, strict about what counts as an answer: many servers send a page where a file is."""
 
 import contextlib
+import functools
 import os
 import ssl
 from collections.abc import AsyncIterator
@@ -30,9 +31,11 @@ class WebFiles:
 
     def __init__(self, encoded: bool = False, certificates: str | None = None) -> None:
         """`encoded`: URLs are sent as they are. `certificates`: file of the authorities to trust, if not the usual."""
-        self._encoded, self._certificates = encoded, certificates
+        self._encoded = encoded
         # Fsspec's own answers don't tell 200 from 206, a page from a file, or a refusal from a missing file.
-        self._http = fsspec.filesystem("http", skip_instance_cache=True, get_client=self._open_session)
+        # No method as `get_client`: a cycle would leave the session open until the garbage collector comes by.
+        client = functools.partial(_open_session, certificates)
+        self._http = fsspec.filesystem("http", skip_instance_cache=True, get_client=client)
         self.loop = self._http.loop
 
     async def size(self, url: str) -> int:
@@ -83,14 +86,15 @@ class WebFiles:
                 )
             yield answer
 
-    async def _open_session(self, **_: Any) -> aiohttp.ClientSession:
-        context = ssl.create_default_context(cafile=self._certificates) if self._certificates else True
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context),
-            timeout=aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS),
-            read_bufsize=1 << 21,  # holds a whole sample, so that a read is not stopped and started on its way
-            trust_env=True,
-        )
+
+async def _open_session(certificates: str | None, **_: Any) -> aiohttp.ClientSession:
+    context = ssl.create_default_context(cafile=certificates) if certificates else True
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=context),
+        timeout=aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS),
+        read_bufsize=1 << 21,  # holds a whole sample, so that a read is not stopped and started on its way
+        trust_env=True,
+    )
 
 
 def certificate_file(*variables: str) -> str | None:

@@ -1,12 +1,18 @@
 """A web server on loopback whose every answer a test makes up; and certificates of its own, for TLS."""
 
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def write_certificate(folder: Path) -> Path:
-    """A certificate for loopback that nobody vouches for, and its key, in one file."""
+    """A certificate for loopback that nobody vouches for: certificate.pem. Returns the file that has its key too."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    builder = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    public = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    (folder / "certificate.pem").write_bytes(public)
     path = folder / "server.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    words += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", "key.pem", "-out", "certificate.pem"]
-    subprocess.run(words, cwd=folder, check=True, capture_output=True)
-    path.write_bytes((folder / "key.pem").read_bytes() + (folder / "certificate.pem").read_bytes())
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + public)
     return path
 
 

@@ -1,6 +1,5 @@
 """The folder that keeps samples of a store: bounded, whatever happens to it or to those that fill it."""
 
-import fcntl
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from shard_tools.cache import SampleCache
+from tests.cache_size import held
 from tests.conftest import ROOT
 
 BOUND = 10_000
@@ -36,23 +36,6 @@ def is_kept(kept: SampleCache, number: int) -> bool:
     if there:
         assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found, record(number), strict=True))
     return there
-
-
-def held(folder: Path) -> int:
-    """Bytes of all records, whole and unfinished, while nobody adds or removes one; a renamed one counts once."""
-    root = folder / "needlestream-samples"
-    with (root / "held").open("a+") as ledger:
-        fcntl.flock(ledger, fcntl.LOCK_EX)
-        sizes: dict[int, int] = {}
-        for parent, _, names in os.walk(root):
-            for name in names:
-                if name != "held":
-                    try:
-                        about = Path(parent, name).stat()
-                    except FileNotFoundError:  # renamed: then it is found here, under the name that it has now
-                        about = Path(parent, name.split(".")[0] + ".sample").stat()
-                    sizes[about.st_ino] = about.st_size
-    return sum(sizes.values())
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ import numpy as np
 from shard_tools.manifest import read_manifest
 from shard_tools.sample import read_record
 from shard_tools.store import StoreConfig
-from tests.test_cache import held
+from tests.cache_size import held
 url, local, cache, size, seed = sys.argv[1:]
 remote, local = read_manifest(url, StoreConfig(cache_dir=Path(cache), cache_size=float(size))), read_manifest(local)
 for _ in range(2):

@@ -216,6 +216,16 @@ def test_a_name_server_that_is_away_is_asked_again(
     assert len(asked) >= 3
 
 
+def test_a_host_that_answered_before_is_looked_up_again(
+    monkeypatch: pytest.MonkeyPatch, served: OddServer, manifest: Manifest
+) -> None:
+    store = RemoteStore(f"http://127.0.0.1:{served.server_port}/data", StoreConfig())
+    assert store.size("manifest.json")
+    asked = lookups(monkeypatch, socket.EAI_NONAME, socket.EAI_NONAME)
+    store._base = f"http://store.invalid:{served.server_port}/data"  # by name now, as a name server may forget it
+    assert store.size("manifest.json") and len(asked) >= 3
+
+
 def test_an_unreachable_store_named_like_a_range_is_no_short_file(monkeypatch: pytest.MonkeyPatch) -> None:
     lookups(monkeypatch, name="orange.invalid")
     with socket.socket() as closed:  # bound and not listening: nobody answers there, and nobody else takes the port
