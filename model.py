@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 from torch.nn.functional import linear
 
 from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
@@ -121,8 +120,8 @@ class _Float32Linear(nn.Linear):
     """A head whose logits are float32 under autocast too: bf16 has 8 bits, which make near scores the same."""
 
     def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
-        device = input.device.type
-        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
+        # Not is_autocast_available: Dynamo of torch 2.11 breaks the graph there. What is only counted has no autocast.
+        with nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False):
             return linear(input.float(), self.weight, self.bias)
 
 
