@@ -13,7 +13,6 @@ import timm
 import torch
 from timm.models import split_model_name_tag
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 from torch.nn.functional import linear
 from torch.random import fork_rng
 
@@ -121,8 +120,8 @@ class _Float32Linear(nn.Linear):
     """A head whose logits are float32 under autocast too: bf16 has 8 bits, which make near scores the same."""
 
     def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
-        device = input.device.type
-        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
+        # Not is_autocast_available: Dynamo of torch 2.11 breaks the graph there. What is only counted has no autocast.
+        with nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False):
             return linear(input.float(), self.weight, self.bias)
 
 

@@ -94,15 +94,15 @@ def as_inputs(snippets: Halves, draws: Draws, config: DrawConfig) -> tuple[npt.N
 
 
 def images_of_a_batch(
-    graph: ModuleType, canvas: CanvasConfig, draws: Draws, snippets: Halves, max_batch: int
+    graph: ModuleType, canvas: CanvasConfig, draws: Draws, snippets: Halves, device_id: int | None
 ) -> npt.NDArray[np.float32]:
-    """(n, C, H, W) as the training graph makes them on the CPU."""
+    """(n, C, H, W) as the training graph makes them."""
     inputs = as_inputs(snippets, draws, DrawConfig())
-    place = GraphPlace(max_batch, 1, None)
+    place = GraphPlace(len(snippets) + 2, 1, device_id)
     built = graph.build_train_graph(lambda: inputs, canvas, DrawConfig(), KAGGLE_SHAPE, place)
     built.build()
     (output,) = built.run()
-    return np.array(torch.from_dlpack(output.as_tensor()))
+    return np.array(torch.from_dlpack(output.as_tensor()).cpu())
 
 
 def draws_with(canvas: CanvasConfig, count: int, rolls: list[int]) -> Draws:
@@ -113,7 +113,7 @@ def draws_with(canvas: CanvasConfig, count: int, rolls: list[int]) -> Draws:
     return replace(drawn, partner=partner, roll=np.array(rolls, np.int32))
 
 
-def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int]) -> bool:
+def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int], device_id: int | None = None) -> bool:
     """Whether images of these rolls, one a sample, differ from the twin's."""
     snippets = np.random.default_rng(2).standard_normal((len(rolls), *KAGGLE_SHAPE)).astype(np.float16)
     draws = draws_with(canvas, len(rolls), rolls)
@@ -122,16 +122,19 @@ def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int]) -> bo
     ]
     expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
     try:
-        found = images_of_a_batch(graph, canvas, draws, snippets, max_batch=len(rolls) + 2)
+        found = images_of_a_batch(graph, canvas, draws, snippets, device_id)
     except RuntimeError:
         return True
     return found.shape != expected.shape or not np.allclose(found, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rolls", [[0], [255], [0, 1], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize("device_id", [None, pytest.param(0, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_graphs_take_rolls_of_nothing_and_batches_of_one_sample(preset: Preset, rolls: list[int]) -> None:
-    assert not roll_faults(pipeline.graph, PRESETS[preset].canvas, rolls)
+def test_graphs_take_rolls_of_nothing_and_batches_of_one_sample(
+    preset: Preset, device_id: int | None, rolls: list[int]
+) -> None:
+    assert not roll_faults(pipeline.graph, PRESETS[preset].canvas, rolls, device_id)
 
 
 @pytest.mark.parametrize(
