@@ -105,6 +105,6 @@ def _read_scores(path: Path, keys: list[str]) -> npt.NDArray[np.float64]:
     except (KeyError, TypeError, ValueError, csv.Error):
         raise InputError(
             f"{path}: expected a score for each of the {len(keys):,} ids of its fold; delete {path.parent}, and the "
-            "same command trains that fold again"
+            "same command with --resume trains that fold again"
         ) from None
     return score

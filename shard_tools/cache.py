@@ -41,12 +41,14 @@ class SampleCache:
             if found != _size(parts) or rest != _sum(parts):
                 raise InputError(f"{path}: damaged")
             check(found)
-            os.utime(path)  # used last: the last to go
+            with contextlib.suppress(OSError):  # where times can't be set, the oldest go first
+                os.utime(path)  # used last: the last to go
             return True
         except FileNotFoundError:
             return False
         except InputError:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only copy stays, and is read from the store each time
+                path.unlink()
             return False
 
     def write_record(self, name: str, offset: int, parts: Sequence[Bytes]) -> None:

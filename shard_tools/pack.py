@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from shard_tools.cadence import check_time_bins, npy_header
 from shard_tools.catalog import SPLITS, SUBMISSION, Catalog, Record, common_shape, read_catalog
 from shard_tools.errors import InputError
-from shard_tools.files import file_sha256, folder_lock, write_whole
+from shard_tools.files import file_sha256, write_whole
+from shard_tools.locks import folder_lock
 from shard_tools.manifest import (
     MANIFEST,
     TAR_BLOCK,

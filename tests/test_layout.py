@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = ("candidates", "model", "metrics", "report", "checkpoint", "page", "machine")
-OURS = {*LEAVES, "config", "folds", "infer", "run", "sections", "tracker", "train", "pipeline", "shard_tools"}
+OURS = {*LEAVES, "config", "folds", "infer", "resume", "run", "sections", "tracker", "train", "pipeline", "shard_tools"}
 
 
 def imports_of(path: Path) -> set[str]:
