@@ -126,17 +126,19 @@ def rehearse_checkpoint(run_dir: Path) -> None:
     """
     folder = run_dir / ".rehearsal"
     _remove(folder)
-    with naming(run_dir):
-        try:
-            for name in ("step-00000001", "step-00000002"):
-                (folder / f".{name}.tmp").mkdir(parents=True)
-                write_whole(folder / f".{name}.tmp" / _HASHES, name)
-                sync(folder / f".{name}.tmp")
-                (folder / f".{name}.tmp").rename(folder / name)
-                write_whole(folder / "weights", name)
-                _point(folder / LAST, name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for name in ("step-00000001", "step-00000002"):
+            (folder / f".{name}.tmp").mkdir(parents=True)
+            write_whole(folder / f".{name}.tmp" / _HASHES, name)
+            sync(folder / f".{name}.tmp")
+            (folder / f".{name}.tmp").rename(folder / name)
+            write_whole(folder / "weights", name)
+            _point(folder / LAST, name)
+    except OSError as error:
+        error.filename = str(run_dir)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _names(step: int) -> Iterator[str]:

@@ -27,7 +27,7 @@ from report import write_waterfalls
 from sections import write_prediction_report
 from shard_tools.catalog import SUBMISSION, to_submission_keys
 from shard_tools.errors import InputError, run_command
-from shard_tools.files import write_whole
+from shard_tools.files import is_stream, write_whole
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.progress import progress
 from shard_tools.store import StoreConfig, read_file
@@ -46,7 +46,7 @@ class InferConfig:
     weights: tuple[Path, ...]
     """Files of weights (train.py's best.safetensors); their predictions are averaged."""
     out: Path = Path("submission.csv")
-    """The submission; a picture of its best candidates is written beside it."""
+    """The submission; a picture of its best candidates is written beside it, but not beside a device or a pipe."""
     split: Literal["test", "train"] = "test"
     """The split to score."""
     average: Average = "logits"
@@ -185,13 +185,17 @@ def infer(config: InferConfig) -> None:
     if accelerator.is_main_process:
         score_of = dict(zip(manifest.keys_of(rows), score.tolist(), strict=True))
         write_submission(config.out, keys, score_of, config.fill_missing)
-        best = np.argsort(-score, kind="stable")[:_CANDIDATES]
         picture = config.out.with_name("candidates.png")
-        titles = [f"{key}\nscore {score_of[key]:.3f}" for key in manifest.keys_of(rows[best])]
-        write_waterfalls(picture, read_snippets(manifest, rows[best]), titles)
+        if is_stream(config.out):
+            _log.info("%s is no file: the submission alone is written, no picture and no report", config.out)
+        else:
+            best = np.argsort(-score, kind="stable")[:_CANDIDATES]
+            titles = [f"{key}\nscore {score_of[key]:.3f}" for key in manifest.keys_of(rows[best])]
+            write_waterfalls(picture, read_snippets(manifest, rows[best]), titles)
         _print_summary(config, manifest, keys, rows, score, picture)
-        page = write_prediction_report(config.weights, config.out, config.split, manifest, rows, score, len(keys))
-        print(f"report:      {page}")
+        if not is_stream(config.out):
+            page = write_prediction_report(config.weights, config.out, config.split, manifest, rows, score, len(keys))
+            print(f"report:      {page}")
     accelerator.end_training()
 
 

@@ -1,5 +1,6 @@
 """The errors that a user can mend, and how a command ends on one."""
 
+import contextlib
 import errno
 import logging
 import sys
@@ -42,11 +43,13 @@ def run_command(command: Callable[[], int | None], again: str = "run the same co
         # A full disk, a missing right, a broken device: the system's word and the file name say it all.
         if error.errno is None:
             raise
+        if error.filename is None:
+            with contextlib.suppress(OSError):
+                _flush()
         if isinstance(error, BrokenPipeError) and error.filename in (None, _OUTPUT):
-            mute(sys.stdout)  # whoever read our output has had enough (`| head`)
-            mute(sys.stderr)
+            return EXIT_INPUT_ERROR  # whoever read our output has had enough (`| head`)
         advice = f"; free some space and {again}" if error.errno == errno.ENOSPC else ""
-        print(f"error: {error.filename or 'a file'}: {error.strerror}{advice}", file=sys.stderr)
+        print(f"error: {error.filename or f'a file, or {_OUTPUT}'}: {error.strerror}{advice}", file=sys.stderr)
     return EXIT_INPUT_ERROR
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,10 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
             if durable:
                 sync(temporary)
             put_in_place(temporary, place)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # that name says nothing to whoever reads the message
+        raise
     finally:
         with contextlib.suppress(OSError):  # it is gone as a rule; a read-only file system refuses even that
             temporary.unlink()
@@ -50,24 +55,28 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
 def is_stream(path: Path) -> bool:
     """Whether a path is something to write into, not to replace: a device, a pipe, or our own standard output."""
     try:
-        about = path.stat()
+        mode = path.stat().st_mode
     except OSError:
         return False
-    if not stat.S_ISREG(about.st_mode):
-        return not stat.S_ISDIR(about.st_mode)
-    return any(_is_open_as(descriptor, about) for descriptor in (1, 2))  # /dev/stdout, sent to a file by the shell
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _open_already(path) is not None
 
 
-def _is_open_as(descriptor: int, about: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), about)
-    except OSError:
-        return False
+def _open_already(path: Path) -> int | None:
+    """The descriptor of our standard output or error, where a path is one: /dev/stdout, sent to a file by a shell."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+    return None
 
 
 def _pour(source: Path, stream: Path) -> None:
     """Copy a file's bytes into a device or a pipe, which is neither made nor cut."""
-    descriptor = os.open(stream, os.O_WRONLY | os.O_APPEND)
+    known = _open_already(stream)
+    # Its own descriptor knows how far it was written; what Python still holds back comes first.
+    if known is not None and sys.stdout is not None:
+        sys.stdout.flush()
+    descriptor = os.open(stream, os.O_WRONLY | os.O_APPEND) if known is None else os.dup(known)
     with source.open("rb") as whole, os.fdopen(descriptor, "wb", buffering=0) as into:
         shutil.copyfileobj(whole, into)
 
@@ -86,8 +95,8 @@ def put_in_place(new: Path, place: Path) -> None:
         place.rename(aside)
         say_once(
             "rename",
-            f"{place.parent}: files cannot be replaced in one step here ({error.strerror}). Going on in two steps; if "
-            f"the process is killed between them, the old file is {aside.name}",
+            f"{place.parent}: files cannot be replaced in one step here ({error.strerror}). Going on in two steps; a "
+            "kill between them leaves the old file under a hidden name that ends in .old.tmp",
         )
         try:
             new.rename(place)
