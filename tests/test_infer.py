@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -205,16 +204,16 @@ def test_a_pipe_gets_the_submission_and_nothing_is_written_beside_it(
     manifest: Manifest, weights: list[Path], tmp_path: Path
 ) -> None:
     """Into the run's own page neither: a pipe is read once and gone."""
-    run_dir, pipe, found = tmp_path / "run", tmp_path / "pipe", []
+    run_dir, pipe = tmp_path / "run", tmp_path / "pipe"
     run_dir.mkdir()
     (run_dir / "config.json").write_text("{}")
     shutil.copy(weights[0], run_dir / "best.safetensors")
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
-    reader.start()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     infer(config_of(manifest, [run_dir / "best.safetensors"], pipe))
-    reader.join()
-    assert found[0].startswith("id,target\n") and found[0].count("\n") == 12
+    found = os.read(reader, 1 << 16)
+    os.close(reader)
+    assert found.startswith(b"id,target\n") and found.count(b"\n") == 12
     assert pipe.is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "run"]
     assert sorted(path.name for path in run_dir.iterdir()) == ["best.safetensors", "config.json"]
 
