@@ -80,12 +80,13 @@ def use(folder: Path, data: Path, lack: str, number: int) -> dict[str, object]:
     with lacking(folder, lack, number):
         failed = {name: ended for name, command in commands.items() if (ended := quietly(command))[0]}
     logging.getLogger().removeHandler(handler)
-    weights, _ = load_weights(folder / "run" / "best.safetensors")
+    is_whole = not failed.keys() & {"train", "weights", "scores"}
+    weights = load_weights(folder / "run" / "best.safetensors")[0] if is_whole else {}
     return {
         "failed": failed,
         "said": said.getvalue(),
         "weights": {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in weights.items()},
-        "submission": (folder / "submission.csv").read_text(),
+        "submission": (folder / "submission.csv").read_text() if is_whole else "",
         "left": sorted(str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name != ".lock"),
     }
 
