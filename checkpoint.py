@@ -1,12 +1,18 @@
 """All that a run needs to go on, through Accelerate's own checkpointing; whole or absent, the last one never lost.
 
-RUN/checkpoints/step-00000123/ holds one; `last` and `best` are links to two of them.
+RUN/checkpoints/step-00000123/ holds one; `last` and `best` are links to two of them, or small files with their names
+where the file system knows no links.
 """
 
+import contextlib
 import itertools
 import json
+import logging
+import mmap
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +21,13 @@ from accelerate.utils.other import load as load_plain
 from safetensors import SafetensorError
 
 from shard_tools.errors import InputError
-from shard_tools.files import file_sha256
+from shard_tools.files import NOT_SUPPORTED, file_sha256, naming, put_in_place, say_once, sync, write_whole
 
 _FOLDER = "checkpoints"
 _HASHES = "sha256.json"  # neither safetensors nor torch.load notices a flipped bit
+_NAME = re.compile(r"step-([0-9]{8,})(?:-([0-9]+))?\Z")
 LAST, BEST = "last", "best"
+_log = logging.getLogger(__name__)
 
 
 def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bool = False) -> None:
@@ -39,28 +47,45 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bo
     except (RuntimeError, SafetensorError) as error:  # what they make of a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         reason = str(error).splitlines()[0][:200]
-        raise InputError(f"{folder / name}: could not be written ({reason}); the last checkpoint is whole") from None
+        raise InputError(
+            f"{folder / name}: could not be written ({reason}); the checkpoint before it is whole: free some space and "
+            "run the same command with --resume"
+        ) from None
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (temporary / _HASHES).write_text(json.dumps(_read_hashes(temporary), indent=1) + "\n")
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)  # or a power cut could leave nothing but the name, after the one before is gone
-        name = next(name for name in _names(step) if name not in _pointed_to(folder))
-        shutil.rmtree(folder / name, ignore_errors=True)
-        temporary.rename(folder / name)
-        for link in (LAST, BEST) if best else (LAST,):
-            _point(folder / link, name)
-        kept = _pointed_to(folder)
-        for path in [*folder.glob("step-*"), *folder.glob(".*.tmp")]:
-            if path.name not in kept:
-                shutil.rmtree(path)
+        with naming(folder / name):
+            _keep(folder, temporary, step, best)
     accelerator.wait_for_everyone()
+
+
+def _keep(folder: Path, temporary: Path, step: int, best: bool) -> None:
+    """Give what was written its name, and let go of the checkpoints before it."""
+    (temporary / _HASHES).write_text(json.dumps(_read_hashes(temporary), indent=1) + "\n")
+    for path in [*temporary.rglob("*"), temporary]:
+        sync(path)  # or a power cut could leave nothing but the name, after the one before is gone
+    name = next(name for name in _names(step) if name not in _pointed_to(folder))
+    shutil.rmtree(folder / name, ignore_errors=True)
+    temporary.rename(folder / name)
+    for pointer in (LAST, BEST) if best else (LAST,):
+        _point(folder / pointer, name)
+    kept = _pointed_to(folder)
+    for path in [*folder.glob("step-*"), *folder.glob(".*.tmp")]:
+        if path.name not in kept:
+            _remove(path)
 
 
 def point_best_to_last(run_dir: Path) -> None:
     """Keep the last checkpoint as the best so far."""
     folder = run_dir / _FOLDER
-    _point(folder / BEST, (folder / LAST).readlink().name)
+    last = _named(folder / LAST)
+    if last is not None:
+        _point(folder / BEST, last)
+
+
+def names_a_checkpoint(run_dir: Path) -> bool:
+    """Whether something says which checkpoint is the last, and it is there, whole or not."""
+    name = _named(run_dir / _FOLDER / LAST)
+    return name is not None and (run_dir / _FOLDER / name).is_dir()
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -69,28 +94,56 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
-    """Restore the last checkpoint; False where there is none. Raises InputError where it cannot be read."""
-    last = run_dir / _FOLDER / LAST
-    if not last.is_symlink():
+    """Restore the last checkpoint; False where there is none. Raises InputError where it cannot be read.
+
+    Every rank calls it. Where nothing says which is the last, it is the newest that is whole.
+    """
+    folder = run_dir / _FOLDER
+    if accelerator.is_main_process:
+        _mend_pointers(folder)
+    accelerator.wait_for_everyone()
+    last = folder / LAST
+    name = _named(last)
+    if name is None or not (folder / name).is_dir():
         return False
     try:
-        step = last.resolve(strict=True)
-        stated = json.loads((step / _HASHES).read_bytes())
-        found = _read_hashes(step)
-        changed = sorted(name for name in {**stated, **found} if stated.get(name) != found.get(name))
-        if changed:
-            raise ValueError(f"{changed[0]} is missing or changed after it was written")
-        for path in step.glob("custom_checkpoint_*.pkl"):
+        damage = _damage(folder / name)
+        if damage:
+            raise ValueError(damage)
+        for path in (folder / name).glob("custom_checkpoint_*.pkl"):
             # Accelerate would run whatever code a pickle in these holds; this raises on all but plain data.
             load_plain(path, map_location="cpu")
-        accelerator.load_state(str(step))
+        with _mappable(folder / name) as source:
+            accelerator.load_state(str(source))
     except Exception as error:  # damaged pickles raise about every error that there is
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"{last}: could not be read as a checkpoint of this run ({reason}); point it to another one of its "
-            f"folder, or delete {run_dir} to start over"
+            f"{last}: could not be read as a checkpoint of this run ({reason}); delete {last} and {name} to go on from "
+            f"the newest whole one that is left, or delete {run_dir} to start over"
         ) from None
     return True
+
+
+def rehearse_checkpoint(run_dir: Path) -> None:
+    """Do in small what a checkpoint takes, so that what the file system lacks is known now and not in an hour.
+
+    Raises OSError where it is more than we can go on without.
+    """
+    folder = run_dir / ".rehearsal"
+    _remove(folder)
+    try:
+        for name in ("step-00000001", "step-00000002"):
+            (folder / f".{name}.tmp").mkdir(parents=True)
+            write_whole(folder / f".{name}.tmp" / _HASHES, name)
+            sync(folder / f".{name}.tmp")
+            (folder / f".{name}.tmp").rename(folder / name)
+            write_whole(folder / "weights", name)
+            _point(folder / LAST, name)
+    except OSError as error:
+        error.filename = str(run_dir)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _names(step: int) -> Iterator[str]:
@@ -99,15 +152,90 @@ def _names(step: int) -> Iterator[str]:
 
 
 def _pointed_to(folder: Path) -> set[str]:
-    return {(folder / link).readlink().name for link in (LAST, BEST) if (folder / link).is_symlink()}
+    return {name for name in (_named(folder / pointer) for pointer in (LAST, BEST)) if name is not None}
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _named(pointer: Path) -> str | None:
+    """The checkpoint that a link, or a small file, names; None where there is neither."""
+    if pointer.is_symlink():
+        return pointer.readlink().name
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        name = pointer.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if _NAME.match(name) else None
+
+
+def _point(pointer: Path, target: str) -> None:
+    """Make `pointer` a symbolic link to `target`, or a file with its name, replacing it in one step."""
+    temporary = pointer.with_name(f".{pointer.name}.link.tmp")
+    _remove(temporary)
+    try:
+        temporary.symlink_to(target)
+    except OSError as error:
+        say_once(
+            "symlink",
+            f"{pointer.parent.parent}: no symbolic links here ({error.strerror}); {LAST} and {BEST} of its checkpoints "
+            "are files that name them instead",
+        )
+        temporary.write_text(target + "\n")
+        sync(temporary)
+    if pointer.is_dir() and not pointer.is_symlink():
+        shutil.rmtree(pointer)
+    put_in_place(temporary, pointer)
+
+
+def _mend_pointers(folder: Path) -> None:
+    """Make `last` name a checkpoint again, after a copy that followed links or dropped them.
+
+    Raises InputError where checkpoints lie there, none of them whole.
+    """
+    if not folder.is_dir():
+        return
+    for pointer in (folder / LAST, folder / BEST):
+        if pointer.is_dir() and not pointer.is_symlink() and not _damage(pointer):
+            _adopt(pointer)
+    if names_a_checkpoint(folder.parent):
+        return
+    found = sorted((path for path in folder.glob("step-*") if _NAME.match(path.name)), key=_age, reverse=True)
+    damages = {path: _damage(path) for path in found}
+    whole = next((path for path in found if not damages[path]), None)
+    if whole is not None:
+        _log.warning("%s: names no checkpoint; going on from the newest whole one, %s", folder / LAST, whole.name)
+        _point(folder / LAST, whole.name)
+    elif found:
+        reason = f"{found[0].name}: {damages[found[0]]}"
+        raise InputError(
+            f"{folder}: holds no whole checkpoint ({reason}); copy one from where the run was made, or delete "
+            f"{folder.parent} to start over"
+        )
+
+
+def _adopt(copy: Path) -> None:
+    """Give a checkpoint that lies where a pointer to it should be its own name, and make the pointer."""
+    hashes = (copy / _HASHES).read_bytes()
+    twins = [path for path in copy.parent.glob("step-*") if _NAME.match(path.name) and not _damage(path)]
+    twin = next((path for path in twins if (path / _HASHES).read_bytes() == hashes), None)
+    if twin is None:
+        step = int(load_plain(copy / "custom_checkpoint_0.pkl", map_location="cpu")["step"])
+        twin = next(copy.with_name(name) for name in _names(step) if not copy.with_name(name).exists())
+        copy.rename(twin)
+    _point(copy, twin.name)
+
+
+def _age(path: Path) -> tuple[int, int]:
+    found = _NAME.match(path.name)
+    return (int(found[1]), int(found[2] or 1)) if found else (0, 0)
+
+
+def _damage(step: Path) -> str:
+    """What is wrong with a checkpoint's files; empty where they are those that were written."""
+    try:
+        stated, found = json.loads((step / _HASHES).read_bytes()), _read_hashes(step)
+        changed = sorted(name for name in {**stated, **found} if stated.get(name) != found.get(name))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return f"{changed[0]} is missing or changed after it was written" if changed else ""
 
 
 def _read_hashes(folder: Path) -> dict[str, str]:
@@ -116,9 +244,24 @@ def _read_hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_sha256(path) for path in paths}
 
 
-def _point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`, replacing it in one step."""
-    temporary = link.with_name(f".{link.name}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
+@contextlib.contextmanager
+def _mappable(step: Path) -> Iterator[Path]:
+    """A checkpoint where its files can be mapped, as safetensors does: itself, or a copy for as long as it is read."""
+    try:
+        with (step / _HASHES).open("rb") as file:
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ).close()
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        with tempfile.TemporaryDirectory() as copies:
+            yield Path(shutil.copytree(step, Path(copies, step.name), copy_function=shutil.copyfile))
+        return
+    yield step
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

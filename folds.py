@@ -100,6 +100,6 @@ def _read_logits(path: Path, keys: list[str]) -> npt.NDArray[np.float64]:
     if scores is None or len(scores.keys) != len(keys) or found.keys() != set(keys):
         raise InputError(
             f"{path}: expected a score for each of the {len(keys):,} ids of its fold; delete {path.parent}, and the "
-            "same command trains that fold again"
+            "same command with --resume trains that fold again"
         )
     return np.array([found[key] for key in keys])

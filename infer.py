@@ -27,6 +27,7 @@ from pipeline.plan import Order, Share
 from report import write_waterfalls
 from sections import Scored, write_prediction_report
 from shard_tools.errors import InputError, run_command
+from shard_tools.files import is_stream
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.progress import progress
 from shard_tools.store import StoreConfig
@@ -47,7 +48,7 @@ class InferConfig:
     weights: tuple[Path, ...]
     """Files of weights (train.py's best.safetensors); their predictions are averaged."""
     out: Path = Path("submission.csv")
-    """The submission; a picture of its best candidates is written beside it."""
+    """The submission; a picture of its best candidates is written beside it, but not beside a device or a pipe."""
     split: Literal["test", "train"] = "test"
     """The split to score."""
     average: Average = "logits"
@@ -213,10 +214,13 @@ def infer(config: InferConfig) -> None:
         write_submission(
             config.out, keys, dict(zip(manifest.keys_of(rows), score.tolist(), strict=True)), config.fill_missing
         )
-        picture = _write_picture(config, manifest, scored)
-        _print_summary(config, manifest, keys, scored, [each.about for each in trained], picture)
-        page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
-        print(f"report:      {page}")
+        pictures = [] if is_stream(config.out) else [_write_picture(config, manifest, scored)]
+        _print_summary(config, manifest, keys, scored, [each.about for each in trained], pictures)
+        if is_stream(config.out):
+            _log.info("%s is no file: the submission alone is written, no picture and no report", config.out)
+        else:
+            page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
+            print(f"report:      {page}")
     accelerator.end_training()
 
 
@@ -237,12 +241,13 @@ def _print_summary(
     keys: Sequence[str],
     scored: Scored,
     abouts: Sequence[dict[str, Any]],
-    picture: Path,
+    pictures: list[Path],
 ) -> None:
     print(f"submission:  {config.out}  ({len(keys):,} ids)")
     beside = {path.parent for path in config.weights}
-    pictures = [folder / name for folder in sorted(beside) for name in ("curves.png", "roc.png")]
-    print("pictures:    " + "\n             ".join(str(path) for path in [picture, *pictures] if path.is_file()))
+    pictures = [*pictures, *(folder / name for folder in sorted(beside) for name in ("curves.png", "roc.png"))]
+    if shown := [str(path) for path in pictures if path.is_file()]:
+        print("pictures:    " + "\n             ".join(shown))
     for path, about in zip(config.weights, abouts, strict=True):
         print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")
     if (scored.target >= 0).all():

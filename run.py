@@ -20,7 +20,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from checkpoint import has_checkpoint
+from checkpoint import has_checkpoint, rehearse_checkpoint
 from config import TrainConfig, check_same_run, run_identity, to_dict
 from finite import FiniteWatch
 from interruption import Interruption
@@ -29,7 +29,7 @@ from optimiser import build_optimiser
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
-from shard_tools.files import folder_lock
+from shard_tools.locks import folder_lock
 from shard_tools.manifest import Manifest
 
 CONFIG = "config.json"
@@ -209,6 +209,7 @@ def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifes
             config.run_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock(config.run_dir, ".lock"))
             check_run_dir(config, accelerator, manifest)
+            rehearse_checkpoint(config.run_dir)
         accelerator.wait_for_everyone()
         yield
 

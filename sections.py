@@ -15,7 +15,18 @@ from accelerate import Accelerator
 
 from machine import machine, versions
 from metrics import average_precision, calibration, recall_at_fpr, roc_auc
-from page import SECTIONS, Block, Picture, Section, to_picture, to_rows, write_page, write_run_page, write_section
+from page import (
+    SECTIONS,
+    Block,
+    Picture,
+    Section,
+    read_section,
+    to_picture,
+    to_rows,
+    write_page,
+    write_run_page,
+    write_section,
+)
 from report import (
     draw_calibration,
     draw_curve,
@@ -28,6 +39,7 @@ from report import (
 from scores import read_scores
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.dedoppler import find_drift
+from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.trivial import read_snippets
 
@@ -128,7 +140,8 @@ def write_prediction_report(
     """Write what was predicted to a page and return where it is.
 
     Where all weights lie in one run's folder that is ours to write in, that run's page gets the section; else the
-    prediction has a page of its own beside the submission. Raises as `write_training_report`.
+    prediction has a page of its own beside the submission. Predictions of other submissions stay on the page. Raises
+    as `write_training_report`.
     """
     facts = {
         "submission": str(out),
@@ -149,15 +162,27 @@ def write_prediction_report(
         Block("Best candidates", _about_drift(manifest), pictures=_waterfalls(manifest, scored, best),
               is_gallery=True),
     ]  # fmt: skip
-    section = Section(f"Prediction: {split}", f"Made {_now()}.", blocks)
+    section = Section(f"Prediction: {split}", f"{out.name}, made {_now()}.", blocks)
     folder = weights[0].parent
     is_of_the_run = {path.parent for path in weights} == {folder} and (folder / "config.json").is_file()
     if is_of_the_run and os.access(folder, os.W_OK):
-        write_section(folder, f"2-prediction-{split}", section)
+        write_section(folder, _section_of(folder, split, out), section)
         return write_run_page(folder)
     page = out.with_name(f"{out.stem}.report.html")
     write_page(page, out.stem, [section])
     return page
+
+
+def _section_of(folder: Path, split: str, out: Path) -> str:
+    """The name of a submission's section: its own of before, else one that is free, in the order they were made."""
+    for name in (f"2-prediction-{split}{suffix}" for suffix in ("", *(f"_{number:02d}" for number in range(2, 100)))):
+        path = folder / SECTIONS / f"{name}.json"
+        if not path.is_file():
+            return name
+        said = dict(row for block in read_section(path).blocks for row in block.rows)
+        if Path(said.get("submission", "")).resolve() == out.resolve():
+            return name
+    raise InputError(f"{folder / SECTIONS}: holds 99 predictions of {split}; delete those that are done with")
 
 
 def _headline(scored: Scored) -> list[tuple[str, str, str]]:

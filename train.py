@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from checkpoint import load_last_checkpoint, point_best_to_last, save_checkpoint
+from checkpoint import point_best_to_last, save_checkpoint
 from config import TrainConfig, parse_train_config, run_identity, to_dict
 from drivers import check_gpu
 from environment import cpu_is_asked_for
@@ -31,6 +31,7 @@ from pipeline.loader import Batch
 from pipeline.plan import Share
 from pipeline.timed import Timed
 from report import write_curves, write_roc
+from resume import resume
 from run import CONFIG, Run, about_weights, build_network, build_run, own_run_dir
 from scores import read_scores, write_scores
 from sections import write_training_report
@@ -158,8 +159,8 @@ def train(config: TrainConfig) -> None:
             identity = run_identity(config, manifest.identity, accelerator.num_processes)
             write_whole(config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
         accelerator.init_trackers("needlestream", to_dict(config))
-        if config.resume and load_last_checkpoint(accelerator, config.run_dir):
-            _log.info("going on after step %d", run.progress.step)
+        if config.resume:
+            resume(run)
         _log.info(
             "training on %s (%s, %s): %s cadences, validation on %s of fold %d",
             "1 rank" if accelerator.num_processes == 1 else f"{accelerator.num_processes} ranks",
@@ -265,4 +266,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, again="run the same command with --resume"))

@@ -1,20 +1,22 @@
 """A run's own weights: written and read as safetensors with what is needed to use them, and put into a model."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 
 _METADATA, _SHA256 = "needlestream", "sha256"
+_LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 _NAMED = 6  # tensors that a message names
 
 
@@ -38,9 +40,9 @@ def _digest(tensors: dict[str, Tensor], about: str) -> str:
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read weights and what was said about them. Raises InputError where the file is not such weights."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        # Read, not mapped: not every file system can map files, and all of it is hashed anyway.
+        data = path.read_bytes()
+        tensors, metadata = load(data), _read_metadata(io.BytesIO(data))
         text, stated = metadata[_METADATA], metadata[_SHA256]
         if _digest(tensors, text) != stated:
             raise InputError(f"{path}: changed after it was written (its SHA-256 does not match); train again")
@@ -56,10 +58,25 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def is_ours(path: Path) -> bool:
     """Whether `save_weights` wrote a file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return _METADATA in (file.metadata() or {})
-    except (SafetensorError, OSError):
+        with path.open("rb") as file:
+            return _METADATA in _read_metadata(file)
+    except (ValueError, OSError):
         return False
+
+
+def _read_metadata(file: BinaryIO) -> dict[str, str]:
+    """What a safetensors file says of itself: its header's length in 8 bytes, then the header, which is JSON.
+
+    Raises ValueError where there is no such header.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    header = json.loads(file.read(length))
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError("no metadata")
+    return metadata
 
 
 def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:

@@ -1,33 +1,134 @@
-"""Files that appear under their name only when they are whole, and folders that one process at a time may fill."""
+"""Files that appear under their name only when they are whole, on file systems that lack one call or another too."""
 
 import contextlib
-import fcntl
+import errno
 import hashlib
+import logging
 import os
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from shard_tools.errors import InputError
-
 _CHUNK_BYTES = 1 << 20
+NOT_SUPPORTED = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.ENOTTY, errno.ENODEV}
+)
+"""What file systems answer to a call that they do not know."""
+_CANNOT_REPLACE = NOT_SUPPORTED | {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY}
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` at the end, or remove it if the body raises.
 
+    A symbolic link stays, and the file that it points to is replaced. A device or a pipe gets the bytes at the end.
     Not `durable`: whole after any end of the process, but not after a power cut, and much faster for small files.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder, naming(path):
+            temporary = Path(folder, "whole")
+            yield temporary
+            _pour(temporary, path)
+        return
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
             yield temporary
             if durable:
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-            temporary.replace(path)
+                sync(temporary)
+            put_in_place(temporary, place)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # that name says nothing to whoever reads the message
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone as a rule; a read-only file system refuses even that
+            temporary.unlink()
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is something to write into, not to replace: a device, a pipe, or our own standard output."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _open_already(path) is not None
+
+
+def _open_already(path: Path) -> int | None:
+    """The descriptor of our standard output or error, where a path is one: /dev/stdout, sent to a file by a shell."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+    return None
+
+
+def _pour(source: Path, stream: Path) -> None:
+    """Copy a file's bytes into a device or a pipe, which is neither made nor cut."""
+    known = _open_already(stream)
+    # Its own descriptor knows how far it was written; what Python still holds back comes first.
+    if known is not None and sys.stdout is not None:
+        sys.stdout.flush()
+    descriptor = os.open(stream, os.O_WRONLY | os.O_APPEND) if known is None else os.dup(known)
+    with source.open("rb") as whole, os.fdopen(descriptor, "wb", buffering=0) as into:
+        shutil.copyfileobj(whole, into)
+
+
+def put_in_place(new: Path, place: Path) -> None:
+    """Rename `new` to `place`, and replace what lies there: in one step, where the file system can do that.
+
+    Else what lies there goes aside first, and comes back if the second step fails.
+    """
+    try:
+        new.replace(place)
+    except OSError as error:
+        if error.errno not in _CANNOT_REPLACE or not os.path.lexists(place) or place.is_dir() > place.is_symlink():
+            raise
+        aside = place.with_name(f".{place.name}.{os.getpid()}.old.tmp")
+        place.rename(aside)
+        say_once(
+            "rename",
+            f"{place.parent}: files cannot be replaced in one step here ({error.strerror}). Going on in two steps; a "
+            "kill between them leaves the old file under a hidden name that ends in .old.tmp",
+        )
+        try:
+            new.rename(place)
+        except OSError:
+            aside.rename(place)
+            raise
+        aside.unlink()
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder written to the disk, where the file system can do that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        say_once(
+            "fsync",
+            f"{path.parent}: this file system does not say when data are on the disk (fsync: {error.strerror}). Going "
+            "on without; a power cut may damage what was written last",
+        )
+
+
+def say_once(lack: str, message: str) -> None:
+    """Warn of something that a file system lacks, the first time that it is met."""
+    if lack not in _said:
+        _said.add(lack)
+        _log.warning("%s", message)
 
 
 @contextlib.contextmanager
@@ -53,17 +154,3 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold the folder's lock file `name`; raise InputError if another process holds it."""
-    with (folder / name).open("w") as file:
-        try:
-            # The kernel lets go of it when the process dies, however it dies.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process is writing here; wait for it, or choose another folder"
-            ) from None
-        yield

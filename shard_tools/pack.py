@@ -17,7 +17,8 @@ from shard_tools.catalog import SPLITS, Catalog, Record, common_shape, digest_ca
 from shard_tools.conversions import Conversions, report_conversions
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
-from shard_tools.files import file_sha256, folder_lock, write_whole
+from shard_tools.files import file_sha256, write_whole
+from shard_tools.locks import folder_lock
 from shard_tools.manifest import (
     MANIFEST,
     TAR_BLOCK,

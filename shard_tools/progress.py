@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from shard_tools.streams import is_terminal
+
 _SECONDS_BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -15,7 +17,7 @@ T = TypeVar("T")
 
 def progress(items: Iterable[T], total: int, label: str, unit: str = "cadences") -> Iterator[T]:
     """Yield `items` while showing how many of `total` are done, the rate and the time left."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         yield from tqdm(items, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=False)
         return
     # tqdm's carriage returns make one endless line of a log file.

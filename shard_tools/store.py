@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shard_tools.errors import InputError
+from shard_tools.files import NOT_SUPPORTED, say_once
 
 Bytes = npt.NDArray[np.uint8]
 Check = Callable[[int], None]
@@ -118,7 +119,7 @@ def read_into(path: str, offset: int, parts: Sequence[Bytes]) -> int:
     try:
         left, done = [part.data for part in parts], 0
         while left:
-            count = os.preadv(descriptor, left, offset + done)
+            count = _read_some(descriptor, left, offset + done)
             if count == 0:
                 break
             done += count
@@ -127,8 +128,24 @@ def read_into(path: str, offset: int, parts: Sequence[Bytes]) -> int:
             if left:
                 left[0] = left[0][count:]
         return done
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
     finally:
         os.close(descriptor)
+
+
+def _read_some(descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+    """Fill `parts` from an offset on, as far as one call goes; return how many bytes there were."""
+    try:
+        return os.preadv(descriptor, parts, offset)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        say_once("preadv", f"no reads into several parts (preadv: {error.strerror}); samples are read more slowly")
+        found = os.pread(descriptor, len(parts[0]), offset)
+        parts[0][: len(found)] = found
+        return len(found)
 
 
 def is_remote(place: str | Path) -> bool:

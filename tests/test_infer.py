@@ -17,6 +17,8 @@ import torch
 from infer import InferConfig, build_accelerator, infer, load_trained, predict_all
 from metrics import roc_auc, sigmoid
 from model import ModelConfig, build_model
+from page import read_section
+from sections import write_prediction_report
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
@@ -310,3 +312,41 @@ def test_weights_carry_what_is_needed_to_use_them(weights: list[Path]) -> None:
     state, about = load_weights(weights[0])
     assert about == json.loads(json.dumps(ABOUT))
     fill_model(build_model(ModelConfig("swin_nano"), 2, 28, 56), state, "here")
+
+
+def test_a_pipe_gets_the_submission_and_nothing_is_written_beside_it(
+    manifest: Manifest, weights: list[Path], tmp_path: Path
+) -> None:
+    """Into the run's own page neither: a pipe is read once and gone."""
+    run_dir, pipe = tmp_path / "run", tmp_path / "pipe"
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text("{}")
+    shutil.copy(weights[0], run_dir / "best.safetensors")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    infer(config_of(manifest, [run_dir / "best.safetensors"], pipe))
+    found = os.read(reader, 1 << 16)
+    os.close(reader)
+    assert found.startswith(b"id,target\n") and found.count(b"\n") == 12
+    assert pipe.is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "run"]
+    assert sorted(path.name for path in run_dir.iterdir()) == ["best.safetensors", "config.json"]
+
+
+def test_a_second_prediction_with_a_runs_weights_leaves_the_first_on_its_page(
+    manifest: Manifest, weights: list[Path], tmp_path: Path
+) -> None:
+    """Each submission has a section of its own, which alone is replaced when it is made again."""
+    (tmp_path / "config.json").write_text("{}")
+    shutil.copy(weights[0], tmp_path / "best.safetensors")
+    rows = manifest.rows("test")[:1].astype(np.int64)
+
+    def predict_to(name: str, score: float) -> None:
+        out = tmp_path / name
+        write_prediction_report([tmp_path / "best.safetensors"], out, "test", manifest, rows, np.array([score]), 1)
+
+    for name, score in (("one.csv", 0.125), ("two.csv", 0.25), ("three.csv", 0.5), ("two.csv", 0.75)):
+        predict_to(name, score)
+    sections = [read_section(path) for path in sorted((tmp_path / "report").glob("*.json"))]
+    assert [section.about.partition(",")[0] for section in sections] == ["one.csv", "two.csv", "three.csv"]
+    page = (tmp_path / "report.html").read_text()
+    assert [f"score {score:.4f}" in page for score in (0.125, 0.25, 0.5, 0.75)] == [True, False, True, True]

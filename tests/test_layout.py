@@ -28,6 +28,7 @@ LOOP = (
     "folds",
     "infer",
     "optimiser",
+    "resume",
     "run",
     "scores",
     "submission",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import train as train_module
-from config import TrainConfig
+from config import TrainConfig, run_identity
 from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
@@ -257,3 +258,114 @@ def test_two_trainings_into_one_folder_are_one_too_many(manifest: Manifest, tmp_
         train(dataclasses.replace(config, resume=True))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+@pytest.fixture(scope="module")
+def finished(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run of two epochs."""
+    config = tiny_config(manifest.root, tmp_path_factory.mktemp("copied") / "run", model=ModelConfig("swin_nano"))
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def stopped(finished: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The same run, killed in its second validation: `best` is of the first epoch, `last` of the second."""
+    config = dataclasses.replace(finished, run_dir=tmp_path_factory.mktemp("stopped") / "run")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "validate", stop_in_second_validation(config, train_module.validate))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    return config
+
+
+def stop_in_second_validation(config: TrainConfig, validate: Callable[..., object]) -> Callable[..., object]:
+    def once(run: object) -> object:
+        if (config.run_dir / "metrics.jsonl").exists():
+            raise KeyboardInterrupt
+        return validate(run)
+
+    return once
+
+
+def copied(config: TrainConfig, to: Path, how: str) -> TrainConfig:
+    """The run in another folder, as tools copy folders: without links, with what they point to, or without a part."""
+    shutil.copytree(config.run_dir, to, symlinks=how != "links followed")
+    checkpoints = to / "checkpoints"
+    last = (checkpoints / "last").resolve()
+    if how == "no checkpoints":
+        shutil.rmtree(checkpoints)
+    if how in ("links dropped", "newest damaged"):
+        for pointer in ("last", "best"):
+            (checkpoints / pointer).unlink(missing_ok=True)
+    if how == "links followed, steps dropped":
+        for path in checkpoints.glob("step-*"):
+            if path != last:
+                shutil.rmtree(path)
+        for pointer in ("best", "last"):
+            (checkpoints / pointer).unlink(missing_ok=True)
+        last.rename(checkpoints / "last")
+    if how == "names instead of links":
+        for pointer in ("last", "best"):
+            if (checkpoints / pointer).is_symlink():
+                name = (checkpoints / pointer).readlink().name
+                (checkpoints / pointer).unlink()
+                (checkpoints / pointer).write_text(f"{name}\n")
+    if how == "newest damaged":
+        state = last / "model.safetensors"
+        state.write_bytes(state.read_bytes()[:-1] + b"x")
+    return dataclasses.replace(config, run_dir=to, resume=True)
+
+
+COPIES = ["as it was", "links followed", "links dropped", "links followed, steps dropped", "names instead of links"]
+
+
+@pytest.mark.parametrize("how", [*COPIES, "no checkpoints", "newest damaged"])
+def test_a_finished_run_that_was_copied_is_never_trained_over(finished: TrainConfig, tmp_path: Path, how: str) -> None:
+    config = copied(finished, tmp_path / "run", how)
+    names = ("best.safetensors", "oof.csv", "metrics.jsonl")
+    before = {name: ((config.run_dir / name).read_bytes(), (config.run_dir / name).stat().st_ino) for name in names}
+    train(config)
+    after = {name: ((config.run_dir / name).read_bytes(), (config.run_dir / name).stat().st_ino) for name in names}
+    assert after == before
+
+
+@pytest.mark.parametrize("how", [*COPIES, "newest damaged"])
+def test_a_stopped_run_that_was_copied_goes_on_from_the_newest_whole_checkpoint(
+    stopped: TrainConfig, finished: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """To the same end as the undisturbed run, whichever checkpoint that is; then `last` is what it always was."""
+    config = copied(stopped, tmp_path / "run", how)
+    with caplog.at_level("INFO"):
+        train(config)
+    assert f"going on after step {15 if how == 'newest damaged' else 30}" in caplog.text
+    assert read_history(config.run_dir) == read_history(finished.run_dir)
+    assert same_weights(config, finished)
+    checkpoints = config.run_dir / "checkpoints"
+    assert (checkpoints / "last").is_symlink() and (checkpoints / "last").is_dir()
+    assert not [path for path in checkpoints.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("how", ["no checkpoints", "all damaged"])
+def test_results_without_a_checkpoint_to_go_on_from_are_refused_and_stay(
+    stopped: TrainConfig, tmp_path: Path, how: str
+) -> None:
+    config = copied(stopped, tmp_path / "run", "no checkpoints" if how == "no checkpoints" else "links dropped")
+    for state in config.run_dir.glob("checkpoints/*/model.safetensors"):
+        state.write_bytes(b"")
+    before = (config.run_dir / "best.safetensors").read_bytes()
+    said = "no checkpoint to go on from" if how == "no checkpoints" else "no whole checkpoint"
+    with pytest.raises(InputError, match=said):
+        train(config)
+    assert (config.run_dir / "best.safetensors").read_bytes() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(manifest: Manifest, tmp_path: Path) -> None:
+    config = tiny_config(manifest.root, tmp_path / "run", epochs=1, resume=True)
+    config.run_dir.mkdir()
+    identity = run_identity(config, manifest.identity, 1)
+    (config.run_dir / "config.json").write_text(json.dumps(identity))
+    (config.run_dir / "checkpoints" / ".step-00000015.tmp").mkdir(parents=True)
+    train(config)
+    assert len(read_history(config.run_dir)) == 1

@@ -1,0 +1,55 @@
+"""Where libraries keep what they compiled or looked up: a place that can be written, before they are imported."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+
+
+def place_library_caches() -> None:
+    """Give Numba and matplotlib a folder for temporary files where they would find no place of their own.
+
+    Without one Numba refuses to compile, and matplotlib to be imported: in a container whose user has no home and may
+    not write to the code. What the user has set stays.
+    """
+    with contextlib.suppress(OSError):  # nothing at all can be written: what needs a cache will say so
+        if "NUMBA_CACHE_DIR" not in os.environ and not _numba_finds_a_place():
+            os.environ["NUMBA_CACHE_DIR"] = str(_own_folder() / "numba")
+        if "MPLCONFIGDIR" not in os.environ and not _can_write(_home("XDG_CONFIG_HOME", ".config") / "matplotlib"):
+            os.environ["MPLCONFIGDIR"] = str(_own_folder() / "matplotlib")
+
+
+def _numba_finds_a_place() -> bool:
+    """Numba's own order: beside the code, else in the user's folder for caches."""
+    beside = [package / "__pycache__" for package in (_PACKAGE, _PACKAGE.parent / "pipeline")]
+    return all(map(_can_write, beside)) or _can_write(_home("XDG_CACHE_HOME", ".cache") / "numba")
+
+
+def _home(variable: str, default: str) -> Path:
+    """A user's folder of some kind; one that is nowhere, so can't be written, for a user without a home."""
+    given = os.environ.get(variable)
+    # Without HOME, and for a user of no name, "~" stays as it is: it would be a folder of that name right here.
+    home = given or str(Path(os.path.expanduser("~"), default))  # noqa: PTH111 (Path.expanduser raises)
+    return Path(home) if os.path.isabs(home) else Path(os.devnull, "home")  # noqa: PTH117
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _own_folder() -> Path:
+    """A folder that is this user's alone: Numba runs what lies in its cache."""
+    folder = Path(tempfile.gettempdir(), f"needlestream-caches-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    about = folder.lstat()
+    is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
+    return folder if is_ours else Path(tempfile.mkdtemp(prefix="needlestream-caches-"))

@@ -1,0 +1,40 @@
+"""Standard streams that may be absent, closed, or of an encoding that lacks what we print."""
+
+import contextlib
+import os
+import sys
+from typing import IO
+
+
+def prepare_streams() -> None:
+    """Make standard output and error such that a print or a log line can end no command.
+
+    Services, schedulers and `2>&-` start a program without them: then what is said goes nowhere.
+    """
+    _fill_descriptors()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 (for as long as the process lives)
+        elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fill_descriptors() -> None:
+    """Open what is closed of 0, 1 and 2: or the next file would be opened as one, and get what libraries print."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def mute(stream: IO[str] | None) -> None:
+    """Send what is still to be written to a stream nowhere: Python must not find its pipe broken again at the exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())  # type: ignore[union-attr]
+        os.close(descriptor)
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether someone looks at a stream; not where there is none."""
+    return stream is not None and not stream.closed and stream.isatty()
