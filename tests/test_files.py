@@ -63,12 +63,16 @@ def test_a_device_stays_a_device(tmp_path: Path) -> None:
 
 
 def test_our_own_standard_output_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    script = "import pathlib, shard_tools.files as f; print('before', flush=True); "
-    script += "f.write_whole(pathlib.Path('/dev/stdout'), 'scores\\n'); print('after')"
+    """By a link of our own like /dev/stdout: code that replaces it must not replace the machine's."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    script = "import pathlib, sys, shard_tools.files as f; print('before', flush=True); "
+    script += "f.write_whole(pathlib.Path(sys.argv[1]), 'scores\\n'); print('after')"
+    words = [sys.executable, "-c", script, tmp_path / "stdout"]
     with (tmp_path / "out").open("wb") as out:
-        subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=out, check=True)
+        subprocess.run(words, cwd=ROOT, stdout=out, check=True)
         assert os.fstat(out.fileno()).st_nlink == 1
     assert (tmp_path / "out").read_text() == "before\nscores\nafter\n"
+    assert (tmp_path / "stdout").is_symlink() and names_in(tmp_path) == ["out", "stdout"]
 
 
 # A process that holds the lock of a folder until it is killed. flock is refused as NFS without a lock daemon does.
