@@ -1,8 +1,8 @@
 """The optimiser: which weights decay, and how the state in a checkpoint finds its weights again."""
 
+import fnmatch
 import itertools
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -35,15 +35,14 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 def undecayed(model: nn.Module) -> set[str]:
     """Names of the weights that any part of a model asks not to decay, by timm's `no_weight_decay`.
 
-    Parts name their weights in full, by their last words, or by a pattern, as timm's models do.
+    A part gives names, or patterns of names, below itself.
     """
     names = [name for name, _ in model.named_parameters()]
     found = set()
     for path, part in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for asked in part.no_weight_decay() if callable(getattr(part, "no_weight_decay", None)) else ():
-            patterns = (prefix + asked, f"{prefix}*.{asked}")
-            found |= {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        asks = getattr(part, "no_weight_decay", None)
+        for asked in asks() if callable(asks) else ():
+            found |= set(fnmatch.filter(names, f"{path}.{asked}" if path else asked))
     return found
 
 

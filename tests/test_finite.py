@@ -15,18 +15,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import run as run_module
+import train as train_module
 from config import TrainConfig
 from finite import FiniteWatch
 from infer import build_accelerator
 from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader
+from pipeline.plan import Share
 from run import Run, build_run
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.conftest import folder_bytes
 from tests.launch import command_line, flags
 from tests.tiny import pack_tiny, tiny_config
-from train import train, train_step
+from train import soft_target_loss, train, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOBAL_BATCH = 6  # 40 training cadences: 7 steps an epoch
@@ -164,6 +166,20 @@ def test_weights_that_the_last_step_made_useless_are_not_saved(
     assert_checkpoint_is_sound(config, step=1)
 
 
+def test_a_loss_that_overflows_in_one_micro_batch_is_noticed_though_its_gradient_is_finite(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(logit: Tensor, batch: Batch, share: Share) -> Tensor:
+        loss = soft_target_loss(logit, batch, share)
+        return loss + math.inf if SPOILT - 1 in batch.position else loss  # in the first of the step's three
+
+    monkeypatch.setattr(train_module, "soft_target_loss", overflowing)
+    config = quiet_config(manifest, tmp_path / "run", batch_size=2, accumulate=3)
+    with pytest.raises(InputError, match=r"step 4, in epoch 1: the loss or its gradient is not finite"):
+        train(config)
+    assert_checkpoint_is_sound(config, step=3)
+
+
 def test_an_output_that_is_not_finite_in_validation_alone_is_named_not_scored(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +278,7 @@ import math, pathlib, sys
 sys.path.insert(0, {root!r})
 import torch
 import run as run_module
+import train as train_module
 from infer import build_accelerator
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest

@@ -35,7 +35,7 @@ def decay_of(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, fl
         ("swin_tiny_patch4_window7_224", ("relative_position_bias_table",)),
         ("swinv2_cr_tiny_224", ()),
         ("vit_tiny_patch16_224", ("pos_embed", "cls_token")),
-        ("tiny_vit_5m_224", ("attention_biases",)),  # told by the last word of their names
+        ("tiny_vit_5m_224", ("attention_biases",)),
         ("xcit_nano_12_p16_224", ("temperature", "pos_embed", "cls_token")),  # told by parts, and by a pattern
         ("edgenext_xx_small", ("temperature",)),
         ("resnet18", ()),  # has no such list
