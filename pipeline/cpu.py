@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.batches import Planned
 from pipeline.buffers import BufferPool
-from pipeline.cpu_canvas import CpuCanvas, Float16s
+from pipeline.cpu_canvas import CpuCanvas, Float16s, write_views
 from pipeline.draws import Draws, Float32s
 from pipeline.skipping import BadSamples
 from shard_tools.errors import InputError, StoreError
@@ -120,7 +120,7 @@ class CpuImages:
         else:
             image = np.empty(self._canvas.image_shape, np.float32)
             self._canvas.write_image(snippets[0], image)
-            self._canvas.write_views(image, self._views or (), images[group[0]])
+            write_views(image, self._views or (), images[group[0]])
 
 
 def _groups(planned: Planned) -> list[Group]:

@@ -46,15 +46,6 @@ class CpuCanvas:
             snippet.view(np.uint16), self._recipe, self._rows, self._columns, work[0, :-1], sums[0], image
         )
 
-    def write_views(self, image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
-        """The TTA views of an image (C, H, W) into (V, C, H, W)."""
-        stacked = image.reshape(self.canvas.stacks, -1, *image.shape[1:])
-        for view, place in zip(views, out, strict=True):
-            # Along both axes on which time runs: the channels of a stack, where it has several, and their rows.
-            time = slice(None, None, -1 if view in ("flip_time", "flip_both") else 1)
-            frequency = slice(None, None, -1 if view in ("flip_frequency", "flip_both") else 1)
-            place[:] = stacked[:, time, time, frequency].reshape(image.shape)
-
     def write_train_images(
         self, snippets: Float16s, draws: Draws, slots: Sequence[int], images: Sequence[Float32s]
     ) -> None:
@@ -99,6 +90,16 @@ class CpuCanvas:
             self._scratch.work = work, np.zeros((2, stacks, height, channels), np.float32)
         found: tuple[Float32s, Float32s] = self._scratch.work
         return found
+
+
+def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
+    """The TTA views of an image (C, H, W) into (V, C, H, W)."""
+    stacked = image.reshape(min(2, len(image)), -1, *image.shape[1:])  # ON and OFF channels, or the one of all
+    for view, place in zip(views, out, strict=True):
+        # Along both axes on which time runs: the channels of a stack, where it has several, and their rows.
+        time = slice(None, None, -1 if view in ("flip_time", "flip_both") else 1)
+        frequency = slice(None, None, -1 if view in ("flip_frequency", "flip_both") else 1)
+        place[:] = stacked[:, time, time, frequency].reshape(image.shape)
 
 
 def resize_weights(old: int, new: int) -> kernels.Weights:

@@ -19,15 +19,18 @@ from pathlib import Path
 import numpy as np
 
 import shard_tools.files as files
-from infer import InferConfig, infer, write_submission
-from model import ModelConfig, load_weights
+from infer import InferConfig, infer
+from model import ModelConfig
 from shard_tools.cache import SampleCache
 from shard_tools.errors import run_command
 from shard_tools.files import file_sha256
 from shard_tools.pack import PackConfig, pack
+from shard_tools.sources import SOURCES
 from shard_tools.verify import verify
+from submission import write_submission
 from tests.tiny import tiny_config, write_tiny_data
 from train import train
+from weights import load_weights
 
 LACKS = {
     "nothing": 0,
@@ -80,14 +83,16 @@ def use(folder: Path, data: Path, lack: str, number: int) -> dict[str, object]:
     with lacking(folder, lack, number):
         failed = {name: ended for name, command in commands.items() if (ended := quietly(command))[0]}
     logging.getLogger().removeHandler(handler)
-    is_whole = not failed.keys() & {"train", "weights", "scores"}
+    is_whole, kept = not failed.keys() & {"train", "weights", "scores"}, (".lock", SOURCES)
     weights = load_weights(folder / "run" / "best.safetensors")[0] if is_whole else {}
     return {
         "failed": failed,
         "said": said.getvalue(),
         "weights": {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in weights.items()},
         "submission": (folder / "submission.csv").read_text() if is_whole else "",
-        "left": sorted(str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name != ".lock"),
+        "left": sorted(
+            str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name not in (".lock", SOURCES)
+        ),
     }
 
 

@@ -37,7 +37,7 @@ def build(manifest: Manifest, engine: str, draws: DrawConfig | None, canvas: obj
 
 def parts_of(images: Any) -> dict[str, Any]:
     """Images, and those of its parts that hold memory."""
-    inner = getattr(images, "_reader", images)
+    inner = images._blocks._reader if hasattr(images, "_blocks") else images
     found = {"images": images, "pool": inner._pool, "threads": inner._executor}
     return found | ({"graph": images._graph} if hasattr(images, "_graph") else {})
 

@@ -82,7 +82,7 @@ def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDA
     views = np.empty((SAMPLES, len(canvas.views), *image.shape), np.float32)
     for snippet, out in zip(snippets, views, strict=True):
         arithmetic.write_image(snippet, image)
-        arithmetic.write_views(image, canvas.views, out)
+        cpu_canvas().write_views(image, canvas.views, out)
     return views
 
 

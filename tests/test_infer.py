@@ -18,7 +18,7 @@ from infer import InferConfig, build_accelerator, infer, load_trained, predict_a
 from metrics import roc_auc, sigmoid
 from model import ModelConfig, build_model
 from page import read_section
-from sections import write_prediction_report
+from sections import Scored, write_prediction_report
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
@@ -342,7 +342,8 @@ def test_a_second_prediction_with_a_runs_weights_leaves_the_first_on_its_page(
 
     def predict_to(name: str, score: float) -> None:
         out = tmp_path / name
-        write_prediction_report([tmp_path / "best.safetensors"], out, "test", manifest, rows, np.array([score]), 1)
+        scored = Scored(rows, manifest.target[rows], np.array([score]))
+        write_prediction_report([tmp_path / "best.safetensors"], out, "test", manifest, scored, 1)
 
     for name, score in (("one.csv", 0.125), ("two.csv", 0.25), ("three.csv", 0.5), ("two.csv", 0.75)):
         predict_to(name, score)

@@ -182,7 +182,8 @@ def test_two_ranks_train_and_predict_as_one_does(
     assert done.returncode == 0, done.stderr
     assert "2 ranks" in done.stderr
     configs = [json.loads((config.run_dir / "config.json").read_text()) for config in (one, two)]
-    assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {"batch_size", "run_dir"}
+    others = {name for name in configs[0] if configs[0][name] != configs[1][name]}
+    assert others - {"loader"} == {"batch_size", "run_dir"}  # ranks share the cores, where there are several
     ours, theirs = read_history(one.run_dir)[0], read_history(two.run_dir)[0]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     weights = one.run_dir / "best.safetensors"
