@@ -83,7 +83,7 @@ def use(folder: Path, data: Path, lack: str, number: int) -> dict[str, object]:
     with lacking(folder, lack, number):
         failed = {name: ended for name, command in commands.items() if (ended := quietly(command))[0]}
     logging.getLogger().removeHandler(handler)
-    is_whole, kept = not failed.keys() & {"train", "weights", "scores"}, (".lock", SOURCES)
+    is_whole = not failed.keys() & {"train", "weights", "scores"}
     weights = load_weights(folder / "run" / "best.safetensors")[0] if is_whole else {}
     return {
         "failed": failed,
