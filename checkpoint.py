@@ -89,8 +89,8 @@ def names_a_checkpoint(run_dir: Path) -> bool:
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run was saved here, whole or not."""
-    return any((run_dir / _FOLDER).glob("step-*"))
+    """Whether a run was saved here, whole or not, and however it was copied."""
+    return any((run_dir / _FOLDER).glob("step-*")) or (run_dir / _FOLDER / LAST).exists()
 
 
 def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:

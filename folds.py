@@ -14,12 +14,11 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import release_memory
 
-from checkpoint import has_checkpoint
 from config import TrainConfig
 from infer import build_accelerator
 from metrics import average_precision, roc_auc
 from report import write_roc
-from run import CONFIG, build_network, check_fold, check_run_dir
+from run import CONFIG, build_network, check_fold, check_run_dir, is_trained
 from scores import read_scores, write_scores
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
@@ -32,7 +31,7 @@ def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None]) -> No
     One after another in this process, so that all ranks stay in step; what `train` raises ends it.
     """
     accelerator = build_accelerator(config.precision)
-    if not any(has_checkpoint(path) for path in config.run_dir.glob("fold*")):
+    if not any(is_trained(path) for path in config.run_dir.glob("fold*")):
         build_network(config, accelerator)  # for what it refuses, before any data is read
     manifest = read_manifest(config.shards, config.store)
     runs = plan_folds(config, manifest)
@@ -94,7 +93,7 @@ def _read_logits(path: Path, keys: list[str]) -> npt.NDArray[np.float64]:
     """The logits of exactly `keys`, in their order, that a run wrote."""
     try:
         scores = read_scores(path)
-    except InputError:
+    except (InputError, OSError):
         scores = None
     found = dict(zip(scores.keys, scores.logit.tolist(), strict=True)) if scores else {}
     if scores is None or len(scores.keys) != len(keys) or found.keys() != set(keys):

@@ -3,6 +3,7 @@
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -148,7 +149,7 @@ def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
         _ = f"{about['auc']:.4f} {about['fold']}"  # what is said of them at the end
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
     if shape != manifest.shape:
         raise InputError(f"{path}: trained on snippets of shape {shape}; {manifest.root} holds {manifest.shape}")
@@ -214,11 +215,13 @@ def infer(config: InferConfig) -> None:
         write_submission(
             config.out, keys, dict(zip(manifest.keys_of(rows), score.tolist(), strict=True)), config.fill_missing
         )
-        pictures = [] if is_stream(config.out) else [_write_picture(config, manifest, scored)]
-        _print_summary(config, manifest, keys, scored, [each.about for each in trained], pictures)
+        abouts = [each.about for each in trained]
         if is_stream(config.out):
             _log.info("%s is no file: the submission alone is written, no picture and no report", config.out)
+            with contextlib.redirect_stdout(sys.stderr):  # it may be standard output, which has the submission alone
+                _print_summary(config, manifest, keys, scored, abouts, [])
         else:
+            _print_summary(config, manifest, keys, scored, abouts, [_write_picture(config, manifest, scored)])
             page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
             print(f"report:      {page}")
     accelerator.end_training()

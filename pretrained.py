@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import timm.models
 from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from shard_tools.errors import InputError
@@ -93,6 +94,8 @@ def read_state(path: str) -> dict[str, Tensor]:
     if is_ours(Path(path)):
         return load_weights(Path(path))[0]
     try:
+        if Path(path).suffix == ".safetensors":  # read, not mapped: not every file system can map files
+            return load(Path(path).read_bytes())
         held = timm.models.load_state_dict(path, weights_only=True)
     except (RuntimeError, SafetensorError, ValueError, OSError, EOFError, UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

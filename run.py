@@ -86,13 +86,17 @@ class Run:
         return self.bare_model if self.ema is None else self.ema.module
 
 
+def is_trained(run_dir: Path) -> bool:
+    """Whether a run left weights here: a checkpoint, or the best ones of a run that may have lost its checkpoints."""
+    return has_checkpoint(run_dir) or (run_dir / "best.safetensors").exists()
+
+
 def build_network(config: TrainConfig, accelerator: Accelerator) -> nn.Module:
     """The network that a run starts from. Whatever of it can be refused is refused here, before any data is read."""
     if config.compile:
         check_compiler(accelerator.device)
-    # A checkpoint holds all weights: a run goes on where there is no hub.
-    has_weights = config.resume and has_checkpoint(config.run_dir)
-    model = replace(config.model, pretrained="none") if has_weights else config.model
+    # A run that was trained goes on, or is found finished, where there is no hub.
+    model = replace(config.model, pretrained="none") if config.resume and is_trained(config.run_dir) else config.model
     set_seed(config.seed)
     with accelerator.local_main_process_first():  # which downloads; the others find it in the cache
         return build_model(model, config.canvas.channels, config.canvas.height, config.canvas.width)
@@ -221,6 +225,11 @@ def check_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manif
     if path.is_file() and config.resume:
         mine = run_identity(config, manifest.identity, accelerator.num_processes)
         check_same_run(_read_config(path), mine, config.run_dir, config.override)
+    elif others and config.resume:
+        raise InputError(
+            f"{config.run_dir}: holds {others[0]} but no {CONFIG}; copy that too from where the run was made, or "
+            "choose another --run-dir"
+        )
     elif others:
         raise InputError(f"{config.run_dir}: not empty ({others[0]}); give --resume to go on, or another folder")
 

@@ -144,7 +144,7 @@ def write_prediction_report(
     as `write_training_report`.
     """
     facts = {
-        "submission": str(out),
+        "submission": str(out.resolve()),
         "ids in it": f"{ids:,}",
         "split": split,
         "cadences scored": f"{len(scored.rows):,}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shard_tools.catalog import SUBMISSION, to_submission_keys
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
+from shard_tools.files import is_stream, write_whole
 from shard_tools.manifest import Manifest
 from shard_tools.store import read_file
 
@@ -42,12 +42,12 @@ def check_out(out: Path, keys: Sequence[str]) -> None:
     """Raise InputError where the submission could not be written: not there, not by us, or for want of room."""
     if out.is_dir():
         raise InputError(f"--out {out}: a folder, expected the name of the submission")
-    place = Path(os.path.realpath(out))
     try:
-        if place.exists() and not place.is_file():  # a pipe, a device
-            if not os.access(place, os.W_OK):
+        if is_stream(out):
+            if not os.access(out, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
+        place = Path(os.path.realpath(out))
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place.parent) as file:
             _reserve(file.fileno(), sum(len(key.encode()) + _SCORE_BYTES for key in keys))

@@ -34,6 +34,7 @@ from benchmarks.model_figures import VARIANTS, set_layout, timm_rate, utilisatio
 from benchmarks.pack_bench import write_cadences
 from benchmarks.rates import Held, What, below_goal, infer_rates, to_figures, train_rates, trained_per_second, verdict
 from config import PRESETS, Preset, TrainConfig
+from drivers import check_gpu
 from environment import cpu_is_asked_for
 from infer import InferConfig, build_accelerator
 from model import build_model
@@ -243,6 +244,7 @@ def print_and_record(config: TrainBenchConfig, figures: list[dict[str, Any]]) ->
 
 def main(config: TrainBenchConfig) -> int:
     """Measure, print, record; return the exit code."""
+    check_gpu(cpu_is_asked_for())
     on_gpu = torch.cuda.is_available() and not cpu_is_asked_for()
     preset: Preset = config.preset or ("full" if on_gpu else "demo")
     if config.variant:

@@ -68,7 +68,11 @@ class SampleCache:
                 _fill(temporary, [*(part.data for part in parts), _sum(parts)], path)
         except OSError as error:
             # Nothing is lost but time: training goes on from the store.
-            _log.warning("%s: %s; keeping no further samples there", self._root, error.strerror)
+            _log.warning(
+                "%s: %s; keeping no further samples there, so each epoch reads them from the store again: choose a "
+                "--cache-dir on a local disk with room",
+                self._root, error.strerror,
+            )  # fmt: skip
             self._works = False
 
     def _reserve(self, path: Path, size: int) -> FileIO | None:
@@ -161,7 +165,7 @@ def _unfinished_bytes(path: Path) -> int:
 
     Raises FileNotFoundError where it has been finished.
     """
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # NFS locks only what may be written
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

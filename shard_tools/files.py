@@ -77,7 +77,8 @@ def _pour(source: Path, stream: Path) -> None:
     if known is not None and sys.stdout is not None:
         sys.stdout.flush()
     descriptor = os.open(stream, os.O_WRONLY | os.O_APPEND) if known is None else os.dup(known)
-    with source.open("rb") as whole, os.fdopen(descriptor, "wb", buffering=0) as into:
+    # Buffered: a write without a buffer may be short, and says so to nobody.
+    with source.open("rb") as whole, os.fdopen(descriptor, "wb") as into:
         shutil.copyfileobj(whole, into)
 
 

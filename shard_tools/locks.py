@@ -1,7 +1,8 @@
 """Folders that one process at a time may fill, on file systems without locks too.
 
 Where the kernel cannot lock a file, a file that names its owner stands for the lock. The owner rewrites it all the
-time, so that others can tell a living owner from a dead one, without a look at any clock but their own.
+time, so that others can tell a living owner from a dead one, without a look at any clock but their own. A machine that
+can lock the folder's files and one that cannot keep each other out in one direction alone: the first sees the second.
 """
 
 import contextlib
@@ -92,10 +93,8 @@ def _beat(path: Path, ended: threading.Event) -> None:
                     return
                 file.seek(0)
                 file.write(_sign_of_life(number))
-        except FileNotFoundError:
-            return  # its folder is done with
         except OSError:
-            pass  # a full disk: the next beat may do better
+            pass  # a full disk, or another process that looks who we are: the next beat may do better
 
 
 def _sign_of_life(number: int) -> bytes:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -255,17 +254,9 @@ def test_under_fp16_an_overflow_of_the_gradient_is_no_fault_but_one_at_any_scale
         watch.before_update(1, torch.tensor(1.0))
 
 
-@pytest.fixture
-def _own_precision() -> Iterator[None]:
-    """Accelerate keeps one state a process, which refuses another test's precision."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
-@pytest.mark.usefixtures("_spoilt", "_own_precision")
+@pytest.mark.usefixtures("_spoilt")
 def test_a_gpu_names_the_step_and_keeps_its_checkpoint_too(manifest: Manifest, tmp_path: Path, precision: str) -> None:
     config = quiet_config(manifest, tmp_path / "run", precision=precision)
     with pytest.raises(InputError, match=r"step 4, in epoch 1"):

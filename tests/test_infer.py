@@ -20,6 +20,7 @@ from model import ModelConfig, build_model
 from page import read_section
 from sections import Scored, write_prediction_report
 from shard_tools.errors import InputError
+from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.trivial import read_snippets
@@ -332,21 +333,34 @@ def test_a_pipe_gets_the_submission_and_nothing_is_written_beside_it(
     assert sorted(path.name for path in run_dir.iterdir()) == ["best.safetensors", "config.json"]
 
 
+def test_a_submission_may_go_to_a_descriptor_that_is_a_pipe() -> None:
+    """As /dev/stdout is in `infer.py --out /dev/stdout | gzip`, and what a shell makes of >(gzip)."""
+    ends = os.pipe()
+    try:
+        check_out(Path(f"/dev/fd/{ends[1]}"), ["a"])
+        write_whole(Path(f"/dev/fd/{ends[1]}"), "id,target\n")
+        assert os.read(ends[0], 100) == b"id,target\n"
+    finally:
+        for end in ends:
+            os.close(end)
+
+
 def test_a_second_prediction_with_a_runs_weights_leaves_the_first_on_its_page(
-    manifest: Manifest, weights: list[Path], tmp_path: Path
+    manifest: Manifest, weights: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each submission has a section of its own, which alone is replaced when it is made again."""
     (tmp_path / "config.json").write_text("{}")
     shutil.copy(weights[0], tmp_path / "best.safetensors")
     rows = manifest.rows("test")[:1].astype(np.int64)
 
-    def predict_to(name: str, score: float) -> None:
-        out = tmp_path / name
+    def predict_to(out: Path, score: float) -> None:
         scored = Scored(rows, manifest.target[rows], np.array([score]))
         write_prediction_report([tmp_path / "best.safetensors"], out, "test", manifest, scored, 1)
 
     for name, score in (("one.csv", 0.125), ("two.csv", 0.25), ("three.csv", 0.5), ("two.csv", 0.75)):
-        predict_to(name, score)
+        predict_to(tmp_path / name, score)
+    monkeypatch.chdir(tmp_path)  # by its name alone, the same; of another folder, another
+    predict_to(Path("three.csv"), 0.5)
     sections = [read_section(path) for path in sorted((tmp_path / "report").glob("*.json"))]
     assert [section.about.partition(",")[0] for section in sections] == ["one.csv", "two.csv", "three.csv"]
     page = (tmp_path / "report.html").read_text()

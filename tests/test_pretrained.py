@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -230,6 +231,14 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@contextmanager
+def refusing() -> Iterator[str]:
+    """A URL at which nobody answers: bound and not listening, so that nobody else takes the port."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+
 def run_train(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     names = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "no_proxy": "*"}
     return subprocess.run(
@@ -240,10 +249,9 @@ def run_train(words: list[str], **environment: str) -> subprocess.CompletedProce
 
 def test_without_the_hubs_weights_a_training_stops_before_it_reads_data_and_says_three_ways_out(tmp_path: Path) -> None:
     """Nothing listens at the endpoint, which is not at port 443; the shards do not exist."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        nowhere = f"http://127.0.0.1:{server.getsockname()[1]}"
     words = ["--shards", str(tmp_path / "none"), "--run-dir", str(tmp_path / "run"), "--model", HUB_MODEL]
-    done = run_train([*words, "--preset", "full", "--drop-path", "0"], HF_ENDPOINT=nowhere, HF_HOME=str(tmp_path))
+    with refusing() as nowhere:
+        done = run_train([*words, "--preset", "full", "--drop-path", "0"], HF_ENDPOINT=nowhere, HF_HOME=str(tmp_path))
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     for word in (nowhere, HUB_MODEL, "HF_HOME", "--pretrained FILE", "--pretrained none"):
@@ -306,18 +314,22 @@ def test_an_endpoint_is_reachable_where_it_answers_and_by_the_proxy_that_leads_t
     monkeypatch: pytest.MonkeyPatch,
     hub_at,  # type: ignore[no-untyped-def]
 ) -> None:
-    monkeypatch.setattr("pretrained._HUB_SECONDS", 0.3)
     monkeypatch.setenv("no_proxy", "")
     good, gateway = Hub(b"x"), Hub(b"x", 502)
     hub_at(good.url)
-    with serving(good), serving(gateway), silent() as hanging:
-        assert is_reachable(good.url) and not is_reachable(hanging)
-        assert not is_reachable("http://127.0.0.1:9/") and not is_reachable("no address")
-        for proxy, expected in ((good.url, True), (gateway.url, False), (hanging, False)):
+    with serving(good), serving(gateway), refusing() as nowhere:
+        assert is_reachable(good.url) and not is_reachable(nowhere) and not is_reachable("no address")
+        for proxy, expected in ((good.url, True), (gateway.url, False)):
             monkeypatch.setenv("http_proxy", proxy)
             assert is_reachable("http://hub.invalid") == expected
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         assert is_reachable(good.url)
+    monkeypatch.setattr("pretrained._HUB_SECONDS", 0.3)  # for what never answers
+    with silent() as hanging:
+        assert not is_reachable(hanging)
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("http_proxy", hanging)
+        assert not is_reachable("http://hub.invalid")
 
 
 @pytest.mark.parametrize("fold", [0, "all"])
@@ -338,8 +350,12 @@ def test_a_run_goes_on_from_its_checkpoint_where_there_is_no_hub(hub_at, tmp_pat
         go(config)
     record = json.loads(next((tmp_path / "run").rglob("config.json")).read_text())
     assert record["model"]["pretrained"] == "hub"
-    hub_at("http://127.0.0.1:9")
     (tmp_path / "hub").rename(tmp_path / "gone")
-    with pytest.raises(NoPretrainedError):
-        go(dataclasses.replace(config, run_dir=tmp_path / "other"))
-    go(dataclasses.replace(config, resume=True))
+    with refusing() as nowhere:
+        hub_at(nowhere)
+        with pytest.raises(NoPretrainedError):
+            go(dataclasses.replace(config, run_dir=tmp_path / "other"))
+        go(dataclasses.replace(config, resume=True))
+        for checkpoints in (tmp_path / "run").rglob("checkpoints"):
+            shutil.rmtree(checkpoints)  # as a copy may lack them: the run is finished all the same
+        go(dataclasses.replace(config, resume=True))

@@ -42,10 +42,10 @@ def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pyte
 
 @pytest.fixture
 def quick(logged_out: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Logged in, with a patience of parts of a second."""
+    """Logged in, with little patience at the start: enough for a run that is offline."""
     logged_out.setenv("WANDB_API_KEY", KEY)
-    logged_out.setenv("WANDB_INIT_TIMEOUT", "0.5")
-    logged_out.setenv("WANDB_FINISH_TIMEOUT", "0.5")
+    logged_out.setenv("WANDB_INIT_TIMEOUT", "2")
+    logged_out.setenv("WANDB_FINISH_TIMEOUT", "20")
     return logged_out
 
 
@@ -80,7 +80,6 @@ def test_without_a_login_a_run_is_tracked_offline_in_its_folder(
 
 def test_each_start_goes_on_with_the_same_online_run(tmp_path: Path, quick: pytest.MonkeyPatch) -> None:
     quick.setenv("WANDB_INIT_TIMEOUT", "20")
-    quick.setenv("WANDB_FINISH_TIMEOUT", "20")
     with wandb_server() as server:
         quick.setenv("WANDB_BASE_URL", server.url)
         for steps in (range(3), range(3, 6)):
@@ -143,6 +142,7 @@ def test_a_server_that_hangs_later_is_given_up_on_at_the_end(
     tmp_path: Path, quick: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     quick.setenv("WANDB_INIT_TIMEOUT", "20")
+    quick.setenv("WANDB_FINISH_TIMEOUT", "0.5")
     fault: Fault = "hangs later"
     with wandb_server(fault) as server, caplog.at_level(logging.WARNING, logger="tracker"):
         quick.setenv("WANDB_BASE_URL", server.url)
