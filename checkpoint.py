@@ -48,7 +48,7 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bo
         shutil.rmtree(temporary, ignore_errors=True)
         reason = str(error).splitlines()[0][:200]
         raise InputError(
-            f"{folder / name}: could not be written ({reason}); the checkpoint before it is whole: free some space and "
+            f"{folder / name}: could not be written ({reason}); earlier checkpoints are intact: free some space and "
             "run the same command with --resume"
         ) from None
     accelerator.wait_for_everyone()

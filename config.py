@@ -63,8 +63,8 @@ class TrainConfig:
     cosine_epochs: float = 0.0
     """Epochs at which the cosine ends; 0: where the training ends."""
     weight_decay: float = 0.05
-    """Weight decay of all weights but biases, norms and what the model asks to spare, such as Swin's tables of relative
-    positions; with adam of all weights."""
+    """Weight decay of all weights except biases, norms and those the model exempts (such as Swin's relative position
+    tables); with adam, of all weights."""
     clip: float = 1.0
     """Largest norm of the gradient of a step; 0 clips nothing."""
     ema: float = 0.0
@@ -74,8 +74,8 @@ class TrainConfig:
     compile: bool = False
     """Compile the model with torch.compile; pays off after some minutes."""
     tracker: Literal["wandb", "none"] = "wandb"
-    """wandb: Weights & Biases, online when logged in, else into the run folder; a server that has not answered in
-    WANDB_INIT_TIMEOUT seconds (6) is done without. none: nothing but the run folder."""
+    """wandb: Weights & Biases, online when logged in, else into the run folder, also when the server does not
+    answer within WANDB_INIT_TIMEOUT seconds (6). none: nothing but the run folder."""
     report: bool = True
     """Write report.html at the end: curves, judgements and galleries on one page, in some seconds."""
     checkpoint_every: int = 0

@@ -13,7 +13,7 @@ from shard_tools.errors import InputError
 # The oldest driver that runs programs of a CUDA major version.
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 _OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-_ON_THE_CPU = "go on without the GPU with ACCELERATE_USE_CPU=true"
+_ON_THE_CPU = "set ACCELERATE_USE_CPU=true to run on the CPU"
 _INSTALL = "https://pytorch.org/get-started/locally"
 
 
@@ -81,8 +81,8 @@ def check_architecture(build: TorchBuild) -> None:
     runs = any(number <= device and (kind == "compute" or number // 10 == device // 10) for kind, number in numbers)
     if numbers and not runs:
         raise InputError(
-            f"torch {build.version} has code for {', '.join(build.architectures)}, and this GPU is sm_{device}; "
-            f"install a torch that has it ({_INSTALL}; older GPUs need one for an older CUDA), or {_ON_THE_CPU}"
+            f"torch {build.version} is built for {', '.join(build.architectures)}, but this GPU is sm_{device}; "
+            f"install a torch built for it ({_INSTALL}; older GPUs need one for an older CUDA), or {_ON_THE_CPU}"
         )
 
 
@@ -93,8 +93,8 @@ def explain(build: TorchBuild, gpu: Gpu) -> str:
     needed, driver = _OLDEST_DRIVER.get(build.cuda_major), gpu.driver_major
     if needed is None or driver is None or driver >= needed:
         return (
-            f"{build.error}; see what `nvidia-smi` says, restart a machine whose driver was just updated, give a "
-            "container its GPU (docker run --gpus all)"
+            f"{build.error}; check `nvidia-smi`, restart the machine if its driver was just updated, or give the "
+            "container the GPU (docker run --gpus all)"
         )
     return f"its CUDA {build.cuda} needs driver {needed} or newer; update the driver{_older_cuda(build, driver)}"
 

@@ -23,12 +23,12 @@ def check_environment() -> None:
     for name, (accepted, instead) in _OURS.items():
         value = os.environ.get(name, accepted[0])
         if value.lower() not in accepted:
-            raise InputError(f"{name}={value}: expected {accepted[0]} or nothing; {instead}")
+            raise InputError(f"{name}={value}: expected {accepted[0]} or unset; {instead}")
     for way in _UNKNOWN_WAYS:
         if _is_set(f"ACCELERATE_USE_{way}"):
             raise InputError(
-                f"ACCELERATE_USE_{way}={os.environ[f'ACCELERATE_USE_{way}']}: expected false or nothing; several "
-                "GPUs train by --multi_gpu of accelerate launch"
+                f"ACCELERATE_USE_{way}={os.environ[f'ACCELERATE_USE_{way}']}: expected false or unset; for "
+                "several GPUs use accelerate launch --multi_gpu"
             )
 
 

@@ -62,7 +62,7 @@ class FiniteWatch:
         """
         self._read_flags(left=0)
         if self._accelerator.reduce((~logit.isfinite()).sum(), "sum"):
-            raise InputError(self._explain(step, "it left weights whose output is not finite, and was not saved"))
+            raise InputError(self._explain(step, "it left weights whose output is not finite; they were not saved"))
 
     def _is_bad_now(self, norm: Tensor) -> Tensor:
         # Gradients were averaged, so that all ranks have the same norm. The loss is this rank's own.
@@ -91,8 +91,10 @@ class FiniteWatch:
             if event is not None:
                 event.synchronize()
             if is_bad:
-                fp16 = "the loss is not finite, or the gradient in fp16 at no scale, and it was not taken"
-                plain = "the loss or its gradient is not finite, and it was not taken"
+                fp16 = (
+                    "the loss is not finite, or fp16 overflows at every scale; the step was not applied"
+                )
+                plain = "the loss or its gradient is not finite; the step was not applied"
                 raise InputError(self._explain(step, plain if self._accelerator.scaler is None else fp16))
 
     def _explain(self, step: int, what: str) -> str:

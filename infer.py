@@ -217,7 +217,7 @@ def infer(config: InferConfig) -> None:
         )
         abouts = [each.about for each in trained]
         if is_stream(config.out):
-            _log.info("%s is no file: the submission alone is written, no picture and no report", config.out)
+            _log.info("%s is not a regular file: only the submission is written, no picture and no report", config.out)
             with contextlib.redirect_stdout(sys.stderr):  # it may be standard output, which has the submission alone
                 _print_summary(config, manifest, keys, scored, abouts, [])
         else:

@@ -109,7 +109,7 @@ def _check_name(given: str, name: str) -> None:
     """Raise InputError where timm lacks a model, or the variant (tag) of it behind the dot."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *_OWN_MODELS], n=3)
-        raise InputError(f"--model {given}: timm has no such model; {f'near it: {near}' if near else ''}")
+        raise InputError(f"--model {given}: timm has no such model{f'; similar names: {near}' if near else ''}")
     bare, tag = split_model_name_tag(name)
     tags = timm.list_models(bare, include_tags=True)
     if tag and name not in tags:

@@ -18,7 +18,7 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     """AdamW without decay on biases, norms and what the model names, or plain Adam.
 
     In one kernel for all weights: 3 times as fast as torch's default on a CPU, and under fp16 it spares a wait for the
-    GPU each step. What it loads goes on with the checkpoint's own groups.
+    GPU each step. A loaded checkpoint keeps its own parameter groups.
     """
     groups, unnamed = _groups(config, model, undecayed(model)), _groups(config, model, set())
     names_of_old = [group["param_names"] for group in unnamed]

@@ -23,7 +23,7 @@ def resume(run: Run) -> None:
     if finished:
         # A copy without links, or without checkpoints: what an older one goes on to would replace finished weights.
         run.progress.load_state_dict(finished)
-        _log.info("%s: finished, so that its missing checkpoints do not matter", run_dir)
+        _log.info("%s: this run is finished; its checkpoints are missing but no longer needed", run_dir)
     elif load_last_checkpoint(run.accelerator, run_dir):
         _log.info("going on after step %d", run.progress.step)
     else:

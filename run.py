@@ -154,8 +154,8 @@ def make_ranks_alike(accelerator: Accelerator, model: nn.Module) -> None:
     ranks = accelerator.gather(changed).nonzero().flatten().tolist()
     if ranks:
         _log.warning(
-            "warning: rank %s began with other weights than rank 0, whose weights all ranks train now; is the file of "
-            "--pretrained, or the cache of the hub, the same on every machine?", ", ".join(map(str, ranks))
+            "warning: rank %s began with other weights than rank 0, and now uses those of rank 0; check that the "
+            "--pretrained file, or the hub's cache, is the same on every machine", ", ".join(map(str, ranks))
         )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
         )
     if len(np.unique(manifest.target[held_out])) < 2:
         found = "one class only" if len(held_out) else f"none of the {samples:,} training cadences"
-        raise InputError(f"--fold {config.fold}: holds {found}; the ROC AUC of validation needs both")
+        raise InputError(f"--fold {config.fold}: holds {found}; validation needs both classes: choose another fold")
 
 
 def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int) -> CosineLRScheduler:

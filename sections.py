@@ -182,7 +182,7 @@ def _section_of(folder: Path, split: str, out: Path) -> str:
         said = dict(row for block in read_section(path).blocks for row in block.rows)
         if Path(said.get("submission", "")).resolve() == out.resolve():
             return name
-    raise InputError(f"{folder / SECTIONS}: holds 99 predictions of {split}; delete those that are done with")
+    raise InputError(f"{folder / SECTIONS}: holds 99 predictions of {split}; delete those no longer needed")
 
 
 def _headline(scored: Scored) -> list[tuple[str, str, str]]:

@@ -53,7 +53,7 @@ def check_out(out: Path, keys: Sequence[str]) -> None:
             _reserve(file.fileno(), sum(len(key.encode()) + _SCORE_BYTES for key in keys))
     except OSError as error:
         raise InputError(
-            f"--out {out}: cannot be written ({error.strerror}); free some space, or choose another place"
+            f"--out {out}: cannot be written ({error.strerror}); choose another place, or free some space if it is full"
         ) from None
 
 
@@ -77,6 +77,6 @@ def write_submission(path: Path, keys: Sequence[str], score_of: dict[str, float]
     for key in keys:
         score = score_of[key] if fill is None else score_of.get(key, fill)
         if not 0 <= score <= 1:  # also refuses NaN
-            raise InputError(f"{path}: score {score} of {key}, expected 0 to 1; are the weights sound?")
+            raise InputError(f"{path}: score {score} of {key}, expected 0 to 1; check the weights, or train again")
         writer.writerow([key, repr(float(score))])
     write_whole(path, text.getvalue())

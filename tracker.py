@@ -93,8 +93,8 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
             return self._init(run_id, None)
         except Exception as error:  # of the network, the server, the key, wandb's service
             _log.warning(
-                "warning: no W&B at %s (%s): tracking offline, `wandb sync %s` sends it later; "
-                "WANDB_INIT_TIMEOUT=60 waits longer, --tracker none asks nobody",
+                "warning: cannot use W&B at %s (%s): tracking offline, `wandb sync %s` uploads it later; "
+                "WANDB_INIT_TIMEOUT=60 waits longer, --tracker none turns W&B off",
                 settings.base_url, _one_line(error), self._folder,
             )  # fmt: skip
         _teardown()  # its service takes the run for begun, and refuses the same id

@@ -259,7 +259,7 @@ def main() -> int:
         if PartialState().is_main_process:
             said = f"stopped after a checkpoint; the same command with --resume goes on ({config.run_dir})"
             launched = launcher_of(os.getppid()) is not None
-            print(said + ("; the launcher calls that a failure" if launched else ""), file=sys.stderr)
+            print(said + ("; the launcher will report this as a failure" if launched else ""), file=sys.stderr)
         return EXIT_PREEMPTED
     PartialState().destroy_process_group()
     return 0

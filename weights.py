@@ -50,7 +50,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such weights; train.py writes best.safetensors into its run folder") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); expected train.py's best.safetensors") from None
+        raise InputError(
+            f"{path}: unreadable, or not a safetensors file ({error}); expected train.py's best.safetensors"
+        ) from None
     except (KeyError, ValueError):
         raise InputError(f"{path}: does not say what it was trained on; expected train.py's best.safetensors") from None
 
@@ -87,7 +89,8 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
-            f"{where}: the weights do not fit the model ({reason}); of another version of the program? train again"
+            f"{where}: the weights do not fit the model ({reason}); they may be from another version of the "
+            "program: train again"
         ) from None
 
 

@@ -89,8 +89,8 @@ class NeedleBenchConfig:
     snr_max: float = 3000.0
     """SNR of the brightest needle."""
     rows: tuple[str, ...] = ()
-    """Names of the recipes to train; unset: those that learn something in the time. The searches that learn nothing
-    are there in any case."""
+    """Names of the recipes to train; unset: those that learn something in the time. Searches that need no
+    training are always included."""
     runs: int = 3
     """Trainings of each recipe, from seeds of their own; what is shown is their mean."""
     more: str = ""

@@ -37,8 +37,7 @@ class LoaderConfig:
     """What makes the images: DALI's graph, or compiled kernels on threads of the CPU. auto: DALI on a GPU, the kernels
     on a CPU, where they are several times as fast."""
     loader_threads: int = rank_cores()
-    """Threads that decode and augment on the CPU; by default as many as cores may be used, shared among the ranks of
-    this machine."""
+    """Threads that decode and augment on the CPU; by default the usable cores, shared among this machine's ranks."""
     read_threads: int = 0
     """Threads that read. 0: as many as loader-threads from a local folder, 32 from a remote store."""
     read_ahead: int = 4

@@ -180,7 +180,7 @@ def read_rows(
     with naming(path), path.open("rb", buffering=0) as file:
         header = _check_file(file, path, cast)
         if header.shape != shape:
-            raise InputError(f"{path}: shape {header.shape}, expected {shape} as of the others")
+            raise InputError(f"{path}: shape {header.shape}, expected {shape} like the others")
         if header.differences:
             values = _to_array(_read_whole(file, header, path), header)[list(positions), rows]
             with np.errstate(over="ignore"):

@@ -199,7 +199,7 @@ def _to_targets(table: BinaryIO, path: str, labelled: bool) -> dict[str, int]:
         key = row["id"]
         check_key(key, where)
         if key in targets:
-            raise InputError(f"{where}: id {key} stands twice; expected each id once")
+            raise InputError(f"{where}: id {key} appears twice; expected each id once")
         targets[key] = _to_target(row["target"], key, where) if labelled else UNKNOWN_TARGET
     return targets
 

@@ -44,7 +44,7 @@ def report_conversions(each: Iterable[Conversions]) -> None:
         done.join(conversions)
     if done.differences:
         found = ", ".join(f"{count:,} of {name}" for name, count in sorted(done.differences.items()))
-        _log.info("packed in our own form (float16, C order, npy format 1.0), though the files were others: %s", found)
+        _log.info("files converted to float16, C order, npy format 1.0: %s", found)
     if done.largest_rounding:
         share = 100 * done.rounding_of_noise
         _log.info(

@@ -65,25 +65,25 @@ _BY_STATUS = {
     401: Remedy("the server asks for a sign-in", "put machine, login and password into ~/.netrc, or renew them"),
     403: Remedy(
         "the store refuses access",
-        "check the credentials in the environment (AWS_...), the rights of the files, and the address: a bucket that "
-        "may not be listed (s3:ListBucket) refuses access to missing files too",
+        "check the credentials in the environment (AWS_...), the files' permissions, and the address: without the "
+        "right to list the bucket (s3:ListBucket) a missing file is refused too",
     ),
     407: Remedy("the proxy asks for a sign-in", "check HTTPS_PROXY and HTTP_PROXY"),
 }
 _CERTIFICATE = Remedy(
     "the server's certificate is not trusted",
-    "name the certificate of its authority in SSL_CERT_FILE if you trust it, else check the address and this machine's "
+    "if you trust it, set SSL_CERT_FILE to its authority's certificate; otherwise check the address and this machine's "
     "clock",
 )
 _PLAIN = Remedy("the server does not speak TLS there", "check the port, or say http:// if it is meant to be open")
 _NAME = Remedy("there is no host of that name", "check the address, and whether this machine can see it")
-_REDIRECT = Remedy("the server sends us from address to address", "give the address where the files themselves are")
+_REDIRECT = Remedy("the server redirects from address to address", "give the final address of the files")
 _ADDRESS = Remedy("not an address that the store takes", "check the URL")
 _NO_CREDENTIALS = Remedy(
     "no credentials were found",
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket set FSSPEC_S3_ANON=true",
 )
-_SETTINGS = Remedy("the settings of AWS do not work", "mend what is named in AWS_... or ~/.aws")
+_SETTINGS = Remedy("the AWS settings do not work", "correct the setting named here, in AWS_... or ~/.aws")
 _GOOGLE = Remedy("the credentials do not work", "renew them (`gcloud auth application-default login`)")
 
 

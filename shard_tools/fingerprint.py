@@ -57,7 +57,7 @@ class FingerprintConfig:
     test: bool = False
     """Take the snippets of test/ too, and say what they share with those of train/."""
     cast: Literal["none", "float16"] = "none"
-    """As of `pack`: what to do with numbers of other types, such as float32."""
+    """As in `pack`: what to do with numbers of other types, such as float32."""
     workers: int = usable_cores()
     """Threads that read snippets."""
     on_bad: Literal["fail", "quarantine"] = "fail"

@@ -37,9 +37,9 @@ def read_groups(path: Path) -> dict[str, str]:
             key, group = row["id"], row["group"]
             check_key(key, where)
             if key in groups:
-                raise InputError(f"{where}: id {key} stands twice; expected each id once")
+                raise InputError(f"{where}: id {key} appears twice; expected each id once")
             if not group:
-                raise InputError(f"{where}: id {key} has no group; expected a name, its own for one that is alone")
+                raise InputError(f"{where}: id {key} has no group; expected a name (a unique one if it is alone)")
             groups[key] = group
     return groups
 

@@ -89,7 +89,9 @@ def _beat(path: Path, ended: threading.Event) -> None:
         try:
             with path.open("r+b") as file:
                 if not _is_ours(file.read()):
-                    _log.warning("%s: another process took this folder for abandoned; stop one of the two", path.parent)
+                    _log.warning(
+                        "%s: another process took this folder over as abandoned; stop one of the two", path.parent
+                    )
                     return
                 file.seek(0)
                 file.write(_sign_of_life(number))

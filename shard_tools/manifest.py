@@ -196,7 +196,7 @@ def _check_samples(manifest: Manifest, where: str) -> None:
     """Refuse columns that contradict each other or the manifest's counts."""
     target = manifest.target
     if target.min() < -1 or target.max() > 1 or manifest.fold.min() < -1:
-        raise InputError(f"{where}: targets beyond 0 and 1, or negative folds; pack again")
+        raise InputError(f"{where}: targets or folds out of range (targets -1 to 1, folds from -1); pack again")
     for number, name in enumerate(SPLITS):
         in_split = manifest.split == number
         found = int(in_split.sum()), int((in_split & (target == 1)).sum())

@@ -208,10 +208,10 @@ def _already_packed(
     manifest = read_manifest(config.out)
     unsure = find_unsure(manifest, plans)
     if manifest.made != made or manifest.shape != making.shape:
-        reason: str | None = "of other keys, labels, options or shapes"
+        reason: str | None = "made with other keys, labels, options or shapes"
     else:
         changed = find_changed(manifest, unsure, making, config.workers)
-        reason = changed and f"{changed} is another than the one that was packed"
+        reason = changed and f"changed since packing: {changed}"
     if reason:
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
     if unsure:

@@ -60,15 +60,15 @@ def _to_arrow(table: bytes, where: str, content: dict[str, Any]) -> pa.Table:
         names, rows = file.schema_arrow, file.metadata.num_rows
         if not names.equals(SAMPLES_SCHEMA) or not rows == in_splits == samples > 0:
             raise InputError(
-                f"{where}: {rows} samples with columns {names.names}, expected {samples} and {in_splits} with "
-                f"{SAMPLES_SCHEMA.names}; pack again"
+                f"{where}: {rows} samples with columns {names.names}, expected {samples} (shards) and "
+                f"{in_splits} (splits) with {SAMPLES_SCHEMA.names}; pack again"
             )
         found = file.read()
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: not a table of samples ({reason}); pack again") from None
     if len(found) != rows:
-        raise InputError(f"{where}: {len(found)} samples, its own footer says {rows}; pack again")
+        raise InputError(f"{where}: holds {len(found)} samples, but its footer says {rows}; pack again")
     return found
 
 

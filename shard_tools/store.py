@@ -170,7 +170,7 @@ def open_store(place: str | Path, config: StoreConfig = StoreConfig()) -> Store:
     try:
         from shard_tools.remote import RemoteStore  # its libraries are slow to import, and only remote shards need them
     except ImportError as error:
-        raise InputError(f"{place}: a store needs more packages ({error}); pip install fsspec aiohttp") from None
+        raise InputError(f"{place}: remote stores need more packages ({error}); pip install fsspec aiohttp") from None
     return RemoteStore(check_url(str(place)), config)
 
 

@@ -45,7 +45,7 @@ class LeftAlone:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count:,} {kind} ({self._first[kind]})" for kind, count in sorted(self._counts.items()))
-        return f"left alone {self._counts.total():,} files and folders that are no snippets: {kinds}"
+        return f"left alone {self._counts.total():,} files and folders that are not snippets: {kinds}"
 
 
 def clutter_kind(name: str, is_folder: bool) -> str | None:
@@ -106,7 +106,7 @@ def _add_snippet(found: dict[str, Path], path: Path) -> None:
     key = path.name.removesuffix(".npy")
     check_key(key, str(path))
     if key in found:
-        raise InputError(f"{path}: key {key} is {found[key]} too; a key names one snippet")
+        raise InputError(f"{path}: key {key} is also used by {found[key]}; rename or remove one")
     if not path.is_file():  # opening a pipe waits for its writer, for ever
         raise InputError(f"{path}: not a regular file, expected a snippet")
     found[key] = path

@@ -20,8 +20,8 @@ _ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")
 _MISSING = (404, 410)
 _PAST_END = 416
 _PAGE_ADVICE = (
-    "a server that asks for a sign-in answers so, or one that has no such file: open the address in a browser, and "
-    "give one that leads to the files without a sign-in"
+    "the server may require a sign-in, or lack the file: open the address in a browser, and give one that serves the "
+    "files without a sign-in"
 )
 _RANGES_ADVICE = "choose a server that serves ranges (nginx, Apache and object stores do)"
 
@@ -81,7 +81,7 @@ class WebFiles:
             if answer.headers.get("Content-Encoding", "").lower() in _ENCODINGS:
                 raise StoreError(
                     f"{_plain(url)}: the server compresses its answers (Content-Encoding "
-                    f"{answer.headers['Content-Encoding']}, status {answer.status}), so ranges of them are not those "
+                    f"{answer.headers['Content-Encoding']}, status {answer.status}), so its byte ranges are not those "
                     "of the file; switch compression off for this folder"
                 )
             yield answer

@@ -174,12 +174,12 @@ TABLES: dict[str, tuple[Callable[[Layout], object], tuple[str, ...]]] = {
         add_row("train_labels.csv", f"{KEY},0"),
         (
             "line 14",
-            f"id {KEY} stands twice",
+            f"id {KEY} appears twice",
         ),
     ),
     "duplicate test id": (
         add_row("sample_submission.csv", "a0012,0.5"),
-        ("sample_submission.csv", "a0012 stands twice"),
+        ("sample_submission.csv", "a0012 appears twice"),
     ),
     "label 2": (label("2"), ("train_labels.csv, line 7", "'2'", KEY, "expected 0 or 1")),
     "empty label": (label(""), ("train_labels.csv, line 7", "''", KEY, "expected 0 or 1")),

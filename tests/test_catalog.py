@@ -197,7 +197,7 @@ def test_what_other_programs_leave_is_left_alone_and_counted(
     with caplog.at_level("INFO"):
         assert read_catalog(data.root, 4, 0, allow_missing=False) == expected
     (said,) = caplog.messages
-    assert re.match(rf"{data.root}: left alone \d files and folders that are no snippets: \d {kind} \(.*\)$", said)
+    assert re.match(rf"{data.root}: left alone \d files and folders that are not snippets: \d {kind} \(.*\)$", said)
 
 
 def test_clutter_among_cadences_of_ones_own_gets_no_scores_and_no_groups(

@@ -124,7 +124,7 @@ def test_groups_that_leave_a_fold_without_a_target_are_refused() -> None:
     [
         ("key,group\na,b\n", r"columns \['key', 'group'\], expected \['id', 'group'\]"),
         ("", r"columns None, expected"),
-        ("id,group\na,b\na,b\n", r"line 3: id a stands twice"),
+        ("id,group\na,b\na,b\n", r"line 3: id a appears twice"),
         ("id,group\na,\n", r"line 2: id a has no group"),
         ("id,group\na\n", r"line 2: id a has no group"),
         ("id,group\n../a,b\n", r"line 2: bad key '../a'"),

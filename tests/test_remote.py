@@ -404,7 +404,7 @@ def test_a_source_that_is_replaced_after_a_pack_into_s3_is_named_whatever_its_ti
     assert pack(config).identity == manifest.identity
     np.save(path, np.load(path) + np.float16(1))
     os.utime(path, (1, 1))
-    with pytest.raises(InputError, match=f"s3://bucket/replaced: holds finished shards .{path} is another than"):
+    with pytest.raises(InputError, match=f"s3://bucket/replaced: holds finished shards .changed since packing: {path}"):
         pack(config)
 
 
