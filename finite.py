@@ -91,9 +91,7 @@ class FiniteWatch:
             if event is not None:
                 event.synchronize()
             if is_bad:
-                fp16 = (
-                    "the loss is not finite, or fp16 overflows at every scale; the step was not applied"
-                )
+                fp16 = "the loss is not finite, or fp16 overflows at every scale; the step was not applied"
                 plain = "the loss or its gradient is not finite; the step was not applied"
                 raise InputError(self._explain(step, plain if self._accelerator.scaler is None else fp16))
 
