@@ -134,7 +134,9 @@ def other_tables(entries: Sequence[dict[str, Any]]) -> list[Table]:
         for figure in entry["figures"] if entry["benchmark"] != "loader" else ():
             by_workload.setdefault(str(figure.get("workload")), []).append(figure)
         for workload, figures in by_workload.items():
-            key = workload, machine_name(entry), _preset(workload, figures)
+            # What is found does not depend on the machine, but on what fits into the time on a CPU or on a GPU.
+            where = str(entry["config"].get("form")) if workload == _NEEDLES else machine_name(entry)
+            key = workload, where, _preset(workload, figures)
             # Of the needle benchmark a run with other rows, data or times does not replace a whole one.
             if key in found and entry["config"].get("is_part") and not found[key][0]["config"].get("is_part"):
                 continue

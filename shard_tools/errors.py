@@ -49,7 +49,7 @@ def run_command(command: Callable[[], int | None], again: str = "run the same co
         if isinstance(error, BrokenPipeError) and error.filename in (None, _OUTPUT):
             return EXIT_INPUT_ERROR  # whoever read our output has had enough (`| head`)
         advice = f"; free some space and {again}" if error.errno == errno.ENOSPC else ""
-        print(f"error: {error.filename or f'{_OUTPUT} or an unnamed file'}: {error.strerror}{advice}", file=sys.stderr)
+        print(f"error: {error.filename or f'an unnamed file, or {_OUTPUT}'}: {error.strerror}{advice}", file=sys.stderr)
     return EXIT_INPUT_ERROR
 
 

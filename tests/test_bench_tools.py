@@ -216,6 +216,16 @@ def test_a_part_of_the_needle_benchmark_does_not_replace_a_whole_one() -> None:
         assert table.rows == [[shown]]
 
 
+def test_the_needle_table_is_the_last_one_of_each_form_whatever_the_machine() -> None:
+    first, second, on_gpu = (
+        {**entry({}, benchmark="needle", config={"form": form}, figures=[{"workload": "needles", "row": row}]),
+         "machine": {"cpu": row, "cores": 2, "gpu": None}}
+        for row, form in (("first", "cpu"), ("second", "cpu"), ("third", "gpu"))
+    )  # fmt: skip
+    shown = [table.rows for table in bench_report.other_tables([first, second, on_gpu])]
+    assert shown == [[["second"]], [["third"]]]
+
+
 def test_training_has_its_three_rates(run: Run) -> None:
     rates = train_rates(run, rounds=1)
     check_rates(rates, to_figures("train", rates, views=1))

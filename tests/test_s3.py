@@ -160,7 +160,7 @@ def test_half_of_the_credentials_and_an_unknown_profile_are_errors_at_once(
     store: OddServer, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert "settings of AWS do not work" in command("info", URL).err
+    assert "AWS settings do not work" in command("info", URL).err
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert "nobody" in command("info", URL).err
     assert store.asked == []
