@@ -33,7 +33,7 @@ from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.progress import progress
 from shard_tools.store import StoreConfig
 from shard_tools.trivial import read_snippets
-from submission import check_ids, check_out, submission_keys, write_submission
+from submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 from weights import fill_model, load_weights
 
 _CANDIDATES = 6  # in the picture
@@ -205,26 +205,34 @@ def infer(config: InferConfig) -> None:
     check_split(config, manifest)
     keys = submission_keys(config.split, manifest)
     check_ids(keys, config.split, manifest, config.fill_missing)
-    if accelerator.is_main_process:
-        check_out(config.out, keys)
-    trained = [load_trained(path, manifest, config.tta) for path in config.weights]
-    rows, logits = predict_all(config, accelerator, manifest, trained)
-    if accelerator.is_main_process:
-        score = mean_score(logits, config.average)
-        scored = Scored(rows, manifest.target[rows], score, mean_logit(logits) if config.average == "logits" else None)
-        write_submission(
-            config.out, keys, dict(zip(manifest.keys_of(rows), score.tolist(), strict=True)), config.fill_missing
-        )
-        abouts = [each.about for each in trained]
-        if is_stream(config.out):
-            _log.info("%s is not a regular file: only the submission is written, no picture and no report", config.out)
-            with contextlib.redirect_stdout(sys.stderr):  # it may be standard output, which has the submission alone
-                _print_summary(config, manifest, keys, scored, abouts, [])
-        else:
-            _print_summary(config, manifest, keys, scored, abouts, [_write_picture(config, manifest, scored)])
-            page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
-            print(f"report:      {page}")
+    with contextlib.ExitStack() as until_written:
+        if accelerator.is_main_process:
+            check_out(config.out, keys)
+            until_written.enter_context(hold_pipe(config.out))
+        trained = [load_trained(path, manifest, config.tta) for path in config.weights]
+        rows, logits = predict_all(config, accelerator, manifest, trained)
+        if accelerator.is_main_process:
+            score = mean_score(logits, config.average)
+            logit = mean_logit(logits) if config.average == "logits" else None
+            scored = Scored(rows, manifest.target[rows], score, logit)
+            _write_results(config, manifest, keys, scored, [each.about for each in trained])
     accelerator.end_training()
+
+
+def _write_results(
+    config: InferConfig, manifest: Manifest, keys: Sequence[str], scored: Scored, abouts: Sequence[dict[str, Any]]
+) -> None:
+    """The submission, and where it is a file, a picture and a page beside it."""
+    score_of = dict(zip(manifest.keys_of(scored.rows), scored.score.tolist(), strict=True))
+    write_submission(config.out, keys, score_of, config.fill_missing)
+    if is_stream(config.out):
+        _log.info("%s is not a regular file: only the submission is written, no picture and no report", config.out)
+        with contextlib.redirect_stdout(sys.stderr):  # it may be standard output, which has the submission alone
+            _print_summary(config, manifest, keys, scored, abouts, [])
+        return
+    _print_summary(config, manifest, keys, scored, abouts, [_write_picture(config, manifest, scored)])
+    page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
+    print(f"report:      {page}")
 
 
 def _write_picture(config: InferConfig, manifest: Manifest, scored: Scored) -> Path:

@@ -1,12 +1,13 @@
 """A submission: the ids that it has to hold, what can be said of it before there is a score, and its file."""
 
+import contextlib
 import csv
 import errno
 import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shard_tools.catalog import SUBMISSION, to_submission_keys
@@ -55,6 +56,27 @@ def check_out(out: Path, keys: Sequence[str]) -> None:
         raise InputError(
             f"--out {out}: cannot be written ({error.strerror}); choose another place, or free some space if it is full"
         ) from None
+
+
+@contextlib.contextmanager
+def hold_pipe(out: Path) -> Iterator[None]:
+    """Where `out` is a pipe, keep it open: its reader must be there before the work, and must not see an end too early.
+
+    Raises InputError where nobody reads it: to open it for writing would wait for ever.
+    """
+    if not out.is_fifo():
+        yield
+        return
+    try:
+        descriptor = os.open(out, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise InputError(f"--out {out}: a pipe that nobody reads; start its reader first") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _reserve(descriptor: int, size: int) -> None:

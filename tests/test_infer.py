@@ -24,7 +24,7 @@ from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.trivial import read_snippets
-from submission import check_out
+from submission import check_out, hold_pipe
 from tests import twin
 from tests.faulty_proxy import FaultyProxy
 from tests.range_server import RangeServer, serving
@@ -331,6 +331,22 @@ def test_a_pipe_gets_the_submission_and_nothing_is_written_beside_it(
     assert found.startswith(b"id,target\n") and found.count(b"\n") == 12
     assert pipe.is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "run"]
     assert sorted(path.name for path in run_dir.iterdir()) == ["best.safetensors", "config.json"]
+
+
+def test_a_pipe_that_nobody_reads_is_refused_before_any_cadence_is_read_and_one_that_is_read_sees_no_early_end(
+    tmp_path: Path,
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="a pipe that nobody reads; start its reader first"), hold_pipe(pipe):
+        pytest.fail("would have begun")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with hold_pipe(pipe):
+        with pytest.raises(BlockingIOError):  # nothing to read yet, and no end
+            os.read(reader, 1)
+        write_whole(pipe, "id,target\n")
+    assert os.read(reader, 100) == b"id,target\n" and os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_a_submission_may_go_to_a_descriptor_that_is_a_pipe() -> None:
