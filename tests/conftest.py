@@ -4,8 +4,9 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,15 @@ from accelerate.state import AcceleratorState, GradientState
 
 from shard_tools.__main__ import main
 from shard_tools.errors import run_command
+from shard_tools.manifest import Manifest
+from shard_tools.pack import PackConfig, pack
 from shard_tools.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_SHAPE = (6, 14, 16)
+# The smallest shards are 1 MB: of this shape five cadences go into one.
+SHARDED_SHAPE = (6, 64, 256)
+INFINITY = b"\x00\x7c"  # in float16
 NO_SNIPPETS = "no real snippets here; set KAGGLE_SETI to their folder"
 
 
@@ -73,6 +79,26 @@ def make_data(tmp_path: Path) -> MakeData:
         return data
 
     return build
+
+
+def small_config(data: Layout, out: Path, **options: Any) -> PackConfig:
+    return replace(PackConfig(data.root, out, folds=3, workers=1, shard_mb=1), **options)
+
+
+@pytest.fixture
+def sharded(make_data: MakeData) -> Layout:
+    """12 train and 4 test cadences: three and one shards."""
+    return make_data(shape=SHARDED_SHAPE)
+
+
+@pytest.fixture
+def packed(sharded: Layout, tmp_path: Path) -> Manifest:
+    return pack(small_config(sharded, tmp_path / "packed"))
+
+
+def late_key(data: Layout) -> str:
+    """A key of the third shard."""
+    return sorted(data.train)[11]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Shards in a store: an S3 server and a web server on loopback, behind a proxy that breaks what passes."""
 
-import logging
 import os
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from infer import InferConfig, infer
 from pipeline.draws import DrawConfig
@@ -29,6 +27,7 @@ from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
 from tests.range_server import RangeServer, serving
+from tests.s3_server import serving_s3
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
 
@@ -45,20 +44,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def moto(manifest: Manifest) -> Iterator[int]:
     """The port of an S3 server that holds the data set."""
-    import boto3
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    client = boto3.client(
-        "s3", "us-east-1", endpoint_url=f"http://127.0.0.1:{port}", aws_access_key_id="x", aws_secret_access_key="y"
-    )
-    client.create_bucket(Bucket="bucket")
-    for name, data in folder_bytes(manifest.root).items():
-        client.put_object(Bucket="bucket", Key=f"data/{name}", Body=data)
-    yield port
-    server.stop()
+    with serving_s3(manifest, "s3://bucket/data") as port:
+        yield port
 
 
 @pytest.fixture

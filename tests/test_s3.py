@@ -1,6 +1,5 @@
 """S3 that refuses: what is wrong is named at once, with what mends it; and S3 that is public, or behind TLS."""
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_record
 from shard_tools.store import StoreConfig
-from tests.conftest import Command, folder_bytes
+from tests.conftest import Command
 from tests.faulty_proxy import FaultyProxy
 from tests.odd_server import Answer, Asked, OddServer, speak_tls, write_certificate
 from tests.range_server import serving
+from tests.s3_server import serving_s3
 from tests.tiny import pack_tiny
 
 URL = "s3://bucket/v2@main/2021-08-18T12:00"
@@ -32,22 +31,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def moto(manifest: Manifest) -> Iterator[int]:
     """The port of an S3 server that holds the data set, in a bucket that anybody may read."""
-    import boto3
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    client = boto3.client(
-        "s3", "us-east-1", endpoint_url=f"http://127.0.0.1:{port}", aws_access_key_id="x", aws_secret_access_key="y"
-    )
-    client.create_bucket(Bucket="bucket", ACL="public-read")
-    for name, data in folder_bytes(manifest.root).items():
-        client.put_object(
-            Bucket="bucket", Key=f"{URL.removeprefix('s3://bucket/')}/{name}", Body=data, ACL="public-read"
-        )
-    yield port
-    server.stop()
+    with serving_s3(manifest, URL, "public-read") as port:
+        yield port
 
 
 @pytest.fixture(autouse=True)
