@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from checkpoint import has_checkpoint
 from config import TrainConfig
 from shard_tools.errors import InputError
 
@@ -97,8 +98,10 @@ class FiniteWatch:
 
     def _explain(self, step: int, what: str) -> str:
         config = self._config
+        is_saved = has_checkpoint(config.run_dir)
+        kept = f"the checkpoints in {config.run_dir} are from before it" if is_saved else "nothing was saved yet"
         return (
-            f"step {step}, in epoch {(step - 1) // self._steps_per_epoch + 1}: {what}; the checkpoints in "
-            f"{config.run_dir} are from before it. Go on with --resume and a lower --learning-rate than "
-            f"{config.learning_rate:g} (--override learning_rate), or with --precision float32 (--override precision)"
+            f"step {step}, in epoch {(step - 1) // self._steps_per_epoch + 1}: {what}; {kept}. Go on with --resume and "
+            f"a lower --learning-rate than {config.learning_rate:g} (--override learning_rate), or with --precision "
+            "float32 (--override precision)"
         )

@@ -110,7 +110,7 @@ def build_run(
     set_seed(config.seed)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     rows, held_out = (manifest.rows("train", config.held_out, held_out=out) for out in (False, True))
-    order = Order(rows, manifest.target[rows], config.sampling, config.seed, config.class_weights)
+    order = Order(rows, manifest.targets(rows), config.sampling, config.seed, config.class_weights)
     share = Share(len(order), config.batch_size, config.accumulate, rank, world_size)
     train_loader = Loader(
         manifest, order, share, config.canvas, config.draws, device=accelerator.device, config=config.loader

@@ -135,7 +135,7 @@ def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
     manifest = read_manifest(folder)
     opened = time.perf_counter()
     rows = manifest.rows("train", 0)
-    order = Order(rows, manifest.target[rows], config.sampling)
+    order = Order(rows, manifest.targets(rows), config.sampling)
     share = Share(len(order), _BATCH, rank=3, world_size=_RANKS)
     plan_step(order, share, 0)
     first, cpu = time.perf_counter(), time.process_time() - cpu

@@ -78,6 +78,10 @@ class Manifest:
         chosen = self.split == SPLITS.index(split)
         return np.flatnonzero(chosen if fold is None else chosen & ((self.fold == fold) == held_out))
 
+    def targets(self, rows: Int64s) -> npt.NDArray[np.int8]:
+        """The targets of many rows; -1 where unknown."""
+        return self.target[rows]
+
     def key(self, row: int) -> str:
         """The key of one row."""
         return str(self.keys[int(row)].as_py())

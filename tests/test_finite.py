@@ -138,13 +138,18 @@ def test_a_rate_that_is_too_high_is_named_and_a_sound_one_goes_on_from_the_check
     )  # fmt: skip
     before = folder_bytes((config.run_dir / "checkpoints" / "last").resolve())
     for _ in range(2):  # from the same checkpoint each time
-        with pytest.raises(InputError, match=r"step 9, in epoch 2: .*lower --learning-rate than 1e\+30"):
+        with pytest.raises(
+            InputError, match=r"step 9, in epoch 2: .*from before it.*lower --learning-rate than 1e\+30"
+        ):
             train(wild)
         assert_checkpoint_is_sound(config, step=7)
     assert folder_bytes((config.run_dir / "checkpoints" / "last").resolve()) == before
     train(dataclasses.replace(wild, learning_rate=1e-4, min_learning_rate=1e-5))
     history = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert len(history) == 2 and 1e-5 < history[1]["learning_rate"] < 1e-4
+    fresh = dataclasses.replace(wild, run_dir=tmp_path / "fresh", resume=False, override=())
+    with pytest.raises(InputError, match=r"step \d, in epoch 1: .*nothing was saved yet"):
+        train(fresh)
     assert all(math.isfinite(value) for line in history for value in line.values())
 
 
