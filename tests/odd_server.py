@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from cryptography import x509
@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+
+from tests.range_server import LoopbackServer
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,13 @@ class Answer:
     chunked: bool = False
 
 
-class OddServer(ThreadingHTTPServer):
+class OddServer(LoopbackServer):
     """Answers each request as `answer` says."""
-
-    daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self, answer: Callable[[Asked], Answer]) -> None:
         self.answer, self.asked = answer, list[Asked]()
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -104,7 +96,7 @@ def write_certificate(folder: Path) -> Path:
     return path
 
 
-def speak_tls(server: ThreadingHTTPServer, certificate: Path) -> None:
+def speak_tls(server: LoopbackServer, certificate: Path) -> None:
     """Let a server take TLS alone; the handshake is done in the thread of the connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

@@ -12,16 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
-class RangeServer(ThreadingHTTPServer):
-    """Serves `folder` on loopback."""
+class LoopbackServer(ThreadingHTTPServer):
+    """A server whose handlers end with it, and that many may ask at once."""
 
     daemon_threads = True
     request_queue_size = 128
-
-    def __init__(self, folder: Path, latency: float = 0.0, port: int = 0) -> None:
-        """`latency` in seconds, before each answer."""
-        self.folder, self.latency = folder.resolve(), latency
-        super().__init__(("127.0.0.1", port), _Handler)
 
     @property
     def url(self) -> str:
@@ -29,6 +24,15 @@ class RangeServer(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is no news."""
+
+
+class RangeServer(LoopbackServer):
+    """Serves `folder` on loopback."""
+
+    def __init__(self, folder: Path, latency: float = 0.0, port: int = 0) -> None:
+        """`latency` in seconds, before each answer."""
+        self.folder, self.latency = folder.resolve(), latency
+        super().__init__(("127.0.0.1", port), _Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):

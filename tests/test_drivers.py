@@ -67,6 +67,8 @@ def test_who_asks_for_the_cpu_or_has_no_gpu_goes_on(
         install_nvidia_smi(tmp_path, "echo 'NVIDIA A100-SXM4-40GB, 535.129.03'")
     if asked_by in ("no device visible", "device -1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if asked_by == "no device visible" else "-1")
+    there = find_gpu(tmp_path / "driver", tmp_path / "dev")
+    assert (there is None) == (asked_by == "no GPU at all")  # what is not asked for is there, and stops nothing
     check(tmp_path, cpu=asked_by == "ACCELERATE_USE_CPU")
 
 

@@ -5,16 +5,16 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
+
+from tests.range_server import LoopbackServer
 
 Fault = Literal["none", "hangs", "hangs later", "refuses the key"]
 
 
-class WandbServer(ThreadingHTTPServer):
+class WandbServer(LoopbackServer):
     """Keeps each run's history by line number, so that what is written over what shows."""
-
-    daemon_threads = True
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -22,13 +22,6 @@ class WandbServer(ThreadingHTTPServer):
         self.asked = 0
         self.closing = threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
 
     def answer_query(self, query: dict[str, Any]) -> dict[str, Any]:
         variables = query.get("variables") or {}
