@@ -6,35 +6,27 @@ import shard_tools.openmp  # noqa: F401  before torch is loaded
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
 import tyro
-from accelerate import Accelerator, PartialState
-from torch import nn
 
-from drivers import check_gpu
-from environment import check_environment, cpu_is_asked_for
-from metrics import Average, mean_logit, mean_score, roc_auc, unique_rows
-from model import ModelConfig, build_model, pick_precision
-from pipeline.canvas import CanvasConfig
-from pipeline.loader import Loader, LoaderConfig
-from pipeline.plan import Order, Share
-from report import write_waterfalls
-from sections import Scored, write_prediction_report
+from pipeline.loader import LoaderConfig
+from reports.plots import write_waterfalls
+from reports.sections import Scored, write_prediction_report
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import is_stream
 from shard_tools.manifest import Manifest, read_manifest
-from shard_tools.progress import progress
 from shard_tools.store import StoreConfig
 from shard_tools.trivial import read_snippets
-from submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
-from weights import fill_model, load_weights
+from training.accelerator import build_accelerator
+from training.drivers import check_gpu
+from training.environment import cpu_is_asked_for
+from training.metrics import Average, mean_logit, mean_score, roc_auc
+from training.predict import load_trained, predict_all
+from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 
 _CANDIDATES = 6  # in the picture
 _log = logging.getLogger(__name__)
@@ -75,115 +67,6 @@ class InferConfig:
             raise InputError(f"--fill-missing {self.fill_missing}: expected 0 to 1")
 
 
-def build_accelerator(precision: str, **options: Any) -> Accelerator:
-    """An Accelerator of `precision` (auto, bf16, fp16 or float32); ranks other than the first keep quiet."""
-    check_environment()
-    device = PartialState(cpu=cpu_is_asked_for()).device
-    chosen = {"auto": pick_precision(device), "float32": "no"}.get(precision, precision)
-    if chosen == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16: needs a GPU; on a CPU choose bf16 or float32")
-    accelerator = Accelerator(mixed_precision=chosen, **options)
-    if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
-    return accelerator
-
-
-def predict(
-    accelerator: Accelerator,
-    model: nn.Module,
-    loader: Loader,
-    label: str,
-    after_batch: Callable[[], None] = lambda: None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Rows and logits of everything the loader's order holds, over all ranks, each row once, sorted.
-
-    Logits are averaged over the views of a batch (B, V, C, H, W). `after_batch` may end it by raising.
-    """
-    rows, (logits,) = predict_each(accelerator, [model], loader, label, after_batch)
-    return rows, logits
-
-
-def predict_each(
-    accelerator: Accelerator,
-    models: Sequence[nn.Module],
-    loader: Loader,
-    label: str,
-    after_batch: Callable[[], None] = lambda: None,
-) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
-    """As `predict`, of several models that see the same batches: rows, and the logits of each model."""
-    for model in models:
-        model.eval()
-    rows, counts, logits = [], [], []
-    with torch.inference_mode():
-        for batch in progress(loader, len(loader), label, "batches"):
-            image = batch.image.flatten(0, 1)
-            found = []
-            for model in models:
-                with accelerator.autocast():
-                    views = model(image).float().view(batch.image.shape[:2])
-                found.append(views.double().mean(dim=1))
-            rows.append(batch.row)
-            counts.append(batch.counts)
-            logits.append(torch.stack(found, dim=1))
-            after_batch()
-    row, count, logit = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in (rows, counts, logits))
-    unique, values = unique_rows(row[count], logit[count])
-    return unique.astype(np.int64), [column.astype(np.float64) for column in values.T]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model as a file of weights has it, and what it looks at."""
-
-    model: nn.Module
-    canvas: CanvasConfig
-    views: tuple[str, ...]
-    about: dict[str, Any]
-
-
-def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
-    """A model with the weights of a file, on the CPU. Raises InputError where it could not score this data set."""
-    state, about = load_weights(path)
-    try:
-        canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
-        stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
-        architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
-        _ = f"{about['auc']:.4f} {about['fold']}"  # what is said of them at the end
-    except (KeyError, TypeError, ValueError, InputError) as error:
-        raise InputError(f"{path}: of another version of the program ({error}); train again") from None
-    if shape != manifest.shape:
-        raise InputError(f"{path}: trained on snippets of shape {shape}; {manifest.root} holds {manifest.shape}")
-    model = build_model(architecture, canvas.channels, canvas.height, canvas.width)
-    fill_model(model, state, str(path))
-    possible = architecture.views(canvas.views)
-    return Trained(model, canvas, possible if tta else possible[:1], about)
-
-
-def predict_all(
-    config: InferConfig, accelerator: Accelerator, manifest: Manifest, trained: Sequence[Trained]
-) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
-    """Rows and each model's logits of the split, with one pass over the shards for all that look at the same images.
-
-    All models of one pass are on the device together.
-    """
-    rows = manifest.rows(config.split)
-    order = Order(rows, manifest.target[rows], "sequential")
-    share = Share(len(order), config.batch_size, 1, accelerator.process_index, accelerator.num_processes)
-    logits: dict[int, npt.NDArray[np.float64]] = {}
-    for canvas, views in dict.fromkeys((each.canvas, each.views) for each in trained):
-        group = [number for number, each in enumerate(trained) if (each.canvas, each.views) == (canvas, views)]
-        models = [trained[number].model.to(accelerator.device) for number in group]
-        loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
-        try:
-            rows, found = predict_each(accelerator, models, loader, "prediction")
-        finally:
-            loader.close()
-        for number, model, values in zip(group, models, found, strict=True):
-            logits[number] = values
-            model.to("cpu")  # the next pass needs the device's memory
-    return rows, [logits[number] for number in range(len(trained))]
-
-
 def check_split(config: InferConfig, manifest: Manifest) -> None:
     """Raise InputError where the shards have no cadences of the split."""
     if manifest.splits[config.split]["samples"]:
@@ -210,7 +93,7 @@ def infer(config: InferConfig) -> None:
             check_out(config.out, keys)
             until_written.enter_context(hold_pipe(config.out))
         trained = [load_trained(path, manifest, config.tta) for path in config.weights]
-        rows, logits = predict_all(config, accelerator, manifest, trained)
+        rows, logits = predict_all(accelerator, manifest, config.split, trained, config.batch_size, config.loader)
         if accelerator.is_main_process:
             score = mean_score(logits, config.average)
             logit = mean_logit(logits) if config.average == "logits" else None

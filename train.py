@@ -18,30 +18,32 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from checkpoint import point_best_to_last, save_checkpoint
-from config import TrainConfig, parse_train_config, run_identity, to_dict
-from drivers import check_gpu
-from environment import cpu_is_asked_for
-from finite import clip_gradients
-from folds import train_folds
-from infer import build_accelerator, predict
-from interruption import exit_when_asked, launcher_of
-from metrics import average_precision, roc_auc
 from pipeline.loader import Batch
 from pipeline.plan import Share
 from pipeline.timed import Timed
-from report import write_curves, write_roc
-from resume import resume
-from run import CONFIG, Run, about_weights, build_network, build_run, own_run_dir
-from scores import read_scores, write_scores
-from sections import write_training_report
+from reports.plots import write_curves, write_roc
+from reports.sections import write_training_report
 from shard_tools.errors import InputError, run_command
 from shard_tools.files import write_whole
 from shard_tools.manifest import read_manifest
 from shard_tools.progress import progress
 from shard_tools.trivial import read_trivial_auc
-from tracker import start_tracker
-from weights import save_weights
+from training.accelerator import build_accelerator
+from training.checkpoint import point_best_to_last, save_checkpoint
+from training.config import TrainConfig, run_identity, to_dict
+from training.cross_validation import train_folds
+from training.drivers import check_gpu
+from training.environment import cpu_is_asked_for
+from training.finite import clip_gradients
+from training.interruption import exit_when_asked, launcher_of
+from training.metrics import average_precision, roc_auc
+from training.out_of_fold import read_scores, write_scores
+from training.predict import predict
+from training.presets import parse_train_config
+from training.resume import resume
+from training.run import CONFIG, Run, about_weights, build_network, build_run, own_run_dir
+from training.tracker import start_tracker
+from training.weights import save_weights
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 _TRIVIAL_SAMPLES = 2000
@@ -252,7 +254,7 @@ def main() -> int:
     exit_when_asked(EXIT_PREEMPTED)
     try:
         if config.fold == "all":
-            train_folds(config, train)
+            train_folds(config, train, write_roc)
         else:
             train(config)
     except RunInterruptedError:

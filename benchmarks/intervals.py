@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from metrics import Floats, Ints, allowed_false_positives
+from training.metrics import Floats, Ints, allowed_false_positives
 
 Statistic = Callable[[Ints, Ints], Floats]
 """From how often each positive (R, n) and each negative (R, m) was drawn to the figures (R,)."""

@@ -14,9 +14,9 @@ from timm.optim import create_optimizer_v2
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import TrainConfig
-from model import ModelConfig, build_model
 from pipeline.canvas import CanvasConfig
+from training.config import TrainConfig
+from training.model import ModelConfig, build_model
 
 # Dense bf16 and fp16 on the tensor cores, FLOP/s, by torch's name of the device, the longest match first. From NVIDIA's
 # data sheets, which state twice as much for sparse matrices: H100 (SXM, PCIe, NVL), H200, A100 Tensor Core GPU.

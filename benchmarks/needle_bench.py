@@ -54,12 +54,12 @@ from benchmarks.needle_scores import (
     real_figure,
     simulated_figure,
 )
-from environment import cpu_is_asked_for
-from metrics import roc_auc
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
 from shard_tools.simulate import KINDS, Needle, SimulateConfig
 from shard_tools.sky import Broad
+from training.environment import cpu_is_asked_for
+from training.metrics import roc_auc
 
 # Cadences to train on, to test on and to calibrate with, and minutes of training a row.
 _SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 480, 3.0), "gpu": (20_000, 8000, 3840, 10.0)}

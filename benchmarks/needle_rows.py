@@ -17,15 +17,15 @@ import pandas as pd
 
 from benchmarks.history import ROOT
 from benchmarks.needle_data import NeedleSet, test_snippets
-from config import parse_train_config
-from model import build_model
-from pretrained import NoPretrainedError
 from shard_tools.cadence import read_snippet
 from shard_tools.cores import usable_cores
-from shard_tools.dedoppler import find_drift
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
 from shard_tools.trivial import trivial_scores
+from training.dedoppler import find_drift
+from training.model import build_model
+from training.presets import parse_train_config
+from training.pretrained import NoPretrainedError
 
 Form = Literal["cpu", "gpu"]
 Scores = pd.DataFrame

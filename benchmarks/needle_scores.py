@@ -19,8 +19,8 @@ from benchmarks.intervals import (
 )
 from benchmarks.needle_data import TWIN, NeedleSet
 from benchmarks.needle_rows import CLASSICAL, OURS
-from metrics import snr_at_half_recall
 from shard_tools.simulate import KINDS
+from training.metrics import snr_at_half_recall
 
 RATE = 1e-2  # false positive rate at which recall is told by SNR and by kind
 SNR_GOAL = 1.5  # times lower than the classical search's

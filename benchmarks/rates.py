@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from benchmarks.model_figures import wait_for
-from infer import predict
 from pipeline.loader import Batch, Loader
 from pipeline.plan import Share
-from run import Progress, Run
 from train import train_epoch
+from training.predict import predict
+from training.run import Progress, Run
 
 What = Literal["train", "infer"]
 Rate = Literal["loader", "model", "both"]

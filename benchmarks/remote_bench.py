@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import tyro
 
-from config import PRESETS
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.cores import usable_cores
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.store import StoreConfig
+from training.presets import PRESETS
 
 _PREFIX = "bucket/data"
 

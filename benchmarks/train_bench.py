@@ -33,19 +33,21 @@ from benchmarks.history import record
 from benchmarks.model_figures import VARIANTS, set_layout, timm_rate, utilisation
 from benchmarks.pack_bench import write_cadences
 from benchmarks.rates import Held, What, below_goal, infer_rates, to_figures, train_rates, trained_per_second, verdict
-from config import PRESETS, Preset, TrainConfig
-from drivers import check_gpu
-from environment import cpu_is_asked_for
-from infer import InferConfig, build_accelerator
-from model import build_model
+from infer import InferConfig
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
-from run import Run, build_run
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
+from training.accelerator import build_accelerator
+from training.config import Preset, TrainConfig
+from training.drivers import check_gpu
+from training.environment import cpu_is_asked_for
+from training.model import build_model
+from training.presets import PRESETS
+from training.run import Run, build_run
 
 GOALS = {("train", "cuda"): 0.99, ("train", "cpu"): 0.95, ("infer", "cuda"): 0.98, ("infer", "cpu"): 0.98}
 KAGGLE_TRAINING_FOLD = 48_000

@@ -6,7 +6,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
+_ROOT = Path(__file__).parents[1]
+_WITH_KERNELS = ("pipeline", "training")  # packages that Numba compiles from
 
 
 def place_library_caches() -> None:
@@ -24,7 +25,7 @@ def place_library_caches() -> None:
 
 def _numba_finds_a_place() -> bool:
     """Numba's own order: beside the code, else in the user's folder for caches."""
-    beside = [package / "__pycache__" for package in (_PACKAGE, _PACKAGE.parent / "pipeline")]
+    beside = [_ROOT / package / "__pycache__" for package in _WITH_KERNELS]
     return all(map(_can_write, beside)) or _can_write(_home("XDG_CACHE_HOME", ".cache") / "numba")
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import tyro
 
-from config import TrainConfig
-from model import ModelConfig
 from shard_tools.verify import verify
 from tests.conftest import folder_bytes
 from tests.test_resume import read_history, same_weights, start, steps_done, wait_for_step
 from tests.tiny import pack_tiny, tiny_config, write_tiny_data
 from train import EXIT_PREEMPTED
+from training.config import TrainConfig
+from training.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS_PER_KILL = 3  # so that a campaign of any length gets to its end

@@ -21,6 +21,8 @@ from shard_tools.pack import PackConfig, pack
 from shard_tools.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
+# The packages of the program: whatever folder of the checkout is one, but for these tests.
+ROOMS = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"))
 SMALL_SHAPE = (6, 14, 16)
 # The smallest shards are 1 MB: of this shape five cadences go into one.
 SHARDED_SHAPE = (6, 64, 256)
@@ -172,3 +174,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def source_files(*rooms: str) -> list[Path]:
+    """The Python files of some packages, or of the whole program, its scripts too."""
+    scripts = [] if rooms else sorted(ROOT.glob("*.py"))
+    return [*scripts, *(path for room in rooms or ROOMS for path in sorted((ROOT / room).rglob("*.py")))]

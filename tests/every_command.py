@@ -20,17 +20,17 @@ import numpy as np
 
 import shard_tools.files as files
 from infer import InferConfig, infer
-from model import ModelConfig
 from shard_tools.cache import SampleCache
 from shard_tools.errors import run_command
 from shard_tools.files import file_sha256
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sources import SOURCES
 from shard_tools.verify import verify
-from submission import write_submission
 from tests.tiny import tiny_config, write_tiny_data
 from train import train
-from weights import load_weights
+from training.model import ModelConfig
+from training.submission import write_submission
+from training.weights import load_weights
 
 LACKS = {
     "nothing": 0,

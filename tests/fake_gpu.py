@@ -22,13 +22,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import run as run_module
-from config import PRESETS, Preset, TrainConfig
-from infer import build_accelerator
-from model import build_model
 from pipeline.loader import Batch
-from run import Run, build_run
 from shard_tools.manifest import Manifest
+from training import run as run_module
+from training.accelerator import build_accelerator
+from training.config import Preset, TrainConfig
+from training.model import build_model
+from training.presets import PRESETS
+from training.run import Run, build_run
 
 GPU = torch.device("cuda", 0)
 # Operations whose result Python has to know before it goes on.

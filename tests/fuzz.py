@@ -51,7 +51,7 @@ class Oracle:
     """Reads the base once and then tells of each mutant what became of it."""
 
     def __init__(self, base: Path) -> None:
-        from weights import load_weights
+        from training.weights import load_weights
 
         self.base, self.shards, self.run = base, base / "shards", base / "run"
         self.columns, self.records = self._read_data()
@@ -153,9 +153,9 @@ class Oracle:
     def _judge_run(self, mutant: Mutant) -> str:
         import torch
 
-        from config import check_same_run
-        from run import _read_config
-        from weights import load_weights
+        from training.config import check_same_run
+        from training.run import _read_config
+        from training.weights import load_weights
 
         if mutant.kind == "config":
             check_same_run(_read_config(self.run / "config.json"), self.config, self.run, ())
@@ -184,13 +184,13 @@ class RunState:
     def __init__(self, shards: Path) -> None:
         import torch
 
-        from infer import build_accelerator
         from pipeline.draws import DrawConfig
         from pipeline.loader import Loader
         from pipeline.plan import Order, Share
-        from run import Progress
         from shard_tools.manifest import read_manifest
         from tests.tiny import CANVAS
+        from training.accelerator import build_accelerator
+        from training.run import Progress
 
         torch.manual_seed(0)
         manifest = read_manifest(shards)
@@ -206,7 +206,7 @@ class RunState:
         self.accelerator.register_for_checkpointing(self.progress, self.loader)
 
     def load(self, run: Path) -> None:
-        from checkpoint import load_last_checkpoint
+        from training.checkpoint import load_last_checkpoint
 
         assert load_last_checkpoint(self.accelerator, run)
 
@@ -225,10 +225,10 @@ def write_base(base: Path) -> None:
     """A tiny data set and what a tiny training leaves of each kind of file."""
     import torch
 
-    from checkpoint import save_checkpoint
-    from config import run_identity
     from tests.tiny import pack_tiny, tiny_config
-    from weights import save_weights
+    from training.checkpoint import save_checkpoint
+    from training.config import run_identity
+    from training.weights import save_weights
 
     manifest = pack_tiny(base, train=20, test=6)
     run = base / "run"

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from config import TrainConfig
+from training.config import TrainConfig
 
 
 def command_line(script: str, *arguments: object, processes: int = 1) -> Sequence[str]:

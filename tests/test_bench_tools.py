@@ -18,18 +18,18 @@ from benchmarks.model_figures import count_flops, peak_flops
 from benchmarks.pack_bench import PACK, START, SYNCED, TAR, PackBenchConfig, above_goal
 from benchmarks.pack_bench import to_figures as pack_figures
 from benchmarks.rates import Held, below_goal, infer_rates, to_figures, train_rates, verdict
-from config import TrainConfig
-from infer import build_accelerator
-from machine import output_of
-from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
-from run import Run, build_run
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.conftest import NO_SNIPPETS
 from tests.tiny import CANVAS, SHAPE, tiny_config
+from training.accelerator import build_accelerator
+from training.config import TrainConfig
+from training.model import ModelConfig
+from training.run import Run, build_run
+from training.system_info import output_of
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "memory_gb": 8.0, "gpu": None, "gpus": 0, "driver": None, "os": "Linux"}
 LOADERS = {"ours": 900.0, "torch": 300.0, 'dali <&> "co"': 250.0, "memory copy": 4000.0}

@@ -13,9 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, EVIDENCE, Candidates, flatten, upright_shape
 from infer import InferConfig, infer
-from model import ModelConfig, build_model
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
 from shard_tools.errors import InputError
@@ -23,7 +21,9 @@ from shard_tools.trivial import read_snippets
 from tests import twin
 from tests.tiny import pack_tiny, tiny_config
 from train import train
-from weights import fill_model, load_weights, save_weights
+from training.model import ModelConfig, build_model
+from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, EVIDENCE, Candidates, flatten, upright_shape
+from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256
 POSITIONS = (0, 2, 4, 1, 3, 5)  # of an image's panels in the cadence

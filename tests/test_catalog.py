@@ -21,8 +21,8 @@ from shard_tools.catalog import (
 from shard_tools.errors import InputError
 from shard_tools.groups import read_groups
 from shard_tools.manifest import read_manifest
-from submission import submission_keys, write_submission
 from tests.conftest import Command, Layout, MakeData, snippet
+from training.submission import submission_keys, write_submission
 
 KEYS = st.lists(st.text("0123456789abcdef", min_size=1, max_size=15), min_size=12, max_size=60, unique=True)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shard_tools.cores import usable_cores
+from tests.conftest import ROOT, source_files
 
-ROOT = Path(__file__).resolve().parents[1]
 NO_LIMIT = Path("/nonexistent")
 DEFAULTS = """
 from pipeline.loader import LoaderConfig
@@ -38,7 +38,7 @@ def test_every_default_of_workers_and_threads_is_what_the_process_may_use() -> N
 
 @one_core
 def test_nothing_else_counts_the_cores_of_the_machine() -> None:
-    files = [path for folder in ("", "shard_tools", "pipeline", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    files = source_files()
     counting = [path.name for path in files if "cpu_count" in path.read_text() and path.name != "cores.py"]
     assert not counting
 

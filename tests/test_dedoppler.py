@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter
 
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, OFF_POSITIONS, ON_POSITIONS, PANELS, TIME_BIN_SECONDS
-from shard_tools.dedoppler import find_drift
-from shard_tools.dedoppler_kernels import spread
 from shard_tools.errors import InputError
+from training.dedoppler import find_drift
+from training.dedoppler_kernels import spread
 
 BINS, CHANNELS = 91, 128
 

@@ -12,7 +12,6 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 import pipeline.dali
-from infer import build_accelerator
 from pipeline.dali import DaliImages
 from pipeline.devices import numbered
 from pipeline.graph import PREFETCH_DEPTH, GraphPlace
@@ -21,6 +20,7 @@ from pipeline.plan import Order, Share
 from pipeline.timed import Timed
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny
+from training.accelerator import build_accelerator
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 

@@ -9,8 +9,8 @@ import torch
 
 import infer
 import train
-from drivers import Gpu, TorchBuild, check_architecture, check_gpu, explain, find_gpu, read_torch_build
 from shard_tools.errors import InputError
+from training.drivers import Gpu, TorchBuild, check_architecture, check_gpu, explain, find_gpu, read_torch_build
 
 CUDA_13 = TorchBuild("2.15.0", "13.2", ("sm_75", "sm_80", "sm_90"), "The driver is too old")
 VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\n"

@@ -1,16 +1,14 @@
 """What the environment says of a start: one reading of the CPU's variable, and nothing followed in silence."""
 
 import re
-from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 
-from environment import cpu_is_asked_for
-from infer import build_accelerator
 from shard_tools.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import source_files
+from training.accelerator import build_accelerator
+from training.environment import cpu_is_asked_for
 
 
 @pytest.mark.parametrize(
@@ -31,7 +29,7 @@ def test_a_word_that_is_neither_yes_nor_no_is_refused(monkeypatch: pytest.Monkey
 
 
 def test_one_place_reads_whether_the_cpu_was_asked_for() -> None:
-    paths = [*ROOT.glob("*.py"), *(path for room in ("benchmarks", "pipeline") for path in (ROOT / room).glob("*.py"))]
+    paths = source_files()
     reading = [path.name for path in paths if re.search("ACCELERATE_USE_CPU(?!=true)", path.read_text())]
     assert reading == ["environment.py"]  # others advise to set it
 

@@ -188,7 +188,7 @@ def test_output_that_cannot_be_written_is_an_error_and_no_traceback(make_data: M
 
 HOMELESS = """
 import os, sys
-import pipeline.kernels, shard_tools.dedoppler_kernels, report
+import pipeline.kernels, training.dedoppler_kernels, reports.plots
 print(os.environ["NUMBA_CACHE_DIR"], os.environ["MPLCONFIGDIR"])
 """
 
@@ -198,10 +198,9 @@ def test_without_a_home_that_can_be_written_caches_are_temporary(tmp_path: Path)
     code, temporary = tmp_path / "code", tmp_path / "tmp"
     temporary.mkdir()
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("shard_tools", "pipeline"):
+    for name in ("shard_tools", "pipeline", "training", "reports"):
         shutil.copytree(ROOT / name, code / name, ignore=ignored)
         (code / name / "__pycache__").touch()
-    shutil.copy(ROOT / "report.py", code)
     words = [sys.executable, "-B", "-c", HOMELESS]
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(temporary), "HOME": os.devnull}
     done = subprocess.run(words, cwd=code, env=environment, capture_output=True, text=True, check=False)
@@ -218,7 +217,7 @@ def nameless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, "")  # so that what is set is taken back
         monkeypatch.delenv(name)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    monkeypatch.setattr(library_caches, "_PACKAGE", Path(os.devnull, "code"))
+    monkeypatch.setattr(library_caches, "_ROOT", Path(os.devnull, "code"))
     monkeypatch.setattr(library_caches.tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -13,21 +13,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import run as run_module
 import train as train_module
-from config import TrainConfig
-from finite import FiniteWatch
-from infer import build_accelerator
 from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader
 from pipeline.plan import Share
-from run import Run, build_run
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.conftest import folder_bytes
 from tests.launch import command_line, flags
 from tests.tiny import pack_tiny, tiny_config
 from train import soft_target_loss, train, train_step
+from training import run as run_module
+from training.accelerator import build_accelerator
+from training.config import TrainConfig
+from training.finite import FiniteWatch
+from training.run import Run, build_run
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOBAL_BATCH = 6  # 40 training cadences: 7 steps an epoch
@@ -105,7 +105,8 @@ def test_a_cadence_that_makes_the_loss_nan_is_stopped_at_its_step_and_the_checkp
 SPOILT_RUN = """
 import sys
 sys.path.insert(0, {root!r})
-import run, train
+import train
+from training import run
 from tests.test_finite import SpoiltLoader
 run.Loader = SpoiltLoader
 sys.exit(train.run_command(train.main))
@@ -273,9 +274,9 @@ TWO_RANKS = """
 import math, pathlib, sys
 sys.path.insert(0, {root!r})
 import torch
-import run as run_module
+from training import run as run_module
 import train as train_module
-from infer import build_accelerator
+from training.accelerator import build_accelerator
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
 from tests.tiny import tiny_config

@@ -18,10 +18,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from timm.models.swin_transformer import SwinTransformer
 
-from config import TrainConfig, parse_train_config
-from folds import check_folds, plan_folds, train_folds, write_cross_validation
-from infer import InferConfig, build_accelerator, infer
-from model import ModelConfig
+from infer import InferConfig, infer
+from reports.plots import write_roc
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
@@ -29,6 +27,11 @@ from tests.launch import command_line, flags
 from tests.test_resume import read_history, steps_done, wait_for_step
 from tests.tiny import tiny_config, write_tiny_data
 from train import EXIT_PREEMPTED, train
+from training.accelerator import build_accelerator
+from training.config import TrainConfig
+from training.cross_validation import check_folds, plan_folds, train_folds, write_cross_validation
+from training.model import ModelConfig
+from training.presets import parse_train_config
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDS = 3
@@ -52,7 +55,7 @@ def trained(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Tra
     config = all_folds(manifest, tmp_path_factory.mktemp("trained") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        train_folds(config, train)
+        train_folds(config, train, write_roc)
     return config
 
 
@@ -123,7 +126,7 @@ def test_a_finished_fold_is_not_trained_again_and_no_model_of_one_stays_in_memor
         train(config)
 
     gc.collect()
-    train_folds(dataclasses.replace(trained, resume=True), count_and_train)
+    train_folds(dataclasses.replace(trained, resume=True), count_and_train, write_roc)
     assert len(alive) == FOLDS and alive[1:] == [alive[0]] * (FOLDS - 1)
     assert before == [path.stat().st_mtime_ns for path in weights]
     assert scores == (trained.run_dir / "oof.csv").read_bytes()
@@ -169,13 +172,13 @@ def test_a_fold_of_another_run_is_refused_before_any_fold_is_trained(
     (tmp_path / "fold2").mkdir()
     (tmp_path / "fold2" / "config.json").write_bytes((trained.run_dir / "fold2" / "config.json").read_bytes())
     with pytest.raises(InputError, match=message):
-        train_folds(config, train)
+        train_folds(config, train, write_roc)
     assert not (tmp_path / "fold0").exists()
 
 
 def test_the_folder_of_a_run_of_one_fold_is_refused(manifest: Manifest, trained: TrainConfig) -> None:
     with pytest.raises(InputError, match=r"fold1: holds the run of one fold"):
-        train_folds(dataclasses.replace(trained, run_dir=trained.run_dir / "fold1", resume=True), train)
+        train_folds(dataclasses.replace(trained, run_dir=trained.run_dir / "fold1", resume=True), train, write_roc)
 
 
 def test_folds_that_cannot_be_judged_are_refused_by_number(manifest: Manifest, tmp_path: Path) -> None:
@@ -199,7 +202,7 @@ def test_scores_that_do_not_fit_their_fold_are_refused_by_name(
     path.write_text(whole + first + "\n" if damage is None else damage)
     try:
         with pytest.raises(InputError, match=r"fold1.oof\.csv: expected a score for each of the 17 ids"):
-            write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest)
+            write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest, write_roc)
     finally:
         path.write_text(whole)
     assert (trained.run_dir / "cv.json").read_bytes() == before
@@ -211,7 +214,7 @@ def test_scores_of_older_runs_without_logits_are_joined_as_they_were(manifest: M
     joined = (trained.run_dir / "oof.csv").read_text()
     path.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in whole.splitlines()))
     try:
-        write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest)
+        write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest, write_roc)
         after = json.loads((trained.run_dir / "cv.json").read_text())
         for name in ("auc", "average_precision", "fold_auc"):
             assert after[name] == pytest.approx(before[name]), name
@@ -222,7 +225,7 @@ def test_scores_of_older_runs_without_logits_are_joined_as_they_were(manifest: M
         assert found == pytest.approx(expected)
     finally:
         path.write_text(whole)
-    write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest)
+    write_cross_validation(trained.run_dir, plan_folds(trained, manifest), manifest, write_roc)
     assert (trained.run_dir / "oof.csv").read_text() == joined
 
 

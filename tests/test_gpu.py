@@ -14,11 +14,6 @@ import pytest
 import torch
 
 import train as train_module
-from candidates import Candidates
-from checkpoint import save_checkpoint
-from infer import build_accelerator, predict
-from metrics import roc_auc
-from model import ModelConfig, build_model
 from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
@@ -26,6 +21,12 @@ from pipeline.timed import Timed
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
+from training.accelerator import build_accelerator
+from training.checkpoint import save_checkpoint
+from training.metrics import roc_auc
+from training.model import ModelConfig, build_model
+from training.predict import predict
+from training.search import Candidates
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

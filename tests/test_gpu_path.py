@@ -19,17 +19,13 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import pipeline.graph
-import run as run_module
 import train as train_module
-from config import PRESETS, Preset
-from infer import build_accelerator, predict
 from pipeline.batches import batch_slots
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig, Draws, draw
 from pipeline.graph import GraphPlace
 from pipeline.loader import Batch
 from pipeline.plan import Share
-from run import Run, build_run
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.manifest import Manifest
 from tests import twin
@@ -37,6 +33,12 @@ from tests.dali_schema import faults, moved
 from tests.fake_gpu import GPU, FakeLoader, Memory, Watch, fake_batch, fake_run
 from tests.test_graph import CANVASES, WILD, short_name
 from tests.tiny import CANVAS, pack_tiny
+from training import run as run_module
+from training.accelerator import build_accelerator
+from training.config import Preset
+from training.predict import predict
+from training.presets import PRESETS
+from training.run import Run, build_run
 
 ALL_CANVASES = [*(config.canvas for config in PRESETS.values()), *CANVASES]
 CPU = torch.device("cpu")

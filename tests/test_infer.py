@@ -14,22 +14,25 @@ import numpy as np
 import pytest
 import torch
 
-from infer import InferConfig, build_accelerator, infer, load_trained, predict_all
-from metrics import roc_auc, sigmoid
-from model import ModelConfig, build_model
-from page import read_section
-from sections import Scored, write_prediction_report
+from infer import InferConfig, infer
+from pipeline.loader import LoaderConfig
+from reports.page import read_section
+from reports.sections import Scored, write_prediction_report
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.trivial import read_snippets
-from submission import check_out, hold_pipe
 from tests import twin
 from tests.faulty_proxy import FaultyProxy
 from tests.range_server import RangeServer, serving
 from tests.tiny import CANVAS, pack_tiny, write_tiny_data
-from weights import fill_model, load_weights, save_weights
+from training.accelerator import build_accelerator
+from training.metrics import roc_auc, sigmoid
+from training.model import ModelConfig, build_model
+from training.predict import load_trained, predict_all
+from training.submission import check_out, hold_pipe
+from training.weights import fill_model, load_weights, save_weights
 
 ABOUT = {
     "model": "swin_nano",
@@ -261,14 +264,13 @@ def test_weights_of_one_canvas_share_one_pass_over_the_shards(
         root = f"{proxy.url}/shards"
         for paths, passes in ((weights, 1), ([weights[0], third, weights[1]], 2)):
             accelerator, copy = build_accelerator("float32"), read_manifest(root)
-            # All cadences in one batch: nothing is repeated to fill up the last.
-            config = InferConfig(root, tuple(paths), batch_size=cadences, precision="float32")
             trained = [load_trained(path, copy, False) for path in paths]
             proxy.requests.clear()
-            rows, together = predict_all(config, accelerator, copy, trained)
+            # All cadences in one batch: nothing is repeated to fill up the last.
+            rows, together = predict_all(accelerator, copy, "test", trained, cadences, LoaderConfig())
             assert sum(request.of_shard for request in proxy.requests) == passes * cadences
             for logits, each in zip(together, trained, strict=True):
-                alone = predict_all(config, accelerator, manifest, [each])
+                alone = predict_all(accelerator, manifest, "test", [each], cadences, LoaderConfig())
                 assert (alone[0] == rows).all() and (alone[1][0] == logits).all()
         proxy.shutdown()
 

@@ -6,14 +6,15 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOMS, ROOT, source_files
 
 FILES = ("pyproject.toml", "README.md", "LICENSE")
+INSTALLED = tuple(room for room in ROOMS if room != "benchmarks")
 
 
 def test_pip_makes_a_wheel_of_the_packages_that_works_anywhere(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    for folder in ("shard_tools", "pipeline", "benchmarks", "templates", "docs"):
+    for folder in (*ROOMS, "docs"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
     for path in [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *(ROOT / name for name in FILES)]:
         shutil.copy(path, checkout)
@@ -24,12 +25,15 @@ def test_pip_makes_a_wheel_of_the_packages_that_works_anywhere(tmp_path: Path) -
     (wheel,) = tmp_path.glob("needlestream-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
-    packages = ("shard_tools", "pipeline")
-    ours = {path.relative_to(ROOT) for package in packages for path in (ROOT / package).glob("*.py")}
-    installed = {path.relative_to(tmp_path / "installed") for path in (tmp_path / "installed").rglob("*.py")}
-    assert installed >= ours
-    script = "import pipeline.plan; from shard_tools.__main__ import main; main()"
+    installed = {path.relative_to(tmp_path / "installed") for path in (tmp_path / "installed").rglob("*.*")}
+    ours = {path.relative_to(ROOT) for path in source_files(*INSTALLED)}
+    assert {path for path in installed if path.suffix == ".py"} == ours
+    assert Path("reports", "templates", "report.html") in installed
+    script = "import pipeline.plan, reports.page; from shard_tools.__main__ import main; main()"
     command = [sys.executable, "-c", script, "pack", "--help"]
     environment = {"PYTHONPATH": str(tmp_path / "installed"), "HOME": str(tmp_path), "PATH": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, "--input" in done.stdout) == (0, True), done.stderr
+    script = "import pathlib; from reports.page import write_page; write_page(pathlib.Path('a.html'), 'a', [])"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    assert "<html" in (tmp_path / "a.html").read_text()

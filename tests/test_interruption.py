@@ -13,13 +13,13 @@ import psutil
 import pytest
 from accelerate import Accelerator
 
-import interruption
-from config import TrainConfig
-from interruption import Interruption, launcher_of
 from shard_tools.manifest import Manifest
 from tests.launch import command_line, flags
 from tests.tiny import pack_tiny, tiny_config
 from train import EXIT_PREEMPTED
+from training import interruption
+from training.config import TrainConfig
+from training.interruption import Interruption, launcher_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED: list[subprocess.Popen[str]] = []

@@ -16,7 +16,7 @@ from benchmarks.intervals import (
     share_interval,
     share_statistic,
 )
-from metrics import recall_at_fpr, roc_auc
+from training.metrics import recall_at_fpr, roc_auc
 
 Scores = npt.NDArray[np.float64]
 INTEGERS = st.lists(st.integers(-9, 9), min_size=1, max_size=25)

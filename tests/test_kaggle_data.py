@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import metrics
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.catalog import assign_folds
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.verify import verify
 from tests.conftest import Command
+from training import metrics
 
 pytestmark = pytest.mark.kaggle
 

@@ -75,7 +75,7 @@ def test_shard_tools_load_neither_torch_nor_dali_nor_setigen() -> None:
 
 
 def test_the_configuration_composes_and_the_loop_is_on_top() -> None:
-    assert not {"train", "infer"} & imports_of(ROOT / "config.py")
+    assert not {"train", "infer"} & imports_of(ROOT / "training/config.py")
     for package in ("pipeline", "shard_tools"):
         for path in (ROOT / package).glob("*.py"):
             names = {name.split(".")[0] for name in imports_of(path)}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from metrics import (
+from training.metrics import (
     average_precision,
     mean_score,
     recall_at_fpr,

@@ -7,8 +7,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from model import ModelConfig, build_model, pick_precision
 from shard_tools.errors import InputError
+from training.model import ModelConfig, build_model, pick_precision
 
 
 @pytest.mark.parametrize("name", ["swin_nano", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])

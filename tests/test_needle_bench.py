@@ -24,13 +24,13 @@ from benchmarks.needle_rows import (
     split_sizes,
 )
 from benchmarks.needle_scores import ahead_figure, missed_goals, print_tables, real_figure, simulated_figure
-from config import parse_train_config
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, read_snippet
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
 from shard_tools.simulate import KINDS
 from tests.conftest import MakeData
 from tests.tiny import pack_tiny
+from training.presets import parse_train_config
 
 POSITIVE, NEGATIVE = 40, 200
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import parse_train_config
-from infer import InferConfig, build_accelerator, load_trained, predict_all
+from infer import InferConfig
 from infer import infer as predict_and_write
-from scores import read_scores
+from pipeline.loader import LoaderConfig
 from shard_tools.manifest import read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.verify import verify
@@ -18,6 +17,10 @@ from tests.conftest import data_set_bytes
 from tests.old_run import OLD_RUN, register_narrow_swin, train_words
 from tests.tiny import write_tiny_data
 from train import train
+from training.accelerator import build_accelerator
+from training.out_of_fold import read_scores
+from training.predict import load_trained, predict_all
+from training.presets import parse_train_config
 
 SHARDS, CUT, WHOLE = OLD_RUN / "shards", OLD_RUN / "cut", OLD_RUN / "whole"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # another processor sums in another order
@@ -39,11 +42,10 @@ def test_old_shards_are_whole_and_packing_again_gives_the_same_bytes(tmp_path: P
     assert data_set_bytes(tmp_path / "shards") == data_set_bytes(SHARDS)
 
 
-def test_old_weights_give_the_logits_that_they_gave(tmp_path: Path) -> None:
-    config = InferConfig(str(SHARDS), (CUT / "best.safetensors",), tmp_path / "out.csv", "train", precision="float32")
+def test_old_weights_give_the_logits_that_they_gave() -> None:
     manifest = read_manifest(SHARDS)
-    trained = load_trained(config.weights[0], manifest, tta=False)
-    rows, (logit,) = predict_all(config, build_accelerator("float32"), manifest, [trained])
+    trained = load_trained(CUT / "best.safetensors", manifest, tta=False)
+    rows, (logit,) = predict_all(build_accelerator("float32"), manifest, "train", [trained], 4, LoaderConfig())
     found = dict(zip(manifest.keys_of(rows), logit.tolist(), strict=True))
     recorded = read_scores(CUT / "oof.csv")
     np.testing.assert_allclose([found[key] for key in recorded.keys], recorded.logit, **TOLERANCE)

@@ -12,13 +12,13 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-import run as run_module
-from config import TrainConfig
-from model import ModelConfig, build_model
-from optimiser import build_optimiser, undecayed
 from shard_tools.errors import InputError
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
+from training import run as run_module
+from training.config import TrainConfig
+from training.model import ModelConfig, build_model
+from training.optimiser import build_optimiser, undecayed
 
 CONFIG = tiny_config(Path("shards"), Path("run"), weight_decay=0.05)
 

@@ -11,14 +11,24 @@ import numpy as np
 import pytest
 
 from infer import InferConfig, infer
-from metrics import calibration
-from page import PAGE, Block, Section, read_section, to_picture, to_rows, without_secrets, write_page, write_section
-from report import draw_waterfall, to_png
+from reports.page import (
+    PAGE,
+    Block,
+    Section,
+    read_section,
+    to_picture,
+    to_rows,
+    without_secrets,
+    write_page,
+    write_section,
+)
+from reports.plots import draw_waterfall, to_png
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.browser import find_chromium, look
 from tests.tiny import pack_tiny, tiny_config
 from train import train
+from training.metrics import calibration
 
 EVIL = "<script>window.injected=1</script><img src=x onerror='window.injected=1'>\"&amp;"
 SECRET = "s3://KEY:SECRET@bucket/path and https://host/file?X-Amz-Signature=SECRET&token=SECRET"

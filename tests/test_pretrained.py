@@ -21,18 +21,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from candidates import CUTOUT_PLANES, upright_shape
-from config import TrainConfig
-from folds import train_folds
-from model import ModelConfig, build_model, check_compiler
-from pretrained import NoPretrainedError, is_reachable
+from reports.plots import write_roc
 from shard_tools.errors import InputError
 from shard_tools.pack import PackConfig, pack
 from tests.conftest import ROOT
 from tests.range_server import serving
 from tests.tiny import tiny_config, write_tiny_data
 from train import train
-from weights import save_weights
+from training.config import TrainConfig
+from training.cross_validation import train_folds
+from training.model import ModelConfig, build_model, check_compiler
+from training.pretrained import NoPretrainedError, is_reachable
+from training.search import CUTOUT_PLANES, upright_shape
+from training.weights import save_weights
 
 NANO = ModelConfig("swin_nano")
 HUB_MODEL = "test_resnet.r160_in1k"  # timm's own for tests: 0.5 million weights, and a repository on the hub
@@ -324,7 +325,7 @@ def test_an_endpoint_is_reachable_where_it_answers_and_by_the_proxy_that_leads_t
             assert is_reachable("http://hub.invalid") == expected
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         assert is_reachable(good.url)
-    monkeypatch.setattr("pretrained._HUB_SECONDS", 0.3)  # for what never answers
+    monkeypatch.setattr("training.pretrained._HUB_SECONDS", 0.3)  # for what never answers
     with silent() as hanging:
         assert not is_reachable(hanging)
         monkeypatch.setenv("no_proxy", "")
@@ -341,7 +342,7 @@ def test_a_run_goes_on_from_its_checkpoint_where_there_is_no_hub(hub_at, tmp_pat
 
     def go(config: TrainConfig) -> None:
         if fold == "all":
-            train_folds(config, train)
+            train_folds(config, train, write_roc)
         else:
             train(config)
 

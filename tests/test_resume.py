@@ -15,8 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 import train as train_module
-from config import TrainConfig, run_identity
-from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
 from shard_tools.errors import InputError
@@ -24,6 +22,8 @@ from shard_tools.manifest import Manifest
 from tests.launch import command_line, flags
 from tests.tiny import pack_tiny, tiny_config
 from train import EXIT_PREEMPTED, train
+from training.config import TrainConfig, run_identity
+from training.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMINGS = {"cadences_per_s", "stall", "validation_s"}
@@ -113,9 +113,10 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
 SLOW_VALIDATION = """
 import sys, time
 sys.path.insert(0, {root!r})
-import infer, train
-at_once = infer.progress
-infer.progress = lambda *words: (time.sleep(0.3) or batch for batch in at_once(*words))
+import train
+from training import predict
+at_once = predict.progress
+predict.progress = lambda *words: (time.sleep(0.3) or batch for batch in at_once(*words))
 sys.exit(train.run_command(train.main))
 """
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics import apart, mean_score, roc_auc, sigmoid
-from scores import read_scores, write_scores
-from sections import Scored
+from reports.sections import Scored
 from shard_tools.errors import InputError
+from training.metrics import apart, mean_score, roc_auc, sigmoid
+from training.out_of_fold import read_scores, write_scores
 
 LOGITS = st.lists(st.floats(-1e5, 1e5) | st.floats(-40, 40) | st.floats(30, 40), min_size=1, max_size=60)
 

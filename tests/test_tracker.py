@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import tracker
 from shard_tools.manifest import Manifest
 from tests.tiny import pack_tiny, tiny_config
 from tests.wandb_server import Fault, wandb_server
-from tracker import OptionalWandB, own_run_id, start_tracker
 from train import train
+from training import tracker
+from training.tracker import OptionalWandB, own_run_id, start_tracker
 
 KEY = "0123456789" * 4
 

@@ -18,17 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 import train as train_module
-from checkpoint import save_checkpoint
-from config import PRESETS, TrainConfig, parse_train_config
-from infer import build_accelerator, predict
-from metrics import roc_auc
-from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from pipeline.timed import Timed
-from run import build_optimiser, build_run, build_schedule
 from shard_tools.catalog import LABELS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
@@ -36,6 +30,14 @@ from shard_tools.pack import PackConfig, pack
 from tests.launch import command_line, flags
 from tests.tiny import CANVAS, pack_tiny, tiny_config, write_tiny_data
 from train import train
+from training.accelerator import build_accelerator
+from training.checkpoint import save_checkpoint
+from training.config import TrainConfig
+from training.metrics import roc_auc
+from training.model import ModelConfig
+from training.predict import predict
+from training.presets import PRESETS, parse_train_config
+from training.run import build_optimiser, build_run, build_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from config import PRESETS, TrainConfig
-from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
+from training.config import TrainConfig
+from training.model import ModelConfig
+from training.presets import PRESETS
 
 SHAPE = (6, 14, 56)
 CANVAS = CanvasConfig("on_off", height=28, width=56, sum_time_bins=2)

@@ -9,7 +9,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from config import TrainConfig
+from training.config import TrainConfig
 
 _OWN = ("weight_decay", "fused", "foreach")  # of a group: the configuration's and the device's, not the checkpoint's
 

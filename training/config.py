@@ -1,8 +1,7 @@
-"""What a run is: the parts' configurations and the loop's own, presets, and the command line made from them."""
+"""What a run is: the parts' configurations and the loop's own, and when a run is still the same run."""
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any, Literal
 
 import tyro
 
-from model import ModelConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.draws import DrawConfig
 from pipeline.loader import LoaderConfig
 from shard_tools.errors import InputError
 from shard_tools.store import StoreConfig
+from training.model import ModelConfig
 
 Preset = Literal["demo", "seed", "full"]
 
@@ -114,57 +113,9 @@ class TrainConfig:
     def held_out(self) -> int:
         """The fold to validate on, of a run of one fold."""
         if self.fold == "all":
-            raise ValueError("a run has one fold; folds.plan_folds makes the runs of all")
+            raise ValueError("a run has one fold; cross_validation.plan_folds makes the runs of all")
         return self.fold
 
-
-# What each preset sets; all else is the field's own default.
-_NOWHERE: dict[str, Any] = {"shards": "shards", "run_dir": Path("run")}
-PRESETS: dict[Preset, TrainConfig] = {
-    "demo": TrainConfig(
-        **_NOWHERE,
-        preset="demo",
-        epochs=8,
-        batch_size=16,
-        learning_rate=1.5e-3,
-        warmup_epochs=1.0,
-        model=ModelConfig("swin_pico", stem="candidates"),
-        # The candidates' own arithmetic takes the background away.
-        canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
-        draws=DrawConfig(flip_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0),
-    ),
-    # The original recipe, done right: its CutMix mixes pixels, its weights are those of the classes, its flips keep
-    # ON panels ON.
-    "seed": TrainConfig(
-        **_NOWHERE,
-        preset="seed",
-        epochs=5,
-        batch_size=32,
-        sampling="weighted",
-        optimiser="adam",
-        learning_rate=1e-4,
-        min_learning_rate=1e-6,
-        cosine_epochs=10.0,
-        weight_decay=1e-6,
-        clip=0.0,
-        model=ModelConfig("swin_small_patch4_window7_224", pretrained="hub"),
-        canvas=CanvasConfig("stack6", 224, 224, normalise=False),
-        draws=DrawConfig(
-            flip_time=0.0, roll_frequency=0.0, shift_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=1.0
-        ),
-    ),
-    "full": TrainConfig(
-        **_NOWHERE,
-        preset="full",
-        epochs=10,
-        batch_size=64,
-        learning_rate=3e-4,
-        warmup_epochs=0.5,
-        ema=0.999,
-        model=ModelConfig("swin_small_patch4_window7_224", pretrained="hub", drop_path=0.1),
-        canvas=CanvasConfig("on_off", 224, 224, sum_time_bins=3, subtract="lines_bursts", compress="asinh"),
-    ),
-}
 
 # These may change from one start of a run to the next: they say where and how fast, not what. Batch size, accumulation
 # and ranks may change as long as their product, the global batch, stays.
@@ -172,21 +123,6 @@ _FREE_FIELDS = (
     "run_dir", "shards", "resume", "override", "tracker", "report", "loader", "store", "checkpoint_every",
     "checkpoint_minutes", "eval_batch_size", "compile", "batch_size", "accumulate",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _PresetOnly:
-    preset: Preset = "full"
-
-
-def parse_train_config(arguments: list[str] | None = None) -> TrainConfig:
-    """Read a TrainConfig from the command line: first the preset, then what is given on top of it."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    wanted = [word for word in arguments if word not in ("-h", "--help")]
-    chosen, _ = tyro.cli(_PresetOnly, args=wanted, return_unknown_args=True, add_help=False)
-    preset = PRESETS[chosen.preset]
-    required = dataclasses.replace(preset, shards=tyro.MISSING, run_dir=tyro.MISSING)
-    return tyro.cli(TrainConfig, args=arguments, default=required, prog="train.py")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

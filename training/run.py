@@ -20,17 +20,17 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from checkpoint import has_checkpoint, rehearse_checkpoint
-from config import TrainConfig, check_same_run, run_identity, to_dict
-from finite import FiniteWatch
-from interruption import Interruption
-from model import build_model, check_compiler
-from optimiser import build_optimiser
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import Manifest
+from training.checkpoint import has_checkpoint, rehearse_checkpoint
+from training.config import TrainConfig, check_same_run, run_identity, to_dict
+from training.finite import FiniteWatch
+from training.interruption import Interruption
+from training.model import build_model, check_compiler
+from training.optimiser import build_optimiser
 
 CONFIG = "config.json"
 _log = logging.getLogger(__name__)

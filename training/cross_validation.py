@@ -14,18 +14,20 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import release_memory
 
-from config import TrainConfig
-from infer import build_accelerator
-from metrics import average_precision, roc_auc
-from report import write_roc
-from run import CONFIG, build_network, check_fold, check_run_dir, is_trained
-from scores import read_scores, write_scores
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
+from training.accelerator import build_accelerator
+from training.config import TrainConfig
+from training.metrics import average_precision, roc_auc
+from training.out_of_fold import read_scores, write_scores
+from training.run import CONFIG, build_network, check_fold, check_run_dir, is_trained
+
+Draw = Callable[[Path, npt.NDArray[np.int8], npt.NDArray[np.float64], float], None]
+"""Draws a ROC curve to a file, of targets and logits, with their ROC AUC."""
 
 
-def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None]) -> None:
+def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None], draw_roc: Draw) -> None:
     """Call `train` with a run of each fold, which trains it or goes on with it, and join their scores.
 
     One after another in this process, so that all ranks stay in step; what `train` raises ends it.
@@ -41,7 +43,7 @@ def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None]) -> No
         train(one)
         release_memory()  # what refers to itself, and what CUDA keeps, before the next model needs the room
     if accelerator.is_main_process:
-        write_cross_validation(config.run_dir, runs, manifest)
+        write_cross_validation(config.run_dir, runs, manifest, draw_roc)
 
 
 def plan_folds(config: TrainConfig, manifest: Manifest) -> list[TrainConfig]:
@@ -65,7 +67,7 @@ def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: A
             check_run_dir(one, accelerator, manifest)
 
 
-def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest: Manifest) -> None:
+def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest: Manifest, draw_roc: Draw) -> None:
     """Join the scores that each fold's best weights gave it, and say how good they are, together and fold by fold."""
     logit = np.full(len(manifest), np.nan)
     aucs = []
@@ -78,7 +80,7 @@ def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest:
     auc, precision = roc_auc(target, logit), average_precision(target, logit)
     mean, deviation = statistics.fmean(aucs), statistics.stdev(aucs)
     write_scores(run_dir / "oof.csv", manifest.keys_of(rows), target, logit, manifest.fold[rows])
-    write_roc(run_dir / "roc.png", target, logit, auc)
+    draw_roc(run_dir / "roc.png", target, logit, auc)
     summary = {"auc": auc, "average_precision": precision, "cadences": len(rows), "fold_auc": aucs}
     summary |= {"fold_auc_mean": mean, "fold_auc_std": deviation}
     write_whole(run_dir / "cv.json", json.dumps(summary, indent=1) + "\n")

@@ -19,7 +19,6 @@ from shard_tools.files import write_whole
 PAGE = "report.html"
 SECTIONS = "report"  # a folder beside the page
 _FORMAT = 1
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
 _QUERY = re.compile(r"(://[^\s?#'\"]*)[?#][^\s'\"]*")
 
@@ -110,7 +109,7 @@ def read_section(path: Path) -> Section:
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Render sections into one HTML file that needs nothing beside it, at once or not at all."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.PackageLoader("reports"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: without_secrets(value) if type(value) is str and "://" in value else value,

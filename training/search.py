@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d, max_pool2d, pad, softplus
 
+from training.dedoppler import CLIP, EXCUSED, FAINTEST, VETO
+
 PANELS = 6
 EVIDENCE = 8  # numbers about each candidate
 CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
@@ -26,14 +28,10 @@ _STEEPEST = 137.0  # channels that the steepest line crosses in a panel
 _CROWDING = 1.3  # rates are denser where they are slow, as needles are
 _FREQUENCIES_KEPT = 0.75  # of a line's profile across the channels: finer ones are noise
 _BAND = 21  # channels: lines are narrower
-_CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
-_EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
-_VETO = 2.0
 # Drift rates around a line, and channels to both sides (to twice as many), where a signal in an OFF panel counts.
 _NEAR_RATES, _BLOCK = 11, 16
 _APART = 17  # channels around a candidate without another
 _TYPICAL = 2.9  # asinh of the score of a line that may be either
-_FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
 # The standard deviation of normal noise over the square of its mean root: pi / (2^(1/2) Gamma(3/4)^2).
 _ROOT_TO_SIGMA = math.pi / (math.sqrt(2) * math.gamma(0.75) ** 2)
 
@@ -53,10 +51,10 @@ def flatten(panels: Tensor) -> Tensor:
     panels = panels - panels.mean((2, 3), keepdim=True)
     halves = [panels[:, :_ON].flatten(1, 2), panels[:, _ON:].flatten(1, 2)]
     (on_level, on_noise), (off_level, off_noise) = (_level(half) for half in halves)
-    noise = ((on_noise + off_noise) / 2).clamp_min(_FAINTEST)
+    noise = ((on_noise + off_noise) / 2).clamp_min(FAINTEST)
     values = (panels - torch.minimum(on_level, off_level)[:, None]) / noise[:, None]
     # A panel has a normalisation and bands of its own: what is as wide as these is no line.
-    rows = values.clamp(-_CLIP, _CLIP).flatten(0, 2)[:, None]
+    rows = values.clamp(-CLIP, CLIP).flatten(0, 2)[:, None]
     around = avg_pool1d(rows, _BAND, 1, _BAND // 2, count_include_pad=False)
     values = values - around.view_as(values)
     return values / _noise(values, 3).clamp_min(1)
@@ -123,7 +121,7 @@ class Candidates(nn.Module):
         that looks like a needle and is none.
         """
         values = flatten(panels.float())
-        lines = self.sums(values.clamp(-_CLIP, _CLIP))
+        lines = self.sums(values.clamp(-CLIP, CLIP))
         on, off = lines[:, :_ON], lines[:, _ON:]
         needles = self._propose(values, self.rows, on, off)
         controls = self._propose(values.roll(_ON, 1), self.rows.roll(_ON, 0), off, on)
@@ -182,7 +180,7 @@ def _score(panels: Tensor, others: Tensor) -> Tensor:
     least = torch.minimum(torch.minimum(first, second), third)
     total = first + second + third
     together = torch.maximum(torch.maximum(best, (total - least) / math.sqrt(2)), total / math.sqrt(3))
-    return together - _VETO * (others - _EXCUSED).clamp_min(0)
+    return together - VETO * (others - EXCUSED).clamp_min(0)
 
 
 class CandidateModel(nn.Module):

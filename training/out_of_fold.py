@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit as to_logit
 
-from metrics import sigmoid
 from shard_tools.errors import InputError
 from shard_tools.files import write_whole
+from training.metrics import sigmoid
 
 # Where 0 and 1 stand among the scores of older runs, whose sigmoid gave multiples of 2^-54: their logits are infinite.
 _LOWEST, _HIGHEST = 2.0**-55, 1 - 2.0**-53  # float64 has none nearer to 1

@@ -1,4 +1,4 @@
-"""What train.py and infer.py have to say on the page of a run, as sections for page.py."""
+"""What train.py and infer.py have to say on the page of a run, as sections for reports/page.py."""
 
 import json
 import os
@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
-from machine import machine, versions
-from metrics import average_precision, calibration, recall_at_fpr, roc_auc
-from page import (
+from reports.page import (
     SECTIONS,
     Block,
     Picture,
@@ -27,7 +25,7 @@ from page import (
     write_run_page,
     write_section,
 )
-from report import (
+from reports.plots import (
     draw_calibration,
     draw_curve,
     draw_precision_recall,
@@ -36,12 +34,14 @@ from report import (
     draw_waterfall,
     to_png,
 )  # fmt: skip
-from scores import read_scores
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
-from shard_tools.dedoppler import find_drift
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.trivial import read_snippets
+from training.dedoppler import find_drift
+from training.metrics import average_precision, calibration, recall_at_fpr, roc_auc
+from training.out_of_fold import read_scores
+from training.system_info import machine, versions
 
 _SHOWN = 6  # of each kind of validation cadence
 _CANDIDATES = 12  # of a prediction

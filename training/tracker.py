@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from accelerate.tracking import WandBTracker
 
-from config import TrainConfig
 from shard_tools.files import write_whole
+from training.config import TrainConfig
 
 _PROJECT = "needlestream"
 # What wandb reads from the environment, unless it is set there. It would wait 90 s for a server at the start, for ever

@@ -20,12 +20,13 @@ from shard_tools.errors import InputError
 Floats = npt.NDArray[np.float32]
 
 WIDTHS = (2,)  # channels that are summed across the line
-CLIP = 4.0  # standard deviations a pixel: a bright blip must not pass for a line
+# These four hold for the search of the network's candidates too (training/search.py).
+CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 VETO = 2.0
-EXCUSED = 3.0  # standard deviations in an OFF panel that noise has somewhere near
+EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
+FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
 NEAR = (6, 24)  # drift rates (channels a panel) and channels around the line where a signal in an OFF panel counts
 _MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
-_FAINTEST = 1e-3  # least standard deviation that is divided by: of what does not vary at all
 
 
 class Track(NamedTuple):
@@ -49,7 +50,7 @@ def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
     """
     if snippet.ndim != 3 or snippet.shape[0] != PANELS or min(snippet.shape) < 1:
         raise InputError(f"snippet of shape {snippet.shape}: expected ({PANELS}, time bins, frequency channels)")
-    from shard_tools import dedoppler_kernels as kernels  # here, as Numba takes half a second
+    from training import dedoppler_kernels as kernels  # here, as Numba takes half a second
 
     _, time_bins, channels = snippet.shape
     plan = _plan_search(time_bins, channels)
@@ -82,7 +83,7 @@ def flatten(snippet: npt.NDArray[np.floating]) -> Floats:
     off = np.ascontiguousarray(panels[list(OFF_POSITIONS)].reshape(-1, channels).T)
     middle = _median(off)
     panels -= middle
-    panels /= np.maximum(_MADS * _median(np.abs(off - middle[:, None])), _FAINTEST)
+    panels /= np.maximum(_MADS * _median(np.abs(off - middle[:, None])), FAINTEST)
     panels -= _median(panels)[..., None]
     panels /= np.maximum(_MADS * _median(np.abs(panels)), 1)[..., None]
     return np.clip(panels, -CLIP, CLIP, out=panels)
@@ -107,7 +108,7 @@ class _Plan(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def _plan_search(time_bins: int, channels: int) -> _Plan:
     """Rates a channel a panel apart within panels; over the cadence finer; and what makes a sum a ratio to noise."""
-    from shard_tools import dedoppler_kernels as kernels
+    from training import dedoppler_kernels as kernels
 
     steepest = int(kernels.STEEPEST * time_bins) + 1
     rates = np.arange(-steepest, steepest + 1) / time_bins

@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from checkpoint import load_last_checkpoint, names_a_checkpoint
-from run import Run
 from shard_tools.errors import InputError
+from training.checkpoint import load_last_checkpoint, names_a_checkpoint
+from training.run import Run
 
 _RESULTS = ("best.safetensors", "oof.csv", "metrics.jsonl", "summary.json")
 _log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.random import fork_rng
 
-from candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
-from pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
 from shard_tools.errors import InputError
-from weights import fill_model, load_weights, save_weights
+from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
+from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
+from training.weights import fill_model, load_weights, save_weights
 
-# Weights were read and written here before weights.py: scripts may still ask for them by this name.
+# Weights were read and written here before training/weights.py: scripts may still ask for them by this name.
 __all__ = [
     "ModelConfig", "build_model", "check_compiler", "fill_model", "load_weights", "pick_precision", "save_weights",
 ]  # fmt: skip
@@ -51,8 +51,8 @@ class ModelConfig:
     Anything else: a file of weights (.safetensors, .pth) for this model."""
     stem: Literal["none", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
-    turned upright (candidates.py); needs --canvas panels, and is made for unresized, unnormalised ones, as preset demo
-    has them."""
+    turned upright (training/search.py); needs --canvas panels, and is made for unresized, unnormalised ones, as preset
+    demo has them."""
     candidates: int = 2
     """With the stem candidates, the number of lines; the control (ON and OFF exchanged) has as many again."""
     drop_path: float = 0.0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from machine import output_of
 from shard_tools.errors import InputError
+from training.system_info import output_of
 
 # The oldest driver that runs programs of a CUDA major version.
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from checkpoint import has_checkpoint
-from config import TrainConfig
 from shard_tools.errors import InputError
+from training.checkpoint import has_checkpoint
+from training.config import TrainConfig
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, largest: float) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from shard_tools.errors import InputError
-from weights import check_finite, is_ours, load_weights, some
+from training.weights import check_finite, is_ours, load_weights, some
 
 _log = logging.getLogger(__name__)
 _HUB_SECONDS = 5.0

@@ -1,0 +1,1 @@
+"""Benchmarks: loading, training, prediction, packing and finding needles, measured against others."""
