@@ -16,11 +16,11 @@ import tyro
 from pipeline.loader import LoaderConfig
 from reports.plots import write_waterfalls
 from reports.sections import Scored, write_prediction_report
+from shard_tools.atomic_files import is_stream
+from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError, run_command
-from shard_tools.files import is_stream
 from shard_tools.manifest import Manifest, read_manifest
-from shard_tools.store import StoreConfig
-from shard_tools.trivial import read_snippets
+from shard_tools.storage.base import StoreConfig
 from training.accelerator import build_accelerator
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for

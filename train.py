@@ -20,14 +20,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pipeline.loader import Batch
 from pipeline.plan import Share
-from pipeline.timed import Timed
+from pipeline.stall import Timed
 from reports.plots import write_curves, write_roc
 from reports.sections import write_training_report
+from shard_tools.atomic_files import write_whole
+from shard_tools.baselines import read_trivial_auc
 from shard_tools.errors import InputError, run_command
-from shard_tools.files import write_whole
 from shard_tools.manifest import read_manifest
 from shard_tools.progress import progress
-from shard_tools.trivial import read_trivial_auc
 from training.accelerator import build_accelerator
 from training.checkpoint import point_best_to_last, save_checkpoint
 from training.config import TrainConfig, run_identity, to_dict

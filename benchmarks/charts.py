@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shard_tools.files import whole_file
+from shard_tools.atomic_files import whole_file
 
 _OURS = ("ours", "needlestream")
 _CEILINGS = ("memcpy", "memory copy", "resident")

@@ -23,8 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.history import PACKAGES, RESULTS, ROOT, commit, read
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError, run_command
-from shard_tools.files import write_whole
 from training.system_info import machine, versions
 
 _LAST_LINES = 15

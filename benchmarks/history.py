@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shard_tools.atomic_files import naming
 from shard_tools.errors import InputError
-from shard_tools.files import naming
 from training.system_info import machine, output_of, versions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_curve
 from benchmarks.intervals import share_interval
 from benchmarks.needle_data import TWIN, NeedleSet
 from benchmarks.needle_scores import RATE, found_needles
-from shard_tools.files import whole_file
+from shard_tools.atomic_files import whole_file
 from shard_tools.simulate import KINDS
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), ours first.

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import npy_header, read_snippet
-from shard_tools.catalog import LABELS, SUBMISSION, read_catalog
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
+from shard_tools.kaggle_layout import LABELS, SUBMISSION, read_catalog
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 

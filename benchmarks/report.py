@@ -22,8 +22,8 @@ import tyro
 
 from benchmarks.charts import Panel, latest_panels, machine_name, panels_of, write_bars, write_trend
 from benchmarks.history import HISTORY, RESULTS, read
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError, run_command
-from shard_tools.files import write_whole
 
 _NEEDLES = "needles"  # workload, and the name of the marks around its own table
 _PAIRED = "+.3f to"  # a number and the bounds of its interval

@@ -25,15 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
+from pipeline.augment import DrawConfig, draw
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig, draw
 from pipeline.plan import Order, Sampling, Share
 from pipeline.randomness import Int64s
+from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
-from shard_tools.files import file_sha256
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content, read_manifest
-from shard_tools.samples import SAMPLES, SAMPLES_SCHEMA
-from shard_tools.shard import padded
+from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA
+from shard_tools.tar_shard import padded
 
 _KEY_DIGITS = 15  # hexadecimal, as the longest of the Kaggle data
 _ROW_GROUP = 1 << 20  # as pyarrow cuts a table that is written at once, as `pack` does

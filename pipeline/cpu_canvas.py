@@ -1,6 +1,6 @@
 """The arithmetic of the graphs for one sample on one CPU core: values in, canvas out.
 
-It computes what pipeline/graph.py describes for DALI, whose CPU operators widen float16, bend and resize value by
+It computes what pipeline/dali_graph.py describes for DALI, whose CPU operators widen float16, bend and resize value by
 value: here it takes a tenth of the time (docs/performance.md).
 
 Axes: P positions, t time bins before summing, N planes, T time bins, F frequency channels; C, H, W canvas; V views.
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import kernels
+from pipeline import cpu_kernels as kernels
+from pipeline.augment import Draws, Float32s
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
-from pipeline.draws import Draws, Float32s
 
 Float16s = npt.NDArray[np.float16]
 

@@ -12,15 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.batches import EXTRA, Planned, Planner
+from pipeline.augment import DrawConfig, mixed_targets
+from pipeline.bad_samples import BadSamples, Policy
 from pipeline.canvas import CanvasConfig
 from pipeline.devices import numbered
-from pipeline.draws import DrawConfig, mixed_targets
 from pipeline.plan import Order, Share
+from pipeline.planner import EXTRA, Planned, Planner
 from pipeline.randomness import Int64s
-from pipeline.raw import RawSnippets
+from pipeline.raw_batches import RawSnippets
 from pipeline.reader import Reader
-from pipeline.skipping import BadSamples, Policy
 from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
@@ -183,14 +183,14 @@ class Loader:
         if canvas is None:
             return RawSnippets(Reader(manifest, slots, read_threads, pinned=on_gpu), self._bad)
         if config.engine == "cpu" or (config.engine == "auto" and not on_gpu):
-            from pipeline.cpu import CpuImages  # with Numba, which a machine with a GPU may lack
             from pipeline.cpu_canvas import CpuCanvas
+            from pipeline.cpu_engine import CpuImages  # with Numba, which a machine with a GPU may lack
 
             arithmetic = CpuCanvas(canvas, manifest.shape)
             batch_size, threads = self.share.batch_size, config.loader_threads
             return CpuImages(manifest, arithmetic, shown, batch_size, self._bad, threads, read_threads)
-        from pipeline.dali import DaliImages  # slow to import, and not needed on a CPU
-        from pipeline.graph import PREFETCH_DEPTH, GraphPlace
+        from pipeline.dali_engine import DaliImages  # slow to import, and not needed on a CPU
+        from pipeline.dali_graph import PREFETCH_DEPTH, GraphPlace
 
         self._ahead += PREFETCH_DEPTH  # inside the graph
         place = GraphPlace(slots, config.loader_threads, self._device.index if on_gpu else None)

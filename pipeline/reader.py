@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from pipeline.batches import Planned
+from pipeline.bad_samples import BadSamples
 from pipeline.buffers import BufferPool
-from pipeline.skipping import BadSamples
+from pipeline.planner import Planned
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
 from shard_tools.sample import read_values

@@ -13,8 +13,8 @@ from typing import Any
 
 import jinja2
 
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
 
 PAGE = "report.html"
 SECTIONS = "report"  # a folder beside the page

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from shard_tools.files import whole_file
+from shard_tools.atomic_files import whole_file
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]

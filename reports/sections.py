@@ -34,10 +34,10 @@ from reports.plots import (
     draw_waterfall,
     to_png,
 )  # fmt: skip
+from shard_tools.baselines import read_snippets
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.trivial import read_snippets
 from training.dedoppler import find_drift
 from training.metrics import average_precision, calibration, recall_at_fpr, roc_auc
 from training.out_of_fold import read_scores

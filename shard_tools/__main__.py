@@ -7,14 +7,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError, run_command
 from shard_tools.fingerprint import FingerprintConfig, Groups, fingerprint
+from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.manifest_writer import SKIPPED
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
-from shard_tools.store import StoreConfig
-from shard_tools.tables import SKIPPED
+from shard_tools.storage.base import StoreConfig
 from shard_tools.verify import verify
 
 
@@ -118,7 +118,7 @@ def _print_info(manifest: Manifest, trivial: int) -> None:
     if trivial and len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, min(trivial, len(rows)), dtype=np.int64)]
     if trivial and len(np.unique(manifest.target[rows])) == 2:
-        from shard_tools.trivial import read_trivial_auc  # scikit-learn is slow to import
+        from shard_tools.baselines import read_trivial_auc  # scikit-learn is slow to import
 
         print(f"ROC AUC of trivial statistics, ON panels minus OFF panels, over {len(rows):,} training cadences:")
         for name, auc in read_trivial_auc(manifest, rows).items():

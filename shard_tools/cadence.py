@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from shard_tools.atomic_files import naming
 from shard_tools.errors import InputError
-from shard_tools.files import naming
-from shard_tools.halves import Rounding, to_halves
+from shard_tools.float16 import Rounding, to_halves
 
 PANELS = 6
 ON_POSITIONS = (0, 2, 4)

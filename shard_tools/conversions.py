@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shard_tools.cadence import Snippet
-from shard_tools.halves import Rounding
+from shard_tools.float16 import Rounding
 
 _log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shard_tools.cadence import PANELS, read_rows
-from shard_tools.catalog import Record, common_shape, read_catalog
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
-from shard_tools.groups import write_groups
+from shard_tools.fold_split import write_groups
+from shard_tools.kaggle_layout import Record, common_shape, read_catalog
 from shard_tools.overlaps import (
     CODE_BITS,
     PROOF_POSITIONS,

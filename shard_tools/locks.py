@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from shard_tools.atomic_files import NOT_SUPPORTED, naming, say_once
 from shard_tools.errors import InputError
-from shard_tools.files import NOT_SUPPORTED, naming, say_once
 
 BEAT_SECONDS = 10.0
 """Between two signs of life."""

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shard_tools.cadence import PANELS
-from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError
-from shard_tools.samples import SAMPLES, has_repeats, read_columns
-from shard_tools.store import Store, StoreConfig, open_store, read_file
+from shard_tools.kaggle_layout import SPLITS
+from shard_tools.sample_table import SAMPLES, has_repeats, read_columns
+from shard_tools.storage import open_store
+from shard_tools.storage.base import Store, StoreConfig, read_file
 
 MANIFEST = "manifest.json"
 FORMAT = "needlestream-shards"

@@ -12,12 +12,12 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shard_tools.atomic_files import file_sha256, write_whole
 from shard_tools.cadence import check_time_bins, npy_header
-from shard_tools.catalog import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
 from shard_tools.conversions import Conversions, report_conversions
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
-from shard_tools.files import file_sha256, write_whole
+from shard_tools.kaggle_layout import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import (
     MANIFEST,
@@ -26,15 +26,16 @@ from shard_tools.manifest import (
     Shard,
     read_manifest,
 )
+from shard_tools.manifest_writer import NO_FILE, TABLES, write_tables
 from shard_tools.progress import progress
-from shard_tools.shard import Making, PackedShard, ShardPlan, padded, write_shard
+from shard_tools.snippet_files import clutter_kind
 from shard_tools.sources import SOURCES, digest_sources, find_changed, find_unsure, renew_sources, write_sources
-from shard_tools.store import StoreConfig, check_url, is_remote, local_folder
-from shard_tools.tables import NO_FILE, TABLES, write_tables
-from shard_tools.walk import clutter_kind
+from shard_tools.storage.address import check_url, is_remote, local_folder
+from shard_tools.storage.base import StoreConfig
+from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_shard
 
 if TYPE_CHECKING:
-    from shard_tools.upload import Upload
+    from shard_tools.storage.upload import Upload
 
 _BESIDE = (*TABLES, SOURCES)  # the manifest and the shards
 _WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
@@ -151,9 +152,9 @@ def _open_upload(config: PackConfig) -> "Upload | None":
     """The way to a remote store; None where the shards stay in a folder."""
     if not is_remote(config.out):
         return None
-    from shard_tools.upload import Upload  # its libraries are slow to import
+    from shard_tools.storage.upload import Upload  # its libraries are slow to import
 
-    return Upload(config.out, StoreConfig())
+    return Upload(config.out, StoreConfig(), MANIFEST)
 
 
 def _is_packed(config: PackConfig, upload: "Upload | None") -> bool:
@@ -253,7 +254,7 @@ def _pack_shard(
     inputs = _inputs_digest(plan, making, sources)
     kept = _read_note(note, inputs)
     index = path.with_suffix(".idx")
-    if kept and upload and upload.holds(kept.shard):
+    if kept and upload and upload.holds(kept.shard.name, kept.shard.bytes):
         return kept, sources
     if kept and not upload and path.is_file() and index.is_file():
         found = file_sha256(path), file_sha256(index)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from shard_tools.cadence import check_npy_header, npy_header
 from shard_tools.errors import InputError
 from shard_tools.manifest import TAR_BLOCK, Manifest
-from shard_tools.store import Bytes
+from shard_tools.storage.base import Bytes
 
 
 def array_bytes(manifest: Manifest) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import (
     CHANNEL_WIDTH_HZ,
     KAGGLE_SHAPE,
@@ -32,10 +33,9 @@ from shard_tools.cadence import (
 )
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
 from shard_tools.progress import progress
 from shard_tools.sky import CHANNELS, PANEL_BINS, TIME_BINS, Broad, draw_sky, log_uniform
-from shard_tools.walk import clutter_kind
+from shard_tools.snippet_files import clutter_kind
 
 Needle = Literal["straight", "s_curve", "pulsed", "broadened"]
 KINDS: tuple[Needle, ...] = ("straight", "s_curve", "pulsed", "broadened")

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from shard_tools.catalog import Record
+from shard_tools.atomic_files import write_whole
 from shard_tools.conversions import Conversions
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
+from shard_tools.kaggle_layout import Record
 from shard_tools.manifest import TAR_BLOCK, Manifest
 from shard_tools.progress import progress
 from shard_tools.sample import read_record
-from shard_tools.shard import Making, ShardPlan, hash_shard, member_bytes
-from shard_tools.store import read_file
+from shard_tools.storage.base import read_file
+from shard_tools.tar_shard import Making, ShardPlan, hash_shard, member_bytes
 
 SOURCES = ".sources.json"  # no part of the data set: times differ between two copies of the same files
 

@@ -10,8 +10,8 @@ from shard_tools.cadence import check_finite
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, has_repeated_keys, read_manifest
 from shard_tools.sample import read_snippet_of
-from shard_tools.samples import SAMPLES
-from shard_tools.store import Store, StoreConfig
+from shard_tools.sample_table import SAMPLES
+from shard_tools.storage.base import Store, StoreConfig
 
 
 def verify(root: Path | str, config: StoreConfig = StoreConfig()) -> Iterator[str]:  # noqa: B008 (immutable)

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-import shard_tools.files as files
 from infer import InferConfig, infer
-from shard_tools.cache import SampleCache
+from shard_tools import atomic_files as files
+from shard_tools.atomic_files import file_sha256
 from shard_tools.errors import run_command
-from shard_tools.files import file_sha256
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sources import SOURCES
+from shard_tools.storage.cache import SampleCache
 from shard_tools.verify import verify
 from tests.tiny import tiny_config, write_tiny_data
 from train import train

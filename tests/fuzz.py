@@ -184,7 +184,7 @@ class RunState:
     def __init__(self, shards: Path) -> None:
         import torch
 
-        from pipeline.draws import DrawConfig
+        from pipeline.augment import DrawConfig
         from pipeline.loader import Loader
         from pipeline.plan import Order, Share
         from shard_tools.manifest import read_manifest

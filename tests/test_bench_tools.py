@@ -356,7 +356,7 @@ def test_gpu_check_shows_a_failed_part_and_runs_the_rest(
 def test_gpu_check_fits_eight_minutes_and_finds_the_tests_marked_gpu(tmp_path: Path) -> None:
     parts = gpu_check.parts(tmp_path)
     assert sum(part.seconds for part in parts) <= 480 - 15  # torch is imported before the first
-    assert str(history.ROOT / "tests" / "test_graph.py") in parts[0].words
+    assert str(history.ROOT / "tests" / "test_dali_graph.py") in parts[0].words
     assert {word for part in parts for word in part.words if word.startswith("benchmarks/")} == {
         "benchmarks/loader_bench.py", "benchmarks/train_bench.py"
     }  # fmt: skip

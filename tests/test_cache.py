@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shard_tools.cache import SampleCache
+from shard_tools.storage.cache import SampleCache
 from tests.cache_size import held
 from tests.conftest import ROOT
 
@@ -72,7 +72,7 @@ def test_a_write_that_takes_long_holds_no_other_up(tmp_path: Path, monkeypatch: 
             released.wait(60)
         return write(descriptor, parts)
 
-    monkeypatch.setattr("shard_tools.cache.os.writev", slow)
+    monkeypatch.setattr("shard_tools.storage.cache.os.writev", slow)
     writer = threading.Thread(target=kept.write_record, args=("train-000000.tar", 0, record(0)))
     writer.start()
     try:
@@ -95,7 +95,7 @@ _WRITER = """
 import sys, random, time
 from pathlib import Path
 import numpy as np
-from shard_tools.cache import SampleCache
+from shard_tools.storage.cache import SampleCache
 kept, chance = SampleCache(Path(sys.argv[1]), int(sys.argv[3]), "0" * 64), random.Random(int(sys.argv[2]))
 parts = [np.zeros(512, np.uint8), np.zeros(988, np.uint8)]
 print("ready", flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.draws import DrawConfig
+from pipeline.augment import DrawConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.manifest import Manifest

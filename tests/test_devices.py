@@ -11,13 +11,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-import pipeline.dali
-from pipeline.dali import DaliImages
+import pipeline.dali_engine
+from pipeline.dali_engine import DaliImages
+from pipeline.dali_graph import PREFETCH_DEPTH, GraphPlace
 from pipeline.devices import numbered
-from pipeline.graph import PREFETCH_DEPTH, GraphPlace
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.timed import Timed
+from pipeline.stall import Timed
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny
 from training.accelerator import build_accelerator
@@ -101,7 +101,7 @@ def test_dali_makes_images_on_the_gpu_that_torch_means(
     manifest: Manifest, machine: TwoGpus, monkeypatch: pytest.MonkeyPatch, asked: torch.device, meant: torch.device
 ) -> None:
     places: list[GraphPlace] = []
-    monkeypatch.setattr(pipeline.dali, "DaliImages", lambda *arguments: places.append(arguments[-1]))
+    monkeypatch.setattr(pipeline.dali_engine, "DaliImages", lambda *arguments: places.append(arguments[-1]))
     loader = loader_of(manifest, asked)
     machine.current = 1 - machine.current  # whatever is current later
     assert loader._device == meant and [place.device_id for place in places] == [meant.index]

@@ -20,6 +20,6 @@ def test_every_test_that_the_guarantees_name_exists() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
-    named = re.findall(r"`((?:shard_tools|pipeline|tests|benchmarks|docs)/[\w/]+\.\w+|\w+\.py)`", text)
+    named = re.findall(r"`((?:shard_tools|pipeline|training|reports|tests|benchmarks|docs)/[\w/]+\.\w+|\w+\.py)`", text)
     missing = [name for name in named if not (ROOT / name).is_file()]
     assert not missing

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train as train_module
-from pipeline.draws import DrawConfig
+from pipeline.augment import DrawConfig
 from pipeline.loader import Batch, Loader
 from pipeline.plan import Share
 from shard_tools.errors import InputError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shard_tools.cadence import read_rows, read_shape, read_snippet
 from shard_tools.errors import InputError
-from shard_tools.halves import MOST_OF_NOISE
+from shard_tools.float16 import MOST_OF_NOISE
 from shard_tools.manifest import read_manifest
 from shard_tools.sample import read_snippet_of
 from tests.conftest import SMALL_SHAPE, Command, Layout, MakeData, data_set_bytes, snippet

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import train as train_module
-from pipeline.draws import DrawConfig
+from pipeline.augment import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.timed import Timed
+from pipeline.stall import Timed
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train

@@ -18,20 +18,20 @@ from nvidia.dali import Pipeline
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-import pipeline.graph
+import pipeline.dali_graph
 import train as train_module
-from pipeline.batches import batch_slots
+from pipeline.augment import DrawConfig, Draws, draw
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig, Draws, draw
-from pipeline.graph import GraphPlace
+from pipeline.dali_graph import GraphPlace
 from pipeline.loader import Batch
 from pipeline.plan import Share
+from pipeline.planner import batch_slots
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.manifest import Manifest
 from tests import twin
 from tests.dali_schema import faults, moved
 from tests.fake_gpu import GPU, FakeLoader, Memory, Watch, fake_batch, fake_run
-from tests.test_graph import CANVASES, WILD, short_name
+from tests.test_dali_graph import CANVASES, WILD, short_name
 from tests.tiny import CANVAS, pack_tiny
 from training import run as run_module
 from training.accelerator import build_accelerator
@@ -72,7 +72,7 @@ def gpu_faults(graph: ModuleType, canvas: CanvasConfig) -> list[str]:
 
 @pytest.mark.parametrize("canvas", ALL_CANVASES, ids=short_name)
 def test_a_gpu_has_every_operator_of_the_graphs_with_the_inputs_it_takes(canvas: CanvasConfig) -> None:
-    assert gpu_faults(pipeline.graph, canvas) == []
+    assert gpu_faults(pipeline.dali_graph, canvas) == []
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_a_gpu_has_every_operator_of_the_graphs_with_the_inputs_it_takes(canvas:
     ],
 )
 def test_a_graph_that_only_a_gpu_would_refuse_is_caught(old: str, new: str) -> None:
-    assert gpu_faults(mutant(pipeline.graph, old, new), PRESETS["full"].canvas)
+    assert gpu_faults(mutant(pipeline.dali_graph, old, new), PRESETS["full"].canvas)
 
 
 def as_inputs(snippets: Halves, draws: Draws, config: DrawConfig) -> tuple[npt.NDArray[Any], ...]:
-    return (snippets, *(getattr(draws, name) for name in pipeline.graph.train_inputs(config)))
+    return (snippets, *(getattr(draws, name) for name in pipeline.dali_graph.train_inputs(config)))
 
 
 def images_of_a_batch(
@@ -136,7 +136,7 @@ def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int], devic
 def test_graphs_take_rolls_of_nothing_and_batches_of_one_sample(
     preset: Preset, device_id: int | None, rolls: list[int]
 ) -> None:
-    assert not roll_faults(pipeline.graph, PRESETS[preset].canvas, rolls, device_id)
+    assert not roll_faults(pipeline.dali_graph, PRESETS[preset].canvas, rolls, device_id)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_graphs_take_rolls_of_nothing_and_batches_of_one_sample(
     ],
 )
 def test_a_graph_that_nothing_rolled_or_one_sample_breaks_is_caught(old: str, new: str, rolls: list[int]) -> None:
-    assert roll_faults(mutant(pipeline.graph, old, new), PRESETS["demo"].canvas, rolls)
+    assert roll_faults(mutant(pipeline.dali_graph, old, new), PRESETS["demo"].canvas, rolls)
 
 
 # Bytes that a cadence costs, as measured (MB), and a few percent more. A GPU that can move 2.5 TB/s makes a batch of
@@ -180,7 +180,7 @@ def moved_by(graph: ModuleType, preset: Preset, what: str) -> tuple[float, int]:
 
 @pytest.mark.parametrize(("preset", "what"), BYTES)
 def test_a_graph_moves_no_more_bytes_than_it_did(preset: Preset, what: str) -> None:
-    nbytes, widest = moved_by(pipeline.graph, preset, what)
+    nbytes, widest = moved_by(pipeline.dali_graph, preset, what)
     assert nbytes < BYTES[preset, what][1] and widest <= 4
 
 
@@ -192,7 +192,7 @@ def test_a_graph_moves_no_more_bytes_than_it_did(preset: Preset, what: str) -> N
     ],
 )
 def test_a_graph_that_moves_more_is_caught(preset: Preset, old: str, new: str) -> None:
-    nbytes, widest = moved_by(mutant(pipeline.graph, old, new), preset, "train")
+    nbytes, widest = moved_by(mutant(pipeline.dali_graph, old, new), preset, "train")
     assert nbytes >= BYTES[preset, "train"][1] or widest > 4
 
 

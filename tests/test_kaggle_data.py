@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shard_tools.cadence import KAGGLE_SHAPE
-from shard_tools.catalog import assign_folds
+from shard_tools.fold_split import assign_folds
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.verify import verify

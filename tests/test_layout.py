@@ -1,4 +1,4 @@
-"""Rooms of the program: what import-linter cannot see, because the scripts are single files."""
+"""Rooms of the program: what import-linter (pyproject.toml) cannot see, because the scripts are no packages."""
 
 import ast
 import subprocess
@@ -7,62 +7,35 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-LEAVES = (
-    "candidates",
-    "model",
-    "pretrained",
-    "weights",
-    "metrics",
-    "report",
-    "checkpoint",
-    "page",
-    "machine",
-    "environment",
-)
-LOOP = (
-    "config",
-    "drivers",
-    "finite",
-    "interruption",
-    "folds",
-    "infer",
-    "optimiser",
-    "resume",
-    "run",
-    "scores",
-    "submission",
-    "sections",
-    "tracker",
-    "train",
-)
-OURS = {*LEAVES, *LOOP, "pipeline", "shard_tools"}
+from tests.conftest import ROOMS, ROOT, source_files
+
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules that a file imports, with their packages' names."""
+    """The first names of the modules that a file imports, wherever it does."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
-    return found
+    return {name.split(".")[0] for name in found}
 
 
-def test_only_the_pipeline_imports_dali() -> None:
-    files = [*ROOT.glob("*.py"), *ROOT.glob("shard_tools/*.py")]
-    assert len(files) > 10
-    assert not [path.name for path in files if any(name.startswith("nvidia") for name in imports_of(path))]
-    assert any(name.startswith("nvidia") for name in imports_of(ROOT / "pipeline" / "graph.py"))
+def test_at_the_top_level_are_the_two_scripts_and_nothing_else() -> None:
+    assert SCRIPTS == ["infer", "train"]
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_leaves_import_no_more_than_the_lowest_of_ours(leaf: str) -> None:
-    ours = {name for name in imports_of(ROOT / f"{leaf}.py") if name.split(".")[0] in OURS}
-    lowest = {"shard_tools.cores", "shard_tools.errors", "shard_tools.files"}
-    above = {"model": {"candidates", "pretrained", "weights"}, "pretrained": {"weights"}}
-    assert ours <= lowest | above.get(leaf, set())
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_imports_a_script_nor_dali(script: str) -> None:
+    assert not imports_of(ROOT / f"{script}.py") & {*SCRIPTS, "benchmarks", "tests", "nvidia"}
+
+
+def test_no_package_but_the_benchmarks_imports_a_script() -> None:
+    rooms = [room for room in ROOMS if room != "benchmarks"]
+    assert len(rooms) == 4
+    assert not [path for path in source_files(*rooms) if imports_of(path) & {*SCRIPTS, "tests"}]
 
 
 def test_shard_tools_load_neither_torch_nor_dali_nor_setigen() -> None:
@@ -72,12 +45,3 @@ def test_shard_tools_load_neither_torch_nor_dali_nor_setigen() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_the_configuration_composes_and_the_loop_is_on_top() -> None:
-    assert not {"train", "infer"} & imports_of(ROOT / "training/config.py")
-    for package in ("pipeline", "shard_tools"):
-        for path in (ROOT / package).glob("*.py"):
-            names = {name.split(".")[0] for name in imports_of(path)}
-            assert not names & (OURS - {"pipeline", "shard_tools", "metrics"}), path
-            assert package == "pipeline" or "pipeline" not in names, path

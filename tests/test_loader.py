@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.augment import DrawConfig
 from pipeline.buffers import BufferPool
-from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Engine, Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard_tools.cadence import check_finite, npy_header, time_binned
-from shard_tools.catalog import UNKNOWN_TARGET
 from shard_tools.errors import InputError
+from shard_tools.kaggle_layout import UNKNOWN_TARGET
 from shard_tools.manifest import Manifest
 from shard_tools.pack import pack
 from shard_tools.sources import SOURCES
@@ -342,7 +342,7 @@ def test_finished_shards_of_another_shape_are_not_kept(sharded: Layout, tmp_path
 # Packs as `python -m shard_tools pack` does, but stands still in the midst of the third shard.
 STANDING_STILL = """
 import os, time
-import shard_tools.shard as shard
+from shard_tools import tar_shard as shard
 from shard_tools.__main__ import main
 read_snippet = shard.read_snippet
 def stand_still(path, cast):

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from infer import InferConfig, infer
-from pipeline.draws import DrawConfig
+from pipeline.augment import DrawConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_record
-from shard_tools.store import GIVE_UP_SECONDS, StoreConfig
+from shard_tools.storage.base import GIVE_UP_SECONDS, StoreConfig
 from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
@@ -279,7 +279,7 @@ from pathlib import Path
 import numpy as np
 from shard_tools.manifest import read_manifest
 from shard_tools.sample import read_record
-from shard_tools.store import StoreConfig
+from shard_tools.storage.base import StoreConfig
 from tests.cache_size import held
 url, local, cache, size, seed = sys.argv[1:]
 remote, local = read_manifest(url, StoreConfig(cache_dir=Path(cache), cache_size=float(size))), read_manifest(local)
@@ -308,7 +308,7 @@ def test_a_full_disk_under_the_cache_costs_time_and_nothing_else(
     proxy: FaultyProxy, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     remote = read_manifest(URL, StoreConfig(cache_dir=tmp_path))
-    monkeypatch.setattr("shard_tools.cache.os.writev", lambda descriptor, parts: 10)
+    monkeypatch.setattr("shard_tools.storage.cache.os.writev", lambda descriptor, parts: 10)
     for row in range(3):
         assert np.array_equal(read_record(remote, row), read_record(manifest, row))
     assert caplog.text.count("No space left on device; keeping no further samples there") == 1
@@ -443,7 +443,7 @@ def test_a_folder_needs_no_fsspec(manifest: Manifest) -> None:
     script = (
         "import sys\nfrom shard_tools.verify import verify\n"
         "assert not list(verify(sys.argv[1]))\n"
-        "print(*{'fsspec', 's3fs', 'aiohttp', 'shard_tools.remote'} & sys.modules.keys())"
+        "print(*{'fsspec', 's3fs', 'aiohttp', 'shard_tools.storage.remote'} & sys.modules.keys())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(manifest.root)], cwd=ROOT, capture_output=True, text=True, check=True

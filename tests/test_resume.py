@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import train as train_module
+from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.launch import command_line, flags

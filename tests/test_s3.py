@@ -12,7 +12,7 @@ from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_record
-from shard_tools.store import StoreConfig
+from shard_tools.storage.base import StoreConfig
 from tests.conftest import Command
 from tests.faulty_proxy import FaultyProxy
 from tests.odd_server import Answer, Asked, OddServer, speak_tls, write_certificate

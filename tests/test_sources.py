@@ -145,5 +145,5 @@ def test_a_finished_pack_without_a_note_of_its_sources_is_compared_with_them(
 def test_sources_of_the_same_size_and_times_are_not_read_again(
     sharded: Layout, packed: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard_tools.shard.read_snippet", lambda *_: pytest.fail("a snippet was read"))
+    monkeypatch.setattr("shard_tools.tar_shard.read_snippet", lambda *_: pytest.fail("a snippet was read"))
     assert pack(small_config(sharded, packed.root)).identity == packed.identity

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline.augment import DrawConfig, Draws
 from pipeline.canvas import CanvasConfig, Layout
-from pipeline.draws import DrawConfig, Draws
 from tests import twin
-from tests.test_graph import MAKERS, SAMPLES, WILD, Snippets, draws_for, eval_images, short_name, train_images
+from tests.test_dali_graph import MAKERS, SAMPLES, WILD, Snippets, draws_for, eval_images, short_name, train_images
 
 Array = npt.NDArray[np.float64]
 Change = Callable[[Array, Draws, int, CanvasConfig], Array]

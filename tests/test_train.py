@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 import train as train_module
+from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.timed import Timed
-from shard_tools.catalog import LABELS
+from pipeline.stall import Timed
 from shard_tools.errors import InputError
+from shard_tools.kaggle_layout import LABELS
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from tests.launch import command_line, flags

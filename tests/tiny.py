@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
 from training.config import TrainConfig

@@ -1,14 +1,14 @@
 """The plain NumPy twin of the graphs: what they are to compute, in float64 and without hurry.
 
-Axes as in pipeline/graph.py: P positions, t time bins before summing, N planes, T time bins, F frequency channels;
+Axes as in pipeline/dali_graph.py: P positions, t time bins before summing, N planes, T time bins, F frequency channels;
 C, H, W canvas; n samples; V views.
 """
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.augment import Draws
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
-from pipeline.draws import Draws
 
 Array = npt.NDArray[np.float64]
 

@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from accelerate.utils.other import load as load_plain
 from safetensors import SafetensorError
 
+from shard_tools.atomic_files import NOT_SUPPORTED, file_sha256, naming, put_in_place, say_once, sync, write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import NOT_SUPPORTED, file_sha256, naming, put_in_place, say_once, sync, write_whole
 
 _FOLDER = "checkpoints"
 _HASHES = "sha256.json"  # neither safetensors nor torch.load notices a flipped bit

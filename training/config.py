@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import tyro
 
+from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig
 from pipeline.loader import LoaderConfig
 from shard_tools.errors import InputError
-from shard_tools.store import StoreConfig
+from shard_tools.storage.base import StoreConfig
 from training.model import ModelConfig
 
 Preset = Literal["demo", "seed", "full"]

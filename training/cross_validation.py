@@ -14,8 +14,8 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import release_memory
 
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
 from shard_tools.manifest import Manifest, read_manifest
 from training.accelerator import build_accelerator
 from training.config import TrainConfig

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit as to_logit
 
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
 from training.metrics import sigmoid
 
 # Where 0 and 1 stand among the scores of older runs, whose sigmoid gave multiples of 2^-54: their logits are infinite.

@@ -8,8 +8,8 @@ from typing import Any
 
 import tyro
 
+from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig
 from training.config import Preset, TrainConfig
 from training.model import ModelConfig
 

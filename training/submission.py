@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shard_tools.catalog import SUBMISSION, to_submission_keys
+from shard_tools.atomic_files import is_stream, write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import is_stream, write_whole
+from shard_tools.kaggle_layout import SUBMISSION, to_submission_keys
 from shard_tools.manifest import Manifest
-from shard_tools.store import read_file
+from shard_tools.storage.base import read_file
 
 _SCORE_BYTES = 26  # of a line, behind the id: the longest float64 and what stands around it
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from accelerate.tracking import WandBTracker
 
-from shard_tools.files import write_whole
+from shard_tools.atomic_files import write_whole
 from training.config import TrainConfig
 
 _PROJECT = "needlestream"

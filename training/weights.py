@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
 
 _METADATA, _SHA256 = "needlestream", "sha256"
 _LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows

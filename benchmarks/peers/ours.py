@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks.bench_data import shards_of
 from benchmarks.peers.spec import BATCHES_AHEAD, HEIGHT, WIDTH, Loading, Spec
+from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.manifest import read_manifest

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from pipeline.augment import DrawConfig, Draws, draw
 from pipeline.canvas import CanvasConfig, Layout
-from pipeline.draws import DrawConfig, Draws, draw
-from pipeline.graph import GraphPlace, build_eval_graph, build_train_graph, train_inputs
+from pipeline.dali_graph import GraphPlace, build_eval_graph, build_train_graph, train_inputs
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.simulate import SimulateConfig, plan_tasks, simulate_cadence
 from tests import twin

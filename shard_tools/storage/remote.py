@@ -14,13 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from shard_tools.cache import SampleCache
 from shard_tools.errors import InputError, StoreError
-from shard_tools.failures import describe, find_remedy, seconds_to_wait
-from shard_tools.filesystem import ATTEMPT_SECONDS, BucketFiles, open_files
-from shard_tools.store import Bytes, Check, StoreConfig
+from shard_tools.storage.base import CHUNK_BYTES, Bytes, Check, StoreConfig
+from shard_tools.storage.cache import SampleCache
+from shard_tools.storage.filesystem import ATTEMPT_SECONDS, BucketFiles, open_files
+from shard_tools.storage.request_errors import describe, find_remedy, seconds_to_wait
 
-_CHUNK_BYTES = 8 << 20
 _CHUNKS_AHEAD = 4
 _SLOWEST_UPLOAD = 1e6  # bytes/s
 _PAUSE_SECONDS, _LONGEST_PAUSE = 0.1, 5.0  # before the second attempt; doubled up to the second
@@ -94,7 +93,7 @@ class RemoteStore:
             raise FileNotFoundError(2, "no such file in the store", self.where(name))
 
         def read(start: int) -> bytes:
-            length = min(_CHUNK_BYTES, total - start)
+            length = min(CHUNK_BYTES, total - start)
 
             def take(data: bytes) -> None:
                 if len(data) != length:
@@ -105,7 +104,7 @@ class RemoteStore:
         with ThreadPoolExecutor(_CHUNKS_AHEAD, thread_name_prefix="chunks") as pool:
             ahead: deque[Future[bytes]] = deque()
             try:
-                for start in range(0, total, _CHUNK_BYTES):
+                for start in range(0, total, CHUNK_BYTES):
                     ahead.append(pool.submit(read, start))
                     if len(ahead) > _CHUNKS_AHEAD:
                         yield ahead.popleft().result()

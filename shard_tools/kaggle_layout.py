@@ -1,4 +1,4 @@
-"""Labels and files to records, and records to folds."""
+"""The Kaggle layout: labels and files to records."""
 
 import hashlib
 import io
@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-
 from shard_tools.cadence import check_key, read_shape
 from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
-from shard_tools.groups import assign_group_folds, check_groups, read_groups
-from shard_tools.walk import LeftAlone, find_snippets
+from shard_tools.fold_split import assign_folds, check_groups, read_groups
+from shard_tools.snippet_files import LeftAlone, find_snippets
 
 LABELS = "train_labels.csv"
 SUBMISSION = "sample_submission.csv"
@@ -108,41 +105,6 @@ def _check_files(
             f"complete the download, or pack what is there with --allow-missing"
         )
     return missing
-
-
-def assign_folds(
-    keys: Sequence[str], targets: Sequence[int], folds: int, seed: int, groups: Mapping[str, str] | None = None
-) -> dict[str, int]:
-    """Stratified folds: a pure function of the set of (key, target), the groups and the seed, whatever their order."""
-    from sklearn.model_selection import StratifiedKFold  # slow to import, and only packing needs it
-
-    if not keys:
-        return {}
-    order = np.argsort(np.asarray(keys))
-    labels = np.asarray(targets)[order]
-    _check_fold_count(labels, folds)
-    if groups is not None:
-        return assign_group_folds(keys, targets, folds, seed, groups)
-    fold_of: npt.NDArray[np.int64] = np.empty(len(keys), np.int64)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(labels, labels)):
-        fold_of[order[held_out]] = fold
-    return {key: int(fold) for key, fold in zip(keys, fold_of, strict=True)}
-
-
-def _check_fold_count(labels: npt.NDArray[np.int64], folds: int) -> None:
-    """Raise InputError unless every fold can hold out a snippet of each class."""
-    counts = {target: int(np.count_nonzero(labels == target)) for target in np.unique(labels).tolist()}
-    rarer, count = min(counts.items(), key=lambda pair: pair[1])
-    if count == 1:
-        raise InputError(
-            f"--folds {folds}: class {rarer} has only 1 snippet, and one fold needs it for training while another "
-            f"holds it out; add snippets of class {rarer}, 2 or more in all"
-        )
-    if folds > count:
-        raise InputError(
-            f"--folds {folds}: class {rarer} has only {count} snippets; choose --folds {count}, or add snippets"
-        )
 
 
 def common_shape(root: Path, records: Sequence[Record], skip_bad: bool, cast: bool = False) -> tuple[int, int, int]:

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shard_tools.cadence import MAX_KEY_LENGTH
-from shard_tools.catalog import SPLITS
 from shard_tools.errors import InputError
+from shard_tools.kaggle_layout import SPLITS
 
 SAMPLES = "samples.parquet"
 _KEY_BYTES = (string.ascii_letters + string.digits + "_-").encode()

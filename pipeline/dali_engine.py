@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.batches import Planned
+from pipeline.augment import DrawConfig
+from pipeline.bad_samples import BadSamples
 from pipeline.canvas import CanvasConfig
+from pipeline.dali_graph import PREFETCH_DEPTH, GraphPlace, build_eval_graph, build_train_graph, train_inputs
 from pipeline.devices import recorded
-from pipeline.draws import DrawConfig
-from pipeline.graph import PREFETCH_DEPTH, GraphPlace, build_eval_graph, build_train_graph, train_inputs
+from pipeline.planner import Planned
 from pipeline.reader import Block, ReadAhead, Reader
-from pipeline.skipping import BadSamples
 
 
 class DaliImages:

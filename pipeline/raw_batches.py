@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from pipeline.batches import Planned
+from pipeline.bad_samples import BadSamples
+from pipeline.planner import Planned
 from pipeline.reader import ReadAhead, Reader
-from pipeline.skipping import BadSamples
 
 
 class RawSnippets:

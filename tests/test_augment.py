@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batches import batch_slots
+from pipeline.augment import DrawConfig, Draws, draw, mixed_targets, partner_positions
 from pipeline.canvas import CanvasConfig, Layout
-from pipeline.draws import DrawConfig, Draws, draw, mixed_targets, partner_positions
 from pipeline.plan import Share
+from pipeline.planner import batch_slots
 from shard_tools.errors import InputError
 
 PLANES = (6, 39, 256)

@@ -1,4 +1,4 @@
-"""Groups of snippets that share a background: their table, and folds that do not part them."""
+"""Folds: stratified, and such that they do not part groups of snippets that share a background; the table of groups."""
 
 import csv
 import io
@@ -10,14 +10,49 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import check_key
 from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
 
 COLUMNS = ("id", "group")
 _MOST_UNEVEN = 0.1  # folds that differ by more than this share, and by more than one, are worth a warning
 _log = logging.getLogger(__name__)
+
+
+def assign_folds(
+    keys: Sequence[str], targets: Sequence[int], folds: int, seed: int, groups: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Stratified folds: a pure function of the set of (key, target), the groups and the seed, whatever their order."""
+    from sklearn.model_selection import StratifiedKFold  # slow to import, and only packing needs it
+
+    if not keys:
+        return {}
+    order = np.argsort(np.asarray(keys))
+    labels = np.asarray(targets)[order]
+    _check_fold_count(labels, folds)
+    if groups is not None:
+        return assign_group_folds(keys, targets, folds, seed, groups)
+    fold_of: npt.NDArray[np.int64] = np.empty(len(keys), np.int64)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(labels, labels)):
+        fold_of[order[held_out]] = fold
+    return {key: int(fold) for key, fold in zip(keys, fold_of, strict=True)}
+
+
+def _check_fold_count(labels: npt.NDArray[np.int64], folds: int) -> None:
+    """Raise InputError unless every fold can hold out a snippet of each class."""
+    counts = {target: int(np.count_nonzero(labels == target)) for target in np.unique(labels).tolist()}
+    rarer, count = min(counts.items(), key=lambda pair: pair[1])
+    if count == 1:
+        raise InputError(
+            f"--folds {folds}: class {rarer} has only 1 snippet, and one fold needs it for training while another "
+            f"holds it out; add snippets of class {rarer}, 2 or more in all"
+        )
+    if folds > count:
+        raise InputError(
+            f"--folds {folds}: class {rarer} has only {count} snippets; choose --folds {count}, or add snippets"
+        )
 
 
 def write_groups(path: Path, rows: Iterable[tuple[str, str]]) -> None:

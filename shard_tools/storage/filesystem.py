@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from shard_tools.errors import InputError
-from shard_tools.failures import code_of, status_of
-from shard_tools.signed import SignedReads
-from shard_tools.web import CONNECT_SECONDS, WebFiles, certificate_file
+from shard_tools.storage.presigned import SignedReads
+from shard_tools.storage.request_errors import code_of, status_of
+from shard_tools.storage.web_server import CONNECT_SECONDS, WebFiles, certificate_file
 
 ATTEMPT_SECONDS = 15.0  # for one request; a chunk takes less at 5 Mbit/s
 _CONNECTIONS = 64

@@ -13,8 +13,8 @@ from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
+from pipeline.augment import DrawConfig
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
-from pipeline.draws import DrawConfig
 from pipeline.signals import NEIGHBOUR_ROOT
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 

@@ -13,7 +13,7 @@ import fsspec
 import yarl
 
 from shard_tools.errors import InputError, StoreError
-from shard_tools.failures import StatusError
+from shard_tools.storage.request_errors import StatusError
 
 CONNECT_SECONDS = 5.0
 _ENCODINGS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shard_tools.catalog import SPLITS, SUBMISSION, Record
+from shard_tools.atomic_files import file_sha256, write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import file_sha256, write_whole
+from shard_tools.kaggle_layout import SPLITS, SUBMISSION, Record
 from shard_tools.manifest import MANIFEST, canonical_json, manifest_content
-from shard_tools.samples import SAMPLES, SAMPLES_SCHEMA
-from shard_tools.shard import PackedShard
+from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA
+from shard_tools.tar_shard import PackedShard
 
 SKIPPED = "skipped.csv"
 TABLES = (SAMPLES, SKIPPED, SUBMISSION)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shard_tools.catalog import assign_folds, read_catalog
+from shard_tools.atomic_files import file_sha256
 from shard_tools.errors import InputError
-from shard_tools.files import file_sha256
-from shard_tools.groups import read_groups, write_groups
+from shard_tools.fold_split import assign_folds, read_groups, write_groups
+from shard_tools.kaggle_layout import read_catalog
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from tests.conftest import Command, Layout, MakeData, folder_bytes

@@ -181,7 +181,7 @@ def _widen(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
 
 @_kernel
 def _add_signal(plane: Float32s, time_bins: int, path: Float32s, level: Float32s, width: float) -> None:
-    """Add a Gaussian profile along a path (t,) to a plane (T, F) of sums of `time_bins` rows; see pipeline/graph.py."""
+    """Add a Gaussian profile along a path (t,) to a plane (T, F) of sums of `time_bins` rows (dali_graph.py)."""
     if level.max() == 0:
         return
     channels = plane.shape[1]

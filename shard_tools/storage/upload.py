@@ -7,10 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from shard_tools.errors import InputError
-from shard_tools.manifest import MANIFEST, Shard
-from shard_tools.remote import RemoteStore
-from shard_tools.store import StoreConfig, check_url
-from shard_tools.walk import clutter_kind
+from shard_tools.snippet_files import clutter_kind
+from shard_tools.storage import open_remote
+from shard_tools.storage.base import StoreConfig
 
 _OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
 
@@ -18,13 +17,14 @@ _OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
 class Upload:
     """Carries what `pack` writes from its staging folder to a store, and says what is there already."""
 
-    def __init__(self, url: str, config: StoreConfig) -> None:
-        self._store = RemoteStore(check_url(url), config)
+    def __init__(self, url: str, config: StoreConfig, last: str) -> None:
+        """`last` is the file that makes the data set exist: its manifest."""
+        self._store, self._last = open_remote(url, config), last
         self._store.check_writable()
 
     def is_finished(self) -> bool:
         """Whether a whole data set lies there."""
-        return self._store.size(MANIFEST) is not None
+        return self._store.size(self._last) is not None
 
     def clear(self, planned: Collection[str], tables: Collection[str]) -> None:
         """Remove what a try with other options left in the store.
@@ -41,10 +41,10 @@ class Upload:
             if name in tables or name.rpartition(".")[0] + ".tar" not in planned:
                 self._store.remove(name)
 
-    def holds(self, shard: Shard) -> bool:
-        """Whether a shard that an earlier try noted as finished is there whole; stores check what they are sent."""
-        index = self._store.size(_index_of(shard.name))
-        return self._store.size(shard.name) == shard.bytes and index is not None
+    def holds(self, shard: str, size: int) -> bool:
+        """Whether a shard that an earlier try noted as finished is there, of `size`; stores check what they get."""
+        index = self._store.size(_index_of(shard))
+        return self._store.size(shard) == size and index is not None
 
     def send_shard(self, path: Path) -> None:
         """Upload a shard and its index, and delete them here: a staging folder need not hold the data set."""
@@ -56,9 +56,9 @@ class Upload:
 
     def finish(self, folder: Path, tables: Collection[str]) -> None:
         """Upload the tables, and last the manifest: it makes the data set exist. Then nothing of it is left here."""
-        for name in (*(table for table in tables if (folder / table).is_file()), MANIFEST):
+        for name in (*(table for table in tables if (folder / table).is_file()), self._last):
             self._store.put(name, folder / name)
-        for name in (*tables, MANIFEST):
+        for name in (*tables, self._last):
             (folder / name).unlink(missing_ok=True)
 
     @staticmethod

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from shard_tools.errors import InputError
-from shard_tools.store import Bytes, Check
+from shard_tools.storage.base import Bytes, Check
 
 _SUFFIX = ".sample"
 _UNFINISHED = ".tmp"

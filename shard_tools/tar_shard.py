@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shard_tools.atomic_files import whole_file, write_whole
 from shard_tools.cadence import check_finite, npy_header, read_snippet, time_binned
-from shard_tools.catalog import UNKNOWN_TARGET, Record
 from shard_tools.conversions import Conversions
 from shard_tools.errors import InputError
-from shard_tools.files import whole_file, write_whole
+from shard_tools.kaggle_layout import UNKNOWN_TARGET, Record
 from shard_tools.manifest import TAR_BLOCK, Shard
 
 

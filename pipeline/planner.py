@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.augment import DrawConfig, Draws, Int32s, draw, partner_positions
 from pipeline.canvas import CanvasConfig
-from pipeline.draws import DrawConfig, Draws, Int32s, draw, partner_positions
 from pipeline.plan import Order, Share
 from pipeline.randomness import Int64s
 from shard_tools.errors import InputError

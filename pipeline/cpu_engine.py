@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from pipeline.batches import Planned
+from pipeline.augment import Draws, Float32s
+from pipeline.bad_samples import BadSamples
 from pipeline.buffers import BufferPool
 from pipeline.cpu_canvas import CpuCanvas, Float16s, write_views
-from pipeline.draws import Draws, Float32s
-from pipeline.skipping import BadSamples
+from pipeline.planner import Planned
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
 from shard_tools.sample import read_values

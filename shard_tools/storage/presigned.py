@@ -7,8 +7,8 @@ hooks; through a signed URL 0.6 ms (measured on loopback, 838 kB a read). The ra
 import time
 from typing import Any
 
-from shard_tools.failures import StatusError
-from shard_tools.web import WebFiles, certificate_file
+from shard_tools.storage.request_errors import StatusError
+from shard_tools.storage.web_server import WebFiles, certificate_file
 
 _VALID_SECONDS = 3600
 _RENEW_BEFORE = 600

@@ -13,9 +13,9 @@ import pytest
 
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest, read_manifest
-from shard_tools.remote import RemoteStore
 from shard_tools.sample import read_record
-from shard_tools.store import StoreConfig
+from shard_tools.storage.base import StoreConfig
+from shard_tools.storage.remote import RemoteStore
 from tests.conftest import Command
 from tests.odd_server import Answer, Asked, OddServer, speak_tls, write_certificate
 from tests.range_server import serving
@@ -177,11 +177,11 @@ def test_an_odd_pause_is_none(served: OddServer, manifest: Manifest, pause: str)
 
 
 def test_a_long_wait_is_told_once(served: OddServer, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr("shard_tools.remote._SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("shard_tools.storage.remote._SILENT_SECONDS", 0.2)
     served.answer = lambda asked: Answer(500)
     with pytest.raises(StoreError, match=r"no answer for 2 s .*status 500"):
         read_manifest(f"{served.url}/data", StoreConfig(store_timeout=1.5))
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "shard_tools.remote"]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "shard_tools.storage.remote"]
     assert f"{served.url}/data/manifest.json: no answer for" in told and "status 500" in told and "trying again" in told
 
 

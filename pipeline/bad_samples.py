@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.batches import Planned
 from pipeline.plan import Order
+from pipeline.planner import Planned
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard_tools.catalog import (
-    NO_FOLD,
-    UNKNOWN_TARGET,
-    assign_folds,
-    digest_catalog,
-    read_catalog,
-    to_submission_keys,
-)
 from shard_tools.errors import InputError
-from shard_tools.groups import read_groups
+from shard_tools.fold_split import assign_folds, read_groups
+from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, digest_catalog, read_catalog, to_submission_keys
 from shard_tools.manifest import read_manifest
 from tests.conftest import Command, Layout, MakeData, snippet
 from training.submission import submission_keys, write_submission

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.batches import Planned
-from pipeline.draws import DrawConfig
+from pipeline.augment import DrawConfig
 from pipeline.loader import Engine, Loader, LoaderConfig
 from pipeline.plan import Order, Sampling, Share
+from pipeline.planner import Planned
 from shard_tools.errors import InputError
 from shard_tools.manifest import TAR_BLOCK, Manifest
-from shard_tools.store import Bytes, Check, Store
+from shard_tools.storage.base import Bytes, Check, Store
 from tests.tiny import CANVAS, pack_tiny
 
 BUSY = DrawConfig(cutmix=0.7, mixup=0.3, inject=0.5)

@@ -18,8 +18,8 @@ import pytest
 
 import shard_tools.library_caches as library_caches
 import shard_tools.locks as locks
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
-from shard_tools.files import write_whole
 from tests.conftest import MakeData
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def test_a_device_stays_a_device(tmp_path: Path) -> None:
 def test_our_own_standard_output_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     """By a link of our own like /dev/stdout: code that replaces it must not replace the machine's."""
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
-    script = "import pathlib, sys, shard_tools.files as f; print('before', flush=True); "
+    script = "import pathlib, sys, shard_tools.atomic_files as f; print('before', flush=True); "
     script += "f.write_whole(pathlib.Path(sys.argv[1]), 'scores\\n'); print('after')"
     words = [sys.executable, "-c", script, tmp_path / "stdout"]
     with (tmp_path / "out").open("wb") as out:
@@ -188,7 +188,7 @@ def test_output_that_cannot_be_written_is_an_error_and_no_traceback(make_data: M
 
 HOMELESS = """
 import os, sys
-import pipeline.kernels, training.dedoppler_kernels, reports.plots
+import pipeline.cpu_kernels, training.dedoppler_kernels, reports.plots
 print(os.environ["NUMBA_CACHE_DIR"], os.environ["MPLCONFIGDIR"])
 """
 
