@@ -25,7 +25,7 @@ from training.accelerator import build_accelerator
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
-from training.predict import load_trained, predict_all
+from training.predict import BATCH_SIZE, load_trained, predict_all
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 
 _CANDIDATES = 6  # in the picture
@@ -49,7 +49,7 @@ class InferConfig:
     for models whose scores are on different scales."""
     tta: bool = False
     """Average over the flips that the canvas allows (test time augmentation)."""
-    batch_size: int = 64
+    batch_size: int = BATCH_SIZE
     """Cadences of one rank in one forward pass; with --tta each is seen in every view."""
     fill_missing: float | None = None
     """Score for ids of the submission that the shards lack, 0 to 1; unset: such ids are an error."""

@@ -33,7 +33,6 @@ from benchmarks.history import record
 from benchmarks.model_figures import VARIANTS, set_layout, timm_rate, utilisation
 from benchmarks.pack_bench import write_cadences
 from benchmarks.rates import Held, What, below_goal, infer_rates, to_figures, train_rates, trained_per_second, verdict
-from infer import InferConfig
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.cadence import KAGGLE_SHAPE
@@ -46,6 +45,7 @@ from training.config import Preset, TrainConfig
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.model import build_model
+from training.predict import BATCH_SIZE
 from training.presets import PRESETS
 from training.run import Run, build_run
 
@@ -140,7 +140,7 @@ def measure_prediction(config: TrainBenchConfig, plan: TrainConfig, manifest: Ma
     rows = manifest.rows("train", 0)
     order = Order(rows, manifest.target[rows], "sequential")
     on_gpu = accelerator.device.type == "cuda"
-    batch_size = config.batch_size or (InferConfig.batch_size if on_gpu else 16)
+    batch_size = config.batch_size or (BATCH_SIZE if on_gpu else 16)
     share = Share(len(order), batch_size)
     views = plan.model.views(canvas.views)
     loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, plan.loader)

@@ -19,12 +19,7 @@ from torch.random import fork_rng
 from shard_tools.errors import InputError
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
 from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
-from training.weights import fill_model, load_weights, save_weights
-
-# Weights were read and written here before training/weights.py: scripts may still ask for them by this name.
-__all__ = [
-    "ModelConfig", "build_model", "check_compiler", "fill_model", "load_weights", "pick_precision", "save_weights",
-]  # fmt: skip
+from training.weights import fill_model
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep, of 5 million weights; and without its last
 # stage, of 2 million, for small images.

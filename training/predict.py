@@ -21,6 +21,9 @@ from training.metrics import unique_rows
 from training.model import ModelConfig, build_model
 from training.weights import fill_model, load_weights
 
+BATCH_SIZE = 64
+"""Cadences of one rank in one forward pass, unless infer.py is told otherwise."""
+
 
 def predict(
     accelerator: Accelerator,
