@@ -90,7 +90,7 @@ def test_a_network_within_the_candidates_is_found_under_its_name(
 ) -> None:
     state = built(ModelConfig("swin_pico", stem="candidates"), 0).state_dict()
     save_weights(tmp_path / "best.safetensors", state, {})
-    with caplog.at_level(logging.INFO, "pretrained"):
+    with caplog.at_level(logging.INFO, "training.pretrained"):
         config = ModelConfig("swin_pico", str(tmp_path / "best.safetensors"))
         found = built(config, 1, CUTOUT_PLANES, *upright_shape(56)).state_dict()
     name = "layers.1.blocks.0.mlp.fc1.weight"
@@ -110,13 +110,13 @@ def test_each_weight_that_is_not_used_is_named_in_one_line(
 ) -> None:
     extra = {"decoder.weight": torch.zeros(3), "neck.bias": torch.zeros(1)}
     save_file(trained | extra, tmp_path / "more.safetensors")
-    with caplog.at_level(logging.INFO, "pretrained"):
+    with caplog.at_level(logging.INFO, "training.pretrained"):
         assert_same(from_file(tmp_path / "more.safetensors").state_dict(), trained)
     foreign = timm.create_model("resnet18", num_classes=1000).state_dict()
     save_file(foreign, tmp_path / "imagenet.safetensors")
-    with caplog.at_level(logging.INFO, "pretrained"):
+    with caplog.at_level(logging.INFO, "training.pretrained"):
         from_file(tmp_path / "imagenet.safetensors", "resnet18")
-    unused = [record.message.partition("not used: ")[2] for record in caplog.records if record.name == "pretrained"]
+    unused = [record.message.partition("not used: ")[2] for record in caplog.records if record.name == "training.pretrained"]
     assert unused == ["decoder.weight, neck.bias", "fc.bias, fc.weight"]
 
 

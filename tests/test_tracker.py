@@ -62,7 +62,7 @@ def track(run_dir: Path, steps: range) -> OptionalWandB:
 
 
 def our_words(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "tracker"]
+    return [record.getMessage() for record in caplog.records if record.name == "training.tracker"]
 
 
 def written_runs(run_dir: Path, kind: str) -> list[Path]:
@@ -121,7 +121,7 @@ def test_a_run_that_cannot_be_online_is_tracked_offline_with_one_warning(
             server.server_close()
         if fault == "a key that is none":
             quick.setenv("WANDB_API_KEY", "short")
-        with caplog.at_level(logging.WARNING, logger="tracker"):
+        with caplog.at_level(logging.WARNING, logger="training.tracker"):
             track(tmp_path / "run", range(3))
     assert len(written_runs(tmp_path / "run", "offline-")) == 1
     (said,) = our_words(caplog)
@@ -144,7 +144,7 @@ def test_a_server_that_hangs_later_is_given_up_on_at_the_end(
     quick.setenv("WANDB_INIT_TIMEOUT", "20")
     quick.setenv("WANDB_FINISH_TIMEOUT", "0.5")
     fault: Fault = "hangs later"
-    with wandb_server(fault) as server, caplog.at_level(logging.WARNING, logger="tracker"):
+    with wandb_server(fault) as server, caplog.at_level(logging.WARNING, logger="training.tracker"):
         quick.setenv("WANDB_BASE_URL", server.url)
         track(tmp_path / "run", range(3))
     (said,) = our_words(caplog)
@@ -158,7 +158,7 @@ def test_a_training_outlives_the_service_of_its_tracker(
     """A scheduler's signal, or the kernel short of memory, may end wandb's own process."""
     (tmp_path / "run").mkdir()
     one = OptionalWandB(tmp_path / "run")
-    with caplog.at_level(logging.WARNING, logger="tracker"):
+    with caplog.at_level(logging.WARNING, logger="training.tracker"):
         one.start()
         services = [process for process in psutil.Process().children() if "wandb" in process.name()]
         assert services
@@ -177,7 +177,7 @@ def test_a_tracker_that_cannot_write_is_done_without(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("a file where the folder would be")
-    with caplog.at_level(logging.WARNING, logger="tracker"):
+    with caplog.at_level(logging.WARNING, logger="training.tracker"):
         track(tmp_path / "run", range(2))
     (said,) = our_words(caplog)
     assert "going on without" in said
