@@ -116,7 +116,9 @@ def test_each_weight_that_is_not_used_is_named_in_one_line(
     save_file(foreign, tmp_path / "imagenet.safetensors")
     with caplog.at_level(logging.INFO, "training.pretrained"):
         from_file(tmp_path / "imagenet.safetensors", "resnet18")
-    unused = [record.message.partition("not used: ")[2] for record in caplog.records if record.name == "training.pretrained"]
+    unused = [
+        record.message.partition("not used: ")[2] for record in caplog.records if record.name == "training.pretrained"
+    ]
     assert unused == ["decoder.weight, neck.bias", "fc.bias, fc.weight"]
 
 
