@@ -5,7 +5,7 @@ Axes: B batch, V views, C channels, H height, W width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -142,6 +142,12 @@ class Loader:
             self._micro += 1
             yield self._to_batch(planned, image)
         self._epoch, self._micro = self._epoch + 1, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch lies, as (epoch, position in epoch): for any number of ranks."""
