@@ -25,7 +25,7 @@ from training.accelerator import build_accelerator
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
-from training.predict import BATCH_SIZE, load_trained, predict_all
+from training.prediction import BATCH_SIZE, load_trained, predict_all
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 
 _CANDIDATES = 6  # in the picture

@@ -38,7 +38,7 @@ from training.finite import clip_gradients
 from training.interruption import exit_when_asked, launcher_of
 from training.metrics import average_precision, roc_auc
 from training.out_of_fold import read_scores, write_scores
-from training.predict import predict
+from training.prediction import predict_rows
 from training.presets import parse_train_config
 from training.resume import resume
 from training.run import CONFIG, Run, about_weights, build_network, build_run, own_run_dir
@@ -141,7 +141,7 @@ def validate(run: Run) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         if run.interruption.agree()[0]:
             raise RunInterruptedError
 
-    rows, logit = predict(run.accelerator, run.judged_model, run.valid_loader, "validation", stop_if_asked)
+    rows, logit = predict_rows(run.accelerator, run.judged_model, run.valid_loader, "validation", stop_if_asked)
     if not np.isfinite(logit).all():
         raise InputError(
             f"epoch {len(run.progress.history) + 1}: the model's output is not finite any more; start again with a "

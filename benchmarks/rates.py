@@ -1,7 +1,7 @@
 """Three rates of one model on one data set, measured in turns: loader alone, model alone, both together.
 
-"Both together" is the project's own loop, `train_epoch` or `predict`, over its own loader; "model alone" is the same
-function over one batch held on the device; so the two differ in nothing but the loader.
+"Both together" is the project's own loop, `train_epoch` or `predict_rows`, over its own loader; "model alone" is the
+same function over one batch held on the device; so the two differ in nothing but the loader.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from benchmarks.model_figures import wait_for
 from pipeline.loader import Batch, Loader
 from pipeline.plan import Share
 from train import train_epoch
-from training.predict import predict
+from training.prediction import predict_rows
 from training.run import Progress, Run
 
 What = Literal["train", "infer"]
@@ -54,9 +54,9 @@ def trained_per_second(run: Run, batches: Loader | Held) -> float:
 
 
 def predicted_per_second(accelerator: Accelerator, model: nn.Module, batches: Loader | Held) -> float:
-    """Cadences/s of infer.py's `predict` over `batches`, each in all its views."""
+    """Cadences/s of infer.py's `predict_rows` over `batches`, each in all its views."""
     began = time.perf_counter()
-    predict(accelerator, model, cast(Loader, batches), "prediction")  # it ends with the logits on the CPU
+    predict_rows(accelerator, model, cast(Loader, batches), "prediction")  # it ends with the logits on the CPU
     return batches.share.length / (time.perf_counter() - began)
 
 

@@ -45,7 +45,7 @@ from training.config import Preset, TrainConfig
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.model import build_model
-from training.predict import BATCH_SIZE
+from training.prediction import BATCH_SIZE
 from training.presets import PRESETS
 from training.run import Run, build_run
 

@@ -112,9 +112,10 @@ class Loader:
         if share.length != len(order):
             raise ValueError(f"a share of {share.length} positions, for an order of {len(order)}")
         self.share = share
-        self._manifest, self._draws, self._config = manifest, draws, config
+        self.manifest = manifest
+        self._draws, self._config = draws, config
         # Once: DALI and torch have to mean the same GPU, whatever is current when a batch is made.
-        self._device = numbered(device)
+        self.device = numbered(device)
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
         self._planner = Planner(order, share, draws if canvas else None, canvas, planes)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)
@@ -180,7 +181,7 @@ class Loader:
         return self._images
 
     def _build_images(self, canvas: CanvasConfig | None, views: tuple[str, ...]) -> Images:
-        config, manifest, on_gpu = self._config, self._manifest, self._device.type == "cuda"
+        config, manifest, on_gpu = self._config, self.manifest, self.device.type == "cuda"
         slots = self.share.batch_size + (EXTRA if self._draws else 0)
         # A request is mostly waiting: many are under way at once, so that their latencies overlap.
         read_threads = config.read_threads or (REMOTE_READS if manifest.store.is_remote else config.loader_threads)
@@ -199,13 +200,13 @@ class Loader:
         from pipeline.dali_graph import PREFETCH_DEPTH, GraphPlace
 
         self._ahead += PREFETCH_DEPTH  # inside the graph
-        place = GraphPlace(slots, config.loader_threads, self._device.index if on_gpu else None)
+        place = GraphPlace(slots, config.loader_threads, self.device.index if on_gpu else None)
         reader = Reader(manifest, slots, read_threads, pinned=on_gpu)
         return DaliImages(reader, canvas, self._draws, manifest.shape, views, self._bad, place)
 
     def _targets(self, planned: Planned) -> npt.NDArray[np.float32]:
         """Of the batch and partners outside it, as mixed."""
-        own = self._manifest.target[planned.rows]
+        own = self.manifest.target[planned.rows]
         if self._draws is None or planned.draws is None:
             return own.astype(np.float32)
         own = np.where(planned.draws.has_needle, np.int8(1), own)
@@ -217,10 +218,10 @@ class Loader:
         size = len(planned.counts)
 
         def to_device(values: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values).to(self._device, non_blocking=True)
+            return torch.from_numpy(values).to(self.device, non_blocking=True)
 
         return Batch(
-            image=image.to(self._device),
+            image=image.to(self.device),
             target=to_device(self._targets(planned)[:size]),
             counts=to_device(planned.counts),
             row=to_device(planned.rows[:size]),

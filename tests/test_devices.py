@@ -104,7 +104,7 @@ def test_dali_makes_images_on_the_gpu_that_torch_means(
     monkeypatch.setattr(pipeline.dali_engine, "DaliImages", lambda *arguments: places.append(arguments[-1]))
     loader = loader_of(manifest, asked)
     machine.current = 1 - machine.current  # whatever is current later
-    assert loader._device == meant and [place.device_id for place in places] == [meant.index]
+    assert loader.device == meant and [place.device_id for place in places] == [meant.index]
 
 
 def test_dali_gets_its_memory_back_after_the_copy_on_the_images_own_gpu(manifest: Manifest, machine: TwoGpus) -> None:

@@ -25,7 +25,7 @@ from training.accelerator import build_accelerator
 from training.checkpoint import save_checkpoint
 from training.metrics import roc_auc
 from training.model import ModelConfig, build_model
-from training.predict import predict
+from training.prediction import predict_rows
 from training.search import Candidates
 
 pytestmark = pytest.mark.gpu
@@ -202,7 +202,7 @@ def test_logits_over_views_are_those_of_the_cpu(manifest: Manifest) -> None:
     for device in (GPU, torch.device("cpu")):
         loader = loader_of(manifest, device, train=False)
         rows, logit = (
-            predict(accelerator, pool.to(device), loader, "prediction")
+            predict_rows(accelerator, pool.to(device), loader, "prediction")
             if device == GPU
             else by_hand(pool.to(device), loader)
         )

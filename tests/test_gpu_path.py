@@ -36,7 +36,7 @@ from tests.tiny import CANVAS, pack_tiny
 from training import run as run_module
 from training.accelerator import build_accelerator
 from training.config import Preset
-from training.predict import predict
+from training.prediction import predict_rows
 from training.presets import PRESETS
 from training.run import Run, build_run
 
@@ -227,7 +227,7 @@ def watched_prediction(run: Run) -> Watch:
         raise Seen
 
     with Watch() as watch, pytest.raises(Seen):
-        predict(run.accelerator, run.judged_model, batches, "prediction", stop)
+        predict_rows(run.accelerator, run.judged_model, batches, "prediction", stop)
     return watch
 
 
@@ -381,7 +381,7 @@ def compile_faults(run: Run) -> list[str]:
             train_module.train_step(run, batch)
             graphs.append(counters["stats"]["unique_graphs"])
         evaluated: Any = [views, views]
-        predict(run.accelerator, run.judged_model, evaluated, "prediction")
+        predict_rows(run.accelerator, run.judged_model, evaluated, "prediction")
         graphs.append(counters["stats"]["unique_graphs"])
     expected = [graphs[0]] * 2 + [graphs[2]] * 4
     found = [f"graphs after each: {graphs}"] if graphs != expected or graphs[2] > 2 * graphs[0] else []

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from infer import InferConfig, infer
+from pipeline import open_loader
+from pipeline.augment import DrawConfig
 from pipeline.loader import LoaderConfig
 from reports.page import read_section
 from reports.sections import Scored, write_prediction_report
@@ -27,10 +29,11 @@ from tests import twin
 from tests.faulty_proxy import FaultyProxy
 from tests.range_server import RangeServer, serving
 from tests.tiny import CANVAS, pack_tiny, write_tiny_data
+from training import load_model, predict
 from training.accelerator import build_accelerator
 from training.metrics import roc_auc, sigmoid
 from training.model import ModelConfig, build_model
-from training.predict import load_trained, predict_all
+from training.prediction import load_trained, predict_all
 from training.submission import check_out, hold_pipe
 from training.weights import fill_model, load_weights, save_weights
 
@@ -383,3 +386,31 @@ def test_a_second_prediction_with_a_runs_weights_leaves_the_first_on_its_page(
     assert [section.about.partition(",")[0] for section in sections] == ["one.csv", "two.csv", "three.csv"]
     page = (tmp_path / "report.html").read_text()
     assert [f"score {score:.4f}" in page for score in (0.125, 0.25, 0.5, 0.75)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_a_model_loaded_by_another_program_gives_the_scores_of_the_submission(
+    manifest: Manifest, weights: list[Path], tmp_path: Path, tta: bool
+) -> None:
+    infer(config_of(manifest, weights[:1], tmp_path / "submission.csv", tta=tta))
+    model, canvas = load_model(weights[0], "cpu")
+    views = canvas.views if tta else canvas.views[:1]
+    with open_loader(manifest.root, split="test", canvas=canvas, views=views, batch_size=4, device="cpu") as loader:
+        table = predict(model, loader, "float32")
+    assert list(table.columns) == ["key", "logit", "score"]
+    assert table["key"].tolist() == manifest.keys_of(manifest.rows("test"))
+    found = scores_in(tmp_path / "submission.csv")
+    np.testing.assert_allclose(table["score"], [found[key] for key in table["key"]], rtol=1e-6)
+    np.testing.assert_allclose(sigmoid(table["logit"].to_numpy()), table["score"])
+
+
+def test_training_batches_are_not_scored(manifest: Manifest, weights: list[Path]) -> None:
+    model, canvas = load_model(str(weights[0]), "cpu")
+    opened = open_loader(manifest, canvas=canvas, augment=DrawConfig(), device="cpu")
+    with opened as loader, pytest.raises(InputError, match="without augment"):
+        predict(model, loader)
+
+
+def test_a_file_that_is_no_trained_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.safetensors: no such weights"):
+        load_model(tmp_path / "none.safetensors")

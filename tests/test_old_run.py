@@ -19,7 +19,7 @@ from tests.tiny import write_tiny_data
 from train import train
 from training.accelerator import build_accelerator
 from training.out_of_fold import read_scores
-from training.predict import load_trained, predict_all
+from training.prediction import load_trained, predict_all
 from training.presets import parse_train_config
 
 SHARDS, CUT, WHOLE = OLD_RUN / "shards", OLD_RUN / "cut", OLD_RUN / "whole"

@@ -114,9 +114,9 @@ SLOW_VALIDATION = """
 import sys, time
 sys.path.insert(0, {root!r})
 import train
-from training import predict
-at_once = predict.progress
-predict.progress = lambda *words: (time.sleep(0.3) or batch for batch in at_once(*words))
+from training import prediction
+at_once = prediction.progress
+prediction.progress = lambda *words: (time.sleep(0.3) or batch for batch in at_once(*words))
 sys.exit(train.run_command(train.main))
 """
 

@@ -35,7 +35,7 @@ from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.metrics import roc_auc
 from training.model import ModelConfig
-from training.predict import predict
+from training.prediction import predict_rows
 from training.presets import PRESETS, parse_train_config
 from training.run import build_optimiser, build_run, build_schedule
 
@@ -237,7 +237,7 @@ def trained_auc(config: TrainConfig, manifest: Manifest) -> float:
     rows = manifest.rows("train", config.fold)
     order = Order(rows, manifest.target[rows], "sequential")
     loader = Loader(manifest, order, Share(len(rows), 16), config.canvas)
-    found, logit = predict(accelerator, run.judged_model, loader, "trained on")
+    found, logit = predict_rows(accelerator, run.judged_model, loader, "trained on")
     return roc_auc(manifest.target[found], logit)
 
 

@@ -1,15 +1,17 @@
-"""Prediction: models and a loader to the logits of everything that the loader's order holds."""
+"""Prediction: from models and a loader to the logits of all samples in the loader's order."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
@@ -17,15 +19,15 @@ from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.progress import progress
-from training.metrics import unique_rows
-from training.model import ModelConfig, build_model
+from training.metrics import sigmoid, unique_rows
+from training.model import ModelConfig, build_model, pick_precision
 from training.weights import fill_model, load_weights
 
 BATCH_SIZE = 64
 """Cadences of one rank in one forward pass, unless infer.py is told otherwise."""
 
 
-def predict(
+def predict_rows(
     accelerator: Accelerator,
     model: nn.Module,
     loader: Loader,
@@ -47,25 +49,82 @@ def predict_each(
     label: str,
     after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
-    """As `predict`, of several models that see the same batches: rows, and the logits of each model."""
+    """As `predict_rows`, of several models that see the same batches: rows, and the logits of each model."""
     for model in models:
         model.eval()
     rows, counts, logits = [], [], []
     with torch.inference_mode():
         for batch in progress(loader, len(loader), label, "batches"):
-            image = batch.image.flatten(0, 1)
-            found = []
-            for model in models:
-                with accelerator.autocast():
-                    views = model(image).float().view(batch.image.shape[:2])
-                found.append(views.double().mean(dim=1))
             rows.append(batch.row)
             counts.append(batch.counts)
-            logits.append(torch.stack(found, dim=1))
+            logits.append(torch.stack([_mean_logits(model, batch.image, accelerator.autocast) for model in models], 1))
             after_batch()
     row, count, logit = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in (rows, counts, logits))
     unique, values = unique_rows(row[count], logit[count])
     return unique.astype(np.int64), [column.astype(np.float64) for column in values.T]
+
+
+def _mean_logits(model: nn.Module, image: Tensor, autocast: Callable[[], AbstractContextManager[Any]]) -> Tensor:
+    """Logits (B,) in float64 of images (B, V, C, H, W), averaged over the views."""
+    with autocast():
+        views: Tensor = model(image.flatten(0, 1)).float().view(image.shape[:2])
+    return views.double().mean(dim=1)
+
+
+def load_model(weights: str | Path, device: torch.device | str | None = None) -> tuple[nn.Module, CanvasConfig]:
+    """A trained model in evaluation mode, and the canvas that it looks at.
+
+    Args:
+        weights: A file that train.py wrote, such as best.safetensors.
+        device: Where the model goes. None: the current GPU if torch can use one, or else the CPU.
+
+    The model takes canvases (B, C, H, W) float32 to logits (B, 1) float32. Raises InputError naming the file where it
+    is absent, damaged, or not of train.py.
+
+    Example:
+        model, canvas = load_model("runs/full/best.safetensors")
+        with open_loader("shards", split="test", canvas=canvas, batch_size=64) as loader:
+            table = predict(model, loader)
+    """
+    trained, _ = _read_trained(Path(weights))
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return trained.model.to(device).eval(), trained.canvas
+
+
+def predict(
+    model: nn.Module, loader: Loader, precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
+) -> pd.DataFrame:
+    """Score one epoch of a loader of evaluation batches, those of this rank.
+
+    Args:
+        model: Takes canvases (B, C, H, W) to logits (B, 1), on the loader's device.
+        loader: From `pipeline.open_loader` with a canvas and without `augment`. Logits are averaged over its views.
+        precision: Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32.
+
+    Returns a row for each sample in the loader's order: `key`, `logit` and `score`, the logit's sigmoid. Scores
+    are those of infer.py with the same views and precision. Raises InputError where a sample is bad.
+    """
+    device = loader.device
+    chosen = pick_precision(device) if precision == "auto" else precision
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+    model.eval()
+    rows, logits = [], []
+    with torch.inference_mode():
+        for batch in loader:
+            if batch.image.ndim != 5:
+                raise InputError(
+                    f"predict: images of shape {tuple(batch.image.shape)}, expected (batch, views, channels, height, "
+                    "width); open the loader with a canvas and without augment"
+                )
+            rows.append(batch.row[batch.counts])
+            logits.append(_mean_logits(model, batch.image, autocast)[batch.counts])
+    row, logit = (torch.cat(parts).cpu().numpy() for parts in (rows, logits))
+    return pd.DataFrame({"key": loader.manifest.keys_of(row), "logit": logit, "score": sigmoid(logit)})
 
 
 @dataclass(frozen=True)
@@ -80,6 +139,14 @@ class Trained:
 
 def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
     """A model with the weights of a file, on the CPU. Raises InputError where it could not score this data set."""
+    trained, shape = _read_trained(path)
+    if shape != manifest.shape:
+        raise InputError(f"{path}: trained on snippets of shape {shape}; {manifest.root} holds {manifest.shape}")
+    return trained if tta else replace(trained, views=trained.views[:1])
+
+
+def _read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
+    """A model with the weights of a file, on the CPU, with all its views; and the shape of the snippets it knows."""
     state, about = load_weights(path)
     try:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
@@ -88,12 +155,9 @@ def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
         _ = f"{about['auc']:.4f} {about['fold']}"  # what is said of them at the end
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
-    if shape != manifest.shape:
-        raise InputError(f"{path}: trained on snippets of shape {shape}; {manifest.root} holds {manifest.shape}")
     model = build_model(architecture, canvas.channels, canvas.height, canvas.width)
     fill_model(model, state, str(path))
-    possible = architecture.views(canvas.views)
-    return Trained(model, canvas, possible if tta else possible[:1], about)
+    return Trained(model, canvas, architecture.views(canvas.views), about), shape
 
 
 def predict_all(
