@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.augment import Draws, Float32s
 from pipeline.bad_samples import BadSamples
 from pipeline.buffers import BufferPool
-from pipeline.cpu_canvas import CpuCanvas, Float16s, write_views
+from pipeline.cpu_canvas import CpuCanvas, Float16s, make_views
 from pipeline.planner import Planned
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
@@ -116,11 +116,11 @@ class CpuImages:
             places = [images[slot] if slot < len(images) else np.empty_like(images[0]) for slot in group]
             self._canvas.write_train_images(snippets, draws, group, places)
         elif self._views == ("identity",):
-            self._canvas.write_image(snippets[0], images[group[0], 0])
+            self._canvas.write_eval_image(snippets[0], images[group[0], 0])
         else:
             image = np.empty(self._canvas.image_shape, np.float32)
-            self._canvas.write_image(snippets[0], image)
-            write_views(image, self._views or (), images[group[0]])
+            self._canvas.write_eval_image(snippets[0], image)
+            make_views(image, self._views or (), images[group[0]])
 
 
 def _groups(planned: Planned) -> list[Group]:

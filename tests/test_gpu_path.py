@@ -119,10 +119,8 @@ def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int], devic
     """Whether images of these rolls, one a sample, differ from the twin's."""
     snippets = np.random.default_rng(2).standard_normal((len(rolls), *KAGGLE_SHAPE)).astype(np.float16)
     draws = draws_with(canvas, len(rolls), rolls)
-    planes = [
-        twin.augmented(twin.planes_of(each, canvas), canvas, draws, number) for number, each in enumerate(snippets)
-    ]
-    expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
+    planes = [twin.augment(twin.to_planes(each, canvas), canvas, draws, number) for number, each in enumerate(snippets)]
+    expected = np.stack([twin.resize(each, canvas) for each in twin.mix(np.stack(planes), draws)])
     try:
         found = images_of_a_batch(graph, canvas, draws, snippets, device_id)
     except RuntimeError:

@@ -102,9 +102,9 @@ def logits_by_hand(manifest: Manifest, path: Path, views: tuple[str, ...], split
     rows = manifest.rows(split)
     found = {}
     for key, snippet in zip(manifest.keys_of(rows), read_snippets(manifest, rows), strict=True):
-        image = twin.canvas_of(twin.planes_of(snippet, CANVAS), CANVAS)
+        image = twin.resize(twin.to_planes(snippet, CANVAS), CANVAS)
         with torch.inference_mode():
-            logits = model(torch.from_numpy(twin.views_of(image, CANVAS, views)).float())
+            logits = model(torch.from_numpy(twin.make_views(image, CANVAS, views)).float())
         found[key] = float(logits.double().mean())
     return found
 
