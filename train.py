@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pipeline.loader import Batch
 from pipeline.plan import Share
-from pipeline.stall import Timed
+from pipeline.stall import StallTimer
 from reports.plots import write_curves, write_roc
 from reports.sections import write_training_report
 from shard_tools.atomic_files import write_whole
@@ -92,7 +92,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     run.model.train()
     # Read once an epoch: a look each step would stop the GPU. In float64, so that it does not matter where it is cut.
     losses = torch.zeros((), device=run.accelerator.device, dtype=torch.float64)
-    batches = Timed(run.train_loader, run.accelerator.device)
+    batches = StallTimer(run.train_loader, run.accelerator.device)
     began = time.perf_counter()
     left = (share.steps - first % share.steps) * share.accumulate
     for micro, batch in enumerate(progress(batches, left, f"epoch {len(state.history) + 1}", "batches"), start=1):

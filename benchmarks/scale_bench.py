@@ -28,7 +28,7 @@ import tyro
 from pipeline.augment import DrawConfig, draw
 from pipeline.canvas import CanvasConfig
 from pipeline.plan import Order, Sampling, Share
-from pipeline.randomness import Int64s
+from pipeline.randomness import EpochPart, Int64s
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content, read_manifest
@@ -122,7 +122,7 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
     positions, _ = share.positions(step)
     rows = order.rows_at(0, positions)
     canvas, planes = CanvasConfig(), (2, *KAGGLE_SHAPE[1:])
-    return rows, draw(DrawConfig(), canvas, planes, seed=0, epoch=0, positions=positions, length=len(order))
+    return rows, draw(DrawConfig(), canvas, planes, EpochPart(0, 0, positions, len(order)))
 
 
 def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:

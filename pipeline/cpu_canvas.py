@@ -98,8 +98,9 @@ def make_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
 def resize_weights(old: int, new: int) -> kernels.Weights:
     """The weights of a bilinear resize with antialiasing, along one axis.
 
-    A triangle as wide as an output pixel around its centre, edge pixels repeated outwards: DALI's antialiased linear
-    interpolation, and torch's but for the outermost pixels.
+    The weights of an output pixel are a triangle around its centre that reaches one output pixel, or one old pixel if
+    that is larger; edge pixels are repeated outwards. This equals DALI's antialiased linear interpolation, and torch's
+    but for the outermost pixels.
     """
     scale = old / new
     reach = max(scale, 1.0)

@@ -15,7 +15,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.bad_samples import BadSamples
 from pipeline.dali_graph import PREFETCH_DEPTH, Feed, GraphPlace, build_eval_graph, build_train_graph, train_inputs
-from pipeline.devices import recorded
+from pipeline.devices import record_event
 from pipeline.images import ImageConfig
 from pipeline.planner import Planned
 from pipeline.reader import Block, ReadAhead, Reader
@@ -80,7 +80,7 @@ class DaliImages:
         # DALI does not wait for that stream before it uses its memory again. So the output is kept until torch has
         # copied it. Two batches later the copy is long done, and nothing waits.
         copy = image.clone()
-        copied = recorded(torch.device("cuda", self._place.device_id))
+        copied = record_event(torch.device("cuda", self._place.device_id))
         self._copying.append((output, block, copied))
         while len(self._copying) > PREFETCH_DEPTH:
             self._copying.popleft()[2].synchronize()

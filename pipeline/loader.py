@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.augment import DrawConfig, mixed_targets
 from pipeline.bad_samples import BadSamples, Policy
 from pipeline.canvas import CanvasConfig
-from pipeline.devices import numbered
+from pipeline.devices import with_index
 from pipeline.images import ImageConfig, Images
 from pipeline.plan import Order, Share
 from pipeline.planner import EXTRA, Planned, Planner
@@ -107,7 +107,7 @@ class Loader:
         self.manifest = manifest
         self._draws, self._config = draws, config
         # Numbered now, so that DALI and torch use the same GPU whichever is current later.
-        self.device = numbered(device)
+        self.device = with_index(device)
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
         self._planner = Planner(order, share, draws if canvas else None, canvas, planes)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)

@@ -14,6 +14,7 @@ from pipeline import dali_graph
 from pipeline.augment import DrawConfig, Draws, draw
 from pipeline.canvas import CanvasConfig, Layout
 from pipeline.dali_graph import GraphPlace, build_eval_graph, build_train_graph, train_inputs
+from pipeline.randomness import EpochPart
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.simulate import SimulateConfig, plan_tasks, simulate_cadence
 from tests import twin
@@ -90,7 +91,7 @@ def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDA
 def draws_for(canvas: CanvasConfig, shape: tuple[int, int, int], config: DrawConfig = WILD, seed: int = 5) -> Draws:
     positions = np.arange(SAMPLES)
     planes = canvas.plane_shape(shape)
-    return draw(config, canvas, planes, seed=seed, epoch=3, positions=positions, length=SAMPLES)
+    return draw(config, canvas, planes, EpochPart(seed, 3, positions, SAMPLES))
 
 
 def as_inputs(draws: Draws, config: DrawConfig) -> list[npt.NDArray[np.generic]]:

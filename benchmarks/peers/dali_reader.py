@@ -12,7 +12,7 @@ from torch.utils.dlpack import from_dlpack
 from benchmarks.bench_data import BUCKET, SHARDS
 from benchmarks.peers.spec import BATCHES_AHEAD, HEIGHT, WIDTH, Loading, Spec
 from benchmarks.peers.transforms import cut_mixed
-from pipeline.devices import numbered
+from pipeline.devices import with_index
 from shard_tools.manifest import read_manifest
 
 _SHUFFLE_BUFFER = 256  # samples; its shuffle is within it
@@ -48,7 +48,7 @@ def build(spec: Spec, workers: int) -> Loading:
         graph,
         batch_size=spec.batch_size,
         num_threads=workers,
-        device_id=numbered(torch.device(spec.device)).index,
+        device_id=with_index(torch.device(spec.device)).index,
         prefetch_queue_depth=_OUTPUTS_AHEAD,
     )()
     pipeline.build()
