@@ -1,7 +1,6 @@
 """One call from a data set to batches, for programs that bring their own training loop."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -10,12 +9,13 @@ from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Sampling, Share
 from shard_tools.errors import InputError
+from shard_tools.joined import Roots, read_manifests
 from shard_tools.kaggle_layout import SPLITS
-from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.manifest import Manifest
 
 
 def open_loader(
-    shards: str | Path | Manifest,
+    shards: Roots | Manifest,
     split: str = "train",
     fold: int | None = None,
     *,
@@ -43,7 +43,8 @@ def open_loader(
     - with `canvas` alone: (B, V, C, H, W) float32, one image for each of the V `views`.
 
     Args:
-        shards: A folder or URL (s3://, https://) that `python -m shard_tools pack` wrote, or its manifest.
+        shards: A folder or URL (s3://, https://) that `python -m shard_tools pack` wrote, several of them, or a
+            manifest.
         split: "train" or "test".
         fold: Of the train split: leave this fold out. None: leave none out.
         held_out: Read the samples of `fold` alone, to validate on them.
@@ -72,7 +73,7 @@ def open_loader(
         raise InputError("held_out=True: needs a fold, such as fold=0")
     if augment is not None and (canvas is None or tuple(views) != ("identity",)):
         raise InputError("augment: needs a canvas, and no views; views are for evaluation")
-    manifest = shards if isinstance(shards, Manifest) else read_manifest(shards)
+    manifest = shards if isinstance(shards, Manifest) else read_manifests(shards)
     rows = manifest.rows(split, fold, held_out)
     if not len(rows):
         of_fold = "" if fold is None else f", {'fold' if held_out else 'without fold'} {fold}"
