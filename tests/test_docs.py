@@ -194,6 +194,15 @@ def test_the_python_examples_run(page: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-3000:]
 
 
+def test_make_bench_writes_its_tables_into_pages_that_have_a_place_for_them() -> None:
+    commands = re.findall(r"report\.py --readme (\S+) --recipe (\S+)", (ROOT / "Makefile").read_text())
+    assert commands
+    for command in commands:
+        for page, mark in zip(command, ("benchmarks", "needles"), strict=True):
+            text = (ROOT / page).read_text()
+            assert text.count(f"<!-- {mark}:begin -->") == text.count(f"<!-- {mark}:end -->") == 1
+
+
 def test_every_name_that_the_guide_gives_of_a_file_is_in_it() -> None:
     """Of a line that begins with a file's name in bold, each other name in code is in that file."""
     for line in re.sub(r"\n +", " ", without_code(GUIDE)).splitlines():
