@@ -83,7 +83,7 @@ def sources() -> list[str]:
     return [path.read_text() for path in paths]
 
 
-def test_every_test_that_the_guarantees_name_exists() -> None:
+def test_every_test_that_a_page_names_exists() -> None:
     named = {name for page in PAGES for name in re.findall(r"\b(test_\w+)\b(?!\.py)", page.read_text())}
     defined = {
         name for path in ROOT.glob("tests/test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
