@@ -1,6 +1,6 @@
-"""Pictures and a page of the benchmarks' history: bar chart, trend over commits, README table.
+"""Pictures and a page of the benchmarks' history: bar chart, trend over commits, tables for the documentation.
 
-    python benchmarks/report.py [--readme README.md]
+    python benchmarks/report.py [--readme docs/performance.md --recipe docs/recipe.md]
 
 Writes loader.png, trend.png and index.html (one file, pictures inside, no network) into benchmarks/results. A panel is
 what one machine measured of one workload from one source; it shows the last run of it. Only rates of one panel are
@@ -75,10 +75,11 @@ class ReportConfig:
     out: Path = RESULTS
     """Folder for loader.png, trend.png and index.html."""
     readme: Path | None = None
-    """A Markdown file whose text between <!-- benchmarks:begin --> and <!-- benchmarks:end --> becomes the table; that
-    of the recipes goes between <!-- needles:begin --> and <!-- needles:end -->, once there is one."""
+    """A Markdown file. The tables, but that of the needle benchmark, replace its text between <!-- benchmarks:begin -->
+    and <!-- benchmarks:end -->."""
     recipe: Path | None = None
-    """Another Markdown file with the table of the recipes alone."""
+    """A Markdown file. The table of the needle benchmark, once there is one, replaces its text between
+    <!-- needles:begin --> and <!-- needles:end -->."""
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,6 @@ def main(config: ReportConfig) -> None:
         picture = os.path.relpath(config.out / "loader.png", config.readme.parent)
         rest = [table for table in others if table.title != _NEEDLES]
         replace_block(config.readme, markdown([*front_tables(panels), *rest], picture if panels else None))
-        if needles:
-            replace_block(config.readme, markdown(needles, None), _NEEDLES)
         print(f"table:       {config.readme}")
 
 

@@ -1,7 +1,6 @@
 """One call from a data set to batches, for programs that bring their own training loop."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +10,13 @@ from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Sampling, Share
 from shard_tools.errors import InputError
+from shard_tools.joined import Roots, read_manifests
 from shard_tools.kaggle_layout import SPLITS
-from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.manifest import Manifest
 
 
 def open_loader(
-    shards: str | Path | Manifest,
+    shards: Roots | Manifest,
     split: str = "train",
     fold: int | None = None,
     *,
@@ -47,7 +47,8 @@ def open_loader(
     - `position`: (B,) int64, a NumPy array of positions in the epoch
 
     Args:
-        shards: A folder or URL (s3://, https://) that `python -m shard_tools pack` wrote, or its manifest.
+        shards: A folder or URL (s3://, https://) that `python -m shard_tools pack` wrote, several of them, or a
+            manifest.
         split: "train" or "test".
         fold: Of the train split: leave this fold out. None: leave none out.
         held_out: Read the samples of `fold` alone, to validate on them.
@@ -73,7 +74,7 @@ def open_loader(
             for batch in loader:
                 logits = model(batch.image)
     """
-    manifest = shards if isinstance(shards, Manifest) else read_manifest(shards)
+    manifest = shards if isinstance(shards, Manifest) else read_manifests(shards)
     _check_split(manifest, split, fold, held_out)
     _check_images(canvas, augment, views)
     rows = manifest.rows(split, fold, held_out)

@@ -38,6 +38,7 @@ from shard_tools.baselines import read_snippets
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from training.config import listed
 from training.dedoppler import find_drift
 from training.metrics import average_precision, calibration, recall_at_fpr, roc_auc
 from training.out_of_fold import read_scores
@@ -113,7 +114,7 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
     judged = read_scores(run_dir / "oof.csv")
     rows = manifest.rows("train", config["fold"], held_out=True).astype(np.int64)  # oof.csv has them in this order
     scored = Scored(rows, manifest.target[rows], judged.score, judged.logit)
-    infer = ["infer.py", "--shards", config["shards"], "--weights", str(run_dir / "best.safetensors")]
+    infer = ["infer.py", "--shards", *listed(config["shards"]), "--weights", str(run_dir / "best.safetensors")]
     command = ["python", *infer, "--tta", "--out", str(run_dir / "submission.csv")]
     blocks = [
         Block("", numbers=_headline(scored)),
@@ -212,7 +213,7 @@ def _run_rows(
     return [
         ("preset", config["preset"]),
         ("model", config["model"]["model"]),
-        ("shards", f"{config['shards']} ({len(manifest.shards)} shards)"),
+        ("shards", f"{', '.join(listed(config['shards']))} ({len(manifest.shards)} shards)"),
         ("cadences", f"{trained:,} to train on; {len(held_out):,} of fold {config['fold']} to validate on"),
         ("needles in validation", f"{int((manifest.target[held_out] == 1).sum()):,}"),
         ("epochs", f"{len(history)}, the best was {best['epoch']:.0f}"),
