@@ -29,12 +29,12 @@ Group = list[int]
 
 @dataclass(frozen=True)
 class Threads:
-    """How many threads work on batches."""
+    """How many samples are worked on at once."""
 
     compute: int
-    """At once, on cores."""
+    """Largest number that are computed at once: one for each core."""
     read: int
-    """At once, which is mostly waiting."""
+    """Largest number that are read at once: more than cores where reading is mostly waiting."""
 
 
 @dataclass
