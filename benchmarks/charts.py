@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shard_tools.atomic_files import whole_file
+from reports.plots import Curve, label_axes, plot_curve, write_figure
 
 _OURS = ("ours", "needlestream")
 _CEILINGS = ("memcpy", "memory copy", "resident")
@@ -107,7 +107,7 @@ def write_bars(path: Path, panels: Sequence[Panel]) -> None:
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_bars(axes, panel)
     figure.supxlabel("cadences/s (bar: median, line: range of the rounds)", fontsize=10)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def _draw_bars(axes: Axes, panel: Panel) -> None:
@@ -144,7 +144,7 @@ def write_trend(path: Path, panels: Sequence[Panel]) -> None:
         rate_axes, ratio_axes = grid[2 * number], grid[2 * number + 1]
         _draw_trend(rate_axes, ratio_axes, [panel for panel in panels if panel.machine == machine])
         rate_axes.set_title("\n".join(textwrap.wrap(machine, 90)), fontsize=10, loc="left", parse_math=False)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> None:
@@ -160,17 +160,17 @@ def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> N
             for panel in panels
             if panel.title == title and panel.entry["commit"] in commits and panel.best.get("ours")
         ]
-        rate_axes.plot([x for x, _ in points], [best["ours"] for _, best in points], label=_wrapped(title), **style)
+        ours = [best["ours"] for _, best in points]
+        plot_curve(rate_axes, Curve([x for x, _ in points], ours, _wrapped(title), style))
         beside = [(x, best["ours"] / best["peer"]) for x, best in points if best.get("peer")]
-        ratio_axes.plot([x for x, _ in beside], [ratio for _, ratio in beside], **style)
+        plot_curve(ratio_axes, Curve([x for x, _ in beside], [ratio for _, ratio in beside], style=style))
     ratio_axes.axhline(1.0, color="grey", linestyle=":", linewidth=1)
     labels = [commit[:7] + ("+" if commit.endswith("+") else "") for commit in commits]
     for axes, name in ((rate_axes, "ours, cadences/s"), (ratio_axes, "ours / best peer")):
         axes.set_xticks(range(len(commits)), labels, rotation=45, ha="right", fontsize=8)
         axes.set_xlim(-0.5, len(commits) - 0.5)
         axes.set_ylim(bottom=0)
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
+        label_axes(axes, "", "", name)
     rate_axes.yaxis.set_major_formatter("{x:,.0f}")
     if rate_axes.lines:
         rate_axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
@@ -179,8 +179,3 @@ def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> N
 def _wrapped(name: str) -> str:
     # A dollar sign would start mathematics.
     return "\n".join(textwrap.wrap(name, 28)).replace("$", r"\$")
-
-
-def _write(path: Path, figure: Figure) -> None:
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)

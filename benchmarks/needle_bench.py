@@ -277,6 +277,7 @@ def _figure(bench: Bench, row: str, rows: dict[str, tuple[Figure, dict[str, Runs
 
 def write_pictures(out: Path, form: Form, needles: NeedleSet, scores: dict[str, pd.Series]) -> None:
     """Draw ROC curves, recall against SNR and histograms of the scores; those of a GPU have names of their own."""
+    out.mkdir(parents=True, exist_ok=True)
     ending = "_gpu" if form == "gpu" else ""
     for name, write in (("roc", write_rocs), ("recall", write_recall), ("scores", write_histograms)):
         write(out / f"needle_{name}{ending}.png", needles, scores)
