@@ -18,7 +18,7 @@ from benchmarks.intervals import (
     share_statistic,
 )
 from benchmarks.needle_data import TWIN, NeedleSet
-from benchmarks.needle_rows import CLASSICAL, OURS
+from benchmarks.needle_recipes import CLASSICAL, OURS
 from shard_tools.simulate import KINDS
 from training.metrics import snr_at_half_recall
 
