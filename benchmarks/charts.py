@@ -2,17 +2,15 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.panels import Panel
 from reports.plots import Curve, label_axes, plot_curve, write_figure
 
-_OURS = ("ours", "needlestream")
-_CEILINGS = ("memcpy", "memory copy", "resident")
 # Colours that stay apart for colour-blind eyes and in grey (Okabe and Ito).
 _COLOURS = {"ours": "#0072b2", "peer": "#a6adb4", "ceiling": "#f3e3b3"}
 _CUT = 1.6  # times the fastest loader: longer bars are cut there, so that they do not squash the others
@@ -20,79 +18,6 @@ _BAR_INCHES, _PANEL_INCHES, _WIDTH_INCHES = 0.3, 1.0, 8.0
 _LINES = ("-", "--", ":", "-.")  # by source
 _IN_ONE_COLUMN = 4  # panels
 _SHOWN_COMMITS = 30
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What one run measured of one workload from one source."""
-
-    machine: str
-    workload: str
-    source: str
-    entry: dict[str, Any]
-    figures: list[dict[str, Any]]
-    """Fastest first; `name` says loader and, where it ran with several, how many workers; `kind` whose it is."""
-    failed: list[dict[str, Any]]
-    """Those that have no rate; `failed` says why."""
-
-    @property
-    def title(self) -> str:
-        """Without the machine."""
-        return f"{self.workload}, {self.source}" if self.source else self.workload
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The highest rate of each kind: ours, peer, ceiling."""
-        return {figure["kind"]: figure["cadences_per_s"] for figure in reversed(self.figures)}
-
-
-def machine_name(entry: dict[str, Any]) -> str:
-    """What tells one machine from another, for a title."""
-    machine = entry["machine"]
-    gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
-    return f"{gpu}{machine.get('cores', '?')} cores of {machine.get('cpu', '?')}"
-
-
-def panels_of(entry: dict[str, Any]) -> list[Panel]:
-    """The panels that one run of the loader benchmark fills."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for figure in entry["figures"]:
-        place = (str(figure.get("workload") or ""), str(figure.get("source") or ""))
-        groups.setdefault(place, []).append(figure)
-    panels = []
-    for (workload, source), figures in groups.items():
-        names = [str(figure["loader"]) for figure in figures]
-        named = [
-            {**figure, "name": _name(figure, names.count(str(figure["loader"])) > 1), "kind": _kind(figure)}
-            for figure in figures
-        ]
-        timed = [figure for figure in named if figure.get("cadences_per_s") is not None]
-        timed.sort(key=lambda figure: -figure["cadences_per_s"])
-        failed = [figure for figure in named if figure.get("cadences_per_s") is None]
-        panels.append(Panel(machine_name(entry), workload, source, entry, timed, failed))
-    return panels
-
-
-def latest_panels(entries: Sequence[dict[str, Any]]) -> list[Panel]:
-    """The last run's panel of each machine, workload and source."""
-    found: dict[tuple[str, str, str], Panel] = {}
-    for entry in entries:
-        if entry["benchmark"] == "loader":
-            found |= {(panel.machine, panel.workload, panel.source): panel for panel in panels_of(entry)}
-    return list(found.values())
-
-
-def _name(figure: dict[str, Any], several: bool) -> str:
-    return f"{figure['loader']}, {figure.get('workers')} workers" if several else str(figure["loader"])
-
-
-def _kind(figure: dict[str, Any]) -> str:
-    """Whose it is, as the figure says, or else as its name does."""
-    if figure.get("kind") in _COLOURS:
-        return str(figure["kind"])
-    if str(figure["loader"]).startswith(_OURS):
-        return "ours"
-    return "ceiling" if str(figure["loader"]).startswith(_CEILINGS) else "peer"
 
 
 def write_bars(path: Path, panels: Sequence[Panel]) -> None:

@@ -13,11 +13,12 @@ import torch
 
 from benchmarks import gpu_check, gpu_tests, history, train_bench
 from benchmarks import report as bench_report
-from benchmarks.charts import latest_panels
 from benchmarks.model_figures import count_flops, peak_flops
 from benchmarks.pack_bench import PACK, START, SYNCED, TAR, PackBenchConfig, above_goal
 from benchmarks.pack_bench import to_figures as pack_figures
+from benchmarks.panels import latest_panels
 from benchmarks.rates import Held, below_goal, infer_rates, to_figures, train_rates, verdict
+from benchmarks.tables import other_tables
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
@@ -201,7 +202,7 @@ def test_the_other_benchmarks_have_their_tables_without_empty_columns(write_hist
     rates = {"loader": [30.0], "model": [10.0], "both": [9.0]}
     trained = entry({}, benchmark="train", figures=to_figures("train", rates, 1))  # type: ignore[arg-type]
     packed = entry({}, benchmark="pack", figures=pack_figures(PackBenchConfig(cadences=100), packing(4.0)))
-    tables = {table.title: table for table in bench_report.other_tables([trained, packed])}
+    tables = {table.title: table for table in other_tables([trained, packed])}
     assert tables["train"].headings == ("loader alone", "model alone", "both", "both / model", "stall", "bound by")
     assert tables["train"].rows == [["30", "10", "9", "0.900", "10.0%", "model"]]
     assert [row[0] for row in tables["pack"].rows] == [PACK, START, TAR, SYNCED]
@@ -213,7 +214,7 @@ def test_a_part_of_the_needle_benchmark_does_not_replace_a_whole_one() -> None:
         for row, config in (("whole", {}), ("part", {"is_part": True}), ("later", {"is_part": False}))
     )
     for *entries, shown in ((part, "part"), (part, whole, "whole"), (whole, part, "whole"), (whole, later, "later")):
-        (table,) = bench_report.other_tables(entries)
+        (table,) = other_tables(entries)
         assert table.rows == [[shown]]
 
 
@@ -223,7 +224,7 @@ def test_the_needle_table_is_the_last_one_of_each_form_whatever_the_machine() ->
          "machine": {"cpu": row, "cores": 2, "gpu": None}}
         for row, form in (("first", "cpu"), ("second", "cpu"), ("third", "gpu"))
     )  # fmt: skip
-    shown = [table.rows for table in bench_report.other_tables([first, second, on_gpu])]
+    shown = [table.rows for table in other_tables([first, second, on_gpu])]
     assert shown == [[["second"]], [["third"]]]
 
 
