@@ -103,9 +103,10 @@ class LoaderBenchConfig:
         """Ours, the peers that were asked for, and the ceilings."""
 
         def takes_part(contestant: Contestant) -> bool:
-            if contestant.kind != "peer" or "all" in self.peers or contestant.name in self.peers:
-                return True
-            return "default" in self.peers and contestant.by_default
+            asked_for = {contestant.name}
+            asked_for |= {"all"} if contestant.in_all else set()
+            asked_for |= {"default"} if contestant.by_default else set()
+            return contestant.kind != "peer" or bool(asked_for & set(self.peers))
 
         return [contestant for contestant in CONTESTANTS if takes_part(contestant)]
 
