@@ -2,8 +2,8 @@
 
     python benchmarks/scale_bench.py
 
-For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the most
-memory that a rank takes until then above that of the imports, and the cost of planning a step. Every measurement is a
+For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the peak
+memory of a rank until then, beyond that of the imports, and the cost of planning a step. Every measurement is a
 fresh process.
 """
 
@@ -67,7 +67,7 @@ def write_simulated_tables(folder: Path, samples: int, shard_mb: int, row_group:
     member = TAR_BLOCK + padded(size) + 2 * TAR_BLOCK
     per_shard = max(1, shard_mb * 10**6 // member)
     rng = np.random.default_rng(0)
-    # Sorted in each split and in no other way alike, as `pack` writes the Kaggle data's.
+    # Random, and sorted within each split, as `pack` writes the keys of the Kaggle data.
     numbers = np.unique(rng.integers(0, 16**_KEY_DIGITS, samples + samples // 1000 + 100, np.int64))
     numbers = rng.permutation(numbers)[:samples]
     train = round(samples * _TRAIN_SHARE)
@@ -127,7 +127,7 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
 
 def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
     """Time to the first planned batch (s), memory beyond the imports (MB), a step's cost (us)."""
-    # What a first use loads, which belongs to the imports: lookup tables of SciPy's, and Arrow's threads.
+    # The first use loads SciPy's lookup tables and starts Arrow's threads: that belongs to the imports.
     few = Order(np.arange(100), np.arange(100, dtype=np.int8) % 2, config.sampling)
     plan_step(few, Share(100, _BATCH), 0)
     before = _peak_mb()

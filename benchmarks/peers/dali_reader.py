@@ -24,7 +24,7 @@ def build(spec: Spec, workers: int) -> Loading:
     torch.set_num_threads(spec.threads)
     manifest = read_manifest(spec.data / BUCKET / SHARDS)
     epochs = _Epochs(_build_pipeline(spec, workers, manifest), len(manifest), spec)
-    # It tells no names: where it does not shuffle, samples come in the order of the shards.
+    # The reader does not return names. Without shuffling, samples come in the order of the shards.
     return Loading(epochs, to_keys=lambda places: manifest.keys_of(np.asarray(places)), settle=epochs.settle)
 
 
@@ -61,7 +61,7 @@ def _build_pipeline(spec: Spec, workers: int, manifest: Manifest) -> Pipeline:
 
 
 class _Epochs:
-    """Epochs of a reader that reads round and round, as places in the order of the shards, and batches."""
+    """Epochs of a reader that never stops: pairs of places in the order of the shards, and a batch."""
 
     def __init__(self, pipeline: Pipeline, length: int, spec: Spec) -> None:
         self._pipeline, self._length, self._spec = pipeline, length, spec
@@ -72,7 +72,7 @@ class _Epochs:
             yield self._next()
 
     def settle(self) -> None:
-        """Use up what it read on beyond its epoch, as it alone does: nobody timed that work."""
+        """Use up the batches that it prepared after its last epoch, since that work was not timed."""
         for _ in range(BATCHES_AHEAD + _OUTPUTS_AHEAD):
             self._next()
 
