@@ -14,8 +14,9 @@ from typing import Any, Literal
 import tyro
 
 from pipeline.loader import LoaderConfig
-from reports.plots import write_waterfalls
-from reports.sections import Scored, write_prediction_report
+from reports.candidates import Scored
+from reports.sections import Prediction, write_prediction_report
+from reports.waterfalls import write_waterfalls
 from shard_tools.atomic_files import is_stream
 from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError, run_command
@@ -118,7 +119,8 @@ def _write_results(
             _print_summary(config, manifest, keys, scored, abouts, [])
         return
     _print_summary(config, manifest, keys, scored, abouts, [_write_picture(config, manifest, scored)])
-    page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
+    prediction = Prediction(config.out, len(keys), config.split, config.weights)
+    page = write_prediction_report(prediction, manifest, scored)
     print(f"report:      {page}")
 
 

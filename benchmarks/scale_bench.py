@@ -3,8 +3,8 @@
     python benchmarks/scale_bench.py
     python benchmarks/scale_bench.py --samples 10000000 --sets 6
 
-For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the most
-memory that a rank takes until then above that of the imports, and the cost of planning a step. Every measurement is a
+For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the peak
+memory of a rank until then, beyond that of the imports, and the cost of planning a step. Every measurement is a
 fresh process.
 """
 
@@ -73,7 +73,7 @@ def write_simulated_tables(
     member = TAR_BLOCK + padded(size) + 2 * TAR_BLOCK
     per_shard = max(1, shard_mb * 10**6 // member)
     rng = np.random.default_rng(seed)
-    # Sorted in each split and in no other way alike, as `pack` writes the Kaggle data's.
+    # Random, and sorted within each split, as `pack` writes the keys of the Kaggle data.
     numbers = np.unique(rng.integers(0, 16**_KEY_DIGITS, samples + samples // 1000 + 100, np.int64))
     numbers = rng.permutation(numbers)[:samples]
     train = round(samples * _TRAIN_SHARE)
@@ -133,7 +133,7 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
 
 def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
     """Time to the first planned batch (s), memory beyond the imports (MB), a step's cost (us)."""
-    # What a first use loads, which belongs to the imports: lookup tables of SciPy's, and Arrow's threads.
+    # The first use loads SciPy's lookup tables and starts Arrow's threads: that belongs to the imports.
     few = Order(np.arange(100), np.arange(100, dtype=np.int8) % 2, config.sampling)
     plan_step(few, Share(100, _BATCH), 0)
     before = _peak_mb()
