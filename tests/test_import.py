@@ -84,7 +84,9 @@ WRITERS: dict[str, Callable[[Path], str]] = {
 
 @pytest.mark.parametrize("written", WRITERS)
 def test_tars_in_every_form_are_imported(tmp_path: Path, written: str) -> None:
-    check_samples(take(tmp_path, WRITERS[written](tmp_path / "x.tar")))
+    manifest = take(tmp_path, WRITERS[written](tmp_path / "x.tar"))
+    check_samples(manifest)
+    assert sorted(manifest.keys.to_pylist()) == [f"k{number:03d}" for number in range(6)]
 
 
 def test_what_shard_writer_wrote_is_imported(tmp_path: Path) -> None:
