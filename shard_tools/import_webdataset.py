@@ -68,6 +68,8 @@ class ImportConfig:
     """What to do with a snippet that breaks the contract: stop, or leave it out and list it in skipped.csv."""
     cast: Literal["none", "float16"] = "none"
     """What to do with numbers of other types, such as float32. none: refuse them; float16: round them."""
+    time_bin: int = 1
+    """Number of neighbouring time bins to sum into one, for smaller shards; 1 keeps the arrays as they are."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes)."""
 
@@ -77,7 +79,8 @@ class ImportConfig:
 
     def to_pack(self, folder: Path) -> PackConfig:
         """How `folder` is packed."""
-        options = {name: getattr(self, name) for name in ("folds", "seed", "workers", "on_bad", "cast", "shard_mb")}
+        names = ("folds", "seed", "workers", "on_bad", "cast", "time_bin", "shard_mb")
+        options = {name: getattr(self, name) for name in names}
         return PackConfig(folder, self.out, **options)
 
 
@@ -116,7 +119,17 @@ def import_webdataset(config: ImportConfig) -> Manifest:
             _log.info("%d members are neither arrays nor labels, and were left out", found.others)
         if found.renamed:
             _log.info("%d keys had characters other than letters, digits, _ and -, which became _", found.renamed)
+        return _pack_staged(config, folder, found)
+
+
+def _pack_staged(config: ImportConfig, folder: Path, found: _Found) -> Manifest:
+    """Pack the staged arrays; an error names the tar and member where it would name a staged file."""
+    try:
         return pack(config.to_pack(folder))
+    except InputError as error:
+        staged = re.compile(rf"{re.escape(str(folder))}/{config.split}/[^/]/([\w-]+)\.npy", re.ASCII)
+        text = staged.sub(lambda match: found.arrays.get(match[1], match[0]), str(error))
+        raise type(error)(text.replace(str(folder), " ".join(config.sources))) from None
 
 
 def expand_sources(sources: tuple[str, ...]) -> list[str]:
@@ -151,6 +164,9 @@ def _members(tar: str) -> Iterator[tuple[str, bytes]]:
 
 def _take(config: ImportConfig, folder: Path, found: _Found, where: str, member: str, data: bytes) -> None:
     """Keep an array or a label; count anything else."""
+    if Path(member).name.startswith("._"):  # tar on a Mac adds such a file, with the same extension, to each member
+        found.others += 1
+        return
     array_exts = (config.array_ext,) if config.array_ext else ("npy", "npz")
     label_exts = (config.label_ext,) if config.label_ext else ("cls", "txt", "json")
     if ext := _ext_of(member, array_exts):

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shard_tools.errors import InputError
 from shard_tools.import_webdataset import ImportConfig, expand_sources, import_webdataset
@@ -87,6 +90,61 @@ def test_tars_in_every_form_are_imported(tmp_path: Path, written: str) -> None:
     manifest = take(tmp_path, WRITERS[written](tmp_path / "x.tar"))
     check_samples(manifest)
     assert sorted(manifest.keys.to_pylist()) == [f"k{number:03d}" for number in range(6)]
+
+
+def test_shards_of_pack_are_imported_to_the_same_bytes(tmp_path: Path) -> None:
+    first = take(tmp_path / "one", write_tar(tmp_path / "x.tar", samples()))
+    again = take(tmp_path / "two", str(Path(str(first.root)) / "train-*.tar"))
+    assert data_set_bytes(Path(str(again.root))) == data_set_bytes(Path(str(first.root)))
+
+
+def test_importing_again_to_the_same_folder_leaves_it_as_it_is(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", samples())
+    first = data_set_bytes(Path(str(take(tmp_path, path).root)))
+    assert data_set_bytes(Path(str(take(tmp_path, path).root))) == first
+    write_tar(tmp_path / "x.tar", samples() | {"k001.npy": npy(array(9))})
+    with pytest.raises(InputError, match=r"changed since packing: .*x\.tar, k001\.npy"):
+        take(tmp_path, path)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    dtype=st.sampled_from(["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"]),
+    fortran=st.booleans(),
+    zipped=st.booleans(),
+    label=st.sampled_from(["cls", "txt", "json"]),
+    prefix=st.sampled_from(["", "./", "a/b/", "./a.b/", "long/" * 30]),
+    form=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    mode=st.sampled_from(["w", "w:gz"]),
+)
+def test_any_mixture_of_forms_gives_the_same_values(
+    dtype: str, fortran: bool, zipped: bool, label: str, prefix: str, form: int, mode: str
+) -> None:
+    members: Members = {}
+    for number in range(6):
+        values = np.asarray(array(number), dtype, order="F" if fortran else "C")
+        members[f"k{number:03d}.npz" if zipped else f"k{number:03d}.npy"] = npz(x=values) if zipped else npy(values)
+        members[f"k{number:03d}.{label}"] = str(number % 2).encode()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = write_tar(folder / "x.tar", members, form, mode, prefix)
+        if len(prefix) > 96:
+            with pytest.raises(InputError, match=r"x\.tar, long/.*bad key"):
+                take(folder, path, cast="float16")
+        else:
+            check_samples(take(folder, path, cast="float16"))
+
+
+def test_what_a_mac_adds_to_a_tar_is_left_out(tmp_path: Path) -> None:
+    members = {}
+    for name, data in samples().items():
+        members |= {f"._{name}": b"\0\5\x16\7", name: data}
+    check_samples(take(tmp_path, write_tar(tmp_path / "x.tar", members)))
+
+
+def test_time_bins_are_summed_as_pack_sums_them(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", samples())
+    assert take(tmp_path, path, time_bin=2).shape == (6, 4, 16)
 
 
 def test_what_shard_writer_wrote_is_imported(tmp_path: Path) -> None:
@@ -192,6 +250,9 @@ FAULTS: dict[str, tuple[Members, str]] = {
     "several in an npz": (samples() | {"k009.npz": npz(a=array(1), b=array(2))}, r"\['a', 'b'\], expected one array"),
     "no JSON": (samples() | {"k009.npy": npy(array(1)), "k009.json": b"{"}, r"k009\.json: not JSON"),
     "many fields": (samples() | {"k009.npy": npy(array(1)), "k009.json": b'{"a":1,"b":0}'}, "--label-field"),
+    "not a number": (samples() | {"k001.npy": npy(array(1) * np.inf)}, r"^[^ ]*/x\.tar, k001\.npy: .*finite"),
+    "another shape": (samples() | {"k001.npy": npy(array(1)[:, :4])}, r"^[^ ]*/x\.tar, k001\.npy: shape"),
+    "no npy": (samples() | {"k001.npy": b"no"}, r"^[^ ]*/x\.tar, k001\.npy: not a readable npy"),
     "an empty key": ({".npy": npy(array(0))}, "bad key ''"),
 }
 
