@@ -48,11 +48,12 @@ class ImportConfig:
     split: Literal["train", "test"] = "train"
     """Split that the samples go to. In train each needs a label, in test labels are left out."""
     array_ext: str = ""
-    """What follows the key in the name of an array's member, such as npy or image.npy. Unset: npy or npz."""
+    """All that follows the first dot in the name of an array's member, such as npy or image.npy. Unset: names that end
+    with .npy or .npz, and dots before that belong to the key."""
     array_name: str = ""
     """Name of the array in an .npz file. Unset: the only one."""
     label_ext: str = ""
-    """What follows the key in the name of a label's member. Unset: cls, txt or json."""
+    """All that follows the first dot in the name of a label's member. Unset: names that end with .cls, .txt, .json."""
     label_field: str = ""
     """Field of a JSON label, such as target. Unset: the JSON is a number, or an object with one field."""
     staging: Path | None = None
@@ -91,6 +92,8 @@ class _Found:
     arrays: dict[str, str] = field(default_factory=dict)
     """Key to the member that holds its array, with its tar."""
     labels: dict[str, int] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    """Keys of the arrays as the tars have them, with dots and folders."""
     renamed: int = 0
     others: int = 0
 
@@ -167,17 +170,16 @@ def _take(config: ImportConfig, folder: Path, found: _Found, where: str, member:
     if Path(member).name.startswith("._"):  # tar on a Mac adds such a file, with the same extension, to each member
         found.others += 1
         return
-    array_exts = (config.array_ext,) if config.array_ext else ("npy", "npz")
-    label_exts = (config.label_ext,) if config.label_ext else ("cls", "txt", "json")
-    if ext := _ext_of(member, array_exts):
+    if ext := _ext_of(member, config.array_ext, ("npy", "npz")):
         key = _to_key(member, ext, where, found)
         if key in found.arrays:
             raise InputError(f"{where}: a second array of {key}, after {found.arrays[key]}; expected one (--array-ext)")
         found.arrays[key] = where
+        found.names.add(member[: -len(ext) - 1].removeprefix("./").strip("/"))
         path = folder / config.split / key[0] / f"{key}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_unzip(data, config.array_name, where) if ext.endswith("npz") else data)
-    elif ext := _ext_of(member, label_exts):
+    elif ext := _ext_of(member, config.label_ext, ("cls", "txt", "json")):
         if config.split == "train":
             key = _to_key(member, ext, where, found)
             if key in found.labels:
@@ -187,14 +189,20 @@ def _take(config: ImportConfig, folder: Path, found: _Found, where: str, member:
         found.others += 1
 
 
-def _ext_of(member: str, exts: tuple[str, ...]) -> str:
-    """Which of some extensions a member's name has; empty for none."""
-    return next((ext for ext in exts if member.lower().endswith(f".{ext.lower()}")), "")
+def _ext_of(member: str, given: str, usual: tuple[str, ...]) -> str:
+    """The extension of a member's name, where it is the given one or, if none was given, a usual one; else empty.
+
+    A given one is compared as WebDataset splits names, at the first dot behind the folders.
+    """
+    name = member.lower()
+    if given:
+        return given if name.rpartition("/")[2].partition(".")[2] == given.lower() else ""
+    return next((ext for ext in usual if name.endswith(f".{ext}")), "")
 
 
 def _to_key(member: str, ext: str, where: str, found: _Found) -> str:
     """The key: what stands before the extension, folders and dots in it too, in characters that a key may have."""
-    name = member.removesuffix(member[-len(ext) - 1 :]).removeprefix("./").strip("/")
+    name = member[: -len(ext) - 1].removeprefix("./").strip("/")
     key = _UNSAFE.sub("_", name)
     check_key(key, where)
     found.renamed += key != name
@@ -238,6 +246,12 @@ def _check_found(config: ImportConfig, found: _Found, tars: list[str]) -> None:
     if not found.arrays:
         ext = config.array_ext or "npy or .npz"
         raise InputError(f"{tars[0]}: no array in {len(tars)} tars; expected members KEY.{ext} (--array-ext)")
+    for name, (short, _, word) in ((name, name.rpartition(".")) for name in found.names):
+        if short in found.names:
+            raise InputError(
+                f"{found.arrays[_UNSAFE.sub('_', name)]}: a second array of {short}; choose one with --array-ext "
+                f"npy or --array-ext {word}.npy"
+            )
     if config.split == "test":
         return
     if without := sorted(found.arrays.keys() - found.labels.keys()):

@@ -64,12 +64,15 @@ def take(tmp_path: Path, *sources: str, **options: Any) -> Manifest:
     return import_webdataset(ImportConfig(sources, str(tmp_path / "shards"), **values))
 
 
-def check_samples(manifest: Manifest, count: int = 6) -> None:
+def check_values(manifest: Manifest, count: int = 6) -> None:
     assert len(manifest) == count and list(verify(manifest.root)) == []
     for row in range(count):
-        number = int(manifest.key(row)[-3:])
-        assert np.array_equal(read_snippet_of(manifest, row), array(number))
-        assert manifest.target[row] == number % 2
+        assert np.array_equal(read_snippet_of(manifest, row), array(int(manifest.key(row)[-3:])))
+
+
+def check_samples(manifest: Manifest, count: int = 6) -> None:
+    check_values(manifest, count)
+    assert manifest.target.tolist() == [int(key[-3:]) % 2 for key in manifest.keys.to_pylist()]
 
 
 WRITERS: dict[str, Callable[[Path], str]] = {
@@ -142,9 +145,25 @@ def test_what_a_mac_adds_to_a_tar_is_left_out(tmp_path: Path) -> None:
     check_samples(take(tmp_path, write_tar(tmp_path / "x.tar", members)))
 
 
-def test_time_bins_are_summed_as_pack_sums_them(tmp_path: Path) -> None:
+def test_time_bins_are_summed(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", samples())
-    assert take(tmp_path, path, time_bin=2).shape == (6, 4, 16)
+    manifest = take(tmp_path, path, time_bin=2)
+    assert manifest.shape == (6, 4, 16)
+    for row in range(len(manifest)):
+        whole = array(int(manifest.key(row)[-3:])).astype(np.float32)
+        expected = (whole[:, 0::2] + whole[:, 1::2]) / np.sqrt(2)  # noise stays as it is
+        np.testing.assert_allclose(read_snippet_of(manifest, row), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_of_two_arrays_of_a_sample_one_is_named(tmp_path: Path, split: str) -> None:
+    masks = {f"k{number:03d}.mask.npy": npy(np.zeros(SHAPE, np.float16)) for number in range(6)}
+    path = write_tar(tmp_path / "x.tar", samples() | masks)
+    with pytest.raises(InputError, match=r"k00\d\.mask\.npy: a second array of k00\d; choose one with --array-ext npy"):
+        take(tmp_path, path, split=split)
+    check_values(take(tmp_path / "npy", path, split=split, array_ext="npy"))
+    masked = take(tmp_path / "mask", path, split=split, array_ext="mask.npy")
+    assert len(masked) == 6 and not read_snippet_of(masked, 0).any()
 
 
 def test_what_shard_writer_wrote_is_imported(tmp_path: Path) -> None:
