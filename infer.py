@@ -19,13 +19,15 @@ from reports.sections import Scored, write_prediction_report
 from shard_tools.atomic_files import is_stream
 from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError, run_command
-from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.joined_manifest import read_manifests
+from shard_tools.manifest import Manifest
 from shard_tools.storage.base import StoreConfig
 from training.accelerator import build_accelerator
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
 from training.predict import BATCH_SIZE, load_trained, predict_all
+from training.run import trained_on
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 
 _CANDIDATES = 6  # in the picture
@@ -36,8 +38,9 @@ _log = logging.getLogger(__name__)
 class InferConfig:
     """Score a split with one or several trained models and write a submission."""
 
-    shards: str
-    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it."""
+    shards: str | tuple[str, ...]
+    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it.
+    Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     weights: tuple[Path, ...]
     """Files of weights (train.py's best.safetensors); their predictions are averaged."""
     out: Path = Path("submission.csv")
@@ -73,7 +76,7 @@ def check_split(config: InferConfig, manifest: Manifest) -> None:
         return
     other = "train" if config.split == "test" else "test"
     raise InputError(
-        f"--split {config.split}: {config.shards} has no cadences of {config.split}/; pack a folder that has some, or "
+        f"--split {config.split}: {manifest.root} has no cadences of {config.split}/; pack a folder that has some, or "
         f"score the {manifest.splits[other]['samples']:,} of {other}/ with --split {other}"
     )
 
@@ -84,7 +87,7 @@ def infer(config: InferConfig) -> None:
     Whatever can be refused without a prediction is refused before it.
     """
     accelerator = build_accelerator(config.precision)
-    manifest = read_manifest(config.shards, config.store)
+    manifest = read_manifests(config.shards, config.store)
     check_split(config, manifest)
     keys = submission_keys(config.split, manifest)
     check_ids(keys, config.split, manifest, config.fill_missing)
@@ -146,7 +149,7 @@ def _print_summary(
         print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")
     if (scored.target >= 0).all():
         print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(scored.target, scored.order):.4f}")
-    if config.split == "train" and any(about.get("shards_identity") == manifest.identity for about in abouts):
+    if config.split == "train" and trained_on(abouts) & {each.identity for each in manifest.data_sets}:
         _log.warning(
             "warning: these weights were trained on this split, all but their own folds: its scores and ROC AUC are "
             "too good, and averaging does not mend it; for honest ones see the oof.csv of train.py --fold all"

@@ -26,7 +26,7 @@ from reports.sections import write_training_report
 from shard_tools.atomic_files import write_whole
 from shard_tools.baselines import read_trivial_auc
 from shard_tools.errors import InputError, run_command
-from shard_tools.manifest import read_manifest
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.progress import progress
 from training.accelerator import build_accelerator
 from training.checkpoint import point_best_to_last, save_checkpoint
@@ -154,7 +154,7 @@ def train(config: TrainConfig) -> None:
     """Train a run to its end, or on from its last checkpoint."""
     accelerator = build_accelerator(config.precision, **start_tracker(config))
     network = build_network(config, accelerator)
-    manifest = read_manifest(config.shards, config.store)
+    manifest = read_manifests(config.shards, config.store)
     with own_run_dir(config, accelerator, manifest):
         run = build_run(config, accelerator, manifest, network)
         if accelerator.is_main_process:

@@ -1,8 +1,8 @@
-"""How planning scales: simulated tables of up to 6 million samples, without their bytes.
+"""How planning scales: simulated tables of up to 60 million samples, without their bytes.
 
     python benchmarks/scale_bench.py
 
-For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the most
+For each size, and for several data sets that are opened side by side as one: the time from opening the table to the first planned batch (rows and draws; imports left out), the most
 memory that a rank takes until then above that of the imports, and the cost of planning a step. Every measurement is a
 fresh process.
 """
@@ -31,7 +31,8 @@ from pipeline.plan import Order, Sampling, Share
 from pipeline.randomness import Int64s
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
-from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content, read_manifest
+from shard_tools.joined_manifest import read_manifests
+from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content
 from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA
 from shard_tools.tar_shard import padded
 
@@ -49,24 +50,31 @@ class ScaleConfig:
 
     samples: tuple[int, ...] = (60_000, 6_000_000)
     """Sizes of the tables."""
+    data_sets: tuple[int, int] | None = (6, 10_000_000)
+    """How many data sets to open side by side as one, and the samples of each; None: leave this row out."""
     repeats: int = 3
     """Fresh processes for each size and order."""
     steps: int = 500
     """Steps that are planned for the cost of one."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes): sets the number of shards in manifest.json."""
-    measure: Path | None = None
-    """Measure this folder once, in this process, and print JSON; what the benchmark starts its processes with."""
+    measure: tuple[Path, ...] = ()
+    """Measure these folders as one, once, in this process, and print JSON; the benchmark starts its processes so."""
     sampling: Sampling = "uniform"
     """The order that `measure` plans."""
 
 
-def write_simulated_tables(folder: Path, samples: int, shard_mb: int, row_group: int = _ROW_GROUP) -> None:
-    """manifest.json and samples.parquet of a data set of the Kaggle shape whose shards are not there."""
+def write_simulated_tables(
+    folder: Path, samples: int, shard_mb: int, row_group: int = _ROW_GROUP, seed: int = 0
+) -> None:
+    """manifest.json and samples.parquet of a data set of the Kaggle shape whose shards are not there.
+
+    Keys are random numbers of 60 bits: with another `seed` they are others.
+    """
     size = len(npy_header(KAGGLE_SHAPE)) + 2 * int(np.prod(KAGGLE_SHAPE))
     member = TAR_BLOCK + padded(size) + 2 * TAR_BLOCK
     per_shard = max(1, shard_mb * 10**6 // member)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     # Sorted in each split and in no other way alike, as `pack` writes the Kaggle data's.
     numbers = np.unique(rng.integers(0, 16**_KEY_DIGITS, samples + samples // 1000 + 100, np.int64))
     numbers = rng.permutation(numbers)[:samples]
@@ -125,14 +133,14 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
     return rows, draw(DrawConfig(), canvas, planes, seed=0, epoch=0, positions=positions, length=len(order))
 
 
-def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
+def measure(config: ScaleConfig, *folders: Path) -> dict[str, float]:
     """Time to the first planned batch (s), memory beyond the imports (MB), a step's cost (us)."""
     # What a first use loads, which belongs to the imports: lookup tables of SciPy's, and Arrow's threads.
     few = Order(np.arange(100), np.arange(100, dtype=np.int8) % 2, config.sampling)
     plan_step(few, Share(100, _BATCH), 0)
     before = _peak_mb()
     began, cpu = time.perf_counter(), time.process_time()
-    manifest = read_manifest(folder)
+    manifest = read_manifests(folders)
     opened = time.perf_counter()
     rows = manifest.rows("train", 0)
     order = Order(rows, manifest.targets(rows), config.sampling)
@@ -162,21 +170,31 @@ def _peak_mb() -> float:
 def main(config: ScaleConfig) -> None:
     """Print a table of medians and ranges."""
     if config.measure:
-        print(json.dumps(measure(config, config.measure)))
+        print(json.dumps(measure(config, *config.measure)))
         return
-    print("samples     order     first batch, s; its CPU, s; memory, MB; planning a step, us: median (range)")
+    print("samples        order     first batch, s; its CPU, s; memory, MB; planning a step, us: median (range)")
     for samples in config.samples:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_simulated_tables(folder, samples, config.shard_mb)
-            for sampling in ("uniform", "weighted"):
-                words = [sys.executable, __file__, "--measure", name, "--sampling", sampling]
-                found = [
-                    json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-                    for _ in range(config.repeats)
-                ]
-                cells = [_with_range([line[key] for line in found], digits) for key, digits in _COLUMNS]
-                print(f"{samples:<11,} {sampling:<9} " + "  ".join(cells), flush=True)
+        _print_rows(config, f"{samples:,}", 1, samples)
+    if config.data_sets:
+        count, samples = config.data_sets
+        _print_rows(config, f"{count} x {samples:,}", count, samples)
+
+
+def _print_rows(config: ScaleConfig, label: str, count: int, samples: int) -> None:
+    """Simulate `count` data sets and print a row for each order."""
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name, str(number)) for number in range(count)]
+        for seed, folder in enumerate(folders):
+            folder.mkdir()
+            write_simulated_tables(folder, samples, config.shard_mb, seed=seed)
+        for sampling in ("uniform", "weighted"):
+            words = [sys.executable, __file__, "--measure", *map(str, folders), "--sampling", sampling]
+            found = [
+                json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+                for _ in range(config.repeats)
+            ]
+            cells = [_with_range([line[key] for line in found], digits) for key, digits in _COLUMNS]
+            print(f"{label:<14} {sampling:<9} " + "  ".join(cells), flush=True)
 
 
 def _with_range(values: list[float], digits: int) -> str:

@@ -113,7 +113,7 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
     judged = read_scores(run_dir / "oof.csv")
     rows = manifest.rows("train", config["fold"], held_out=True).astype(np.int64)  # oof.csv has them in this order
     scored = Scored(rows, manifest.target[rows], judged.score, judged.logit)
-    infer = ["infer.py", "--shards", config["shards"], "--weights", str(run_dir / "best.safetensors")]
+    infer = ["infer.py", "--shards", *_shards_of(config), "--weights", str(run_dir / "best.safetensors")]
     command = ["python", *infer, "--tta", "--out", str(run_dir / "submission.csv")]
     blocks = [
         Block("", numbers=_headline(scored)),
@@ -132,6 +132,12 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
     _drop_predictions_of_older_weights(run_dir)
     write_section(run_dir, "1-training", Section("Training", f"Finished {_now()}.", blocks))
     return write_run_page(run_dir)
+
+
+def _shards_of(config: dict[str, Any]) -> list[str]:
+    """The folders and URLs of a run, of which config.json holds one as text and several as a list."""
+    shards = config["shards"]
+    return [shards] if isinstance(shards, str) else list(shards)
 
 
 def write_prediction_report(
@@ -212,7 +218,7 @@ def _run_rows(
     return [
         ("preset", config["preset"]),
         ("model", config["model"]["model"]),
-        ("shards", f"{config['shards']} ({len(manifest.shards)} shards)"),
+        ("shards", f"{', '.join(_shards_of(config))} ({len(manifest.shards)} shards)"),
         ("cadences", f"{trained:,} to train on; {len(held_out):,} of fold {config['fold']} to validate on"),
         ("needles in validation", f"{int((manifest.target[held_out] == 1).sum()):,}"),
         ("epochs", f"{len(history)}, the best was {best['epoch']:.0f}"),

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -172,17 +172,17 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
     """Refuse a fold that the shards lack, or that cannot be validated on."""
     folds = manifest.made["folds"]
     if config.held_out >= folds:
-        raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
+        raise InputError(f"--fold {config.fold}: {manifest.root} has folds 0 to {folds - 1}")
     samples = manifest.splits["train"]["samples"]
     if not samples:
         raise InputError(
-            f"{config.shards}: no training cadences, only {manifest.splits['test']['samples']:,} of test/; pack a "
+            f"{manifest.root}: no training cadences, only {manifest.splits['test']['samples']:,} of test/; pack a "
             "folder with train_labels.csv and train/"
         )
     held_out = manifest.rows("train", config.held_out, held_out=True)
     if len(held_out) == samples:
         raise InputError(
-            f"--fold {config.held_out}: all {samples:,} training cadences of {config.shards} are in this fold, so that "
+            f"--fold {config.held_out}: all {samples:,} training cadences of {manifest.root} are in this fold, so that "
             "none is left to train on; hold out another fold, or pack more cadences"
         )
     if len(np.unique(manifest.target[held_out])) < 2:
@@ -254,4 +254,11 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         "fold": run.config.fold,
         "auc": auc,
         "shards_identity": run.manifest.identity,
+        # Only where several were joined: weights of one data set stay as they were.
+        **({"data_sets": [each.identity for each in run.manifest.parts]} if run.manifest.parts else {}),
     }
+
+
+def trained_on(abouts: Iterable[dict[str, Any]]) -> set[str]:
+    """The identities of all data sets that some weights were trained on, from what is said of the weights."""
+    return {name for about in abouts for name in about.get("data_sets", [about.get("shards_identity", "")])}

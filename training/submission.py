@@ -13,20 +13,38 @@ from pathlib import Path
 from shard_tools.atomic_files import is_stream, write_whole
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SUBMISSION, to_submission_keys
-from shard_tools.manifest import Manifest
+from shard_tools.manifest import DataSet, Manifest
 from shard_tools.storage.base import read_file
 
 _SCORE_BYTES = 26  # of a line, behind the id: the longest float64 and what stands around it
 
 
 def submission_keys(split: str, manifest: Manifest) -> list[str]:
-    """The ids that the submission has to hold, in order: the sample submission's where the shards came with one."""
-    if split == "test" and SUBMISSION in manifest.files:
-        table, where = read_file(manifest.store, SUBMISSION) or b"", manifest.store.where(SUBMISSION)
-        if hashlib.sha256(table).hexdigest() != manifest.files[SUBMISSION]:
+    """The ids that the submission has to hold, in order: those of each data set, one data set after the other.
+
+    Of a data set whose shards came with a sample submission, its ids in its order. Raises InputError where that file
+    changed, or where two data sets have an id in common.
+    """
+    holder: dict[str, DataSet] = {}
+    for each in manifest.data_sets:
+        for key in _keys_of(each, split, manifest):
+            other = holder.setdefault(key, each)
+            if other is not each:
+                raise InputError(
+                    f"{key}: is an id of the submission of {other.store.root} and of {each.store.root}, expected in "
+                    "one only; score the two one after the other"
+                )
+    return list(holder)
+
+
+def _keys_of(data_set: DataSet, split: str, manifest: Manifest) -> list[str]:
+    if split == "test" and SUBMISSION in data_set.files:
+        table, where = read_file(data_set.store, SUBMISSION) or b"", data_set.store.where(SUBMISSION)
+        if hashlib.sha256(table).hexdigest() != data_set.files[SUBMISSION]:
             raise InputError(f"{where}: missing, or changed after packing; pack again")
         return to_submission_keys(table, where)
-    return manifest.keys_of(manifest.rows(split))
+    rows, own = manifest.rows(split), data_set.rows
+    return manifest.keys_of(rows[(rows >= own.start) & (rows < own.stop)])
 
 
 def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float | None) -> None:
