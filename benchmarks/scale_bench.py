@@ -2,9 +2,9 @@
 
     python benchmarks/scale_bench.py
 
-For each size, and for several data sets that are opened side by side as one: the time from opening the table to the first planned batch (rows and draws; imports left out), the most
-memory that a rank takes until then above that of the imports, and the cost of planning a step. Every measurement is a
-fresh process.
+For each size, and for several data sets that are opened side by side as one: the time from opening the table to the
+first planned batch (rows and draws; imports left out), the most memory that a rank takes until then above that of the
+imports, and the cost of planning a step. Every measurement is a fresh process.
 """
 
 import hashlib
