@@ -20,7 +20,7 @@ from reports.waterfalls import write_waterfalls
 from shard_tools.atomic_files import is_stream
 from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError, run_command
-from shard_tools.joined import read_manifests
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest
 from shard_tools.storage.base import StoreConfig
 from training.accelerator import build_accelerator
@@ -29,6 +29,7 @@ from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
 from training.prediction import BATCH_SIZE, load_trained, predict_all
+from training.run import trained_on
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 
 _CANDIDATES = 6  # in the picture
@@ -40,8 +41,8 @@ class InferConfig:
     """Score a split with one or several trained models and write a submission."""
 
     shards: tuple[str, ...]
-    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it;
-    several are scored as one data set."""
+    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it.
+    Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     weights: tuple[Path, ...]
     """Files of weights (train.py's best.safetensors); their predictions are averaged."""
     out: Path = Path("submission.csv")
@@ -152,7 +153,7 @@ def _print_summary(
         print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")
     if (scored.target >= 0).all():
         print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(scored.target, scored.order):.4f}")
-    if config.split == "train" and any(about.get("shards_identity") == manifest.identity for about in abouts):
+    if config.split == "train" and trained_on(abouts) & {each.identity for each in manifest.data_sets}:
         _log.warning(
             "warning: these weights were trained on this split, all but their own folds: its scores and ROC AUC are "
             "too good, and averaging does not mend it; for honest ones see the oof.csv of train.py --fold all"

@@ -26,7 +26,7 @@ from reports.sections import write_training_report
 from shard_tools.atomic_files import write_whole
 from shard_tools.baselines import read_trivial_auc
 from shard_tools.errors import InputError, run_command
-from shard_tools.joined import read_manifests
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.progress import progress
 from training.accelerator import build_accelerator
 from training.checkpoint import point_best_to_last, save_checkpoint

@@ -1,11 +1,10 @@
-"""How planning scales: simulated tables of up to 6 million samples, without their bytes.
+"""How planning scales: simulated tables of up to 60 million samples, without their bytes.
 
     python benchmarks/scale_bench.py
-    python benchmarks/scale_bench.py --samples 10000000 --sets 6
 
-For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the peak
-memory of a rank until then, beyond that of the imports, and the cost of planning a step. Every measurement is a
-fresh process.
+For each size, and for several data sets that are opened side by side as one: the time from opening the table to the
+first planned batch (rows and draws; imports left out), the peak memory of a rank until then, beyond that of the
+imports, and the cost of planning a step. Every measurement is a fresh process.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ from pipeline.plan import Order, Sampling, Share
 from pipeline.randomness import EpochPart, Int64s
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
-from shard_tools.joined import read_manifests
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content
 from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA
 from shard_tools.tar_shard import padded
@@ -50,17 +49,17 @@ class ScaleConfig:
     """Measure planning on simulated tables."""
 
     samples: tuple[int, ...] = (60_000, 6_000_000)
-    """Samples of each data set."""
-    sets: int = 1
-    """Data sets that are opened as one."""
+    """Sizes of the tables."""
+    data_sets: tuple[int, int] | None = (6, 10_000_000)
+    """How many data sets to open side by side as one, and the samples of each; None: leave this row out."""
     repeats: int = 3
     """Fresh processes for each size and order."""
     steps: int = 500
     """Steps that are planned for the cost of one."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes): sets the number of shards in manifest.json."""
-    measure: Path | None = None
-    """Measure this folder once, in this process, and print JSON; what the benchmark starts its processes with."""
+    measure: tuple[Path, ...] = ()
+    """Measure these folders as one, once, in this process, and print JSON; the benchmark starts its processes so."""
     sampling: Sampling = "uniform"
     """The order that `measure` plans."""
 
@@ -68,7 +67,10 @@ class ScaleConfig:
 def write_simulated_tables(
     folder: Path, samples: int, shard_mb: int, row_group: int = _ROW_GROUP, seed: int = 0
 ) -> None:
-    """manifest.json and samples.parquet of a data set of the Kaggle shape whose shards are not there."""
+    """manifest.json and samples.parquet of a data set of the Kaggle shape whose shards are not there.
+
+    Keys are random numbers of 60 bits: with another `seed` they are others.
+    """
     size = len(npy_header(KAGGLE_SHAPE)) + 2 * int(np.prod(KAGGLE_SHAPE))
     member = TAR_BLOCK + padded(size) + 2 * TAR_BLOCK
     per_shard = max(1, shard_mb * 10**6 // member)
@@ -131,14 +133,14 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
     return rows, draw(DrawConfig(), canvas, planes, EpochPart(0, 0, positions, len(order)))
 
 
-def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
+def measure(config: ScaleConfig, *folders: Path) -> dict[str, float]:
     """Time to the first planned batch (s), memory beyond the imports (MB), a step's cost (us)."""
     # The first use loads SciPy's lookup tables and starts Arrow's threads: that belongs to the imports.
     few = Order(np.arange(100), np.arange(100, dtype=np.int8) % 2, config.sampling)
     plan_step(few, Share(100, _BATCH), 0)
     before = _peak_mb()
     began, cpu = time.perf_counter(), time.process_time()
-    manifest = read_manifests(folder if (folder / MANIFEST).is_file() else sorted(folder.iterdir()))
+    manifest = read_manifests(folders)
     opened = time.perf_counter()
     rows = manifest.rows("train", 0)
     order = Order(rows, manifest.targets(rows), config.sampling)
@@ -168,23 +170,31 @@ def _peak_mb() -> float:
 def main(config: ScaleConfig) -> None:
     """Print a table of medians and ranges."""
     if config.measure:
-        print(json.dumps(measure(config, config.measure)))
+        print(json.dumps(measure(config, *config.measure)))
         return
-    print("samples     order     first batch, s; its CPU, s; memory, MB; planning a step, us: median (range)")
+    print("samples        order     first batch, s; its CPU, s; memory, MB; planning a step, us: median (range)")
     for samples in config.samples:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for seed in range(config.sets):
-                (folder / str(seed)).mkdir()
-                write_simulated_tables(folder / str(seed), samples, config.shard_mb, seed=seed)
-            for sampling in ("uniform", "weighted"):
-                words = [sys.executable, __file__, "--measure", name, "--sampling", sampling]
-                found = [
-                    json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-                    for _ in range(config.repeats)
-                ]
-                cells = [_with_range([line[key] for line in found], digits) for key, digits in _COLUMNS]
-                print(f"{config.sets * samples:<11,} {sampling:<9} " + "  ".join(cells), flush=True)
+        _print_rows(config, f"{samples:,}", 1, samples)
+    if config.data_sets:
+        count, samples = config.data_sets
+        _print_rows(config, f"{count} x {samples:,}", count, samples)
+
+
+def _print_rows(config: ScaleConfig, label: str, count: int, samples: int) -> None:
+    """Simulate `count` data sets and print a row for each order."""
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name, str(number)) for number in range(count)]
+        for seed, folder in enumerate(folders):
+            folder.mkdir()
+            write_simulated_tables(folder, samples, config.shard_mb, seed=seed)
+        for sampling in ("uniform", "weighted"):
+            words = [sys.executable, __file__, "--measure", *map(str, folders), "--sampling", sampling]
+            found = [
+                json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+                for _ in range(config.repeats)
+            ]
+            cells = [_with_range([line[key] for line in found], digits) for key, digits in _COLUMNS]
+            print(f"{label:<14} {sampling:<9} " + "  ".join(cells), flush=True)
 
 
 def _with_range(values: list[float], digits: int) -> str:

@@ -1,6 +1,7 @@
 """One call from a data set to batches, for programs that bring their own training loop."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,13 +11,13 @@ from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Sampling, Share
 from shard_tools.errors import InputError
-from shard_tools.joined import Roots, read_manifests
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest
 
 
 def open_loader(
-    shards: Roots | Manifest,
+    shards: str | Path | Sequence[str | Path] | Manifest,
     split: str = "train",
     fold: int | None = None,
     *,

@@ -15,7 +15,7 @@ import pyarrow as pa
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS
-from shard_tools.sample_table import SAMPLES, has_repeats, read_columns
+from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA, has_repeats, read_columns
 from shard_tools.storage import open_store
 from shard_tools.storage.base import Store, StoreConfig, read_file
 
@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 FORMAT = "needlestream-shards"
 FORMAT_VERSION = 1
 TAR_BLOCK = 512
+COLUMNS = tuple(SAMPLES_SCHEMA.names[1:])
+"""The columns that are NumPy arrays: all but the keys."""
 Int64s = npt.NDArray[np.int64]
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar\Z")
@@ -42,8 +44,25 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """One of the data sets whose rows a manifest holds."""
+
+    store: Store
+    files: dict[str, str]
+    """SHA-256 of its files other than the shards, by name."""
+    identity: str
+    """SHA-256 of its manifest.json."""
+    rows: range
+    """Its rows of the manifest."""
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """A data set of shards. The columns of its samples are arrays of one length, in the order of the shards."""
+    """A data set of shards, or several joined. The columns have one value a sample, in the order of the shards.
+
+    Where several were joined (`joined_manifest.read_manifests`), the names of shards and files begin with the number of
+    their data set, because names may repeat.
+    """
 
     store: Store
     shape: tuple[int, int, int]
@@ -65,10 +84,17 @@ class Manifest:
     """Bytes from the start of the shard to the npy header of each sample."""
     size: npt.NDArray[np.int32]
     """Bytes of each sample's npy file."""
+    parts: tuple[DataSet, ...] = ()
+    """Where several data sets were joined, each of them."""
+
+    @property
+    def data_sets(self) -> tuple[DataSet, ...]:
+        """The data sets whose rows these are, in order; one, unless several were joined."""
+        return self.parts or (DataSet(self.store, self.files, self.identity, range(len(self))),)
 
     @property
     def root(self) -> Any:
-        """The folder (a Path), or the URL (a str)."""
+        """The folder (a Path), or the URL (a str); of several data sets all of them, as text."""
         return self.store.root
 
     def __len__(self) -> int:

@@ -38,38 +38,49 @@ def read_columns(table: bytes, where: str, content: dict[str, Any]) -> dict[str,
     """
     if hashlib.sha256(table).hexdigest() != content["files"].get(SAMPLES):
         raise InputError(f"{where}: missing or not the one that was packed with its manifest; pack again")
-    found = _to_arrow(table, where, content)
-    if any(column.null_count for column in found.columns):
-        raise InputError(f"{where}: empty cells; pack again")
-    # Not to_numpy, which imports pandas.
-    columns: dict[str, Any] = {
-        name: np.concatenate([np.from_dlpack(chunk) for chunk in found[name].chunks])
-        for name in SAMPLES_SCHEMA.names[1:]
-    }
-    _check_keys(found["key"], columns["split"], where)
-    return {"keys": found["key"], **columns}
-
-
-def _to_arrow(table: bytes, where: str, content: dict[str, Any]) -> pa.Table:
-    """Raises InputError where it is no such table, or not as long as the manifest says."""
-    samples = sum(shard.samples for shard in content["shards"])
-    in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
     try:
-        # The footer first: what it claims is not decoded before it agrees with the manifest.
         file = pq.ParquetFile(pa.BufferReader(table))
-        names, rows = file.schema_arrow, file.metadata.num_rows
-        if not names.equals(SAMPLES_SCHEMA) or not rows == in_splits == samples > 0:
-            raise InputError(
-                f"{where}: {rows} samples with columns {names.names}, expected {samples} (shards) and "
-                f"{in_splits} (splits) with {SAMPLES_SCHEMA.names}; pack again"
-            )
-        found = file.read()
+        _check_footer(file, where, content)
+        keys, columns = _decode(file, where)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: not a table of samples ({reason}); pack again") from None
-    if len(found) != rows:
-        raise InputError(f"{where}: holds {len(found)} samples, but its footer says {rows}; pack again")
-    return found
+    _check_keys(keys, columns["split"], where)
+    return {"keys": keys, **columns}
+
+
+def _check_footer(file: pq.ParquetFile, where: str, content: dict[str, Any]) -> None:
+    """Raise InputError where the footer contradicts the manifest: nothing is decoded before."""
+    samples = sum(shard.samples for shard in content["shards"])
+    in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
+    names, rows = file.schema_arrow, file.metadata.num_rows
+    if not names.equals(SAMPLES_SCHEMA) or not rows == in_splits == samples > 0:
+        raise InputError(
+            f"{where}: {rows} samples with columns {names.names}, expected {samples} (shards) and "
+            f"{in_splits} (splits) with {SAMPLES_SCHEMA.names}; pack again"
+        )
+
+
+def _decode(file: pq.ParquetFile, where: str) -> tuple[pa.ChunkedArray, dict[str, Any]]:
+    """The keys and the other columns. Decoded group by group, so that no column is held twice."""
+    rows, found = file.metadata.num_rows, 0
+    keys: list[pa.StringArray] = []
+    # Not to_numpy, which imports pandas.
+    columns = {field.name: np.empty(rows, field.type.to_pandas_dtype()) for field in list(SAMPLES_SCHEMA)[1:]}
+    for number in range(file.num_row_groups):
+        group = file.read_row_group(number)
+        if any(column.null_count for column in group.columns):
+            raise InputError(f"{where}: empty cells; pack again")
+        keys += group["key"].chunks
+        for name, column in columns.items():
+            start = found
+            for chunk in group[name].chunks:
+                column[start : start + len(chunk)] = np.from_dlpack(chunk)
+                start += len(chunk)
+        found += len(group)
+    if found != rows:
+        raise InputError(f"{where}: holds {found} samples, but its footer says {rows}; pack again")
+    return pa.chunked_array(keys, pa.string()), columns
 
 
 def _check_keys(keys: pa.ChunkedArray, split: npt.NDArray[np.int8], where: str) -> None:

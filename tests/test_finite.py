@@ -278,7 +278,7 @@ from training import run as run_module
 import train as train_module
 from training.accelerator import build_accelerator
 from shard_tools.errors import InputError
-from shard_tools.joined import read_manifests
+from shard_tools.joined_manifest import read_manifests
 from tests.tiny import tiny_config
 
 config = tiny_config(pathlib.Path({shards!r}), pathlib.Path({run_dir!r}), ema=0.9)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.scale_bench import ScaleConfig, measure, plan_step, write_simulated_tables
 from pipeline.plan import Order, Sampling, Share
 from pipeline.randomness import permute
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import read_manifest
 
 BILLION = 10**9
@@ -103,3 +104,12 @@ def test_a_simulated_table_is_one_that_is_read(tmp_path: Path) -> None:
     assert sum(shard.samples for shard in manifest.shards) == 20_000
     found = measure(ScaleConfig(steps=5), tmp_path)
     assert found["first_batch_s"] >= found["open_s"] > 0 and found["step_us"] > 0
+
+
+def test_several_simulated_tables_are_opened_as_one(tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(3)]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        write_simulated_tables(folder, 2000, shard_mb=50, row_group=700, seed=seed)
+    assert len(read_manifests(folders)) == 6000
+    assert measure(ScaleConfig(steps=5), *folders)["open_s"] > 0

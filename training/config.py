@@ -24,8 +24,8 @@ class TrainConfig:
     """Train a model on one fold of one or several data sets of shards."""
 
     shards: tuple[str, ...]
-    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it;
-    several are read as one data set."""
+    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it.
+    Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     run_dir: Path
     """Folder for everything that the run writes."""
     preset: Preset = "full"

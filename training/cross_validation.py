@@ -16,7 +16,7 @@ from accelerate.utils import release_memory
 
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
-from shard_tools.joined import read_manifests
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest
 from training.accelerator import build_accelerator
 from training.config import TrainConfig

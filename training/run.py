@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -254,4 +254,11 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         "fold": run.config.fold,
         "auc": auc,
         "shards_identity": run.manifest.identity,
+        # Only where several were joined: weights of one data set stay as they were.
+        **({"data_sets": [each.identity for each in run.manifest.parts]} if run.manifest.parts else {}),
     }
+
+
+def trained_on(abouts: Iterable[dict[str, Any]]) -> set[str]:
+    """The identities of all data sets that some weights were trained on, from what is said of the weights."""
+    return {name for about in abouts for name in about.get("data_sets", [about.get("shards_identity", "")])}

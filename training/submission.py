@@ -7,46 +7,44 @@ import hashlib
 import io
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from shard_tools.atomic_files import is_stream, write_whole
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SUBMISSION, to_submission_keys
-from shard_tools.manifest import Manifest
+from shard_tools.manifest import DataSet, Manifest
 from shard_tools.storage.base import read_file
 
 _SCORE_BYTES = 26  # of a line, behind the id: the longest float64 and what stands around it
 
 
 def submission_keys(split: str, manifest: Manifest) -> list[str]:
-    """The ids that the submission has to hold, in order: the sample submission's where the shards came with one.
+    """The ids that the submission has to hold, in order: those of each data set, one data set after the other.
 
-    Of several data sets: the sample submissions one after the other, then the keys of those without one. Raises
-    InputError where a sample submission is damaged, or two of them hold the same id.
+    Of a data set whose shards came with a sample submission, its ids in its order. Raises InputError where that file
+    changed, or where two data sets have an id in common.
     """
-    tables = [name for name in manifest.files if name.split("/")[-1] == SUBMISSION]
-    rows = manifest.rows(split)
-    if split != "test" or not tables:
-        return manifest.keys_of(rows)
-    keys = [key for name in tables for key in _read_submission(manifest, name)]
-    if len(tables) > 1 and (repeated := [key for key, count in Counter(keys).items() if count > 1]):
-        raise InputError(f"{manifest.root}: two sample submissions hold {repeated[0]}; leave one data set out")
-    if "/" in tables[0]:
-        listed = {name.split("/")[0] for name in tables}
-        is_listed = np.array([shard.name.split("/")[0] in listed for shard in manifest.shards])
-        keys += manifest.keys_of(rows[~is_listed[manifest.shard[rows]]])
-    return keys
+    holder: dict[str, DataSet] = {}
+    for each in manifest.data_sets:
+        for key in _keys_of(each, split, manifest):
+            other = holder.setdefault(key, each)
+            if other is not each:
+                raise InputError(
+                    f"{key}: is an id of the submission of {other.store.root} and of {each.store.root}, expected in "
+                    "one only; score the two one after the other"
+                )
+    return list(holder)
 
 
-def _read_submission(manifest: Manifest, name: str) -> list[str]:
-    table, where = read_file(manifest.store, name) or b"", manifest.store.where(name)
-    if hashlib.sha256(table).hexdigest() != manifest.files[name]:
-        raise InputError(f"{where}: missing, or changed after packing; pack again")
-    return to_submission_keys(table, where)
+def _keys_of(data_set: DataSet, split: str, manifest: Manifest) -> list[str]:
+    if split == "test" and SUBMISSION in data_set.files:
+        table, where = read_file(data_set.store, SUBMISSION) or b"", data_set.store.where(SUBMISSION)
+        if hashlib.sha256(table).hexdigest() != data_set.files[SUBMISSION]:
+            raise InputError(f"{where}: missing, or changed after packing; pack again")
+        return to_submission_keys(table, where)
+    rows, own = manifest.rows(split), data_set.rows
+    return manifest.keys_of(rows[(rows >= own.start) & (rows < own.stop)])
 
 
 def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float | None) -> None:
