@@ -9,7 +9,7 @@ PRESET ?= $(if $(IS_DEMO),demo,full)
 FOLD   ?=
 ARGS   ?=
 $(foreach name,DATA SHARDS RUN,$(if $(word 2,$($(name))),\
-  $(error $(name)=$($(name)): make cannot take paths with spaces; run the three steps by hand (README.md))))
+  $(error $(name)=$($(name)): make cannot take paths with spaces; run the three steps by hand (docs/training.md))))
 # Without FOLD one run in $(RUN), fold 0 held out; with FOLD=2 one in $(RUN)/fold2; with FOLD=all one in each $(RUN)/fold*.
 IS_ALL  := $(filter all,$(FOLD))
 HERE    := $(RUN)$(if $(filter-out all,$(FOLD)),/fold$(FOLD))
@@ -117,11 +117,11 @@ bench: $(READY_BENCH)
 	$(PYTHON) benchmarks/train_bench.py
 	$(PYTHON) benchmarks/train_bench.py --what infer
 	$(PYTHON) benchmarks/pack_bench.py
-	$(PYTHON) benchmarks/report.py --readme README.md --recipe docs/recipe.md
+	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
 needles: $(READY_DEV)
 	$(PYTHON) benchmarks/needle_bench.py $(ARGS)
-	$(PYTHON) benchmarks/report.py --readme README.md --recipe docs/recipe.md
+	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl

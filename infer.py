@@ -14,14 +14,17 @@ from typing import Any, Literal
 import tyro
 
 from pipeline.loader import LoaderConfig
-from reports.plots import write_waterfalls
-from reports.sections import Scored, write_prediction_report
+from reports.candidates import Scored
+from reports.sections import Prediction, write_prediction_report
+from reports.waterfalls import write_waterfalls
 from shard_tools.atomic_files import is_stream
 from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError, run_command
-from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.joined import read_manifests
+from shard_tools.manifest import Manifest
 from shard_tools.storage.base import StoreConfig
 from training.accelerator import build_accelerator
+from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
@@ -36,8 +39,9 @@ _log = logging.getLogger(__name__)
 class InferConfig:
     """Score a split with one or several trained models and write a submission."""
 
-    shards: str
-    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it."""
+    shards: tuple[str, ...]
+    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it;
+    several are scored as one data set."""
     weights: tuple[Path, ...]
     """Files of weights (train.py's best.safetensors); their predictions are averaged."""
     out: Path = Path("submission.csv")
@@ -59,6 +63,7 @@ class InferConfig:
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", listed(self.shards))
         if not self.weights:
             raise InputError("--weights: expected at least one file")
         if self.batch_size < 1:
@@ -73,7 +78,7 @@ def check_split(config: InferConfig, manifest: Manifest) -> None:
         return
     other = "train" if config.split == "test" else "test"
     raise InputError(
-        f"--split {config.split}: {config.shards} has no cadences of {config.split}/; pack a folder that has some, or "
+        f"--split {config.split}: {manifest.root} has no cadences of {config.split}/; pack a folder that has some, or "
         f"score the {manifest.splits[other]['samples']:,} of {other}/ with --split {other}"
     )
 
@@ -84,7 +89,7 @@ def infer(config: InferConfig) -> None:
     Whatever can be refused without a prediction is refused before it.
     """
     accelerator = build_accelerator(config.precision)
-    manifest = read_manifest(config.shards, config.store)
+    manifest = read_manifests(config.shards, config.store)
     check_split(config, manifest)
     keys = submission_keys(config.split, manifest)
     check_ids(keys, config.split, manifest, config.fill_missing)
@@ -114,7 +119,8 @@ def _write_results(
             _print_summary(config, manifest, keys, scored, abouts, [])
         return
     _print_summary(config, manifest, keys, scored, abouts, [_write_picture(config, manifest, scored)])
-    page = write_prediction_report(config.weights, config.out, config.split, manifest, scored, len(keys))
+    prediction = Prediction(config.out, len(keys), config.split, config.weights)
+    page = write_prediction_report(prediction, manifest, scored)
     print(f"report:      {page}")
 
 

@@ -17,11 +17,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pipeline.loader import Batch
 from pipeline.plan import Share
-from pipeline.stall import Timed
+from pipeline.stall import StallTimer
 from reports.plots import write_curves, write_roc
 from reports.sections import write_training_report
 from shard_tools.errors import run_command
-from shard_tools.manifest import read_manifest
+from shard_tools.joined import read_manifests
 from shard_tools.progress import progress
 from training.accelerator import build_accelerator
 from training.checkpoint import save_checkpoint
@@ -80,7 +80,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     run.model.train()
     # Read once an epoch: a look each step would stop the GPU. In float64, so that it does not matter where it is cut.
     losses = torch.zeros((), device=run.accelerator.device, dtype=torch.float64)
-    batches = Timed(run.train_loader, run.accelerator.device)
+    batches = StallTimer(run.train_loader, run.accelerator.device)
     began = time.perf_counter()
     left = (share.steps - first % share.steps) * share.accumulate
     for micro, batch in enumerate(progress(batches, left, f"epoch {len(state.history) + 1}", "batches"), start=1):
@@ -132,7 +132,7 @@ def train(config: TrainConfig) -> None:
     """Train a run to its end, or on from its last checkpoint."""
     accelerator = build_accelerator(config.precision, **start_tracker(config))
     network = build_network(config, accelerator)
-    manifest = read_manifest(config.shards, config.store)
+    manifest = read_manifests(config.shards, config.store)
     with own_run_dir(config, accelerator, manifest):
         run = build_run(config, accelerator, manifest, network)
         write_config(run)

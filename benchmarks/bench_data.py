@@ -1,9 +1,9 @@
-"""The benchmark's data: noise in the Kaggle layout, packed into shards, and in each peer's own format where it has one.
+"""The data of the loader benchmark: noise in the Kaggle layout, in shards, and in the formats of peers that have one.
 
-DIR/bench_data.json         what was made, so that a kept folder is used again only for the same
+DIR/bench_data.json         the configuration, so that a kept folder is reused only for the same data
 DIR/bucket/input/           train_labels.csv, train/<c>/<key>.npy
 DIR/bucket/shards/          tars, indexes and manifest
-DIR/<peer>/                 made when that peer first takes part
+DIR/<peer>/                 written when that peer first takes part
 """
 
 import csv
@@ -27,7 +27,7 @@ BUCKET = "bucket"  # the part that a store serves
 INPUT, SHARDS = "input", "shards"
 MADE = "bench_data.json"
 _SHARDS = 32  # enough to share out evenly among many workers, which read whole tars
-_DISTINCT = 8  # noise is slow to draw: the others are these, rolled
+_DISTINCT = 8  # noise is slow to draw, so the other snippets are these, rolled
 _STEP = 104_729  # values by which each is rolled further; a prime, so that no two cadences are alike
 
 
@@ -46,12 +46,12 @@ class DataConfig:
 
     @property
     def cadence_bytes(self) -> int:
-        """Of one snippet's values."""
+        """Size of one snippet's values."""
         return 2 * int(np.prod(self.shape))
 
 
 def make_data(folder: Path, config: DataConfig) -> None:
-    """Fill `folder`, or use again what it holds. Raises InputError where that was made otherwise."""
+    """Fill `folder`, or reuse its data. Raises InputError where it holds anything else."""
     made = folder / MADE
     wanted = json.loads(json.dumps(asdict(config)))
     if made.is_file():
@@ -83,7 +83,7 @@ def _write_input(root: Path, config: DataConfig) -> None:
 
 
 def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
-    """A folder that a peer fills with its own format; whole or absent."""
+    """A folder that `write` fills the first time, with a peer's own format; it is complete or absent."""
     if not folder.is_dir():
         unfinished = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -93,7 +93,7 @@ def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def snippet_paths(data: Path) -> list[Path]:
-    """Every npy file, in the order of the keys, which is that of the shards."""
+    """Every npy file, in the order of the keys, as in the shards."""
     return sorted((data / BUCKET / INPUT / "train").rglob("*.npy"))
 
 
@@ -122,7 +122,7 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def cached_bytes(path: Path) -> int:
-    """How much of a file the page cache holds, as mincore(2) tells."""
+    """How many bytes of a file are in the page cache, by mincore(2)."""
     size = path.stat().st_size
     if not size:
         return 0
@@ -131,7 +131,7 @@ def cached_bytes(path: Path) -> int:
         values = np.frombuffer(pages, np.uint8)
         start, vector = ctypes.c_void_p(values.ctypes.data), ctypes.c_void_p(resident.ctypes.data)
         code = ctypes.CDLL(None, use_errno=True).mincore(start, ctypes.c_size_t(size), vector)
-        del values  # the map cannot be closed before
+        del values  # it keeps the map from being closed
     if code:
         raise OSError(ctypes.get_errno(), "mincore", str(path))
     return min(size, mmap.PAGESIZE * int((resident & 1).sum()))

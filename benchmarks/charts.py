@@ -2,17 +2,15 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shard_tools.atomic_files import whole_file
+from benchmarks.panels import Panel
+from reports.plots import Curve, label_axes, plot_curve, write_figure
 
-_OURS = ("ours", "needlestream")
-_CEILINGS = ("memcpy", "memory copy", "resident")
 # Colours that stay apart for colour-blind eyes and in grey (Okabe and Ito).
 _COLOURS = {"ours": "#0072b2", "peer": "#a6adb4", "ceiling": "#f3e3b3"}
 _CUT = 1.6  # times the fastest loader: longer bars are cut there, so that they do not squash the others
@@ -20,79 +18,6 @@ _BAR_INCHES, _PANEL_INCHES, _WIDTH_INCHES = 0.3, 1.0, 8.0
 _LINES = ("-", "--", ":", "-.")  # by source
 _IN_ONE_COLUMN = 4  # panels
 _SHOWN_COMMITS = 30
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What one run measured of one workload from one source."""
-
-    machine: str
-    workload: str
-    source: str
-    entry: dict[str, Any]
-    figures: list[dict[str, Any]]
-    """Fastest first; `name` says loader and, where it ran with several, how many workers; `kind` whose it is."""
-    failed: list[dict[str, Any]]
-    """Those that have no rate; `failed` says why."""
-
-    @property
-    def title(self) -> str:
-        """Without the machine."""
-        return f"{self.workload}, {self.source}" if self.source else self.workload
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The highest rate of each kind: ours, peer, ceiling."""
-        return {figure["kind"]: figure["cadences_per_s"] for figure in reversed(self.figures)}
-
-
-def machine_name(entry: dict[str, Any]) -> str:
-    """What tells one machine from another, for a title."""
-    machine = entry["machine"]
-    gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
-    return f"{gpu}{machine.get('cores', '?')} cores of {machine.get('cpu', '?')}"
-
-
-def panels_of(entry: dict[str, Any]) -> list[Panel]:
-    """The panels that one run of the loader benchmark fills."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for figure in entry["figures"]:
-        place = (str(figure.get("workload") or ""), str(figure.get("source") or ""))
-        groups.setdefault(place, []).append(figure)
-    panels = []
-    for (workload, source), figures in groups.items():
-        names = [str(figure["loader"]) for figure in figures]
-        named = [
-            {**figure, "name": _name(figure, names.count(str(figure["loader"])) > 1), "kind": _kind(figure)}
-            for figure in figures
-        ]
-        timed = [figure for figure in named if figure.get("cadences_per_s") is not None]
-        timed.sort(key=lambda figure: -figure["cadences_per_s"])
-        failed = [figure for figure in named if figure.get("cadences_per_s") is None]
-        panels.append(Panel(machine_name(entry), workload, source, entry, timed, failed))
-    return panels
-
-
-def latest_panels(entries: Sequence[dict[str, Any]]) -> list[Panel]:
-    """The last run's panel of each machine, workload and source."""
-    found: dict[tuple[str, str, str], Panel] = {}
-    for entry in entries:
-        if entry["benchmark"] == "loader":
-            found |= {(panel.machine, panel.workload, panel.source): panel for panel in panels_of(entry)}
-    return list(found.values())
-
-
-def _name(figure: dict[str, Any], several: bool) -> str:
-    return f"{figure['loader']}, {figure.get('workers')} workers" if several else str(figure["loader"])
-
-
-def _kind(figure: dict[str, Any]) -> str:
-    """Whose it is, as the figure says, or else as its name does."""
-    if figure.get("kind") in _COLOURS:
-        return str(figure["kind"])
-    if str(figure["loader"]).startswith(_OURS):
-        return "ours"
-    return "ceiling" if str(figure["loader"]).startswith(_CEILINGS) else "peer"
 
 
 def write_bars(path: Path, panels: Sequence[Panel]) -> None:
@@ -107,7 +32,7 @@ def write_bars(path: Path, panels: Sequence[Panel]) -> None:
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_bars(axes, panel)
     figure.supxlabel("cadences/s (bar: median, line: range of the rounds)", fontsize=10)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def _draw_bars(axes: Axes, panel: Panel) -> None:
@@ -144,7 +69,7 @@ def write_trend(path: Path, panels: Sequence[Panel]) -> None:
         rate_axes, ratio_axes = grid[2 * number], grid[2 * number + 1]
         _draw_trend(rate_axes, ratio_axes, [panel for panel in panels if panel.machine == machine])
         rate_axes.set_title("\n".join(textwrap.wrap(machine, 90)), fontsize=10, loc="left", parse_math=False)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> None:
@@ -160,17 +85,17 @@ def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> N
             for panel in panels
             if panel.title == title and panel.entry["commit"] in commits and panel.best.get("ours")
         ]
-        rate_axes.plot([x for x, _ in points], [best["ours"] for _, best in points], label=_wrapped(title), **style)
+        ours = [best["ours"] for _, best in points]
+        plot_curve(rate_axes, Curve([x for x, _ in points], ours, _wrapped(title), style))
         beside = [(x, best["ours"] / best["peer"]) for x, best in points if best.get("peer")]
-        ratio_axes.plot([x for x, _ in beside], [ratio for _, ratio in beside], **style)
+        plot_curve(ratio_axes, Curve([x for x, _ in beside], [ratio for _, ratio in beside], style=style))
     ratio_axes.axhline(1.0, color="grey", linestyle=":", linewidth=1)
     labels = [commit[:7] + ("+" if commit.endswith("+") else "") for commit in commits]
     for axes, name in ((rate_axes, "ours, cadences/s"), (ratio_axes, "ours / best peer")):
         axes.set_xticks(range(len(commits)), labels, rotation=45, ha="right", fontsize=8)
         axes.set_xlim(-0.5, len(commits) - 0.5)
         axes.set_ylim(bottom=0)
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
+        label_axes(axes, "", "", name)
     rate_axes.yaxis.set_major_formatter("{x:,.0f}")
     if rate_axes.lines:
         rate_axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
@@ -179,8 +104,3 @@ def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> N
 def _wrapped(name: str) -> str:
     # A dollar sign would start mathematics.
     return "\n".join(textwrap.wrap(name, 28)).replace("$", r"\$")
-
-
-def _write(path: Path, figure: Figure) -> None:
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)

@@ -2,44 +2,49 @@
 
     python benchmarks/gpu_check.py [--out DIR]
 
-Needs torch, DALI, timm, accelerate and tyro, and no network; wandb, setigen and webdataset may be absent. Leaves
-gpu-check.json and gpu-check.txt in --out. A part that fails is shown with its last lines and the others still run; the
-exit code is 1 then. This file itself has not run on a GPU yet.
+Needs torch, DALI, timm, accelerate, tyro, pytest and hypothesis, and no network; with pytest-xdist the tests run in
+several processes. Each part's outcome is printed when it ends, and gpu-check.json and gpu-check.txt in --out hold them
+all. A part that fails is shown with its last lines and the others still run; the exit code is 1 then.
+
+On an NVIDIA H200 the tests and train_bench (training) have run to their end. loader_bench and train_bench --what infer
+have not: their time limits are estimates.
 """
 
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree  # of a file that pytest wrote here
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.gpu_tests import GpuTests, collect_gpu_tests, judge
 from benchmarks.history import PACKAGES, RESULTS, ROOT, commit, read
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError, run_command
 from training.system_info import machine, versions
 
 _LAST_LINES = 15
-_GPU_MARK = "mark.gpu"
-_MAY_BE_ABSENT = ("'setigen'", "KAGGLE_SETI", "second NVIDIA GPU")  # in the reason of a skipped test
+_REQUIREMENTS = ROOT / "requirements.txt"
 _JUNIT, _HISTORY = "gpu-tests.xml", "gpu-history.jsonl"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One command, which gets `seconds`: all of them together fit 8 minutes."""
+    """One command and the seconds that it may take."""
 
     name: str
     words: tuple[str, ...]
     seconds: int
+    tests: GpuTests | None = None
+    """Of the part that runs pytest: what there is to run."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +61,34 @@ class Outcome:
 
 
 def parts(out: Path) -> list[Part]:
-    """The parts, in order of worth: what ends early leaves its time to nobody, what is last may be cut."""
-    # Only these files: the others import what a GPU machine may not have.
-    tests = sorted(str(path) for path in (ROOT / "tests").glob("test_*.py") if _has_gpu_tests(path))
-    words = ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={out / _JUNIT}", *tests)
+    """The parts, the most useful first, in case the machine is taken away early."""
+    tests = collect_gpu_tests()
     train = ("benchmarks/train_bench.py", "--preset", "full", "--rounds", "3", "--check", "--check-margin", "0.98")
+    # Not --check: the loader's goals are for two CPU cores.
+    loader = ("benchmarks/loader_bench.py", "--quick", "--peers", "torch-workers", "dali")
     return [
-        Part("tests marked gpu", words, 120),
-        # Not --check: the loader's goals are for two CPU cores.
-        Part("loader_bench", ("benchmarks/loader_bench.py", "--quick"), 140),
-        Part("train_bench", (*train, "--cadences", "3200"), 110),
-        Part("train_bench, infer", (*train, "--what", "infer", "--cadences", "3200"), 90),
+        Part("tests marked gpu", tests.words(out / _JUNIT), 100, tests),
+        Part("loader_bench", loader, 115),
+        Part("train_bench", (*train, "--cadences", "3200"), 90),
+        Part("train_bench, infer", (*train, "--what", "infer", "--cadences", "3200"), 115),
     ]
 
 
-def _has_gpu_tests(path: Path) -> bool:
-    return _GPU_MARK in path.read_text() and path.name != "test_bench_tools.py"
+def pinned_versions() -> dict[str, str]:
+    """The versions in requirements.txt; of DALI's package without the CUDA that its name ends in."""
+    pinned = re.findall(r"^([\w-]+?)(?:-cuda\d+)?==([\w.]+)", _REQUIREMENTS.read_text(), re.MULTILINE)
+    return dict(pinned)
+
+
+def not_as_pinned(found: Mapping[str, str]) -> list[str]:
+    """What differs from requirements.txt: "timm 1.0.29 (pinned: 1.0.31)", "no wandb (pinned: 0.31.0)"."""
+    differing = []
+    for name, pinned in pinned_versions().items():
+        version = found.get(name)
+        # torch's version ends in the CUDA that it was built for.
+        if version is None or version.partition("+")[0] != pinned:
+            differing.append(f"{f'{name} {version}' if version else f'no {name}'} (pinned: {pinned})")
+    return differing
 
 
 def run_part(part: Part, history: Path) -> tuple[int | None, list[str], float]:
@@ -104,48 +121,35 @@ def check(part: Part, out: Path) -> Outcome:
     history = out / _HISTORY
     history.unlink(missing_ok=True)
     code, lines, seconds = run_part(part, history)
-    passed, summary = code == 0, "passed"
+    passed, summary = code == 0, "passed" if code == 0 else f"exit code {code}"
     if code is None:
         summary = f"not done within {part.seconds} s"
-    elif code:
-        summary = f"exit code {code}"
-    if part.name == "tests marked gpu" and code is not None:
-        counted = count_tests(out / _JUNIT)
-        summary = ", ".join(f"{count} {name}" for name, count in counted.items())
-        # Where every test was skipped, pytest is content, and nothing was shown.
-        passed = passed and counted.get("passed", 0) > 0 and not counted.get("skipped")
+    elif part.tests:
+        all_passed, summary = judge(part.tests, out / _JUNIT)
+        passed = passed and all_passed
     figures = [figure for entry in read(history) for figure in entry["figures"]] if history.is_file() else []
     history.unlink(missing_ok=True)
     return Outcome(part.name, passed, round(seconds, 1), summary, figures, [] if passed else lines[-_LAST_LINES:])
 
 
-def count_tests(path: Path) -> dict[str, int]:
-    """Passed, failed and skipped, from pytest's JUnit file; apart, those skipped for what may be absent."""
-    if not path.is_file():
-        return {"passed": 0}
-    cases = list(ElementTree.parse(path).iter("testcase"))  # noqa: S314 (pytest wrote it)
-    bad = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
-    reasons = [skip.get("message", "") for case in cases if (skip := case.find("skipped")) is not None]
-    excused = sum(any(word in reason for word in _MAY_BE_ABSENT) for reason in reasons)
-    counted = {"passed": len(cases) - bad - len(reasons), "failed": bad, "skipped": len(reasons) - excused}
-    return counted | ({"without setigen, real snippets or a second GPU": excused} if excused else {})
-
-
-def to_text(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
-    """The table: a line for each part, then its figures, then why it failed."""
-    lines = [
-        f"{about['machine']['gpu']}, driver {about['machine']['driver']}, {about['time']}, commit {about['commit']}"
-    ]
+def header(about: Mapping[str, Any]) -> str:
+    """Machine, time, commit, versions, and which versions are not the pinned ones."""
+    machine = about["machine"]
+    lines = [f"{machine['gpu']}, driver {machine['driver']}, {about['time']}, commit {about['commit']}"]
     lines.append(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
-    for outcome in outcomes:
-        lines += [
-            "",
-            f"{'ok' if outcome.passed else 'FAILED':<8}{outcome.name:<22}{outcome.seconds:>7.1f} s  {outcome.summary}",
-        ]
-        for figure in outcome.figures:
-            words = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in figure.items()}
-            lines.append("        " + "  ".join(f"{name} {word}" for name, word in words.items() if word is not None))
-        lines += [f"      | {line}" for line in outcome.last_lines]
+    if about["not_as_pinned"]:
+        lines.append(f"not as requirements.txt pins them: {', '.join(about['not_as_pinned'])}")
+    return "\n".join(lines) + "\n"
+
+
+def to_text(outcome: Outcome) -> str:
+    """A line for a part, then its figures, then why it failed."""
+    verdict = "ok" if outcome.passed else "FAILED"
+    lines = ["", f"{verdict:<8}{outcome.name:<22}{outcome.seconds:>7.1f} s  {outcome.summary}"]
+    for figure in outcome.figures:
+        words = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in figure.items()}
+        lines.append("        " + "  ".join(f"{name} {word}" for name, word in words.items() if word is not None))
+    lines += [f"      | {line}" for line in outcome.last_lines]
     return "\n".join(lines) + "\n"
 
 
@@ -160,25 +164,39 @@ def check_gpu() -> None:
         )
 
 
+def describe_machine() -> dict[str, Any]:
+    """What the outcomes depend on."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(PACKAGES),
+        "not_as_pinned": not_as_pinned(versions(list(pinned_versions()))),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every part, write both files, print the table; return the exit code."""
+    """Run every part; print and write each outcome as soon as it is known; return the exit code."""
     parser = argparse.ArgumentParser(description="Run all that needs an NVIDIA GPU, within 8 minutes.")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder for gpu-check.json and gpu-check.txt")
     out: Path = parser.parse_args(arguments).out.resolve()
     check_gpu()
     out.mkdir(parents=True, exist_ok=True)
-    began = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-    about: dict[str, Any] = {"time": began, "commit": commit(), "machine": machine(), "versions": versions(PACKAGES)}
+    about = describe_machine()
     outcomes: list[Outcome] = []
+    text = header(about)
+    print(text, end="", flush=True)
     for part in parts(out):
         outcomes.append(check(part, out))
-        # After each part: what is cut off later keeps what there is.
+        found = to_text(outcomes[-1])
+        print(found, end="", flush=True)
+        text += found
         passed = all(outcome.passed for outcome in outcomes)
         content = {**about, "passed": passed, "parts": [asdict(outcome) for outcome in outcomes]}
+        # After each part: where a later one is cut off, these are kept.
         write_whole(out / "gpu-check.json", json.dumps(content, indent=1) + "\n")
-        write_whole(out / "gpu-check.txt", to_text(outcomes, about))
+        write_whole(out / "gpu-check.txt", text)
     (out / _JUNIT).unlink(missing_ok=True)
-    print((out / "gpu-check.txt").read_text(), end="")
     return 0 if passed else 1
 
 

@@ -1,6 +1,6 @@
 """The log of benchmarks: one JSON line a run in benchmarks/results/history.jsonl, which benchmarks/report.py draws.
 
-A line holds benchmark, time (UTC), commit, machine, versions, config and figures: all that it takes to compare it.
+A line holds benchmark, time (UTC), commit, machine, versions, config and figures.
 NEEDLESTREAM_HISTORY names another file; NEEDLESTREAM_COMMIT the commit, where the working tree came without git.
 """
 
@@ -19,7 +19,7 @@ from training.system_info import machine, output_of, versions
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 HISTORY = Path(os.environ.get("NEEDLESTREAM_HISTORY", RESULTS / "history.jsonl"))
-# What a rate may depend on.
+# Packages that a rate may depend on.
 PACKAGES = (
     "torch", "torchvision", "nvidia-dali", "timm", "accelerate", "numpy", "webdataset", "mosaicml-streaming",
     "litdata", "spdl", "spdl-core", "spdl-io", "ffcv", "torchdata",
@@ -52,11 +52,11 @@ def record(
     with naming(path):
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # let go of when it is closed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # released when it is closed
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 raise InputError(f"{path}: its last line is cut short; remove that line, then run again")
-            # One write, so that whoever reads meanwhile sees the line or does not.
+            # One write, so that readers see the whole line or nothing of it.
             if os.write(descriptor, line) != len(line):
                 os.ftruncate(descriptor, size)
                 raise InputError(f"{path}: the disk is full; free some space and run again")
@@ -106,7 +106,7 @@ def commit() -> str:
 
 
 def _published(value: Any) -> Any:
-    """A value of a configuration as JSON; of a path its name alone: a history is published."""
+    """A value of a configuration as JSON. Of a path only the name, since histories are published."""
     if isinstance(value, Mapping):
         return {str(name): _published(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set):

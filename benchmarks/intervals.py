@@ -1,10 +1,10 @@
-"""How sure a figure of detection is: bootstrap intervals of one detector, and of the difference between two.
+"""Bootstrap intervals of a detector's figures, and of the difference between two detectors.
 
-Positives and negatives are drawn again with replacement, each as many as there are (stratified bootstrap: Efron and
+Positives and negatives are drawn again with replacement, as many of each as there are (stratified bootstrap: Efron and
 Tibshirani 1993, chapter 13; Robin et al. 2011, BMC Bioinformatics 12:77). Two detectors are compared on the same draws,
-since most of what chance does to one it does to the other too. A needle and its twin are drawn together. Where training
-is random there are several runs of one recipe, which are drawn again as well (Owen 2007, Annals of Applied Statistics
-1:386): that errs on the wide side for the cadences, and on the narrow side for the runs where these are few.
+since chance affects both alike. A needle and its twin are drawn together. Where training
+is random there are several runs of one recipe, which are drawn again too (Owen 2007, Annals of Applied Statistics
+1:386): the interval is then rather too wide for the cadences, and too narrow for the runs where these are few.
 
 R draws, n positives, m negatives. Higher scores are more likely needles.
 """
@@ -23,7 +23,7 @@ Statistic = Callable[[Ints, Ints], Floats]
 """From how often each positive (R, n) and each negative (R, m) was drawn to the figures (R,)."""
 RESAMPLES = 1000
 _BOUNDS = (0.025, 0.975)
-_AT_ONCE = 50  # draws that are held in memory together
+_AT_ONCE = 50  # draws in memory at a time
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def recall_statistic(positive: Floats, negative: Floats, rate: float) -> Statist
 
 
 def share_statistic(successes: npt.NDArray[np.bool_]) -> Statistic:
-    """The share of positives (n,) of which something is true."""
+    """The share of positives whose entry in `successes` (n,) is true."""
     return lambda of_positive, _: np.asarray((of_positive * successes).sum(axis=1) / len(successes))
 
 

@@ -1,12 +1,12 @@
-"""How fast loaders are, ours and others', on this machine and on data that the benchmark makes.
+"""How fast our loader and others are on this machine, on data that the benchmark makes.
 
     python benchmarks/loader_bench.py                    a minute or two
     python benchmarks/loader_bench.py --peers all        every peer that is installed (requirements-bench.txt)
 
 Every contestant runs in a process of its own, with as many threads or workers; its batches are compared with a
-reference before it is timed; then all take turns, round by round, in an order that turns round, so that whatever
-else goes on hits all alike. Memory is what a process and its workers have of their own, shared pages divided among
-them (PSS), without mapped files, in an epoch before the timed ones.
+reference before it is timed. Then all take turns, round by round, in an order that is reversed each time, so that other
+work on the machine affects all alike. Memory is the PSS of a process and its workers (shared pages are divided among
+them) without mapped files, in an epoch before the timed ones. How to add a loader: benchmarks/peers/__init__.py.
 """
 
 import os
@@ -67,7 +67,7 @@ class LoaderBenchConfig:
     seconds: float = 0.3
     """Least duration of a round; it ends with an epoch."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where batches have to arrive."""
+    """Device on which batches have to arrive."""
     data: DataConfig = field(default_factory=DataConfig)
     data_dir: Path | None = None
     """Folder for the data, kept and used again. Unset: a temporary one."""
@@ -94,7 +94,7 @@ class LoaderBenchConfig:
 
     @property
     def asked_for(self) -> "LoaderBenchConfig":
-        """With what --quick shortens."""
+        """The configuration with what --quick shortens."""
         if not self.quick:
             return self
         return replace(self, quick=False, rounds=2, seconds=0.2, data=replace(self.data, cadences=128))
@@ -103,9 +103,10 @@ class LoaderBenchConfig:
         """Ours, the peers that were asked for, and the ceilings."""
 
         def takes_part(contestant: Contestant) -> bool:
-            if contestant.kind != "peer" or "all" in self.peers or contestant.name in self.peers:
-                return True
-            return "default" in self.peers and contestant.by_default
+            asked_for = {contestant.name}
+            asked_for |= {"all"} if contestant.in_all else set()
+            asked_for |= {"default"} if contestant.by_default else set()
+            return contestant.kind != "peer" or bool(asked_for & set(self.peers))
 
         return [contestant for contestant in CONTESTANTS if takes_part(contestant)]
 
@@ -116,9 +117,9 @@ def measure(config: LoaderBenchConfig, folder: Path) -> list[Row]:
     rows: list[Row] = []
     is_cold = config.source == "cold"
     before = partial(make_cold, folder) if is_cold else lambda _: None
-    # From a disk, one epoch: in a second one the files would be in the cache again.
+    # One epoch from a cold disk: for a second one the files would be cached.
     seconds = 0.0 if is_cold else config.seconds
-    # Whoever is only compared, and whoever fails early, still counts: the bar is a clock, no more.
+    # Contestants that fail early count too: the bar only shows that work goes on.
     steps = len(config.workloads) * len(contestants) * (config.rounds + 2)
     with tqdm(total=steps, unit="turn", disable=None, leave=False, dynamic_ncols=True) as bar:
 
@@ -145,7 +146,7 @@ def make_cold(folder: Path, contestant: Contestant) -> None:
     files = [path for path in (folder / contestant.reads).rglob("*") if path.is_file()]
     stayed, size = sum(map(cached_bytes, files)), sum(path.stat().st_size for path in files)
     if stayed > _STAYED * size:
-        # What a process maps can't be dropped: its figures would be those of the page cache.
+        # Mapped pages cannot be dropped, so its rate would be that of the page cache.
         raise Failed(f"{stayed / size:.0%} of its files stay cached, as it maps them")
 
 

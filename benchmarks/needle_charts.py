@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from sklearn.metrics import roc_curve
 
 from benchmarks.intervals import share_interval
 from benchmarks.needle_data import TWIN, NeedleSet
 from benchmarks.needle_scores import RATE, found_needles
-from shard_tools.atomic_files import whole_file
+from reports.plots import Curve, label_axes, plot_curve, roc, write_figure
 from shard_tools.simulate import KINDS
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), ours first.
@@ -28,16 +27,14 @@ def write_rocs(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) 
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.add_subplot()
     for (name, score), colour in zip(scores.items(), _COLOURS, strict=False):
-        rate, recall, _ = roc_curve(target, score[needles.truth.index].to_numpy())
-        axes.plot(rate, recall, label=name, color=colour, drawstyle="steps-post")
+        values = score[needles.truth.index].to_numpy()
+        plot_curve(axes, roc(target, values, name, color=colour, drawstyle="steps-post"))
+    title = f"{(target == 1).sum():,} needles among {len(target):,} simulated cadences"
+    label_axes(axes, title, "false positive rate", "recall")
     axes.set_xscale("log")
     axes.set_xlim(1 / max(2, (target == 0).sum()), 1)
-    axes.set_xlabel("false positive rate")
-    axes.set_ylabel("recall")
-    axes.set_title(f"{(target == 1).sum():,} needles among {len(target):,} simulated cadences", fontsize=10)
     figure.legend(fontsize=9, loc="outside right upper")
-    axes.grid(alpha=0.3)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def write_recall(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) -> None:
@@ -48,28 +45,29 @@ def write_recall(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]
         for (name, score), colour in zip(scores.items(), _COLOURS, strict=False):
             found = found_needles(needles, score)
             found = found if kind == "all" else found[found["kind"] == kind]
-            if not len(found):
-                continue
-            edges = np.geomspace(found["snr"].min(), found["snr"].max() * 1.001, _SNR_BINS + 1)
-            groups = [found[found["snr"].between(*ends, inclusive="left")] for ends in itertools.pairwise(edges)]
-            points = [_point(group) for group in groups if len(group)]
-            snr, recall, low, high = np.array(points).T
-            axes.plot(snr, recall, label=name, color=colour, marker="o", markersize=3)
-            axes.fill_between(snr, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.set_title(kind, fontsize=10)
+            if len(found):
+                plot_curve(axes, _recall_against_snr(found, name, colour))
+        label_axes(axes, kind, "", "")
         axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
     grid[2].tick_params(labelbottom=True)  # nothing is drawn below it
     last = grid[5]
     last.set_axis_off()
     last.legend(*grid[0].get_legend_handles_labels(), loc="center", fontsize=9)
     figure.supxlabel("SNR", fontsize=10)
     figure.supylabel(f"recall at a false positive rate of {RATE:g}", fontsize=10)
-    _write(path, figure)
+    write_figure(path, figure)
+
+
+def _recall_against_snr(found: pd.DataFrame, name: str, colour: str) -> Curve:
+    """Needles in bins of SNR of equal widths on a logarithmic axis: the recall of each bin with its interval."""
+    edges = np.geomspace(found["snr"].min(), found["snr"].max() * 1.001, _SNR_BINS + 1)
+    groups = [found[found["snr"].between(*ends, inclusive="left")] for ends in itertools.pairwise(edges)]
+    snr, recall, low, high = np.array([_point(group) for group in groups if len(group)]).T
+    return Curve(snr, recall, name, {"color": colour, "marker": "o", "markersize": 3}, (low, high))
 
 
 def _point(group: pd.DataFrame) -> tuple[float, float, float, float]:
@@ -98,10 +96,4 @@ def write_histograms(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Ser
         if number == 1:
             figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside upper center")
     figure.supxlabel("rank of the score among all", fontsize=10)
-    _write(path, figure)
-
-
-def _write(path: Path, figure: Figure) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(path, figure)

@@ -1,7 +1,7 @@
-"""The data of the needle benchmark: a simulated set whose test split has what train has not, and swapped twins.
+"""The data of the needle benchmark: simulated cadences, real ones, and twins with swapped panels.
 
 The twin of a positive is the same cadence with ON and OFF panels swapped: its signal is in OFF panels, so it is a
-negative, of the same background and brightness. What tells the two apart has looked at the OFF panels.
+negative, of the same background and brightness. A detector that tells the two apart uses the OFF panels.
 """
 
 import csv
@@ -29,11 +29,11 @@ FOLDS = 10  # one tenth is held out to choose the best epoch
 
 @dataclass(frozen=True)
 class NeedleSet:
-    """Shards whose test split is to be scored, and what is known about it."""
+    """Shards with a test split to be scored, and the truth about it."""
 
     shards: Path
     truth: pd.DataFrame
-    """A row a test cadence, by its key: target, and of simulated ones the columns of truth.csv. Not the twins."""
+    """A row for each test cadence but the twins, by its key: target, and if simulated the columns of truth.csv."""
 
     @property
     def twins(self) -> list[str]:

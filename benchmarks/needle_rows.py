@@ -1,6 +1,5 @@
-"""The rows of the needle benchmark: recipes, each a command line of train.py, and detectors that learn nothing."""
+"""The rows of the needle benchmark: training a recipe, predicting with it, and detectors that learn nothing."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +15,7 @@ import pandas as pd
 
 from benchmarks.history import ROOT
 from benchmarks.needle_data import NeedleSet, test_snippets
+from benchmarks.needle_recipes import Recipe
 from shard_tools.baselines import trivial_scores
 from shard_tools.cadence import read_snippet
 from shard_tools.cores import usable_cores
@@ -27,102 +26,62 @@ from training.model import build_model
 from training.presets import parse_train_config
 from training.pretrained import NoPretrainedError
 
-Form = Literal["cpu", "gpu"]
 Scores = pd.DataFrame
-"""A row a cadence, by its key; a column a detector."""
-
-OURS, UNTRAINED, CLASSICAL, TRIVIAL = "ours", "ours, untrained", "de-Doppler", "trivial"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A row that is trained: what comes behind `python train.py --shards ... --run-dir ... --epochs ...`."""
-
-    name: str
-    words: str
-    epochs: int = 0
-    """So many, whatever the time; 0: as many as fit into it."""
-    is_default: bool = True
-    """Whether it is trained where no rows are named."""
-
-    def command(self, epochs: int) -> str:
-        """Its words for so many epochs, of which some recipe does a thing in most."""
-        return self.words.format(most_epochs=max(1, round(0.8 * epochs)))
-
-
-# What the best public solutions of the competition have in common, as they describe it: the ON panels under each
-# other, mixup whose target is the larger of both until 80 % of the epochs, flips, every cadence once an epoch. So
-# neither the OFF panels nor what else ours draws.
-_COMPETITION = (
-    "--stem none --canvas on --subtract none --normalise --compress none --mixup 1.0 --mixup-epochs {most_epochs} "
-    "--mix-target or --cutmix 0 --erase 0 --roll-frequency 0 --shift-time 0 --gain 0 --offset 0 --flip-time 0.5"
-)
-_ADDED = "--inject 0.5 --inject-interference 0.5 --inject-snr-min 0.4 --inject-snr-max 10"
-_NANO = "--model swin_nano --pretrained none"
-# The seed's cosine ends where the training does, however many epochs that are.
-_SEED = "--preset seed --cosine-epochs 0"
-# Two cores have no time for Swin-Small at 224 x 224 pixels: the same recipes with a small network, without pretraining
-# and so with that network's learning rate.
-RECIPES: dict[Form, tuple[Recipe, ...]] = {
-    "cpu": (
-        # In minutes on two cores these two learn nothing, which says nothing of what they are worth: only when named.
-        Recipe("seed, nano", f"{_SEED} {_NANO} --height 112 --learning-rate 5e-4", is_default=False),
-        Recipe(
-            "competition, nano",
-            f"--preset demo {_NANO} --learning-rate 5e-4 --height 56 --width 224 --sum-time-bins 13 {_COMPETITION}",
-            is_default=False,
-        ),
-        Recipe(OURS, "--preset demo"),
-        # Signals are added while it trains; some bend, as the test split's s_curve needles do.
-        Recipe("ours, with added", f"--preset demo {_ADDED}", is_default=False),
-        # What training gives: nothing is learnt at such a rate.
-        Recipe(UNTRAINED, "--preset demo --learning-rate 1e-12 --min-learning-rate 0", epochs=1),
-    ),
-    "gpu": (
-        Recipe("seed", _SEED),
-        Recipe("competition", f"--preset full {_COMPETITION}"),
-        Recipe(OURS, "--preset full"),
-        # What wins on two cores, in batches that a GPU is for.
-        Recipe("ours, candidates", "--preset demo --batch-size 64"),
-    ),
-}
+"""A row for each cadence, by its key; a column for each detector."""
 
 
 class RowFailedError(Exception):
-    """A row's program ended with an error; the message is its last line."""
+    """A row's program ended with an error; the message is the last line that it printed."""
 
 
 def run_program(*words: object) -> None:
-    """Run a program of the project. Raises RowFailedError with the last line of what it said."""
+    """Run a program of the project. Raises RowFailedError with the last line of its errors."""
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        # Errors of the command line come in a frame, and before a hint.
+        # Errors of the command line stand in a frame, followed by a hint.
         lines = [line.strip("│╭╰─╮╯ ") for line in done.stderr.splitlines()]
         said = [line for line in lines if line and not line.startswith("For full helptext")]
         reason = said[-1] if said else f"exit code {done.returncode}"
         raise RowFailedError(reason[:300])
 
 
-def train(recipe: Recipe, shards: Path, run_dir: Path, epochs: int, seed: int, more: str = "") -> pd.DataFrame:
-    """Train with train.py in a process of its own; return its metrics.jsonl, a row an epoch.
+@dataclass(frozen=True)
+class Training:
+    """A recipe as it is trained once."""
 
-    Where pretrained weights are asked for and none are at hand, it starts from scratch, and `attrs` says so.
+    recipe: Recipe
+    epochs: int
+    seed: int
+    more: str = ""
+    """Words for train.py after those of the recipe."""
+
+    @property
+    def words(self) -> list[str]:
+        """The command line, but for folders, epochs and seed."""
+        return [*self.recipe.command(self.epochs).split(), *self.more.split()]
+
+
+def train(training: Training, shards: Path, run_dir: Path) -> pd.DataFrame:
+    """Train with train.py in a process of its own; return its metrics.jsonl, a row for each epoch.
+
+    Where the recipe starts from pretrained weights that are not on this machine, it starts from scratch, and
+    `attrs["pretrained"]` says so. Raises RowFailedError.
     """
-    words = [*recipe.command(epochs).split(), *more.split()]
-    without = not _has_pretrained(words)
-    words += ["--pretrained", "none"] if without else []
-    given = ["--shards", shards, "--run-dir", run_dir, "--epochs", epochs, "--seed", seed]
+    words = training.words
+    from_scratch = not _has_pretrained(words)
+    words += ["--pretrained", "none"] if from_scratch else []
+    given = ["--shards", shards, "--run-dir", run_dir, "--epochs", training.epochs, "--seed", training.seed]
     given += ["--tracker", "none", "--checkpoint-minutes", 0]
     run_program("train.py", *words, *given)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     history = pd.DataFrame([json.loads(line) for line in lines])
-    if without:
+    if from_scratch:
         history.attrs["pretrained"] = "none at hand"
     return history
 
 
 def _has_pretrained(words: Sequence[str]) -> bool:
-    """Whether what a recipe starts from is at hand."""
+    """Whether the pretrained weights that a recipe starts from, if any, are on this machine."""
     try:
         config = parse_train_config(["--shards", ".", "--run-dir", ".", *words])
         if config.model.pretrained == "hub":
@@ -130,7 +89,7 @@ def _has_pretrained(words: Sequence[str]) -> bool:
     except NoPretrainedError:
         return False
     except (InputError, SystemExit):
-        pass  # train.py will say what is wrong
+        pass  # train.py will report what is wrong
     return True
 
 
@@ -142,32 +101,32 @@ def split_sizes(shards: Path) -> tuple[int, int]:
 
 
 def epochs_in(seconds: float, calibration: pd.DataFrame, calibrated: Path, shards: Path) -> int:
-    """How many whole epochs over `shards` fit into so many seconds, by a short run over the shards `calibrated`.
+    """How many whole epochs over `shards` fit into `seconds`, from a short run over the shards `calibrated`.
 
-    Its last epoch counts: the first one compiles and warms up. One epoch may take up to twice the time; raises
-    RowFailedError where it would take more.
+    Only the last epoch of that run counts, as the first one compiles and warms up. Where the time is too short for one
+    epoch, but long enough for half of one, the answer is 1; below that it raises RowFailedError.
     """
     (trained, held_out), (_, small_held_out) = split_sizes(shards), split_sizes(calibrated)
     last = calibration.iloc[-1]
     epoch_s = float(trained / last["cadences_per_s"] + held_out * last["validation_s"] / small_held_out)
     if epoch_s > 2 * seconds:
-        raise RowFailedError(f"an epoch would take {epoch_s:,.0f} s; give it more --minutes or fewer --train")
+        raise RowFailedError(f"an epoch would take {epoch_s:,.0f} s; give more --minutes or fewer --train")
     return max(1, int(seconds / epoch_s))
 
 
 def predicted(needles: NeedleSet, weights: Path, out: Path) -> pd.Series:
-    """Scores of the test split by infer.py, over all views that the canvas allows."""
+    """Scores of the test split by infer.py, averaged over all views of the canvas."""
     run_program("infer.py", "--shards", needles.shards, "--weights", weights, "--out", out, "--tta")
     return pd.read_csv(out, dtype={"id": str}).set_index("id")["target"].rename("score")
 
 
 def classical_scores(needles: NeedleSet) -> tuple[pd.Series, float]:
-    """The de-Doppler search's scores of the test split, and cadences/s."""
+    """The scores of the de-Doppler search on the test split, and its cadences/s."""
     return _scored(needles, lambda snippet: find_drift(snippet).score)
 
 
 def trivial_table(needles: NeedleSet) -> tuple[Scores, float]:
-    """A column for each trivial statistic, and cadences/s of all together."""
+    """A column for each trivial statistic, and the cadences/s of all of them together."""
     scores, rate = _scored(needles, trivial_scores)
     return pd.DataFrame(scores.tolist(), index=scores.index), rate
 
@@ -176,14 +135,8 @@ def _scored(needles: NeedleSet, score: Callable[[npt.NDArray[np.float16]], objec
     files = list(test_snippets(needles))
     score(read_snippet(files[0][1])[1])  # compiles
     began = time.perf_counter()
-    # Threads: the search's loops let go of Python's lock.
+    # Threads suffice: the search's loops release Python's lock.
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(lambda file: score(read_snippet(file[1])[1]), files))
     rate = len(files) / (time.perf_counter() - began)
     return pd.Series(found, index=pd.Index([key for key, _ in files], name="id"), name="score"), rate
-
-
-def quick(recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
-    """The recipes with canvases and batches that seconds are enough for."""
-    small = "--sum-time-bins 13 --height 28 --width 56 --batch-size 8"
-    return tuple(dataclasses.replace(recipe, words=f"{recipe.words} {small}") for recipe in recipes)

@@ -1,4 +1,4 @@
-"""What scores say of a detector: a flat figure for each row of the needle benchmark, tables of them, and the goals."""
+"""From scores to the needle benchmark's results: a flat figure for each row, tables, and the goals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from benchmarks.intervals import (
     share_statistic,
 )
 from benchmarks.needle_data import TWIN, NeedleSet
-from benchmarks.needle_rows import CLASSICAL, OURS
+from benchmarks.needle_recipes import CLASSICAL, OURS
 from shard_tools.simulate import KINDS
 from training.metrics import snr_at_half_recall
 
-RATE = 1e-2  # false positive rate at which recall is told by SNR and by kind
+RATE = 1e-2  # false positive rate of the recall by SNR and by kind
 SNR_GOAL = 1.5  # times lower than the classical search's
 Figure = dict[str, Any]
 Runs = Sequence[pd.Series]
-"""The scores of every run of one recipe, by key; one run of what is not random."""
+"""The scores of every run of one recipe, by key; a search, which is not random, has one run."""
 _COLUMNS = (
     ("recall_1e2", ".3f"), ("recall_1e3", ".3f"), ("half_snr", ".0f"), ("auc_swapped", ".3f"), ("drop", ".3f"),
     ("epochs", "d"), ("train_s", ".0f"), ("cadences_per_s", ",.0f"),
@@ -169,9 +169,9 @@ def _cell(figure: Mapping[str, Any], name: str, form: str) -> str:
 
 
 def missed_goals(figures: Sequence[Figure]) -> list[str]:
-    """What keeps ours from being ahead of every row beyond chance, and 1.5 times as sensitive as the search.
+    """The goals that are missed: to be ahead of every row beyond chance, and 1.5 times as sensitive as the search.
 
-    A row that failed cannot be judged, which is a goal missed too.
+    A row that failed counts as a missed goal.
     """
     missed = [f"{figure['row']}: failed" for figure in figures if "failed" in figure]
     by_row = {figure["row"]: figure for figure in figures if "failed" not in figure}
@@ -183,7 +183,7 @@ def missed_goals(figures: Sequence[Figure]) -> list[str]:
             continue  # a variant of ours
         if not figure["ahead_auc_low"] > 0:
             missed.append(f"AUC: ours is ahead of {name} by {figure['ahead_auc_low']:.4f} or more, expected above 0")
-    # The search may never reach one half: then ours is ahead wherever it does.
+    # Where the search never reaches one half, ours is ahead if it does.
     ours_snr, classical_snr = (
         math.inf if figure["half_snr"] is None else figure["half_snr"] for figure in (ours, classical)
     )

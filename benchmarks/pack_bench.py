@@ -3,10 +3,10 @@
     python benchmarks/pack_bench.py [--check]
 
 `pack` reads, checks, hashes and writes every snippet, and syncs every shard to the disk; `tar cf` only copies, and
-leaves its output to the page cache. So there are two lines to compare with, `tar cf` alone and `tar cf` and `sync`. All
-take turns over the same files, which lie in the page cache; what they wrote is removed and the disk settles in between.
-The start of `pack` (Python's and the imports', seconds whatever the size) is timed too, by packing ten cadences: of the
-competition's 84 GB it is nothing, of a short benchmark half. The goal is for pack's multiple without its start.
+leaves its output to the page cache. So it is compared with two commands, `tar cf` alone, and `tar cf` and `sync`. All
+take turns over the same files, which lie in the page cache; in between their output is removed and the disk synced.
+The start of `pack` (Python and imports, some seconds whatever the size) is timed too, by packing ten cadences: it is
+negligible for the competition's 84 GB, but half of a short benchmark. The goal is about pack's multiple without it.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ class PackBenchConfig:
     cadences: int = 2000
     """Cadences to pack; each takes 0.84 MB as a snippet and again in each archive."""
     rounds: int = 5
-    """Turns of each."""
+    """Times that each command is run."""
     workers: int = usable_cores()
     """Threads of pack."""
     work_dir: Path = Path(tempfile.gettempdir())
-    """Folder on the disk that is measured."""
+    """A folder on the disk to be measured."""
     check: bool = False
     """Exit with 1 where pack takes more than twice as long as `tar cf` and `sync`."""
     check_margin: float = 1.0
@@ -127,7 +127,7 @@ def measure(config: PackBenchConfig, folder: Path) -> dict[str, list[float]]:
         for name in names[shift:] + names[:shift]:
             seconds = ways[name]()
             shutil.rmtree(out)
-            os.sync()  # what one has left to write must not slow the next
+            os.sync()  # so that unwritten data of one do not slow the next
             if turn >= 0:
                 found[name].append(seconds)
     return found
@@ -152,7 +152,7 @@ def to_figures(config: PackBenchConfig, found: dict[str, list[float]]) -> list[d
 
 
 def above_goal(figures: list[dict[str, Any]], margin: float) -> bool:
-    """Whether pack takes longer than its goal allows, beside an archive that is on the disk as the shards are."""
+    """Whether pack takes longer than its goal allows, compared with `tar cf` and `sync`."""
     (synced,) = (figure for figure in figures if figure["way"] == SYNCED)
     return bool(synced["multiple"] > GOAL / margin)
 

@@ -1,7 +1,7 @@
 """Three rates of one model on one data set, measured in turns: loader alone, model alone, both together.
 
 "Both together" is the project's own loop, `train_epoch` or `predict_rows`, over its own loader; "model alone" is the
-same function over one batch held on the device; so the two differ in nothing but the loader.
+same function over one batch that is kept on the device. So the loader is the only difference between the two.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ Rates = dict[Rate, list[float]]
 
 
 class Held:
-    """The first batch of a loader, over and over, for as many batches as an epoch of it has."""
+    """The first batch of a loader, repeated for as many batches as an epoch has."""
 
     def __init__(self, loader: Loader, share: Share | None = None) -> None:
-        """`share` makes an epoch of another length."""
+        """`share` sets another length of an epoch."""
         self.share = share or loader.share
         first = next(iter(loader))
-        loader.load_state_dict({"epoch": 0, "position": 0})  # it was looked at, not used
+        loader.load_state_dict({"epoch": 0, "position": 0})  # so that the loader still starts with this batch
         self.batch: Batch = dataclasses.replace(first, image=first.image.clone())
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class Held:
 
 def trained_per_second(run: Run, batches: Loader | Held) -> float:
     """Cadences/s of an epoch of train.py's loop over `batches`."""
-    # Progress of its own: an epoch is timed from its first step, however long the one before it was.
+    # With new Progress, so that the time counts from the first step of this epoch.
     return train_epoch(dataclasses.replace(run, train_loader=cast(Loader, batches), progress=Progress()))[
         "cadences_per_s"
     ]
@@ -61,7 +61,7 @@ def predicted_per_second(accelerator: Accelerator, model: nn.Module, batches: Lo
 
 
 def loaded_per_second(loader: Loader, device: torch.device) -> float:
-    """Cadences/s of an epoch of the loader that nobody uses."""
+    """Cadences/s of an epoch of the loader whose batches are not used."""
     began = time.perf_counter()
     for _ in loader:
         pass
@@ -96,7 +96,7 @@ def infer_rates(accelerator: Accelerator, model: nn.Module, loader: Loader, roun
 
 
 def take_turns(ways: Mapping[Rate, Callable[[], float]], rounds: int) -> Rates:
-    """Call each once a round, every round in another order, after each has been called to warm up."""
+    """Call each way once to warm up, then once a round, in an order that changes from round to round."""
     names = list(ways)
     found: Rates = {name: [] for name in names}
     for turn in range(-1, rounds):
@@ -108,7 +108,7 @@ def take_turns(ways: Mapping[Rate, Callable[[], float]], rounds: int) -> Rates:
 
 
 def to_figures(what: What, rates: Rates, views: int) -> list[dict[str, Any]]:
-    """A figure for each rate, and one of what follows from them."""
+    """A figure for each rate, and one with the ratio, the stall and what bounds the rate."""
     figures: list[dict[str, Any]] = [
         {
             "workload": what,
@@ -127,7 +127,7 @@ def to_figures(what: What, rates: Rates, views: int) -> list[dict[str, Any]]:
             "ratio": statistics.median(ratios),
             "lowest_ratio": min(ratios),
             "highest_ratio": max(ratios),
-            # Of the time of a step with the loader, what it would not take without.
+            # The share of a step that the loader adds.
             "stall": max(0.0, 1 - statistics.median(ratios)),
             "bound_by": "loader" if middle["loader"] < middle["model"] else "model",
             "images_per_s": middle["both"] * views,
@@ -144,5 +144,5 @@ def verdict(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def below_goal(figures: list[dict[str, Any]], goal: float, margin: float) -> bool:
-    """Whether both together reach less of model alone than the goal, times a margin, asks for."""
+    """Whether the ratio of both together to the model alone is below the goal times a margin."""
     return bool(verdict(figures)["ratio"] < goal * margin)

@@ -1,4 +1,4 @@
-"""How fast the loader is fed from a store: cadences/s of the demo canvas from S3, from its cache, and from a folder.
+"""How fast the loader reads from a store: cadences/s of the demo canvas from S3, from a cache, and from a folder.
 
 python benchmarks/remote_bench.py --shards DIR [--latency-ms 20]   (DIR as `python -m shard_tools pack` wrote it)
 

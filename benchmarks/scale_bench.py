@@ -1,9 +1,10 @@
 """How planning scales: simulated tables of up to 6 million samples, without their bytes.
 
     python benchmarks/scale_bench.py
+    python benchmarks/scale_bench.py --samples 10000000 --sets 6
 
-For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the most
-memory that a rank takes until then above that of the imports, and the cost of planning a step. Every measurement is a
+For each size: the time from opening the table to the first planned batch (rows and draws; imports left out), the peak
+memory of a rank until then, beyond that of the imports, and the cost of planning a step. Every measurement is a
 fresh process.
 """
 
@@ -28,10 +29,11 @@ import tyro
 from pipeline.augment import DrawConfig, draw
 from pipeline.canvas import CanvasConfig
 from pipeline.plan import Order, Sampling, Share
-from pipeline.randomness import Int64s
+from pipeline.randomness import EpochPart, Int64s
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
-from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content, read_manifest
+from shard_tools.joined import read_manifests
+from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, manifest_content
 from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA
 from shard_tools.tar_shard import padded
 
@@ -48,7 +50,9 @@ class ScaleConfig:
     """Measure planning on simulated tables."""
 
     samples: tuple[int, ...] = (60_000, 6_000_000)
-    """Sizes of the tables."""
+    """Samples of each data set."""
+    sets: int = 1
+    """Data sets that are opened as one."""
     repeats: int = 3
     """Fresh processes for each size and order."""
     steps: int = 500
@@ -61,13 +65,15 @@ class ScaleConfig:
     """The order that `measure` plans."""
 
 
-def write_simulated_tables(folder: Path, samples: int, shard_mb: int, row_group: int = _ROW_GROUP) -> None:
+def write_simulated_tables(
+    folder: Path, samples: int, shard_mb: int, row_group: int = _ROW_GROUP, seed: int = 0
+) -> None:
     """manifest.json and samples.parquet of a data set of the Kaggle shape whose shards are not there."""
     size = len(npy_header(KAGGLE_SHAPE)) + 2 * int(np.prod(KAGGLE_SHAPE))
     member = TAR_BLOCK + padded(size) + 2 * TAR_BLOCK
     per_shard = max(1, shard_mb * 10**6 // member)
-    rng = np.random.default_rng(0)
-    # Sorted in each split and in no other way alike, as `pack` writes the Kaggle data's.
+    rng = np.random.default_rng(seed)
+    # Random, and sorted within each split, as `pack` writes the keys of the Kaggle data.
     numbers = np.unique(rng.integers(0, 16**_KEY_DIGITS, samples + samples // 1000 + 100, np.int64))
     numbers = rng.permutation(numbers)[:samples]
     train = round(samples * _TRAIN_SHARE)
@@ -122,17 +128,17 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
     positions, _ = share.positions(step)
     rows = order.rows_at(0, positions)
     canvas, planes = CanvasConfig(), (2, *KAGGLE_SHAPE[1:])
-    return rows, draw(DrawConfig(), canvas, planes, seed=0, epoch=0, positions=positions, length=len(order))
+    return rows, draw(DrawConfig(), canvas, planes, EpochPart(0, 0, positions, len(order)))
 
 
 def measure(config: ScaleConfig, folder: Path) -> dict[str, float]:
     """Time to the first planned batch (s), memory beyond the imports (MB), a step's cost (us)."""
-    # What a first use loads, which belongs to the imports: lookup tables of SciPy's, and Arrow's threads.
+    # The first use loads SciPy's lookup tables and starts Arrow's threads: that belongs to the imports.
     few = Order(np.arange(100), np.arange(100, dtype=np.int8) % 2, config.sampling)
     plan_step(few, Share(100, _BATCH), 0)
     before = _peak_mb()
     began, cpu = time.perf_counter(), time.process_time()
-    manifest = read_manifest(folder)
+    manifest = read_manifests(folder if (folder / MANIFEST).is_file() else sorted(folder.iterdir()))
     opened = time.perf_counter()
     rows = manifest.rows("train", 0)
     order = Order(rows, manifest.targets(rows), config.sampling)
@@ -168,7 +174,9 @@ def main(config: ScaleConfig) -> None:
     for samples in config.samples:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_simulated_tables(folder, samples, config.shard_mb)
+            for seed in range(config.sets):
+                (folder / str(seed)).mkdir()
+                write_simulated_tables(folder / str(seed), samples, config.shard_mb, seed=seed)
             for sampling in ("uniform", "weighted"):
                 words = [sys.executable, __file__, "--measure", name, "--sampling", sampling]
                 found = [
@@ -176,7 +184,7 @@ def main(config: ScaleConfig) -> None:
                     for _ in range(config.repeats)
                 ]
                 cells = [_with_range([line[key] for line in found], digits) for key, digits in _COLUMNS]
-                print(f"{samples:<11,} {sampling:<9} " + "  ".join(cells), flush=True)
+                print(f"{config.sets * samples:<11,} {sampling:<9} " + "  ".join(cells), flush=True)
 
 
 def _with_range(values: list[float], digits: int) -> str:

@@ -4,8 +4,9 @@
 
 benchmarks/rates.py says how the three are measured. On a GPU there is more: timm's own benchmark of the same model,
 batch and precision, and the share of the device's peak; with --variants a table of precisions, layouts and compiler,
-each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences. None of this has run on
-a GPU yet. The data is noise that is made and packed here: what is in a cadence does not change how fast it goes.
+each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences. Training has run on an NVIDIA H200;
+--what infer has not run to its end on a GPU yet, --variants and --five-epochs not at all. The data is noise that is
+made and packed here: the rates do not depend on what is in a cadence.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""What happens to each sample: pure functions of (seed, epoch, position).
+"""What happens to each training sample: pure functions of (seed, epoch, position).
+
+The weight of a mixed target is computed here: `draw` gives the share of the pixels that a sample keeps, measured on the
+clipped box in whole bins (`Draws.kept`), and `mixed_targets` weighs its target and its partner's by it.
 
 Axes: n samples; boxes are (time start, time end, channel start, channel end) in bins of the planes, ends excluded.
 """
@@ -11,8 +14,8 @@ import numpy.typing as npt
 from scipy.special import betaincinv
 
 from pipeline.canvas import CanvasConfig
-from pipeline.randomness import Int64s, Stream, uniform
-from pipeline.signals import Float64s, Numbers, Signals, draw_signals, no_signals
+from pipeline.randomness import EpochPart, Int64s, Stream
+from pipeline.signals import Float64s, Numbers, SignalConfig, Signals, draw_signals, no_signals
 from shard_tools.errors import InputError
 
 Int32s = npt.NDArray[np.int32]
@@ -26,21 +29,21 @@ class DrawConfig:
     flip_frequency: float = 0.5
     """Probability of reversing frequency (0 to 1)."""
     flip_time: float = 0.5
-    """Probability of reversing time (0 to 1); never done on stack6, where it would turn ON into OFF."""
+    """Probability of reversing time (0 to 1). Never done on stack6, where it would turn ON into OFF."""
     roll_frequency: float = 0.1
     """Largest roll along frequency, as a share of the channels; wraps around."""
     shift_time: float = 0.05
-    """Largest shift along time, the same in each panel, as a share of its time bins; what comes in is 0."""
+    """Largest shift along time, the same in each panel, as a share of its time bins; the gap is filled with 0."""
     erase: float = 0.1
     """Probability of setting a box in one panel to 0 (0 to 1)."""
     erase_size: float = 0.25
     """Largest side of that box, as a share of the panel's side."""
     gain: float = 0.1
-    """Largest relative change of the brightness: a factor in 1 - gain to 1 + gain."""
+    """Largest relative change of the brightness: a factor of 1 - gain to 1 + gain."""
     offset: float = 0.1
-    """Largest brightness added or taken away, in standard deviations of a panel."""
+    """Largest brightness added or subtracted, in standard deviations of a panel."""
     cutmix: float = 0.5
-    """Probability of CutMix with the neighbour in the (shuffled) epoch (0 to 1)."""
+    """Probability of CutMix with the neighbour in the shuffled epoch (0 to 1)."""
     cutmix_alpha: float = 1.0
     """The share of a sample that is kept is drawn from Beta(alpha, alpha)."""
     cutmix_box: Literal["box", "band"] = "box"
@@ -52,16 +55,16 @@ class DrawConfig:
     mixup_epochs: int = 0
     """Epochs with mixup, from the first; 0: all."""
     mix_target: Literal["area", "or"] = "area"
-    """Of CutMix and mixup. area: targets weighted by the share of the pixels that is kept. or: the larger of both."""
+    """Target after CutMix or mixup. area: both targets, weighted by the share of the pixels. or: the larger one."""
     inject: float = 0.0
     """Probability of adding a narrowband signal to the snippet (0 to 1): a needle, whose target is then 1, or
     interference, which leaves the target as it is."""
     inject_interference: float = 0.35
-    """Share of the added signals that are interference: in OFF panels as a needle in ON panels, or in all."""
+    """Share of the added signals that are interference: in OFF panels only, or in all panels."""
     inject_snr_min: float = 0.3
-    """Peak of the faintest added signal, in standard deviations of a pixel's noise in its panel."""
+    """Smallest peak of an added signal, in standard deviations of a pixel's noise in its panel."""
     inject_snr_max: float = 5.0
-    """Peak of the brightest one; they are log-uniform between the two, and up to 1.7 times that in a panel."""
+    """Largest peak. Peaks are log-uniform between the two, and in a single panel up to 1.7 times that."""
 
     def __post_init__(self) -> None:
         shares = ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix")
@@ -91,7 +94,7 @@ class Draws:
     flip_time: Int32s
     """(n,) 0 or 1."""
     roll: Int32s
-    """(n,) channels to roll by, to the left, in 0 to F - 1."""
+    """(n,) channels to roll by, towards channel 0; 0 to F - 1."""
     shift: Int32s
     """(n,) time bins to shift each panel by, towards its start."""
     gain: Float32s
@@ -99,19 +102,19 @@ class Draws:
     offset: Float32s
     """(n,)"""
     erase_start: Float32s
-    """(n, 3) plane, time bin and channel where the erased box begins."""
+    """(n, 3) first plane, time bin and channel of the erased box."""
     erase_shape: Float32s
-    """(n, 3) its extent; 0 where nothing is erased."""
+    """(n, 3) its size in planes, time bins and channels; 0 where nothing is erased."""
     cutmix_box: Int32s
-    """(n, 4) what is taken from the partner; empty where nothing is."""
+    """(n, 4) the box that is taken from the partner; empty where none is."""
     partner: npt.NDArray[np.integer[Any]]
-    """(n,) position of the partner; in the loader its place in the batch."""
+    """(n,) position of the partner in the epoch; in a planned batch its slot."""
     mixed: Float32s
-    """(n,) the weight of the partner's pixels in mixup; 0 where there is none."""
+    """(n,) the weight of the partner in mixup; 0 without mixup."""
     kept: Float64s
-    """(n,) the share of the sample that is its own after CutMix or mixup."""
+    """(n,) the share of the image that is the sample's own after CutMix or mixup."""
     signal_path: Float32s
-    """(n, N, t) see Signals, as the three below; empty where nothing is added."""
+    """(n, N, t) empty where nothing is added; see Signals, as for the two below."""
     signal_level: Float32s
     """(n, N, t)"""
     signal_width: Float32s
@@ -121,45 +124,34 @@ class Draws:
 
 
 def partner_positions(positions: Int64s, length: int) -> Int64s:
-    """The neighbour 2k + 1 of position 2k, and the other way; the last of an odd number is its own.
+    """Positions 2k and 2k + 1 are partners; the last position of an odd number is its own partner.
 
-    The order of an epoch is random, so a fixed pairing is a random one; and both of a pair fall into one batch of any
-    even size, which therefore need not read a sample twice.
+    As the order of an epoch is random, so are these pairs. Both of a pair lie in one batch, if its size is even, and no
+    sample has to be read twice.
     """
     partners = positions ^ 1
     return np.where(partners < length, partners, positions)
 
 
-def draw(
-    config: DrawConfig,
-    canvas: CanvasConfig,
-    planes: tuple[int, int, int],
-    *,
-    seed: int,
-    epoch: int,
-    positions: Int64s,
-    length: int,
-) -> Draws:
-    """Draw for `positions` of an epoch of `length`; `planes` is the shape (N, T, F) before the canvas is resized."""
+def draw(config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int], part: EpochPart) -> Draws:
+    """Draw for positions of an epoch; `planes` is the shape (N, T, F) before the canvas is resized."""
     _, time_bins, channels = planes
 
-    def number(stream: Stream) -> Float64s:
-        return uniform(seed, epoch, positions, stream)
-
     def within(stream: Stream, largest: float) -> Float64s:
-        return (2 * number(stream) - 1) * largest
+        return (2 * part.uniform(stream) - 1) * largest
 
     largest_roll, largest_shift = int(config.roll_frequency * channels), int(config.shift_time * time_bins)
-    erase_shape, erase_start = _draw_erased(config, planes, number)
-    box, mixed = _draw_cutmix_box(config, time_bins, channels, number), _draw_mixed(config, epoch, number)
-    alone = partner_positions(positions, length) == positions
+    erase_shape, erase_start = _draw_erased(config, planes, part.uniform)
+    box, mixed = _draw_cutmix_box(config, time_bins, channels, part.uniform), _draw_mixed(config, part)
+    partner = partner_positions(part.positions, part.length)
+    alone = partner == part.positions
     mixed[alone] = 0
     box[alone | (mixed > 0)] = 0
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
-    signals = _draw_signals(config, canvas, planes, number, len(positions))
+    signals = _draw_signals(config, canvas, planes, part)
     return Draws(
-        flip_frequency=(number(Stream.FLIP_FREQUENCY) < config.flip_frequency).astype(np.int32),
-        flip_time=((number(Stream.FLIP_TIME) < config.flip_time) & canvas.flips_time).astype(np.int32),
+        flip_frequency=(part.uniform(Stream.FLIP_FREQUENCY) < config.flip_frequency).astype(np.int32),
+        flip_time=((part.uniform(Stream.FLIP_TIME) < config.flip_time) & canvas.flips_time).astype(np.int32),
         roll=(np.rint(within(Stream.ROLL, largest_roll)).astype(np.int32) % channels).astype(np.int32),
         shift=np.rint(within(Stream.SHIFT, largest_shift)).astype(np.int32),
         gain=(1 + within(Stream.GAIN, config.gain)).astype(np.float32),
@@ -167,7 +159,7 @@ def draw(
         erase_start=erase_start,
         erase_shape=erase_shape,
         cutmix_box=box,
-        partner=partner_positions(positions, length),
+        partner=partner,
         mixed=mixed,
         kept=1 - mixed.astype(np.float64) - area / (time_bins * channels),
         signal_path=signals.path,
@@ -180,29 +172,26 @@ def draw(
 def mixed_targets(
     config: DrawConfig, draws: Draws, own: npt.NDArray[np.int8], partner: npt.NDArray[np.int8]
 ) -> Float32s:
-    """(n,) targets after CutMix and mixup, from those of the samples and of their partners."""
+    """(n,) targets after CutMix and mixup, from the samples' own targets and their partners'."""
     if config.mix_target == "or":
         return np.where(draws.kept < 1, np.maximum(own, partner), own).astype(np.float32)
     return (draws.kept * own + (1 - draws.kept) * partner).astype(np.float32)
 
 
-def _draw_signals(
-    config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int], number: Numbers, count: int
-) -> Signals:
+def _draw_signals(config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int], part: EpochPart) -> Signals:
     if not config.inject:
-        return no_signals(count)
+        return no_signals(len(part))
     _, time_bins, channels = planes
-    snr = config.inject_snr_min, config.inject_snr_max
-    shape = time_bins * canvas.sum_time_bins, channels
-    return draw_signals(config.inject, config.inject_interference, snr, canvas.positions, shape, number)
+    kinds = SignalConfig(config.inject, config.inject_interference, config.inject_snr_min, config.inject_snr_max)
+    return draw_signals(kinds, canvas.positions, (time_bins * canvas.sum_time_bins, channels), part.uniform)
 
 
-def _draw_mixed(config: DrawConfig, epoch: int, number: Numbers) -> Float32s:
-    """(n,) weights of the partners by Zhang et al. 2018 (arXiv:1710.09412), at most 1/2: the sample stays itself."""
-    if config.mixup_epochs and epoch >= config.mixup_epochs:
-        return np.zeros_like(number(Stream.MIXUP), np.float32)
-    weight = betaincinv(config.mixup_alpha, config.mixup_alpha, number(Stream.MIXUP_KEEP))
-    mixed = np.where(number(Stream.MIXUP) < config.mixup, np.minimum(weight, 1 - weight), 0)
+def _draw_mixed(config: DrawConfig, part: EpochPart) -> Float32s:
+    """(n,) weights of the partners by Zhang et al. 2018 (arXiv:1710.09412), at most 1/2."""
+    if config.mixup_epochs and part.epoch >= config.mixup_epochs:
+        return np.zeros(len(part), np.float32)
+    weight = betaincinv(config.mixup_alpha, config.mixup_alpha, part.uniform(Stream.MIXUP_KEEP))
+    mixed = np.where(part.uniform(Stream.MIXUP) < config.mixup, np.minimum(weight, 1 - weight), 0)
     return mixed.astype(np.float32)
 
 
@@ -236,7 +225,7 @@ def _draw_cutmix_box(config: DrawConfig, time_bins: int, channels: int, number: 
 
 
 def _clipped(centre: Float64s, side: Float64s, size: int) -> tuple[Int32s, Int32s]:
-    """An interval of `side` shares of `size` around `centre` (0 to 1), as whole bins, clipped to 0 to `size`."""
+    """Bins of an interval around `centre` that is `side` long, both as shares of `size`; clipped to 0 to `size`."""
     half = np.rint(side * size).astype(np.int32)
     start = np.floor(centre * size).astype(np.int32) - half // 2
     return np.clip(start, 0, size).astype(np.int32), np.clip(start + half, 0, size).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What happens to a sample that cannot be read: the run stops, or another takes its place in a planned way."""
+"""What happens to a sample that cannot be read: the run stops, or a sample that the plan determines takes its place."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class BadSamples:
-    """The policy of one loader, and the samples that it has met."""
+    """The policy of one loader, and the bad samples that it has met."""
 
     def __init__(self, manifest: Manifest, order: Order, policy: Policy, max_bad: int) -> None:
         self._manifest, self._order, self._policy, self._max_bad = manifest, order, policy, max_bad
@@ -24,11 +24,11 @@ class BadSamples:
         """Key and reason of every sample that was replaced."""
 
     def settle(self, planned: Planned, epoch: int, read: Callable[[list[int]], object]) -> None:
-        """Put others in the place of samples that could not be read, until every slot holds one that was.
+        """Replace samples that could not be read, until every slot of the batch was read.
 
-        `read` reads these slots of the batch anew, and notes in `planned.failed` what could not be read this time.
-        Raises InputError naming shard and key where the policy is to fail (which it always is in evaluation), where
-        more samples are bad than are allowed, or where none is left to take a bad one's place.
+        `read` reads the given slots again and notes in `planned.failed` which of them could not be read. Raises
+        InputError naming shard and key if the policy is to fail (always in evaluation), if more samples are bad than
+        are allowed, or if no other sample is left.
         """
         replaced: dict[int, InputError] = {}
         bad_rows: set[int] = set()
@@ -51,10 +51,10 @@ class BadSamples:
             raise InputError(f"more than --max-bad {self._max_bad} samples could not be read; last: {reason}")
 
     def _replace(self, planned: Planned, epoch: int, replaced: dict[int, InputError], bad_rows: set[int]) -> list[int]:
-        """Choose a sample for each slot in `replaced`; return the slots that hold another one now.
+        """Choose a sample for each slot in `replaced`; return the slots whose sample has changed.
 
-        All are chosen again each time, in the order of the epoch: what comes out depends on which samples are bad,
-        and not on who found out when. So it is the same on any number of ranks.
+        All of them are chosen anew each time, in the order of the epoch. So the result depends on which samples are bad
+        and not on when each was found to be, and it is the same on any number of ranks.
         """
         before, mates = planned.rows.copy(), _mates(planned)
         left = sorted(replaced, key=lambda slot: int(planned.positions[slot]))
@@ -62,7 +62,7 @@ class BadSamples:
             slot = left.pop(0)
             refused, mate = set(bad_rows), mates.get(slot)
             if mate is not None and mate not in left:
-                refused.add(int(planned.rows[mate]))  # or it would be mixed with itself
+                refused.add(int(planned.rows[mate]))  # else it would be mixed with itself
             row = self._next_row(epoch, int(planned.positions[slot]), refused)
             if row is None:
                 raise InputError(f"{replaced[slot]}; no other sample of the epoch can take its place")
@@ -70,7 +70,7 @@ class BadSamples:
         return [int(slot) for slot in np.flatnonzero(planned.rows != before)]
 
     def _next_row(self, epoch: int, position: int, refused: set[int]) -> int | None:
-        """What the epoch reads next after a position, of the plan alone."""
+        """The next row that the epoch reads after a position and that is not refused; None if there is none."""
         for after in range(1, len(self._order)):
             (row,) = self._order.rows_at(epoch, np.array([(position + after) % len(self._order)])).tolist()
             if row not in refused:
@@ -79,7 +79,7 @@ class BadSamples:
 
 
 def _mates(planned: Planned) -> dict[int, int]:
-    """Of each slot that CutMix or mixup may mix with another, that other."""
+    """For each slot that may be mixed with another, that other slot."""
     mates: dict[int, int] = {}
     for slot, partner in enumerate([] if planned.draws is None else planned.draws.partner.tolist()):
         if slot != partner:

@@ -27,20 +27,23 @@ class CanvasConfig:
     width: int = 224
     """Width of the image (frequency), in pixels."""
     sum_time_bins: int = 1
-    """Number of neighbouring time bins to sum before anything else; must divide the snippet's time bins."""
+    """Number of neighbouring time bins to sum before all other steps; must divide the snippet's time bins."""
     subtract: Literal["none", "lines", "lines_bursts"] = "none"
-    """Background to take away. lines: each channel's mean over all six panels (bandpass, persistent lines).
+    """Background to subtract. lines: each channel's mean over all six panels (bandpass, persistent lines).
     lines_bursts: then also each time bin's mean over the channels (broadband bursts)."""
     normalise: bool = True
     """Bring each panel to mean 0 and standard deviation 1."""
     compress: Literal["none", "asinh"] = "none"
-    """asinh bends the heavy tail of bright pixels: linear up to about 1 standard deviation, logarithmic above."""
+    """asinh compresses bright pixels: linear up to about 1 standard deviation, logarithmic above."""
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
             raise InputError(f"--height {self.height} --width {self.width}: expected at least 1 pixel each")
         if self.canvas == "on" and self.subtract != "none":
-            raise InputError(f"--subtract {self.subtract}: --canvas on has no OFF panels, so needles would go too")
+            raise InputError(
+                f"--subtract {self.subtract}: with --canvas on the mean of a channel is over ON panels alone, and "
+                "would take needles away; use --subtract none or another canvas"
+            )
 
     @property
     def channels(self) -> int:
@@ -61,23 +64,23 @@ class CanvasConfig:
 
     @property
     def flips_time(self) -> bool:
-        """Whether time may be reversed: over the stack of six it would move ON panels into OFF slots."""
+        """Whether time may be reversed. Over the stack of six it would move ON panels into OFF slots."""
         return self.canvas != "stack6"
 
     @property
     def stacks(self) -> int:
-        """How many stacks the planes form: ON and OFF apart, or one.
+        """Number of stacks that the planes form: two if ON and OFF are apart, else one.
 
-        Reversing time reverses each stack as a whole: the order of its panels turns round and none changes its slot.
+        Reversing time reverses each stack as a whole, its panels and their order, so that ON stays ON.
         """
         return 2 if self.canvas in ("on_off", "panels") else 1
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The TTA views that keep every slot what it is."""
+        """The TTA views that leave ON panels ON and OFF panels OFF."""
         return TTA_VIEWS if self.flips_time else TTA_VIEWS[:2]
 
     def plane_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(N, T, F) for a snippet of `shape`. Raises InputError if its time bins do not divide."""
+        """(N, T, F) for a snippet of `shape`. Raises InputError if `sum_time_bins` does not divide its time bins."""
         check_time_bins(shape[1], self.sum_time_bins, "--sum-time-bins")
         return self.planes, shape[1] // self.sum_time_bins, shape[2]

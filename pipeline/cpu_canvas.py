@@ -1,7 +1,7 @@
-"""The arithmetic of the graphs for one sample on one CPU core: values in, canvas out.
+"""Images on the CPU, one sample or pair of partners at a time: a snippet's values in, its image out.
 
-It computes what pipeline/dali_graph.py describes for DALI, whose CPU operators widen float16, bend and resize value by
-value: here it takes a tenth of the time (docs/performance.md).
+These are the steps of pipeline/dali_graph.py in a tenth of the time of DALI's CPU operators, which convert float16,
+take the asinh and resize one value at a time (docs/performance.md). The loops are in pipeline/cpu_kernels.py.
 
 Axes: P positions, t time bins before summing, N planes, T time bins, F frequency channels; C, H, W canvas; V views.
 """
@@ -20,52 +20,43 @@ Float16s = npt.NDArray[np.float16]
 
 
 class CpuCanvas:
-    """The steps from a snippet to its canvas. May be used by many threads at once."""
+    """The steps from a snippet to its image. May be used by many threads at once."""
 
     def __init__(self, canvas: CanvasConfig, shape: tuple[int, int, int]) -> None:
         """`shape` is a snippet's (P, t, F)."""
         self.canvas, self.planes = canvas, canvas.plane_shape(shape)
         count, time_bins, channels = self.planes
         self.image_shape = (canvas.channels, canvas.height, canvas.width)
-        self._rows = resize_weights(count // canvas.channels * time_bins, canvas.height)
-        self._columns = resize_weights(channels, canvas.width)
-        self._recipe = kernels.Recipe(
+        self._steps = kernels.Steps(
             positions=np.array(canvas.positions),
-            time_bins=canvas.sum_time_bins,
+            sum_time_bins=canvas.sum_time_bins,
             subtract=("none", "lines", "lines_bursts").index(canvas.subtract),
-            normalises=canvas.normalise,
+            normalise=canvas.normalise,
             epsilon=NORMALISE_EPSILON,
-            bends=canvas.compress == "asinh",
+            compress=canvas.compress == "asinh",
+            rows=resize_weights(count // canvas.channels * time_bins, canvas.height),
+            columns=resize_weights(channels, canvas.width),
         )
-        self._scratch = threading.local()
+        self._of_thread = threading.local()
 
-    def write_image(self, snippet: Float16s, image: Float32s) -> None:
+    def write_eval_image(self, snippet: Float16s, image: Float32s) -> None:
         """A snippet (P, t, F) to its image (C, H, W)."""
-        work, sums = self._work()
-        kernels.make_image(
-            snippet.view(np.uint16), self._recipe, self._rows, self._columns, work[0, :-1], sums[0], image
-        )
+        kernels.write_eval_image(snippet.view(np.uint16), self._steps, self._scratch(), image)
 
     def write_train_images(
         self, snippets: Float16s, draws: Draws, slots: Sequence[int], images: Sequence[Float32s]
     ) -> None:
-        """A sample's snippet, or those of two CutMix partners, (1 or 2, P, t, F) to images, augmented and mixed."""
-        moves = [self._move(draws, slot, slots) for slot in slots]
-        kernels.make_pair(
-            snippets.view(np.uint16),
-            self._recipe,
-            (moves[0], moves[-1]),
-            self._rows,
-            self._columns,
-            *self._work(),
-            (images[0], images[-1]),
+        """A sample's snippet, or those of two partners, (1 or 2, P, t, F) to images (C, H, W), augmented and mixed."""
+        drawn = [self._sample_draws(draws, slot, slots) for slot in slots]
+        kernels.write_train_images(
+            snippets.view(np.uint16), self._steps, (drawn[0], drawn[-1]), self._scratch(), (images[0], images[-1])
         )
 
-    def _move(self, draws: Draws, slot: int, slots: Sequence[int]) -> kernels.Move:
-        # One that was read for its partner alone is not mixed.
+    def _sample_draws(self, draws: Draws, slot: int, slots: Sequence[int]) -> kernels.SampleDraws:
+        # A slot that was added to the batch as a partner is its own partner: its image is not used.
         is_mixed = draws.partner[slot] != slot and draws.partner[slot] in slots
         start, extent = draws.erase_start[slot].astype(int), draws.erase_shape[slot].astype(int)
-        return kernels.Move(
+        return kernels.SampleDraws(
             stacks=self.canvas.stacks,
             flip_frequency=bool(draws.flip_frequency[slot]),
             flip_time=bool(draws.flip_time[slot]),
@@ -73,26 +64,28 @@ class CpuCanvas:
             shift=int(draws.shift[slot]),
             gain=float(draws.gain[slot]),
             offset=float(draws.offset[slot]),
-            erased=(*start.tolist(), *extent.tolist()),
-            pasted=tuple(draws.cutmix_box[slot].tolist()) if is_mixed else (0, 0, 0, 0),
+            erase_box=(*start.tolist(), *extent.tolist()),
+            cutmix_box=tuple(draws.cutmix_box[slot].tolist()) if is_mixed else (0, 0, 0, 0),
             mixed=float(draws.mixed[slot]) if is_mixed else 0.0,
-            path=draws.signal_path[slot],
-            level=draws.signal_level[slot],
-            width=float(draws.signal_width[slot]),
+            signal_path=draws.signal_path[slot],
+            signal_level=draws.signal_level[slot],
+            signal_width=float(draws.signal_width[slot]),
         )
 
-    def _work(self) -> tuple[Float32s, Float32s]:
-        """A thread's memory for two samples' planes, and for their stacks with the new number of rows."""
-        if not hasattr(self._scratch, "work"):
+    def _scratch(self) -> kernels.Scratch:
+        """This thread's memory."""
+        if not hasattr(self._of_thread, "scratch"):
             count, time_bins, channels = self.planes
             stacks, height, _ = self.image_shape
-            work = np.zeros((2, count + 1, time_bins, channels), np.float32)
-            self._scratch.work = work, np.zeros((2, stacks, height, channels), np.float32)
-        found: tuple[Float32s, Float32s] = self._scratch.work
-        return found
+            self._of_thread.scratch = kernels.Scratch(
+                planes=np.zeros((2, count + 1, time_bins, channels), np.float32),
+                sums=np.zeros((2, stacks, height, channels), np.float32),
+            )
+        scratch: kernels.Scratch = self._of_thread.scratch
+        return scratch
 
 
-def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
+def make_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
     """The TTA views of an image (C, H, W) into (V, C, H, W)."""
     stacked = image.reshape(min(2, len(image)), -1, *image.shape[1:])  # ON and OFF channels, or the one of all
     for view, place in zip(views, out, strict=True):
@@ -105,8 +98,9 @@ def write_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
 def resize_weights(old: int, new: int) -> kernels.Weights:
     """The weights of a bilinear resize with antialiasing, along one axis.
 
-    A triangle as wide as an output pixel around its centre, edge pixels repeated outwards: DALI's antialiased linear
-    interpolation, and torch's but for the outermost pixels.
+    The weights of an output pixel are a triangle around its centre that reaches one output pixel, or one old pixel if
+    that is larger; edge pixels are repeated outwards. This equals DALI's antialiased linear interpolation, and torch's
+    but for the outermost pixels.
     """
     scale = old / new
     reach = max(scale, 1.0)

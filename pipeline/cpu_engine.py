@@ -1,4 +1,8 @@
-"""Images made on the CPU: each thread takes samples all the way from the shard to the canvas, one pair at a time."""
+"""The CPU's engine: each thread takes samples all the way from the shard to the image, one pair at a time.
+
+The threads decide nothing: they read and compute what was planned, each into its own slots of the batch. Replacing bad
+samples is planned on the thread that asks for the batch.
+"""
 
 import contextlib
 import threading
@@ -12,14 +16,25 @@ from torch import Tensor
 from pipeline.augment import Draws, Float32s
 from pipeline.bad_samples import BadSamples
 from pipeline.buffers import BufferPool
-from pipeline.cpu_canvas import CpuCanvas, Float16s, write_views
+from pipeline.cpu_canvas import CpuCanvas, Float16s, make_views
+from pipeline.images import ImageConfig
 from pipeline.planner import Planned
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest
 from shard_tools.sample import read_values
 
 Group = list[int]
-"""Slots that need each other: a sample, or a pair that CutMix mixes."""
+"""The slots of a sample, or of two partners: they are read and made together."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many samples are worked on at once."""
+
+    compute: int
+    """Largest number that are computed at once: one for each core."""
+    read: int
+    """Largest number that are read at once: more than cores where reading is mostly waiting."""
 
 
 @dataclass
@@ -33,31 +48,31 @@ class _Work:
 
 
 class CpuImages:
-    """Makes the images of planned batches, float32 (B, C, H, W), or (B, V, C, H, W) of the views."""
+    """Makes the images of planned batches on threads of the CPU."""
 
     def __init__(
         self,
         manifest: Manifest,
-        canvas: CpuCanvas,
-        views: tuple[str, ...] | None,
+        images: ImageConfig,
         batch_size: int,
         bad: BadSamples,
-        threads: int,
-        read_threads: int,
+        threads: Threads,
     ) -> None:
-        """`views` None: training images. `threads` compute at once, of `read_threads` (no fewer) that mostly wait."""
-        self._manifest, self._canvas, self._views, self._bad = manifest, canvas, views, bad
-        shape = (batch_size, *(() if views is None else (len(views),)), *canvas.image_shape)
-        self._pool = BufferPool(shape, np.float32)
+        self._manifest, self._bad = manifest, bad
+        self._canvas = CpuCanvas(images.canvas, images.shape)
+        self._views = None if images.draws else images.views
+        views = () if self._views is None else (len(self._views),)
+        self._pool = BufferPool((batch_size, *views, *self._canvas.image_shape), np.float32)
         self._started: deque[_Work] = deque()
-        self._threads = max(threads, read_threads)
-        # Where threads mostly wait for a store there are more of them than cores.
-        self._cores = threading.Semaphore(threads) if self._threads > threads else contextlib.nullcontext()
+        self._threads = max(threads.compute, threads.read)
+        # With a remote store there are more threads than cores, as most of them wait: only some may compute at once.
+        is_limited = self._threads > threads.compute
+        self._cores = threading.Semaphore(threads.compute) if is_limited else contextlib.nullcontext()
         self._scratch = threading.local()
         self._executor = ThreadPoolExecutor(self._threads, "canvas")
 
     def start(self, planned: Planned, epoch: int) -> None:
-        """Begin to make the images of a batch, and return at once."""
+        """Begin a batch and return at once."""
         work = _Work(planned, epoch, self._pool.take())
         groups = _groups(planned)
         for part in np.array_split(np.arange(len(groups)), min(self._threads, len(groups))):
@@ -65,7 +80,7 @@ class CpuImages:
         self._started.append(work)
 
     def next(self) -> tuple[Planned, Tensor]:
-        """The oldest batch that was begun and not yet handed out; raises InputError for a sample that is bad."""
+        """Wait for the oldest batch that was begun. Raises InputError if a sample is bad and is not replaced."""
         work = self._started.popleft()
         wait(work.pending)
         for future in work.pending:
@@ -74,12 +89,12 @@ class CpuImages:
         return work.planned, work.image
 
     def reset(self) -> None:
-        """Let go of all that was begun."""
+        """Drop all batches that were begun."""
         while self._started:
             wait(self._started.popleft().pending)
 
     def close(self) -> None:
-        """Stop the threads, and let go of what was begun."""
+        """Stop the threads and drop what was begun."""
         self._executor.shutdown(cancel_futures=True)
         self._started.clear()
 
@@ -92,12 +107,12 @@ class CpuImages:
                     self._write(work.planned.draws, group, snippets, images)
 
     def _read_group(self, planned: Planned, group: Group, snippets: Float16s) -> bool:
-        """Read the snippets of a group; whether all of them could be."""
+        """Read the snippets of a group; return whether all could be read, and note in the plan which could not."""
         for slot, snippet in zip(group, snippets, strict=True):
             try:
                 read_values(self._manifest, int(planned.rows[slot]), snippet.reshape(-1).view(np.uint8))
             except StoreError:
-                raise  # of no sample's own: none could be read in its place
+                raise  # the store failed, not the sample: no other could be read either
             except InputError as error:
                 planned.failed[slot] = error
         return not any(slot in planned.failed for slot in group)
@@ -110,21 +125,21 @@ class CpuImages:
         return snippets
 
     def _write(self, draws: Draws | None, group: Group, snippets: Float16s, images: Float32s) -> None:
-        """The canvases of a group into the batch."""
+        """Write the images of a group into the batch."""
         if draws is not None:
-            # A partner from outside the batch has no place in it.
+            # The image of a partner from outside the batch is not wanted.
             places = [images[slot] if slot < len(images) else np.empty_like(images[0]) for slot in group]
             self._canvas.write_train_images(snippets, draws, group, places)
         elif self._views == ("identity",):
-            self._canvas.write_image(snippets[0], images[group[0], 0])
+            self._canvas.write_eval_image(snippets[0], images[group[0], 0])
         else:
             image = np.empty(self._canvas.image_shape, np.float32)
-            self._canvas.write_image(snippets[0], image)
-            write_views(image, self._views or (), images[group[0]])
+            self._canvas.write_eval_image(snippets[0], image)
+            make_views(image, self._views or (), images[group[0]])
 
 
 def _groups(planned: Planned) -> list[Group]:
-    """Every slot once, with its partner where that is another."""
+    """Every slot once, together with its partner if it has another one."""
     partners = range(len(planned.rows)) if planned.draws is None else planned.draws.partner.tolist()
     groups, taken = [], set()
     for slot, partner in enumerate(partners):
@@ -135,5 +150,5 @@ def _groups(planned: Planned) -> list[Group]:
 
 
 def _groups_of(planned: Planned, slots: list[int]) -> list[Group]:
-    """Those that hold any of these slots."""
+    """The groups that hold any of these slots."""
     return [group for group in _groups(planned) if not set(slots).isdisjoint(group)]

@@ -1,8 +1,8 @@
-"""The inner loops of the CPU's canvases, compiled by Numba: each call lets other threads run from its start to its end.
+"""The steps of the CPU's images as loops over pixels, compiled by Numba without Python's lock.
 
-Many small NumPy or torch calls did not: threads that take turns at Python's lock every 20 microseconds are slower
-together than one alone (docs/performance.md). They stand in one file, since Numba's cache of a function does not notice
-that one which it calls has changed in another.
+Each call runs from a snippet to its image, so that threads do not wait for each other: with many short NumPy or torch
+calls they did, and were slower together than one alone (docs/performance.md). All steps are in this file because
+Numba's cache of a function does not notice a change of a function that it calls from another file.
 
 Axes: P positions, t time bins before summing, N planes, T time bins, F frequency channels; C, H, W canvas.
 """
@@ -20,49 +20,61 @@ UInt16s = npt.NDArray[np.uint16]
 UInt32s = npt.NDArray[np.uint32]
 Int64s = npt.NDArray[np.int64]
 Weights = tuple[Int64s, Float32s]
-"""A resize along one axis: the first old pixel of each new one, and the weights (K, new) of it and the next K - 1. K is
-1 where nothing is to be done, else a multiple of 4."""
+"""A resize along one axis: the first old pixel of each new pixel, and the weights (K, new) of it and the next K - 1. K
+is 1 where the size stays the same, else a multiple of 4."""
 
 
-class Recipe(NamedTuple):
-    """How a snippet becomes planes; see CanvasConfig."""
+class Steps(NamedTuple):
+    """How a snippet becomes an image: CanvasConfig, in types that Numba takes."""
 
     positions: Int64s
-    """(N,) that the planes show."""
-    time_bins: int
-    """That are summed."""
+    """(N,) position in the cadence of each plane."""
+    sum_time_bins: int
     subtract: int
-    """0 nothing, 1 each channel's mean, 2 each time bin's too."""
-    normalises: bool
+    """0: nothing. 1: each channel's mean. 2: then also each time bin's mean."""
+    normalise: bool
     epsilon: float
     """Added to the variance."""
-    bends: bool
-    """By asinh."""
+    compress: bool
+    """Whether to take the asinh."""
+    rows: Weights
+    """Of the resize from time bins to H."""
+    columns: Weights
+    """Of the resize from channels to W."""
 
 
-class Move(NamedTuple):
-    """What happens to one sample in training; see Draws."""
+class SampleDraws(NamedTuple):
+    """What is drawn for one training sample; see Draws."""
 
     stacks: int
-    """Over each of which time is reversed as a whole."""
+    """Number of stacks of planes; time is reversed over each of them as a whole."""
     flip_frequency: bool
     flip_time: bool
     roll: int
     shift: int
     gain: float
     offset: float
-    erased: tuple[int, int, int, int, int, int]
-    """A box that becomes 0: plane, time bin, channel; planes, time bins, channels."""
-    pasted: tuple[int, int, int, int]
-    """What is taken from the other: first and last time bin, first and last channel, ends excluded."""
+    erase_box: tuple[int, int, int, int, int, int]
+    """What becomes 0: its first plane, time bin and channel, then the number of each."""
+    cutmix_box: tuple[int, int, int, int]
+    """What comes from the partner: first and last time bin, first and last channel, ends excluded."""
     mixed: float
-    """Weight of the other in the mean with it."""
-    path: Float32s
+    """Weight of the partner in mixup."""
+    signal_path: Float32s
     """(N, t) channel of the added signal in each plane; empty where none is added."""
-    level: Float32s
+    signal_level: Float32s
     """(N, t) its brightness, in standard deviations of the plane's noise."""
-    width: float
-    """Its standard deviation in channels."""
+    signal_width: float
+    """Its standard deviation, in channels."""
+
+
+class Scratch(NamedTuple):
+    """Memory of one thread. What is in it does not matter: fresh memory would cost more than the work done in it."""
+
+    planes: Float32s
+    """(2, N + 1, T, F): the planes of two samples, and one more for each."""
+    sums: Float32s
+    """(2, C, H, F): their images before the columns are resized."""
 
 
 # Sums in any order, as vectors need; infinity and NaN keep their meaning.
@@ -73,93 +85,80 @@ _REACH = 5.0  # standard deviations of a signal's profile, where 4e-6 of its pea
 
 
 @_kernel
-def make_image(
-    panels: UInt16s,
-    recipe: Recipe,
-    rows: Weights,
-    columns: Weights,
-    work: Float32s,
-    sums: Float32s,
-    image: Float32s,
-) -> None:
-    """A snippet (P, t, F) of float16 bits to its canvas (C, H, W).
-
-    `work` (N, T, F) and `sums` (C, H, F) may hold anything: fresh memory would cost more than what is done in it.
-    """
-    together = recipe.subtract > 0
+def write_eval_image(panels: UInt16s, steps: Steps, scratch: Scratch, image: Float32s) -> None:
+    """A snippet (P, t, F) of float16 bits to its image (C, H, W)."""
+    work, sums = scratch.planes[0, :-1], scratch.sums[0]
+    together = steps.subtract > 0
     if together:
         for plane in range(len(work)):
-            _widen(panels[recipe.positions[plane]], recipe.time_bins, work[plane])
-        _subtract_means(work, recipe.subtract > 1)
+            _sum_time_bins(panels[steps.positions[plane]], steps.sum_time_bins, work[plane])
+        _subtract_means(work, steps.subtract > 1)
     sums[:] = 0
     in_channel = len(work) // len(image)
     for plane in range(len(work)):
         # Where planes do not need each other they are done one by one: one stays in the core's cache, six do not.
         values = work[plane if together else 0]
         if not together:
-            _widen(panels[recipe.positions[plane]], recipe.time_bins, values)
-        _finish(values, recipe)
-        _add_rows(values, plane % in_channel * len(values), rows, sums[plane // in_channel])
-    _resize_columns(sums, columns, image)
+            _sum_time_bins(panels[steps.positions[plane]], steps.sum_time_bins, values)
+        _normalise_and_compress(values, steps)
+        _resize_rows(values, plane % in_channel * len(values), steps.rows, sums[plane // in_channel])
+    _resize_columns(sums, steps.columns, image)
 
 
 @_kernel
-def make_pair(
+def write_train_images(
     panels: UInt16s,
-    recipe: Recipe,
-    moves: tuple[Move, Move],
-    rows: Weights,
-    columns: Weights,
-    work: Float32s,
-    sums: Float32s,
+    steps: Steps,
+    draws: tuple[SampleDraws, SampleDraws],
+    scratch: Scratch,
     images: tuple[Float32s, Float32s],
 ) -> None:
-    """Snippets (1 or 2, P, t, F) of float16 bits to their canvases, augmented and mixed with each other.
-
-    `work` (2, N + 1, T, F) and `sums` (2, C, H, F) may hold anything.
-    """
-    together = recipe.subtract > 0
+    """Snippets (1 or 2, P, t, F) of float16 bits to their images (C, H, W), augmented and mixed with each other."""
+    work, sums = scratch.planes, scratch.sums
+    together = steps.subtract > 0
     sums[:] = 0
     planes = work.shape[1] - 1
     in_channel = planes // images[0].shape[0]
     for sample in range(len(panels)):
         if together:
             for plane in range(planes):
-                _widen_with_signal(panels[sample], recipe, moves[sample], plane, work[sample, plane])
-            _subtract_means(work[sample, :planes], recipe.subtract > 1)
+                _sum_and_add_signal(panels[sample], steps, draws[sample], plane, work[sample, plane])
+            _subtract_means(work[sample, :planes], steps.subtract > 1)
     for plane in range(planes):
         for sample in range(len(panels)):
-            move = moves[sample]
-            size = planes // move.stacks
-            source = plane // size * size + size - 1 - plane % size if move.flip_time else plane
+            drawn = draws[sample]
+            size = planes // drawn.stacks
+            source = plane // size * size + size - 1 - plane % size if drawn.flip_time else plane
             values = work[sample, source if together else 0]
             if not together:
-                _widen_with_signal(panels[sample], recipe, move, source, values)
-            _finish(values, recipe)
-            _move(values, move, plane, work[sample, planes])
+                _sum_and_add_signal(panels[sample], steps, drawn, source, values)
+            _normalise_and_compress(values, steps)
+            _augment(values, drawn, plane, work[sample, planes])
         if len(panels) == 2:
-            _mix(work[0, planes], work[1, planes], moves)
+            _mix(work[0, planes], work[1, planes], draws)
         for sample in range(len(panels)):
-            moved = work[sample, planes]
-            _add_rows(moved, plane % in_channel * len(moved), rows, sums[sample, plane // in_channel])
+            augmented = work[sample, planes]
+            start = plane % in_channel * len(augmented)
+            _resize_rows(augmented, start, steps.rows, sums[sample, plane // in_channel])
     for sample in range(len(panels)):
-        _resize_columns(sums[sample], columns, images[sample])
+        _resize_columns(sums[sample], steps.columns, images[sample])
 
 
 @_kernel
-def _widen_with_signal(panels: UInt16s, recipe: Recipe, move: Move, plane: int, values: Float32s) -> None:
-    """Number `plane` of the planes (T, F) of panels (P, t, F), with what is added to it."""
-    _widen(panels[recipe.positions[plane]], recipe.time_bins, values)
-    if len(move.level):
-        _add_signal(values, recipe.time_bins, move.path[plane], move.level[plane], move.width)
+def _sum_and_add_signal(panels: UInt16s, steps: Steps, draws: SampleDraws, plane: int, values: Float32s) -> None:
+    """Plane number `plane` (T, F) of panels (P, t, F), with the signal that is added to it."""
+    _sum_time_bins(panels[steps.positions[plane]], steps.sum_time_bins, values)
+    if len(draws.signal_level):
+        path, level = draws.signal_path[plane], draws.signal_level[plane]
+        _add_signal(values, steps.sum_time_bins, path, level, draws.signal_width)
 
 
 @_kernel
-def _widen(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
-    """A panel (t, F) of float16 bits to a plane (T, F) of sums of `time_bins` rows, over the square root of it.
+def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
+    """A panel (t, F) of float16 bits to a plane (T, F): sums of `time_bins` rows, divided by sqrt(time_bins).
 
-    By bits: exponent and fraction move to their new places, and a multiplication mends the bias; subnormal numbers
-    come out right too. Infinities and NaN don't, and snippets have none.
+    float16 becomes float32 by its bits: exponent and fraction move to their new places, and a multiplication corrects
+    the exponent's bias, for subnormal numbers too. Infinities and NaN come out wrong, but snippets have none.
     """
     channels = panel.shape[1]
     bits = np.empty(channels, np.uint32)
@@ -225,12 +224,12 @@ def _subtract_means(planes: Float32s, of_rows: bool) -> None:
 
 
 @_kernel
-def _finish(plane: Float32s, recipe: Recipe) -> None:
-    """Normalise and bend a plane (T, F)."""
-    if recipe.normalises:
-        _normalise(plane, recipe.epsilon)
-    if recipe.bends:
-        _bend(plane)
+def _normalise_and_compress(plane: Float32s, steps: Steps) -> None:
+    """The steps that are the same in training and evaluation, on a plane (T, F)."""
+    if steps.normalise:
+        _normalise(plane, steps.epsilon)
+    if steps.compress:
+        _compress(plane)
 
 
 @_kernel
@@ -256,11 +255,11 @@ def _normalise(plane: Float32s, epsilon: float) -> None:
 
 
 @_kernel
-def _bend(plane: Float32s) -> None:
+def _compress(plane: Float32s) -> None:
     """The asinh of a plane (T, F), to 1e-6: sign(x) log(|x| + sqrt(x^2 + 1)).
 
-    The logarithm as Cephes has it (Moshier 1992, logf.c): the exponent, and a polynomial of the fraction. NumPy's and
-    the C library's go value by value here, which takes ten times as long.
+    The logarithm is that of Cephes (Moshier 1992, logf.c): the exponent, and a polynomial of the fraction. NumPy's and
+    the C library's take one value at a time here, which takes ten times as long.
     """
     channels = plane.shape[1]
     values, exponent = np.empty(channels, np.float32), np.empty(channels, np.float32)
@@ -290,25 +289,25 @@ def _bend(plane: Float32s) -> None:
 
 
 @_kernel
-def _move(of: Float32s, move: Move, plane: int, to: Float32s) -> None:
-    """Flip, roll, shift, scale and erase one plane (T, F) into another, which becomes number `plane`."""
+def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None:
+    """Flip, roll, shift, scale and erase a plane (T, F) into `to`, the canvas's plane number `plane`."""
     time_bins, channels = of.shape
-    gain, offset = np.float32(move.gain), np.float32(move.offset)
-    kept = channels - move.roll
+    gain, offset = np.float32(draws.gain), np.float32(draws.offset)
+    kept = channels - draws.roll
     for row in range(time_bins):
         values = to[row]
-        place = row + move.shift
+        place = row + draws.shift
         if place < 0 or place >= time_bins:
             values[:] = offset  # what comes in is 0
             continue
-        source = of[time_bins - 1 - place if move.flip_time else place]
-        if move.flip_frequency:
+        source = of[time_bins - 1 - place if draws.flip_time else place]
+        if draws.flip_frequency:
             _scale_reversed(source[:kept], gain, offset, values[:kept])
             _scale_reversed(source[kept:], gain, offset, values[kept:])
         else:
-            _scale(source[move.roll :], gain, offset, values[:kept])
-            _scale(source[: move.roll], gain, offset, values[kept:])
-    first, time_bin, channel, count, height, width = move.erased
+            _scale(source[draws.roll :], gain, offset, values[:kept])
+            _scale(source[: draws.roll], gain, offset, values[kept:])
+    first, time_bin, channel, count, height, width = draws.erase_box
     if first <= plane < first + count:
         to[time_bin : time_bin + height, channel : channel + width] = 0
 
@@ -328,27 +327,27 @@ def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Floa
 
 
 @_kernel
-def _mix(first: Float32s, second: Float32s, moves: tuple[Move, Move]) -> None:
-    """CutMix and mixup of two planes (T, F), each with the other as it was before."""
-    if moves[0].mixed == 0 and moves[1].mixed == 0:
-        _swap_boxes(first, second, moves[0].pasted, moves[1].pasted)
+def _mix(first: Float32s, second: Float32s, draws: tuple[SampleDraws, SampleDraws]) -> None:
+    """CutMix or mixup of two planes (T, F), each with the other as it was before this step."""
+    if draws[0].mixed == 0 and draws[1].mixed == 0:
+        _swap_boxes(first, second, draws[0].cutmix_box, draws[1].cutmix_box)
         return
     before = np.empty(first.shape[1], np.float32)
     for row in range(len(first)):
         _copy(first[row], before)
-        _mix_row(first[row], second[row], row, moves[0])
-        _mix_row(second[row], before, row, moves[1])
+        _mix_row(first[row], second[row], row, draws[0])
+        _mix_row(second[row], before, row, draws[1])
 
 
 @_kernel
-def _mix_row(values: Float32s, others: Float32s, row: int, move: Move) -> None:
-    """Mixup, or else CutMix, of a row (F,) of one sample with that of another."""
-    if move.mixed > 0:
-        share = np.float32(move.mixed)
+def _mix_row(values: Float32s, others: Float32s, row: int, draws: SampleDraws) -> None:
+    """Mixup, or else CutMix, of a row (F,) of one sample with the same row of its partner."""
+    if draws.mixed > 0:
+        share = np.float32(draws.mixed)
         for channel in range(len(values)):
             values[channel] += share * (others[channel] - values[channel])
         return
-    start, end, left, right = move.pasted
+    start, end, left, right = draws.cutmix_box
     if start <= row < end:
         _copy(others[left:right], values[left:right])
 
@@ -357,7 +356,7 @@ def _mix_row(values: Float32s, others: Float32s, row: int, move: Move) -> None:
 def _swap_boxes(
     first: Float32s, second: Float32s, of_first: tuple[int, int, int, int], of_second: tuple[int, int, int, int]
 ) -> None:
-    """CutMix of two planes (T, F): into each, its own box out of the other as that was before."""
+    """CutMix of two planes (T, F): each takes its own box from the other, as it was before this step."""
     left, right, start, end = of_first[2], of_first[3], of_second[2], of_second[3]
     kept = np.empty(end - start, np.float32)
     for row in range(min(of_first[0], of_second[0]), max(of_first[1], of_second[1])):
@@ -379,10 +378,10 @@ def _copy(of: Float32s, to: Float32s) -> None:
 
 
 @_kernel
-def _add_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:
-    """Add what the rows of a plane (T, F), of which the first is row `start` of the old image, give to (H, F).
+def _resize_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:
+    """Add the share of a plane (T, F) to the resized rows (H, F) of its stack; `start` is its first row in the stack.
 
-    Four old rows at a time: a sum that goes to memory and back for each takes twice as long.
+    Four old rows at a time: reading and writing a sum for each of them takes twice as long.
     """
     first, weight = weights
     for row in range(len(sums)):
@@ -415,7 +414,7 @@ def _add_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> 
 
 @_kernel
 def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:
-    """(C, H, F) to (C, H, W)."""
+    """Images (C, H, F) to (C, H, W)."""
     first, weight = weights
     if len(weight) == 1:
         image[:] = sums

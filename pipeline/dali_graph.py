@@ -1,7 +1,9 @@
-"""DALI graphs: snippets and draws in, canvases out; one graph for training, one for evaluation and TTA.
+"""Images on a GPU: DALI graphs with snippets and draws in, images out; one for training, one for evaluation and TTA.
+
+These are the steps of pipeline/cpu_kernels.py, under the same names, for a whole batch at once.
 
 Axes: N planes, T time bins (t before summing), F frequency channels; C, H, W channels, height, width of the canvas;
-V views. Shapes are of one sample. Nothing here is random: every decision comes in as a tensor.
+V views. Shapes are of one sample. Nothing here is random: every draw comes in as a tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,23 +65,23 @@ def train_inputs(draws: DrawConfig) -> tuple[str, ...]:
 def build_train_graph(
     feed: Feed, canvas: CanvasConfig, draws: DrawConfig, shape: tuple[int, int, int], place: GraphPlace
 ) -> Pipeline:
-    """A pipeline from snippets (P, t, F) float16 and `train_inputs` to canvases (C, H, W) float32, augmented and mixed.
+    """A pipeline from snippets (P, t, F) float16 and `train_inputs` to images (C, H, W) float32, augmented and mixed.
 
-    `feed` returns one batch per input and raises StopIteration at the end of an epoch; what it returns must stay as
-    it is until the batch has left the pipeline. `shape` is a snippet's (P, t, F).
+    `feed` returns a batch of each input and raises StopIteration at the end of an epoch. What it returns must not be
+    changed until the batch has left the pipeline. `shape` is a snippet's (P, t, F).
     """
     planes_shape, inputs = canvas.plane_shape(shape), train_inputs(draws)
 
     def graph() -> DataNode:
         data, *values = fn.external_source(source=feed, num_outputs=1 + len(inputs), batch=True, no_copy=True)
         drawn = dict(zip(inputs, values, strict=True))
-        planes = _to_sums(data, canvas, shape, place.on_gpu)
+        planes = _sum_time_bins(data, canvas, shape, place.on_gpu)
         if draws.inject:
-            planes = _add_signals(planes, canvas, planes_shape, drawn, place.on_gpu)
-        planes = _to_planes(planes, canvas)
+            planes = _add_signal(planes, canvas, planes_shape, drawn, place.on_gpu)
+        planes = _compress(_normalise(_subtract_means(planes, canvas), canvas), canvas)
         planes = _augment(planes, canvas, planes_shape, drawn, place.on_gpu)
         planes = _mix(planes, planes_shape, drawn, place.on_gpu)
-        return _to_canvas(planes, canvas, planes_shape)
+        return _resize(planes, canvas, planes_shape)
 
     return place.pipeline_def(graph)
 
@@ -87,19 +89,19 @@ def build_train_graph(
 def build_eval_graph(
     feed: Feed, canvas: CanvasConfig, shape: tuple[int, int, int], views: Sequence[str], place: GraphPlace
 ) -> Pipeline:
-    """A pipeline from snippets to the `views` of each canvas, (V, C, H, W) float32; see `build_train_graph`."""
+    """A pipeline from snippets to the `views` of each image, (V, C, H, W) float32; see `build_train_graph`."""
 
     def graph() -> DataNode:
         (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, no_copy=True)
-        planes = _to_planes(_to_sums(data, canvas, shape, place.on_gpu), canvas)
-        image = _to_canvas(planes, canvas, canvas.plane_shape(shape))
-        return fn.stack(*(_view(image, canvas, view) for view in views))
+        planes = _sum_time_bins(data, canvas, shape, place.on_gpu)
+        planes = _compress(_normalise(_subtract_means(planes, canvas), canvas), canvas)
+        return _make_views(_resize(planes, canvas, canvas.plane_shape(shape)), canvas, views)
 
     return place.pipeline_def(graph)
 
 
-def _to_sums(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
-    """Snippets to planes (N, T, F) float32 of summed time bins, in the order that the canvas shows them."""
+def _sum_time_bins(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
+    """Snippets (P, t, F) to planes (N, T, F) float32 of summed time bins, in the order of the canvas."""
     _, raw_bins, channels = shape
     count, time_bins, _ = canvas.plane_shape(shape)
     # Cross PCIe as float16 and widen on the device: half the bytes, nothing lost.
@@ -117,12 +119,13 @@ def _to_sums(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], 
     return values
 
 
-def _add_signals(
+def _add_signal(
     planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool
 ) -> DataNode:
-    """Add to planes (N, T, F) a Gaussian profile along a path, as bright as its level times the plane's noise.
+    """Add to planes (N, T, F) a Gaussian profile along a path; its peak is its level times the plane's noise.
 
-    The noise is that between neighbouring channels, by a mean of roots, which a few bright lines hardly move.
+    The noise is measured on steps between neighbouring channels, by the mean of their roots: bright lines hardly
+    change it.
     """
     count, time_bins, channels = shape
     # A time bin of the snippet at a time, as the path moves on within a summed one: (N, T, t / T, F).
@@ -136,21 +139,29 @@ def _add_signals(
     return planes + profile * noise * noise * np.float32(canvas.sum_time_bins**-0.5)
 
 
-def _to_planes(values: DataNode, canvas: CanvasConfig) -> DataNode:
-    """Planes (N, T, F) without background, normalised and bent."""
+def _subtract_means(values: DataNode, canvas: CanvasConfig) -> DataNode:
+    """Take the background of planes (N, T, F) away: each channel's mean, and then each time bin's."""
     if canvas.subtract != "none":
         values = values - fn.reductions.mean(values, axes=[0, 1], keep_dims=True)
     if canvas.subtract == "lines_bursts":
         values = values - fn.reductions.mean(values, axes=[2], keep_dims=True)
-    if canvas.normalise:
-        values = fn.normalize(values, axes=[1, 2], epsilon=NORMALISE_EPSILON)
+    return values
+
+
+def _normalise(values: DataNode, canvas: CanvasConfig) -> DataNode:
+    """Bring each plane to mean 0 and standard deviation 1."""
+    return fn.normalize(values, axes=[1, 2], epsilon=NORMALISE_EPSILON) if canvas.normalise else values
+
+
+def _compress(values: DataNode, canvas: CanvasConfig) -> DataNode:
+    """Take the asinh of planes."""
     return math.asinh(values) if canvas.compress == "asinh" else values
 
 
 def _augment(
     planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool
 ) -> DataNode:
-    """Flip, roll, shift, scale and erase planes (N, T, F); the same for every panel, but for the erased box."""
+    """Flip, roll, shift, scale and erase planes (N, T, F): all panels alike, but for the erased box."""
     count, time_bins, channels = shape
     in_stack = count // canvas.stacks * time_bins
     stacked = fn.reshape(planes, shape=[canvas.stacks, in_stack, channels], layout="CHW")
@@ -170,20 +181,20 @@ def _augment(
 
 
 def _mix(planes: DataNode, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool) -> DataNode:
-    """CutMix and mixup of planes (N, T, F): the same in each panel, so that slots stay what they are."""
+    """CutMix or mixup of planes (N, T, F), the same in each panel, so that ON stays ON."""
     _, time_bins, channels = shape
     device = _device(on_gpu)
     row = types.Constant(np.arange(time_bins, dtype=np.int32).reshape(1, -1, 1), device=device)
     column = types.Constant(np.arange(channels, dtype=np.int32).reshape(1, 1, -1), device=device)
     box = _on(draws["cutmix_box"], on_gpu)
     inside = ((row >= box[0]) & (row < box[1])) & ((column >= box[2]) & (column < box[3]))
-    taken = fn.cast(inside, dtype=types.FLOAT) + _on(draws["mixed"], on_gpu)  # of which one is 0
+    taken = fn.cast(inside, dtype=types.FLOAT) + _on(draws["mixed"], on_gpu)  # one of the two is 0
     partner = fn.permute_batch(planes, indices=draws["partner"])
     return planes * (np.float32(1) - taken) + partner * taken
 
 
-def _to_canvas(planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int]) -> DataNode:
-    """Planes (N, T, F) to an image (C, H, W)."""
+def _resize(planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int]) -> DataNode:
+    """Stack planes (N, T, F) and resize the stacks to an image (C, H, W)."""
     count, time_bins, channels = shape
     height = count // canvas.channels * time_bins
     image = fn.reshape(planes, shape=[canvas.channels, height, channels], layout="CHW")
@@ -192,7 +203,12 @@ def _to_canvas(planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, in
     return fn.resize(image, size=[canvas.height, canvas.width], interp_type=types.INTERP_LINEAR, antialias=True)
 
 
-def _view(image: DataNode, canvas: CanvasConfig, view: str) -> DataNode:
+def _make_views(image: DataNode, canvas: CanvasConfig, views: Sequence[str]) -> DataNode:
+    """An image (C, H, W) to its TTA views (V, C, H, W)."""
+    return fn.stack(*(_make_view(image, canvas, view) for view in views))
+
+
+def _make_view(image: DataNode, canvas: CanvasConfig, view: str) -> DataNode:
     """One TTA view of an image (C, H, W)."""
     if view not in canvas.views:
         raise ValueError(f"view {view!r} of canvas {canvas.canvas!r}: expected one of {canvas.views}")

@@ -1,11 +1,15 @@
-"""The iterable that ties plan, reader and images together: batches on the device, in a planned order.
+"""The loader: plans each batch, has an engine make its images, and hands both out on the device.
+
+Which sample comes next is decided in plan.py, what happens to it in augment.py, and all of it before any worker thread
+starts. Threads only read and compute what was planned (reader.py, cpu_engine.py, dali_engine.py), so that their timing
+changes nothing. The targets of mixed samples are computed here, with `mixed_targets` of augment.py.
 
 Axes: B batch, V views, C channels, H height, W width.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +19,8 @@ from torch import Tensor
 from pipeline.augment import DrawConfig, mixed_targets
 from pipeline.bad_samples import BadSamples, Policy
 from pipeline.canvas import CanvasConfig
-from pipeline.devices import numbered
+from pipeline.devices import with_index
+from pipeline.images import ImageConfig, Images
 from pipeline.plan import Order, Share
 from pipeline.planner import EXTRA, Planned, Planner
 from pipeline.randomness import Int64s
@@ -34,19 +39,19 @@ class LoaderConfig:
     """How far and how wide the loader works ahead."""
 
     engine: Engine = "auto"
-    """What makes the images: DALI's graph, or compiled kernels on threads of the CPU. auto: DALI on a GPU, the kernels
-    on a CPU, where they are several times as fast."""
+    """What makes the images: DALI, or compiled kernels on threads of the CPU. auto: DALI on a GPU, the kernels on a
+    CPU, where they are several times as fast."""
     loader_threads: int = rank_cores()
-    """Threads that decode and augment on the CPU; by default the usable cores, shared among this machine's ranks."""
+    """Threads that decode and augment on the CPU. Default: the usable cores, divided by this machine's ranks."""
     read_threads: int = 0
     """Threads that read. 0: as many as loader-threads from a local folder, 32 from a remote store."""
     read_ahead: int = 4
-    """Batches that are begun before the one that is handed out is needed."""
+    """Batches that are made in advance."""
     on_bad_sample: Policy = "fail"
-    """In training, what to do with a sample whose bytes are not those that were packed: stop, or read the next of
-    the epoch in its place and name it at the end. Validation and prediction always stop."""
+    """In training, what to do with a sample whose bytes are not those that were packed: fail stops; skip reads the
+    epoch's next sample in its place and names the bad one at the end. Validation and prediction always stop."""
     max_bad: int = 10
-    """With skip, the largest number of bad samples that one rank may meet before it stops."""
+    """With skip, the number of bad samples that one rank tolerates before it stops."""
 
     def __post_init__(self) -> None:
         if min(self.loader_threads, self.read_ahead) < 1:
@@ -71,30 +76,14 @@ class Batch:
     row: Tensor
     """(B,) int64 on the device, rows of the manifest."""
     position: Int64s
-    """(B,) positions in the epoch."""
-
-
-class Images(Protocol):
-    """What turns planned batches into images, some of them at once."""
-
-    def start(self, planned: Planned, epoch: int) -> None:
-        """Begin on a batch, and return at once."""
-
-    def next(self) -> tuple[Planned, Tensor]:
-        """The oldest batch that was begun and not yet handed out; raises InputError for a sample that is bad."""
-
-    def reset(self) -> None:
-        """Let go of all that was begun."""
-
-    def close(self) -> None:
-        """Stop the threads and let go of all memory; nothing may be asked for after it."""
+    """(B,) positions in the epoch, on the CPU."""
 
 
 class Loader:
-    """Iterate over one epoch after another of an order; resumable through `state_dict`.
+    """Iterate over an order, one epoch after another; resumable through `state_dict`.
 
-    Each iteration continues where the last batch was handed out and ends at the end of its epoch. A rank's loader
-    reads its own share, so Accelerate need not (and does not) prepare it.
+    Each iteration goes on after the last batch that was handed out, to the end of its epoch. Each rank's loader reads
+    its own share, so that Accelerate need not (and does not) prepare it.
     """
 
     def __init__(
@@ -108,17 +97,21 @@ class Loader:
         device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
         config: LoaderConfig = LoaderConfig(),
     ) -> None:
-        """`draws` makes training batches, None evaluation batches of `views`; no `canvas`, snippets as they are."""
+        """With `draws` training batches, without them evaluation batches of `views`, without `canvas` raw snippets.
+
+        Raises ValueError where `order` and `share` differ in length, InputError where the canvas does not fit.
+        """
         if share.length != len(order):
             raise ValueError(f"a share of {share.length} positions, for an order of {len(order)}")
         self.share = share
         self.manifest = manifest
         self._draws, self._config = draws, config
-        # Once: DALI and torch have to mean the same GPU, whatever is current when a batch is made.
-        self.device = numbered(device)
+        # Numbered now, so that DALI and torch use the same GPU whichever is current later.
+        self.device = with_index(device)
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
         self._planner = Planner(order, share, draws if canvas else None, canvas, planes)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)
+        self._ahead = config.read_ahead + 1
         self._images: Images | None = self._build_images(canvas, tuple(views))
         self._epoch = self._micro = self._begun = 0  # of the next batch to hand out, and to begin
 
@@ -132,14 +125,14 @@ class Loader:
         return self.share.steps * self.share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        self._open_images().reset()  # of what an iteration that was left early had under way
+        self._open_images().reset()  # drops what an iteration that was left early had begun
         self._begun = self._micro
         while self._micro < len(self):
             while self._begun < min(len(self), self._micro + self._ahead):
                 self._open_images().start(self._planner.plan(self._epoch, self._begun), self._epoch)
                 self._begun += 1
             planned, image = self._open_images().next()
-            # Counted before it is handed out: a state taken while the batch is at work continues after it.
+            # Counted before it is handed out, so that a state taken while it is used continues after it.
             self._micro += 1
             yield self._to_batch(planned, image)
         self._epoch, self._micro = self._epoch + 1, 0
@@ -151,7 +144,7 @@ class Loader:
         self.close()
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch lies, as (epoch, position in epoch): for any number of ranks."""
+        """Epoch and position in it of the next batch, valid for any number of ranks. Raises RuntimeError in a step."""
         step, within = divmod(self._micro, self.share.accumulate)
         if within:
             raise RuntimeError("a loader's state is taken between steps, not between the micro-batches of a step")
@@ -160,7 +153,7 @@ class Loader:
         return {"epoch": self._epoch, "position": step * self.share.global_batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where a state was taken. Raises InputError where no step of this global batch begins there."""
+        """Continue where a state was taken. Raises InputError if no step of this global batch begins there."""
         step, rest = divmod(state["position"], self.share.global_batch)
         if rest:
             raise InputError(
@@ -170,42 +163,56 @@ class Loader:
         self._epoch, self._micro = state["epoch"], step * self.share.accumulate
 
     def close(self) -> None:
-        """Stop the threads, and let go of graph and memory, the device's too; batches handed out stay what they are."""
+        """Stop the threads and free the memory, the device's too. Batches that were handed out stay valid."""
         if self._images is not None:
             self._images.close()
             self._images = None
 
     def _open_images(self) -> Images:
         if self._images is None:
-            raise RuntimeError("this loader was closed; build another")
+            raise RuntimeError("this loader is closed; build another")
         return self._images
 
     def _build_images(self, canvas: CanvasConfig | None, views: tuple[str, ...]) -> Images:
-        config, manifest, on_gpu = self._config, self.manifest, self.device.type == "cuda"
-        slots = self.share.batch_size + (EXTRA if self._draws else 0)
-        # A request is mostly waiting: many are under way at once, so that their latencies overlap.
-        read_threads = config.read_threads or (REMOTE_READS if manifest.store.is_remote else config.loader_threads)
-        self._ahead = config.read_ahead + 1
-        shown = None if self._draws else views
         if canvas is None:
-            return RawSnippets(Reader(manifest, slots, read_threads, pinned=on_gpu), self._bad)
-        if config.engine == "cpu" or (config.engine == "auto" and not on_gpu):
-            from pipeline.cpu_canvas import CpuCanvas
-            from pipeline.cpu_engine import CpuImages  # with Numba, which a machine with a GPU may lack
+            return RawSnippets(self._build_reader(), self._bad)
+        images = ImageConfig(canvas, self.manifest.shape, self._draws, views)
+        engine = self._config.engine
+        if engine == "cpu" or (engine == "auto" and self.device.type != "cuda"):
+            return self._build_cpu_images(images)
+        return self._build_dali_images(images)
 
-            arithmetic = CpuCanvas(canvas, manifest.shape)
-            batch_size, threads = self.share.batch_size, config.loader_threads
-            return CpuImages(manifest, arithmetic, shown, batch_size, self._bad, threads, read_threads)
+    def _build_cpu_images(self, images: ImageConfig) -> Images:
+        from pipeline.cpu_engine import CpuImages, Threads  # with Numba, which a machine with a GPU may lack
+
+        threads = Threads(self._config.loader_threads, self._read_threads)
+        return CpuImages(self.manifest, images, self.share.batch_size, self._bad, threads)
+
+    def _build_dali_images(self, images: ImageConfig) -> Images:
         from pipeline.dali_engine import DaliImages  # slow to import, and not needed on a CPU
         from pipeline.dali_graph import PREFETCH_DEPTH, GraphPlace
 
         self._ahead += PREFETCH_DEPTH  # inside the graph
-        place = GraphPlace(slots, config.loader_threads, self.device.index if on_gpu else None)
-        reader = Reader(manifest, slots, read_threads, pinned=on_gpu)
-        return DaliImages(reader, canvas, self._draws, manifest.shape, views, self._bad, place)
+        device_id = self.device.index if self.device.type == "cuda" else None
+        place = GraphPlace(self._slots, self._config.loader_threads, device_id)
+        return DaliImages(self._build_reader(), images, self._bad, place)
+
+    def _build_reader(self) -> Reader:
+        return Reader(self.manifest, self._slots, self._read_threads, pinned=self.device.type == "cuda")
+
+    @property
+    def _slots(self) -> int:
+        """Most samples that a batch needs: its own, and partners from outside it."""
+        return self.share.batch_size + (EXTRA if self._draws else 0)
+
+    @property
+    def _read_threads(self) -> int:
+        # A remote request is mostly waiting: many are under way at once, so that their latencies overlap.
+        default = REMOTE_READS if self.manifest.store.is_remote else self._config.loader_threads
+        return self._config.read_threads or default
 
     def _targets(self, planned: Planned) -> npt.NDArray[np.float32]:
-        """Of the batch and partners outside it, as mixed."""
+        """Targets of all slots, mixed as the images are."""
         own = self.manifest.target[planned.rows]
         if self._draws is None or planned.draws is None:
             return own.astype(np.float32)
@@ -213,7 +220,7 @@ class Loader:
         return mixed_targets(self._draws, planned.draws, own, own[planned.draws.partner])
 
     def _to_batch(self, planned: Planned, image: Tensor) -> Batch:
-        if planned.failed:  # that an engine forgot to settle: what was not read is not handed out
+        if planned.failed:  # an engine forgot to settle these: what was not read is never handed out
             raise planned.failed[min(planned.failed)]
         size = len(planned.counts)
 

@@ -1,8 +1,8 @@
 """One call from a data set to batches, for programs that bring their own training loop."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.augment import DrawConfig
@@ -10,12 +10,13 @@ from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Sampling, Share
 from shard_tools.errors import InputError
+from shard_tools.joined import Roots, read_manifests
 from shard_tools.kaggle_layout import SPLITS
-from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.manifest import Manifest
 
 
 def open_loader(
-    shards: str | Path | Manifest,
+    shards: Roots | Manifest,
     split: str = "train",
     fold: int | None = None,
     *,
@@ -31,56 +32,84 @@ def open_loader(
 ) -> Loader:
     """Open a data set of shards as an iterable of batches on the device.
 
-    A `for` over the loader is one epoch, the next `for` the next epoch. Each sample comes once an epoch over all ranks,
-    in an order that depends on `seed` and the epoch alone. `state_dict()` and `load_state_dict()` continue in the
-    middle of an epoch, bit for bit. Close the loader, or use it in a `with` statement.
+    Each `for` over the loader is one epoch, or the rest of one that was left early. Over all ranks an epoch holds each
+    sample once (with "weighted", as many draws as there are samples), in an order that depends on `seed` and the epoch
+    alone. `state_dict()` and `load_state_dict()` continue in the middle of an epoch, bit for bit. Close the loader when
+    done, or use it in a `with` statement.
 
-    A batch has `image`, `target` (B,) float32 in 0 to 1 (-1 where unknown), `counts` (B,) bool, False for the
-    repeats that fill up the last batch, and `row` (B,) int64, the row of each sample in the manifest. `image` is
+    A batch has these fields, all but the last on the device:
 
-    - without `canvas`: (B, 6, T, F) float16, the snippets as they are;
-    - with `canvas` and `augment`: (B, C, H, W) float32, augmented, with mixed targets where CutMix or mixup are drawn;
-    - with `canvas` alone: (B, V, C, H, W) float32, one image for each of the V `views`.
+    - `image`: without `canvas` (B, 6, T, F) float16, the snippets as they are; with `canvas` and `augment`
+      (B, C, H, W) float32; with `canvas` alone (B, V, C, H, W) float32, one image for each of the V `views`
+    - `target`: (B,) float32 in 0 to 1, mixed where images were; -1 where unknown
+    - `counts`: (B,) bool, False for the repeats that fill up the last batch
+    - `row`: (B,) int64, rows of `loader.manifest`; `loader.manifest.keys_of(rows)` gives their keys
+    - `position`: (B,) int64, a NumPy array of positions in the epoch
 
     Args:
-        shards: A folder or URL (s3://, https://) that `python -m shard_tools pack` wrote, or its manifest.
+        shards: A folder or URL (s3://, https://) that `python -m shard_tools pack` wrote, several of them, or a
+            manifest.
         split: "train" or "test".
         fold: Of the train split: leave this fold out. None: leave none out.
         held_out: Read the samples of `fold` alone, to validate on them.
-        batch_size: Cadences in a batch of one rank.
+        batch_size: Samples in a batch of one rank.
         canvas: How a snippet becomes an image, for example `CanvasConfig("on_off", 224, 224)`.
-        augment: What is drawn for training images, for example `DrawConfig(cutmix=0.5)`. Needs `canvas`.
-        views: The images of each cadence for test-time augmentation, some of `canvas.views`. Not with `augment`.
+        augment: How strongly training images are augmented; `DrawConfig()` has the defaults of train.py. Needs
+            `canvas`. None: nothing is augmented, whatever the split.
+        views: The images of each sample for test-time augmentation, some of `canvas.views`. Not with `augment`.
         sampling: "uniform" (each sample once, shuffled), "weighted" (both classes equally often, with replacement) or
             "sequential". None: uniform for training, sequential for the held-out fold and the test split.
-        seed: Of the order and of all that is drawn.
-        device: Where batches arrive. None: the current GPU if torch can use one, or else the CPU.
-        config: Threads, engine, how far to read ahead, and what to do with a bad sample.
+        seed: Seed of the order and of the augmentation.
+        device: Where batches arrive. None: the current GPU if torch can use one, else the CPU.
+        config: Threads, engine, batches read ahead, and what to do with a bad sample.
 
-    The rank and the number of ranks are those of `torch.distributed` where it is initialised.
+    Rank and world size are those of `torch.distributed` if it is initialised, else 0 and 1.
 
-    Raises InputError where the data set, split or fold is absent or empty, or the options contradict each other.
+    Raises:
+        InputError: The data set cannot be read, the split or fold is empty, or options contradict each other; later,
+            while iterating, a sample's bytes are not those that were packed. The message says what to do.
 
     Example:
-        with open_loader("shards", fold=0, batch_size=64, canvas=CanvasConfig("on_off", 224, 224)) as loader:
+        with open_loader("shards", fold=0, canvas=CanvasConfig("on_off", 224, 224), augment=DrawConfig()) as loader:
             for batch in loader:
-                logits = model(batch.image[:, 0])
+                logits = model(batch.image)
     """
-    if split not in SPLITS:
-        raise InputError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    if held_out and fold is None:
-        raise InputError("held_out=True: needs a fold, such as fold=0")
-    if augment is not None and (canvas is None or tuple(views) != ("identity",)):
-        raise InputError("augment: needs a canvas, and no views; views are for evaluation")
-    manifest = shards if isinstance(shards, Manifest) else read_manifest(shards)
+    manifest = shards if isinstance(shards, Manifest) else read_manifests(shards)
+    _check_split(manifest, split, fold, held_out)
+    _check_images(canvas, augment, views)
     rows = manifest.rows(split, fold, held_out)
     if not len(rows):
-        of_fold = "" if fold is None else f", {'fold' if held_out else 'without fold'} {fold}"
-        raise InputError(f"{manifest.root}: no samples of the {split} split{of_fold}; it holds {manifest.splits}")
+        raise InputError(f"{manifest.root}: no samples of the {split} split are left; it holds {manifest.splits}")
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: expected at least 1")
     is_training = split == "train" and not held_out
     order = Order(rows, manifest.targets(rows), sampling or ("uniform" if is_training else "sequential"), seed)
     share = Share(len(rows), batch_size, 1, *_rank_and_world_size())
     return Loader(manifest, order, share, canvas, augment, views, _device(device), config)
+
+
+def _check_split(manifest: Manifest, split: str, fold: int | None, held_out: bool) -> None:
+    if split not in SPLITS:
+        raise InputError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    if held_out and fold is None:
+        raise InputError("held_out=True: needs a fold, such as fold=0")
+    if fold is None:
+        return
+    if split != "train":
+        raise InputError(f"fold {fold}: only the train split has folds; leave fold out")
+    folds = np.unique(manifest.fold[manifest.rows(split)]).tolist()
+    if fold not in folds:
+        raise InputError(f"{manifest.root}: fold {fold}: no sample of the train split is in it; its folds are {folds}")
+
+
+def _check_images(canvas: CanvasConfig | None, augment: DrawConfig | None, views: Sequence[str]) -> None:
+    asks_for_views = tuple(views) != ("identity",)
+    if canvas is None and (augment is not None or asks_for_views):
+        raise InputError("augment, views: need a canvas")
+    if augment is not None and asks_for_views:
+        raise InputError("augment and views: choose one; augment is for training, views are for evaluation")
+    if canvas is not None and (not views or set(views) - set(canvas.views)):
+        raise InputError(f"views {tuple(views)} of canvas {canvas.canvas!r}: expected some of {canvas.views}")
 
 
 def _rank_and_world_size() -> tuple[int, int]:

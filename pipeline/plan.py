@@ -1,8 +1,8 @@
-"""Which sample, when: pure functions of (rows, targets, seed, epoch, rank, world size).
+"""Which sample comes next, on which rank: pure functions of (rows, targets, seed, epoch, rank, world size).
 
-A position in an epoch is one sample's turn. Step s of an epoch takes the positions [s G, (s + 1) G), where G is the
-global batch; rank r takes a contiguous part of them. So the set of samples of a step is the same for every world size
-that divides the global batch.
+An epoch is a sequence of positions, each of which reads one sample. Step s takes the positions [s G, (s + 1) G), where
+G is the global batch; rank r takes a contiguous part of them. So a step has the same samples for every world size that
+divides the global batch.
 """
 
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ class Order:
 
     uniform: every row once, shuffled anew each epoch. weighted: as many independent draws with replacement as there
     are rows, a row's chance in proportion to its class's weight, as torch's WeightedRandomSampler draws them.
-    sequential: every row once, as they stand.
+    sequential: every row once, in the order of `rows`.
     """
 
     rows: Int64s
     targets: npt.NDArray[np.int8]
-    """Of every row; only `weighted` looks at them."""
+    """Of every row; only `weighted` uses them."""
     sampling: Sampling = "uniform"
     seed: int = 0
     class_weights: tuple[float, float] | None = None
-    """Weights of targets 0 and 1; None weighs both classes equally as a whole."""
+    """Weights of targets 0 and 1. None: both classes are drawn equally often."""
 
     def __post_init__(self) -> None:
         if not len(self.rows):
-            raise InputError("no samples to read: the split or fold is empty")
+            raise InputError("no samples to read: the split or fold is empty; choose another")
         if self.sampling == "weighted" and not 0 <= self.targets.min() <= self.targets.max() <= 1:
             raise InputError("weighted sampling needs a target of 0 or 1 for every sample")
         if self.class_weights is not None and (min(self.class_weights) < 0 or sum(self.class_weights) <= 0):
@@ -60,13 +60,13 @@ class Order:
         return np.flatnonzero(self.targets == 0), np.flatnonzero(self.targets == 1)
 
     def _drawn_places(self, drawn: npt.NDArray[np.float64]) -> Int64s:
-        """Turn uniform numbers into places: first the class, then, with what is left of the number, the place in it."""
+        """Turn uniform numbers into places: first the class, then, with the rest of the number, its place."""
         classes = self._classes
         sizes = np.array([len(members) for members in classes])
         weights = np.array(self.class_weights or 1 / np.maximum(sizes, 1))
         share = sizes * weights
         if share.sum() <= 0:
-            raise InputError(f"--class-weights {self.class_weights}: the only class at hand has weight 0")
+            raise InputError(f"--class-weights {self.class_weights}: the only class in the data has weight 0")
         negative_share = share[0] / share.sum()
         is_positive = drawn >= negative_share
         low = np.where(is_positive, negative_share, 0.0)
@@ -105,8 +105,8 @@ class Share:
     def positions(self, step: int, micro: int = 0) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """The positions of one micro-batch, and which of them count.
 
-        The last step of an epoch is filled up with repeats from its start, which do not count, so that batches keep
-        their size and ranks their number of steps.
+        The last step is filled up with repeats from the start of the epoch, which do not count: so all batches have one
+        size and all ranks one number of steps.
         """
         start = step * self.global_batch + (self.rank * self.accumulate + micro) * self.batch_size
         positions = np.arange(start, start + self.batch_size)

@@ -1,4 +1,4 @@
-"""One batch as it is planned: which samples it holds, and what happens to each. Pure."""
+"""The plan of one batch: which samples it holds and what happens to each. Pure."""
 
 from dataclasses import dataclass, field, replace
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from pipeline.augment import DrawConfig, Draws, Int32s, draw, partner_positions
 from pipeline.canvas import CanvasConfig
 from pipeline.plan import Order, Share
-from pipeline.randomness import Int64s
+from pipeline.randomness import EpochPart, Int64s
 from shard_tools.errors import InputError
 
 EXTRA = 2  # a contiguous batch of odd size has at most a partner before its start and one after its end
@@ -16,16 +16,16 @@ EXTRA = 2  # a contiguous batch of odd size has at most a partner before its sta
 
 @dataclass(frozen=True)
 class Planned:
-    """One batch. Its slots are the samples of the batch, then CutMix partners outside it."""
+    """One batch. Its slots are the samples of the batch, then their CutMix partners from outside it."""
 
     positions: Int64s
     """Of each slot in the epoch."""
     counts: npt.NDArray[np.bool_]
-    """(B,) of the batch alone; False for the repeats that fill up the last one."""
+    """(B,) without the added partners; False for the repeats that fill up the last batch."""
     draws: Draws | None
-    """Of each slot, partners being slots; None in evaluation."""
+    """Of each slot; partners are given as slots. None in evaluation."""
     rows: Int64s
-    """Of each slot in the manifest; changed where a bad sample is replaced."""
+    """Of each slot, its row of the manifest; changed where a bad sample is replaced (bad_samples.py)."""
     failed: dict[int, InputError] = field(default_factory=dict)
     """Why a slot's sample could not be read."""
 
@@ -39,7 +39,7 @@ class Planner:
     draws: DrawConfig | None
     canvas: CanvasConfig | None
     planes: tuple[int, int, int]
-    """(N, T, F) of the canvas; only draws look at it."""
+    """(N, T, F) of the canvas; only needed for draws."""
 
     def plan(self, epoch: int, micro: int) -> Planned:
         """Batch `micro` of this rank's share of an epoch."""
@@ -48,23 +48,16 @@ class Planner:
             return Planned(positions, counts, None, self.order.rows_at(epoch, positions))
         length = len(self.order)
         slots, partner = batch_slots(positions, counts, length)
-        draws = draw(
-            self.draws,
-            self.canvas,
-            self.planes,
-            seed=self.order.seed,
-            epoch=epoch,
-            positions=slots,
-            length=length,
-        )
+        part = EpochPart(self.order.seed, epoch, slots, length)
+        draws = draw(self.draws, self.canvas, self.planes, part)
         return Planned(slots, counts, replace(draws, partner=partner), self.order.rows_at(epoch, slots))
 
 
 def batch_slots(positions: Int64s, counts: npt.NDArray[np.bool_], length: int) -> tuple[Int64s, Int32s]:
-    """The positions that a training batch has to hold, and where in it each one's CutMix partner lies.
+    """The positions that a training batch has to hold, and for each of them the slot of its CutMix partner.
 
-    The batch's own positions come first. Those that count are contiguous, so at most two partners lie outside and are
-    added; a batch of even size has none. What does not count, and what was added, is its own partner.
+    The batch's own positions come first. Those that count are contiguous, so that at most two partners lie outside and
+    are added; with an even batch size none does. Repeats, and partners that were added, are their own partners.
     """
     own = positions[counts]
     partners = partner_positions(own, length)

@@ -1,6 +1,7 @@
-"""Counter-based random numbers: each is a pure function of (seed, epoch, position, stream), whoever asks and when."""
+"""Counter-based random numbers: each is a pure function of (seed, epoch, position, stream)."""
 
 import functools
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -18,7 +19,7 @@ _MIN_HALF_BITS = 3  # a Feistel network over fewer bits reaches too few of the p
 
 
 class Stream(IntEnum):
-    """What a number is drawn for; two uses of one stream would be equal numbers."""
+    """What a number is drawn for. One stream for two uses would give both the same numbers."""
 
     ORDER = 1
     FLIP_FREQUENCY = 2
@@ -59,6 +60,25 @@ class Stream(IntEnum):
     SIGNAL_PAIR_3 = 37
 
 
+@dataclass(frozen=True)
+class EpochPart:
+    """Some positions of one epoch, and all that their random numbers depend on."""
+
+    seed: int
+    epoch: int
+    positions: Int64s
+    """(n,) in 0 to `length` - 1."""
+    length: int
+    """Of the epoch."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def uniform(self, stream: Stream) -> npt.NDArray[np.float64]:
+        """Uniform numbers in [0, 1), one for each position."""
+        return uniform(self.seed, self.epoch, self.positions, stream)
+
+
 def uniform(seed: int, epoch: int, positions: Int64s, stream: Stream) -> npt.NDArray[np.float64]:
     """Uniform numbers in [0, 1), one for each position."""
     bits = _hash(_hash_key(seed, epoch, stream) + positions.astype(np.uint64) * _GOLDEN)
@@ -66,11 +86,11 @@ def uniform(seed: int, epoch: int, positions: Int64s, stream: Stream) -> npt.NDA
 
 
 def permute(seed: int, epoch: int, positions: Int64s, size: int) -> Int64s:
-    """Where a random permutation of range(size) takes each position, without making the permutation.
+    """The values of a random permutation of range(size) at these positions; the rest of it is not computed.
 
-    A Feistel network over the next power of four permutes a superset; walking along its cycles until a value lies
-    below `size` permutes the range itself (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
-    Memory and time depend on the number of positions asked for, not on `size`.
+    A Feistel network permutes a larger range, of a power of four; applying it again until a value lies below `size`
+    permutes range(size) itself (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Memory and time
+    depend on the number of positions asked for, not on `size`.
     """
     half_bits = max(_MIN_HALF_BITS, ((size - 1).bit_length() + 1) // 2)
     keys = _hash(_hash_key(seed, epoch, Stream.ORDER) + np.arange(_FEISTEL_ROUNDS, dtype=np.uint64))

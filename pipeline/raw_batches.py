@@ -1,4 +1,4 @@
-"""Snippets as they are: the reader alone, for those who make their own images."""
+"""The engine without a canvas: snippets as they are, for programs that make their own images."""
 
 from torch import Tensor
 
@@ -14,16 +14,16 @@ class RawSnippets:
         self._blocks = ReadAhead(reader, bad)
 
     def start(self, planned: Planned, epoch: int) -> None:
-        """Begin to read a batch, and return at once."""
+        """Begin to read a batch and return at once."""
         self._blocks.start(planned, epoch)
 
     def next(self) -> tuple[Planned, Tensor]:
-        """The oldest batch that was begun and not yet handed out; raises InputError for a sample that is bad."""
+        """Wait for the oldest batch that was begun. Raises InputError if a sample is bad and is not replaced."""
         block = self._blocks.next()
         return block.planned, block.snippets
 
     def reset(self) -> None:
-        """Let go of all that was begun."""
+        """Drop all batches that were begun."""
         self._blocks.reset()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
-"""Samples to checked values: plain reads into reused buffers, on a few threads, ahead of their use.
+"""Reads samples in advance, on a few threads, into buffers that are used again, and checks them.
 
-Plain reads, not mmap: a shard that is cut short under a mapping kills the process (SIGBUS), a short read raises.
+Plain reads, not mmap: if a mapped shard is cut short the process is killed (SIGBUS); a short read raises an error. The
+threads read what was planned, and decide nothing.
 """
 
 from collections import deque
@@ -24,11 +25,11 @@ class Block:
 
     planned: Planned
     snippets: Tensor
-    """(slots, P, T, F) float16; has its memory for itself until it is let go of."""
+    """(slots, P, T, F) float16; its memory is used again when it is deleted."""
     pending: list[Future[None]] = field(default_factory=list)
 
     def wait(self) -> None:
-        """Until all is read; raises what made reading impossible."""
+        """Wait until all is read. Raises StoreError if the store failed."""
         wait(self.pending)
         for future in self.pending:
             future.result()
@@ -38,7 +39,7 @@ class Reader:
     """Reads batches of a manifest's samples."""
 
     def __init__(self, manifest: Manifest, max_slots: int, threads: int, pinned: bool = False) -> None:
-        """`pinned` buffers, for a GPU, copy without a detour."""
+        """`pinned` buffers are copied to a GPU directly."""
         self._manifest, self._threads = manifest, threads
         self._pool = BufferPool((max_slots, *manifest.shape), np.float16, pinned)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="reader")
@@ -52,13 +53,13 @@ class Reader:
         return block
 
     def read(self, block: Block, slots: list[int]) -> None:
-        """Read slots of a block, and note in its plan which of them could not be."""
+        """Read slots of a block, and note in its plan which of them could not be read."""
         for slot in slots:
             values = block.snippets[slot].numpy().reshape(-1).view(np.uint8)
             try:
                 read_values(self._manifest, int(block.planned.rows[slot]), values)
             except StoreError:
-                raise  # of no sample's own: none could be read in its place
+                raise  # the store failed, not the sample: no other could be read either
             except InputError as error:
                 block.planned.failed[slot] = error
 
@@ -68,33 +69,33 @@ class Reader:
 
 
 class ReadAhead:
-    """Blocks of planned batches, several of them read at once, handed out in order and without bad samples."""
+    """Reads several batches at once, and hands them out in order and without bad samples."""
 
     def __init__(self, reader: Reader, bad: BadSamples) -> None:
         self._reader, self._bad = reader, bad
         self._reading: deque[tuple[Block, int]] = deque()
 
     def __len__(self) -> int:
-        """Blocks that were begun and not yet handed out."""
+        """Number of blocks that were begun and not yet handed out."""
         return len(self._reading)
 
     def start(self, planned: Planned, epoch: int) -> None:
-        """Begin to read a batch, and return at once."""
+        """Begin to read a batch and return at once."""
         self._reading.append((self._reader.start(planned), epoch))
 
     def next(self) -> Block:
-        """The oldest block; raises InputError for a sample that is bad and cannot be replaced."""
+        """Wait for the oldest block. Raises InputError if a sample is bad and is not replaced."""
         block, epoch = self._reading.popleft()
         block.wait()
         self._bad.settle(block.planned, epoch, lambda slots: self._reader.read(block, slots))
         return block
 
     def reset(self) -> None:
-        """Let go of all that was begun."""
+        """Drop all batches that were begun."""
         while self._reading:
             self._reading.popleft()[0].wait()
 
     def close(self) -> None:
-        """Stop the reader's threads, and let go of what was begun."""
+        """Stop the reader's threads and drop what was begun."""
         self._reader.close()
         self._reading.clear()

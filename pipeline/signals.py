@@ -1,4 +1,4 @@
-"""Signals that are added to training samples: needles, and the interference that looks like them. Pure.
+"""Signals that are added to training samples: needles, and interference that looks like them. Pure.
 
 Axes: n samples, N planes of the canvas, t time bins of a snippet's panel; F frequency channels.
 """
@@ -15,12 +15,13 @@ from shard_tools.cadence import ON_POSITIONS, PANELS
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Numbers = Callable[[Stream], Float64s]  # one uniform number a sample
+Numbers = Callable[[Stream], Float64s]  # one uniform number for each sample
 
 _SUBSETS = np.array([(1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)], bool)
-"""Which of three panels hold a signal; all of them in half."""
-_ALL_THREE = 0.5
-# Of its brightness in the pairs of an ON and an OFF panel: each panel of a snippet has a normalisation of its own.
+"""Which of three panels hold a signal."""
+_ALL_THREE = 0.5  # share of the signals that are in all three
+# Largest ratio of its levels in the three pairs of an ON and an OFF panel, as each panel of a snippet is normalised by
+# itself.
 _BALANCE = 3.0
 _PAIRS = (Stream.SIGNAL_PAIR_1, Stream.SIGNAL_PAIR_2, Stream.SIGNAL_PAIR_3)
 # The mean of sqrt|x - y| of two values of white noise of standard deviation 1: 2^(1/2) Gamma(3/4) / pi^(1/2).
@@ -30,8 +31,20 @@ _SIGMA = 1 / 2.355  # standard deviation of a Gaussian over its full width at ha
 
 
 @dataclass(frozen=True)
+class SignalConfig:
+    """How often which signals are added; see DrawConfig."""
+
+    share: float
+    """Of the samples that get a signal."""
+    interference: float
+    """Share of the signals that are interference."""
+    snr_min: float
+    snr_max: float
+
+
+@dataclass(frozen=True)
 class Signals:
-    """One signal a sample, or none: its brightness is 0 then."""
+    """One signal a sample; its level is 0 where a sample has none."""
 
     path: Float32s
     """(n, N, t) channel of its centre in each time bin."""
@@ -40,36 +53,32 @@ class Signals:
     width: Float32s
     """(n,) standard deviation of its Gaussian profile, in channels."""
     is_needle: Bools
-    """(n,) whether it makes the cadence one with a needle."""
+    """(n,) whether it is a needle, so that the target is 1."""
 
 
 def no_signals(count: int) -> Signals:
-    """Of `count` samples; empty, so that nothing is done for them."""
+    """Empty signals for `count` samples, so that engines skip the step."""
     nothing = np.zeros((count, 0, 0), np.float32)
     return Signals(nothing, nothing, np.ones(count, np.float32), np.zeros(count, bool))
 
 
-def draw_signals(
-    share: float,
-    interference: float,
-    snr: tuple[float, float],
-    positions: tuple[int, ...],
-    shape: tuple[int, int],
-    number: Numbers,
-) -> Signals:
-    """A signal for a `share` of the samples, on the planes that show `positions`; `shape` is (t, F).
+def draw_signals(config: SignalConfig, positions: tuple[int, ...], shape: tuple[int, int], number: Numbers) -> Signals:
+    """A signal for a share of the samples, on the planes that show `positions`; `shape` is (t, F).
 
-    As in the simulated data (shard_tools/simulate.py) a path is straight or bent, steady, pulsed or only there for a
-    while, in one to three panels. Of `interference` of them those are OFF panels, or all six for a quarter of these.
+    As in the simulated data (shard_tools/simulate.py) a path is straight or bent, and the signal is steady, pulsed or
+    present for part of the time, in one to three panels. These are ON panels for a needle. For interference they are
+    OFF panels, or all six for a quarter of it.
     """
     bins, channels = shape
     time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
-    panels, is_needle = _draw_panels(interference, number)
-    present = number(Stream.SIGNAL) < share
+    panels, is_needle = _draw_panels(config.interference, number)
+    present = number(Stream.SIGNAL) < config.share
     first = panels.argmax(axis=1) / PANELS
     last = 1 - panels[:, ::-1].argmax(axis=1) / PANELS
     path = _draw_paths(time, channels, first, last, number)
-    levels = np.exp(np.log(snr[0]) + number(Stream.SIGNAL_SNR) * np.log(snr[1] / snr[0])) * present
+    levels = (
+        np.exp(np.log(config.snr_min) + number(Stream.SIGNAL_SNR) * np.log(config.snr_max / config.snr_min)) * present
+    )
     everywhere = np.asarray(panels.all(axis=1))
     gate = _draw_gates(time, first, last, everywhere, number)
     balance = _BALANCE ** (np.stack([number(pair) for pair in _PAIRS], axis=1) - 0.5)
@@ -116,13 +125,13 @@ def _draw_gates(time: Float64s, first: Float64s, last: Float64s, everywhere: Boo
     kind = np.where(everywhere, 1, number(Stream.SIGNAL_GATE))[:, None]
     period = (0.01 + 0.05 * number(Stream.SIGNAL_PULSE_PERIOD))[:, None]
     pulses = time % period < period * (0.3 + 0.4 * number(Stream.SIGNAL_PULSE_DUTY))[:, None]
-    # Not too near to the end, or nothing would be left of it.
+    # Not too near to either end, or nothing would be left of it.
     turn = (first + (last - first) * (0.1 + 0.8 * number(Stream.SIGNAL_TURN)))[:, None]
     kinds = [kind < 0.15, kind < 0.25, kind < 0.35]
     return np.asarray(np.select(kinds, [pulses, time >= turn, time < turn], True), bool)
 
 
 def _draw_widths(number: Numbers) -> Float64s:
-    """(n,) full width at half maximum in channels: narrow, and a tenth of them broad."""
+    """(n,) full width at half maximum in channels: 1 to 2.5, and for a tenth of them 4 to 10."""
     which = number(Stream.SIGNAL_WIDTH)
     return np.where(which < 0.9, 1 + 1.5 * which / 0.9, 4 + 60 * (which - 0.9))

@@ -7,29 +7,29 @@ from contextlib import contextmanager
 
 import torch
 
-from pipeline.devices import numbered, recorded
+from pipeline.devices import record_event, with_index
 from pipeline.loader import Batch
 
-_PENDING = 64  # waits whose length is not known yet: more of them than a GPU's queue holds steps
+_PENDING = 64  # waits whose length is not yet known; more than the steps that a GPU queues
 
 
-class Timed:
-    """Iterate over batches, and tell for how many seconds the device had nothing to do for want of one.
+class StallTimer:
+    """Iterate over batches, and measure for how many seconds the device was idle because the next was not there.
 
-    On a CPU that is the time in which the next batch is waited for. With a GPU Python is ahead, and waits in the same
-    place for the GPU to get on: there it is the time between the end of the work on one batch and the arrival of the
-    next, by the GPU's own clock.
+    On a CPU that is the time spent waiting for the next batch. With a GPU, Python runs ahead and also waits there for
+    the GPU itself. So it is the time between the end of the work on one batch and the arrival of the next, measured by
+    the GPU's own clock.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self._batches = batches
-        self._device = numbered(device)
+        self._device = with_index(device)
         self._seconds = 0.0
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @property
     def seconds(self) -> float:
-        """So far; on a GPU, waits until the last batch has arrived there."""
+        """Seconds so far. On a GPU this waits until the last batch has arrived."""
         self._settle(0)
         return self._seconds
 
@@ -45,9 +45,9 @@ class Timed:
     @contextmanager
     def _timing(self) -> Iterator[None]:
         if self._device.type == "cuda":
-            began = recorded(self._device, timing=True)
+            began = record_event(self._device, timing=True)
             yield
-            self._pending.append((began, recorded(self._device, timing=True)))
+            self._pending.append((began, record_event(self._device, timing=True)))
             self._settle(_PENDING)
         else:
             now = time.perf_counter()
@@ -55,7 +55,7 @@ class Timed:
             self._seconds += time.perf_counter() - now
 
     def _settle(self, left: int) -> None:
-        """Add up all but the last waits."""
+        """Add up all waits but the last `left`."""
         while len(self._pending) > left:
             began, ended = self._pending.popleft()
             ended.synchronize()

@@ -1,6 +1,6 @@
 """The page of a run: sections of plain data in RUN/report/, and one self-contained HTML file made from all of them.
 
-Whoever has something to say writes a section; the page is then rendered anew from every section that is there.
+Each command writes its own section; the page is then rendered again from all sections in the folder.
 """
 
 import base64
@@ -25,20 +25,20 @@ _QUERY = re.compile(r"(://[^\s?#'\"]*)[?#][^\s'\"]*")
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what is said about it."""
+    """A PNG with its caption."""
 
     png: str
     """Its bytes in base64."""
     alt: str
-    """What it shows, for whoever does not see it."""
+    """The alternative text, for readers who cannot see it."""
     title: str = ""
     lines: Sequence[str] = ()
-    """Said under it, a line each."""
+    """The lines of the caption below the title."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A heading and what stands under it; whatever is empty is left out."""
+    """A heading and its content; empty fields are left out of the page."""
 
     heading: str
     text: str = ""
@@ -46,12 +46,12 @@ class Block:
     """Figures in large type: value, what it is, a remark."""
     pictures: Sequence[Picture] = ()
     is_gallery: bool = False
-    """Pictures side by side in a strip, not one below the other on a telephone."""
+    """On a narrow screen the pictures form a strip to be scrolled sideways, instead of a column."""
     rows: Sequence[tuple[str, str]] = ()
     """A table of names and values."""
     command: str = ""
     is_folded: bool = False
-    """Shown when asked for."""
+    """Collapsed until the reader opens it."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Section:
 
 
 def to_picture(png: bytes, alt: str, title: str = "", lines: Sequence[str] = ()) -> Picture:
-    """A picture to be put into a page."""
+    """A picture for a page, from the bytes of a PNG."""
     return Picture(base64.b64encode(png).decode(), alt, title, lines)
 
 
 def without_secrets(text: str) -> str:
-    """Text whose URLs have lost user, password and query: a page is sent around."""
+    """The text with user, password and query removed from its URLs, since pages are passed on."""
     return _QUERY.sub(r"\1?...", _USER.sub("...@", text))
 
 
 def to_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Nested values as rows of a table: dotted names, and values as JSON would show them but for plain words."""
+    """Nested values as rows of a table: dotted names, strings as they are, other values as JSON."""
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -85,7 +85,7 @@ def to_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def write_section(folder: Path, name: str, section: Section) -> None:
-    """Write or replace the section `name` of the page of `folder`; sections stand in the order of their names."""
+    """Write or replace the section `name` of the page of `folder`; the page sorts sections by name."""
     place = folder / SECTIONS / f"{name}.json"
     place.parent.mkdir(exist_ok=True)
     write_whole(place, json.dumps({"format": _FORMAT, **asdict(section)}) + "\n")

@@ -1,13 +1,11 @@
-"""Pictures of a run: curves, what validation scores are worth, and candidates as waterfalls.
-
-Axes of a snippet: P position, T time bin, F frequency channel.
-"""
+"""Charts: curves of a run over its epochs, and how well its scores tell needles from the rest."""
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -21,78 +19,127 @@ from shard_tools.atomic_files import whole_file
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
+History = Sequence[Mapping[str, float]]
+"""A mapping for each epoch, as in metrics.jsonl."""
 
-_SHOWN_TIME_BINS = 40  # of a panel: more than a picture has pixels for, and summing lifts needles out of the noise
-_PAGE_TIME_BINS = 24  # the same for a page of many pictures, of which each pixel of noise is a byte
-_SHADES = 24  # of a waterfall: what is left of the palette is for the marks and the words
-_GAP = 2  # rows between panels, where the track's ticks lie
+ON_COLOUR, OFF_COLOUR = "#d9480f", "#5c636a"
+_BLUE = "#1971c2"
+_CHART_INCHES = (4.2, 3.4)
 _DPI = 110
-_ON, _OFF, _TRACK = "#d9480f", "#5c636a", "#e03131"
+_POINTS: Mapping[str, Any] = {"marker": "o", "markersize": 4}
 _LONG_TAIL = 100  # cadences in a bin of a histogram, above which its axis is logarithmic
 
 
-def write_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Draw loss, validation AUC, throughput and stall over the epochs."""
-    epochs = [line["epoch"] for line in history]
+@dataclass(frozen=True)
+class Curve:
+    """Points joined by a line."""
+
+    x: Floats | Sequence[float]
+    y: Floats | Sequence[float]
+    label: str | None = None
+    style: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of matplotlib's `plot`."""
+    interval: tuple[Floats, Floats] | None = None
+    """Lower and upper bound of each y, drawn as a band in the curve's colour."""
+
+
+def plot_curve(axes: Axes, curve: Curve) -> None:
+    """Draw a curve and its band."""
+    (line,) = axes.plot(curve.x, curve.y, label=curve.label, **curve.style)
+    if curve.interval is not None:
+        axes.fill_between(curve.x, *curve.interval, color=line.get_color(), alpha=0.12, linewidth=0)
+
+
+def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, names of the axes, and a grid."""
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+
+
+def roc(target: Ints, score: Floats, label: str | None = None, **style: Any) -> Curve:
+    """The ROC curve; empty unless there are two classes."""
+    if len(np.unique(target)) < 2:
+        return Curve([], [], label, style)
+    false_positive_rate, recall, _ = roc_curve(target, score)
+    return Curve(false_positive_rate, recall, label, style)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure that is followed over the epochs."""
+
+    title: str
+    name: str
+    """Its key in the history."""
+    unit: str = ""
+    factor: float = 1.0
+    is_from_zero: bool = False
+
+
+MEASURES = (
+    Measure("training loss", "loss"),
+    Measure("validation ROC AUC", "auc"),
+    Measure("throughput of training", "cadences_per_s", "cadences/s", is_from_zero=True),
+    Measure("stall: waiting for the loader", "stall", "% of the time", 100.0, is_from_zero=True),
+)
+
+
+def write_curves(path: Path, history: History) -> None:
+    """Draw every measure over the epochs into one PNG."""
     figure = Figure(figsize=(10, 6.5), layout="constrained")
-    panels = [
-        ("training loss", "loss", 1.0),
-        ("validation ROC AUC", "auc", 1.0),
-        ("training, cadences/s", "cadences_per_s", 1.0),
-        ("stall, % of the time", "stall", 100.0),
-    ]
-    for number, (title, name, factor) in enumerate(panels, start=1):
-        axes = figure.add_subplot(2, 2, number)
-        axes.plot(epochs, [line[name] * factor for line in history], marker="o", markersize=4)
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _write(path, figure)
+    for axes, measure in zip(figure.subplots(2, 2).flat, MEASURES, strict=True):
+        _draw_measure(axes, history, measure)
+    write_figure(path, figure)
+
+
+def draw_measure(history: History, measure: Measure) -> Figure:
+    """One measure over the epochs."""
+    figure, axes = _chart()
+    _draw_measure(axes, history, measure)
+    return figure
+
+
+def _draw_measure(axes: Axes, history: History, measure: Measure) -> None:
+    values = [measure.factor * line[measure.name] for line in history]
+    plot_curve(axes, Curve([line["epoch"] for line in history], values, style=_POINTS))
+    label_axes(axes, measure.title, "epoch", measure.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if measure.is_from_zero:
+        axes.set_ylim(0, 1.1 * max(values) if max(values) > 0 else 1)
 
 
 def write_roc(path: Path, target: Ints, score: Floats, auc: float) -> None:
-    """Draw the ROC curve of validation scores."""
-    _write(path, draw_roc(target, score, f"ROC AUC {auc:.4f}", f"validation, {len(target):,} cadences", (5, 5)))
+    """Draw the ROC curve of validation scores into a PNG."""
+    figure, axes = _chart((5, 5))
+    _draw_roc(axes, roc(target, score, f"ROC AUC {auc:.4f}"), f"validation, {len(target):,} cadences")
+    write_figure(path, figure)
 
 
-def draw_curve(
-    title: str, epochs: Sequence[float], values: Sequence[float], unit: str = "", is_from_zero: bool = False
-) -> Figure:
-    """One number over the epochs."""
-    figure, axes = _chart(title, "epoch", unit)
-    axes.plot(epochs, values, marker="o", markersize=4)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if is_from_zero:
-        axes.set_ylim(0, 1.1 * max(values) if max(values) > 0 else 1)
+def draw_roc(target: Ints, score: Floats, label: str) -> Figure:
+    """The ROC curve beside that of chance."""
+    figure, axes = _chart()
+    _draw_roc(axes, roc(target, score, label), "ROC")
     return figure
 
 
-def draw_roc(
-    target: Ints,
-    score: Floats,
-    label: str,
-    title: str = "ROC",
-    size: tuple[float, float] = (4.2, 3.4),
-) -> Figure:
-    """The ROC curve, where there are two classes to tell apart."""
-    figure, axes = _chart(title, "false positive rate", "recall", size)
-    if len(np.unique(target)) == 2:
-        false_positive_rate, recall, _ = roc_curve(target, score)
-        axes.plot(false_positive_rate, recall, label=label)
+def _draw_roc(axes: Axes, curve: Curve, title: str) -> None:
+    plot_curve(axes, curve)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    label_axes(axes, title, "false positive rate", "recall")
     axes.legend(loc="lower right")
-    return figure
 
 
 def draw_precision_recall(target: Ints, score: Floats, label: str) -> Figure:
-    """The precision-recall curve, where there is a positive."""
-    figure, axes = _chart("precision and recall", "recall", "precision")
+    """The precision-recall curve; chance alone where there is no positive."""
+    figure, axes = _chart()
     if (target == 1).any():
         precision, recall, _ = precision_recall_curve(target, score)
-        axes.plot(recall, precision, label=label, drawstyle="steps-pre")
+        plot_curve(axes, Curve(recall, precision, label, {"drawstyle": "steps-pre"}))
     share = float(np.mean(target == 1))
     axes.axhline(share, color="grey", linestyle=":", label="chance")
+    label_axes(axes, "precision and recall", "recall", "precision")
     axes.set_ylim(0, 1.03)
     axes.legend(loc="lower left")
     return figure
@@ -100,101 +147,38 @@ def draw_precision_recall(target: Ints, score: Floats, label: str) -> Figure:
 
 def draw_score_histogram(score: Floats, target: Ints | None) -> Figure:
     """How many cadences have which score, by class where `target` is known."""
-    figure, axes = _chart("scores", "score", "cadences")
+    figure, axes = _chart()
+    label_axes(axes, "scores", "score", "cadences")
     edges = np.linspace(0, 1, 41).tolist()
     if target is None:
-        axes.hist(score, edges, color="#1971c2")
+        axes.hist(score, edges, color=_BLUE)
     else:
-        for value, name, colour in ((0, "no needle", _OFF), (1, "needle", _ON)):
+        for value, name, colour in ((0, "no needle", OFF_COLOUR), (1, "needle", ON_COLOUR)):
             axes.hist(score[target == value], edges, color=colour, alpha=0.65, label=name)
         axes.legend()
     if axes.get_ylim()[1] > _LONG_TAIL:
-        axes.set_yscale("symlog", linthresh=10)  # a few needles among thousands without one stay visible
+        axes.set_yscale("symlog", linthresh=10)  # so that a few needles among thousands of others can be seen
         axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_ylim(bottom=0)
     return figure
 
 
 def draw_calibration(mean_score: Floats, share: Floats, count: Ints) -> Figure:
-    """How often a score of so much is a needle (reliability diagram); the counts stand at the points."""
-    figure, axes = _chart("calibration", "mean score of the bin", "share of needles")
+    """Share of needles against score (reliability diagram), with the number of cadences at each point."""
+    figure, axes = _chart()
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
-    axes.plot(mean_score, share, marker="o", markersize=4, color="#1971c2")
+    plot_curve(axes, Curve(mean_score, share, style={**_POINTS, "color": _BLUE}))
     for x, y, number in zip(mean_score, share, count, strict=True):
         below = y > 0.9
         axes.annotate(
             f"{number:,}", (x, y), (0, -6 if below else 6), textcoords="offset points", fontsize=7, ha="center",
             va="top" if below else "bottom",
         )  # fmt: skip
+    label_axes(axes, "calibration", "mean score of the bin", "share of needles")
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
     axes.legend(loc="upper left")
     return figure
-
-
-def draw_waterfall(snippet: npt.NDArray[np.float16], track: tuple[float, float] | None) -> Figure:
-    """One snippet (P, T, F), panels from top to bottom, ON and OFF marked.
-
-    `track` holds the channels where an estimated needle starts and ends; ticks at the edges of each panel show it, and
-    leave what it runs over free to be judged.
-    """
-    positions, time_bins, channels = snippet.shape
-    step = max(1, time_bins // _PAGE_TIME_BINS)
-    shown = time_bins // step
-    panels = snippet[:, : shown * step].astype(np.float32).reshape(positions, shown, step, channels).mean(axis=2)
-    low, high = np.quantile(panels, (0.02, 0.997))
-    spaced = np.full((positions, shown + _GAP, channels), np.nan, np.float32)
-    spaced[:, :shown] = panels
-    figure = Figure(figsize=(2.9, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    # No space for the last gap: there is no panel after it.
-    axes.imshow(
-        spaced.reshape(-1, channels)[:-_GAP], aspect="auto", interpolation="nearest", vmin=float(low), vmax=float(high),
-        cmap=matplotlib.colormaps["viridis"].resampled(_SHADES),
-    )  # fmt: skip
-    middles = np.arange(positions) * (shown + _GAP) + (shown - 1) / 2
-    axes.set_yticks(middles, ["ON" if position % 2 == 0 else "OFF" for position in range(positions)])
-    for position, label in enumerate(axes.get_yticklabels()):
-        label.set(color=_ON if position % 2 == 0 else _OFF, fontweight="bold" if position % 2 == 0 else "normal")
-        edges = np.array([middles[position] - shown / 2, middles[position] + shown / 2])
-        axes.plot([0, 0], edges, color=_ON if position % 2 == 0 else _OFF, linewidth=5, solid_capstyle="butt")
-        if track is not None:
-            _draw_track(axes, track, np.array([position, position + 1]) / positions, edges, channels)
-    axes.set_xlim(-0.5, channels - 0.5)
-    axes.set_xlabel("frequency channel", fontsize=8)
-    axes.tick_params(labelsize=8, length=0)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-def _draw_track(axes: Axes, track: tuple[float, float], when: Floats, edges: Floats, channels: int) -> None:
-    """Two arrowheads that point at where the track enters a panel and where it leaves it."""
-    start, end = track
-    for moment, edge, marker in zip(when, edges, ("v", "^"), strict=True):
-        channel = start + (end - start) * moment
-        if 0 <= channel < channels:
-            axes.plot(channel, edge, marker=marker, markersize=4, color=_TRACK, clip_on=False, zorder=3)
-
-
-def write_waterfalls(path: Path, snippets: npt.NDArray[np.float16], titles: Sequence[str]) -> None:
-    """Draw snippets (n, P, T, F) side by side, panels from top to bottom, ON panels marked."""
-    count, positions, time_bins, _ = snippets.shape
-    step = max(1, time_bins // _SHOWN_TIME_BINS)
-    shown = time_bins // step
-    figure = Figure(figsize=(2.1 * count + 0.6, 9), layout="constrained")
-    for number, (snippet, title) in enumerate(zip(snippets, titles, strict=True), start=1):
-        axes = figure.add_subplot(1, count, number)
-        rows = snippet[:, : shown * step].astype(np.float32).reshape(positions * shown, step, -1).mean(axis=1)
-        axes.imshow(rows, aspect="auto", interpolation="nearest", vmin=-1.0, vmax=float(np.quantile(rows, 0.995)))
-        for border in range(1, positions):
-            axes.axhline(border * shown - 0.5, color="white", linewidth=1)
-        names = ["ON" if position % 2 == 0 else "off" for position in range(positions)]
-        axes.set_yticks([(position + 0.5) * shown - 0.5 for position in range(positions)])
-        axes.set_yticklabels(names if number == 1 else [""] * positions)
-        axes.set_title(title, fontsize=8)
-        axes.set_xlabel("channel", fontsize=8)
-        axes.tick_params(labelsize=8)
-    _write(path, figure)
 
 
 def to_png(figure: Figure, colours: int = 128) -> bytes:
@@ -208,16 +192,12 @@ def to_png(figure: Figure, colours: int = 128) -> bytes:
     return small.getvalue()
 
 
-def _chart(title: str, x: str, y: str, size: tuple[float, float] = (4.2, 3.4)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _write(path: Path, figure: Figure) -> None:
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG, at once or not at all."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI)
+
+
+def _chart(size: tuple[float, float] = _CHART_INCHES) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()

@@ -1,4 +1,4 @@
-"""What train.py and infer.py have to say on the page of a run, as sections for reports/page.py."""
+"""The sections of a run's page: one about the training, and one about each prediction."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from accelerate import Accelerator
 
+from reports.candidates import Scored, build_galleries, describe_tracks, draw_candidates
 from reports.page import (
     SECTIONS,
     Block,
@@ -26,27 +26,25 @@ from reports.page import (
     write_section,
 )
 from reports.plots import (
+    MEASURES,
     draw_calibration,
-    draw_curve,
+    draw_measure,
     draw_precision_recall,
     draw_roc,
     draw_score_histogram,
-    draw_waterfall,
     to_png,
-)  # fmt: skip
-from shard_tools.baselines import read_snippets
-from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
+)
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from training.dedoppler import find_drift
+from training.config import listed
 from training.metrics import average_precision, calibration, recall_at_fpr, roc_auc
 from training.out_of_fold import read_scores
 from training.system_info import machine, versions
 
-_SHOWN = 6  # of each kind of validation cadence
 _CANDIDATES = 12  # of a prediction
+_SUBMISSION = "submission"  # the row by which a prediction's section is found again
 _RATES = (0.1, 0.01, 0.001)
-_EXPECTED_FALSE = 10  # false positives at such a rate: with fewer, a recall is a matter of luck
+_EXPECTED_FALSE = 10  # false positives at such a rate; with fewer, a recall is a matter of luck
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "nvidia-dali", "numba", "numpy", "scipy", "scikit-learn",
     "safetensors",
@@ -61,50 +59,10 @@ _FILES = {
     "roc.png": "the ROC curve of the best epoch",
     "checkpoints": "what --resume goes on from",
 }
-_DRIFT = (
-    "Red arrowheads show where the line that a de-Doppler search finds in the ON panels, and not in the OFF panels, "
-    "enters and leaves each panel: an estimate, to be checked by eye, that knows nothing of the network's score. "
-    "Channels count from 0; Hz/s are those of channels of {hertz:.2f} Hz and time bins of {seconds:.2f} s."
-)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Rows of a data set with their scores, in the order of the rows; the target is -1 where it is not known."""
-
-    rows: npt.NDArray[np.int64]
-    target: npt.NDArray[np.int8]
-    score: npt.NDArray[np.float64]
-    logit: npt.NDArray[np.float64] | None = None
-    """None where several models' ranks were averaged, and there is none."""
-
-    @property
-    def order(self) -> npt.NDArray[np.float64]:
-        """What cadences are ranked by; scores may be 1 for all of the best."""
-        return self.score if self.logit is None else self.logit
-
-    @property
-    def falling(self) -> npt.NDArray[np.int64]:
-        """Places in the order of the rows, the best first."""
-        return np.argsort(-self.order, kind="stable")
-
-    def say(self, place: int) -> list[str]:
-        """What tells a cadence from its neighbours, a line each: its rank, its logit, and its score."""
-        rank = 1 + int((self.order > self.order[place]).sum())
-        score = f"score {self.score[place]:.4f}"
-        return [
-            f"rank {rank:,} of {len(self.rows):,}",
-            score if self.logit is None else f"logit {self.logit[place]:.2f}, {score}",
-        ]
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether both classes are known, so that scores can be told right or wrong."""
-        return bool((self.target >= 0).all()) and len(np.unique(self.target)) == 2
 
 
 def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accelerator) -> Path:
-    """Write the training's section from the files of a finished run, and the page; return where the page is.
+    """Write the training section from the files of a finished run, render the page and return its path.
 
     Raises InputError where a snippet cannot be read, and OSError where the page cannot be written.
     """
@@ -113,14 +71,14 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
     judged = read_scores(run_dir / "oof.csv")
     rows = manifest.rows("train", config["fold"], held_out=True).astype(np.int64)  # oof.csv has them in this order
     scored = Scored(rows, manifest.target[rows], judged.score, judged.logit)
-    infer = ["infer.py", "--shards", config["shards"], "--weights", str(run_dir / "best.safetensors")]
+    infer = ["infer.py", "--shards", *listed(config["shards"]), "--weights", str(run_dir / "best.safetensors")]
     command = ["python", *infer, "--tta", "--out", str(run_dir / "submission.csv")]
     blocks = [
         Block("", numbers=_headline(scored)),
         Block("The run", rows=_run_rows(config, summary, history, manifest, accelerator)),
         Block("Over the epochs", pictures=_curves(history)),
         Block("What the scores of validation are worth", pictures=_judgements(scored)),
-        *_galleries(manifest, scored),
+        *build_galleries(manifest, scored),
         Block("Configuration", rows=to_rows(config), is_folded=True),
         Block("Machine and versions", rows=to_rows({**machine(), **versions(_PACKAGES)}), is_folded=True),
         Block("Files of the run", rows=[(n, a) for n, a in _FILES.items() if (run_dir / n).exists()], is_folded=True),
@@ -134,53 +92,71 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
     return write_run_page(run_dir)
 
 
-def write_prediction_report(
-    weights: Sequence[Path], out: Path, split: str, manifest: Manifest, scored: Scored, ids: int
-) -> Path:
-    """Write what was predicted to a page and return where it is.
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted, and with which weights."""
 
-    Where all weights lie in one run's folder that is ours to write in, that run's page gets the section; else the
-    prediction has a page of its own beside the submission. Predictions of other submissions stay on the page. Raises
-    as `write_training_report`.
+    out: Path
+    """The submission."""
+    ids: int
+    """How many it holds."""
+    split: str
+    weights: Sequence[Path]
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run that all weights belong to, unless there is none, or nothing can be written there."""
+        folder = self.weights[0].parent
+        is_run = {path.parent for path in self.weights} == {folder} and (folder / "config.json").is_file()
+        return folder if is_run and os.access(folder, os.W_OK) else None
+
+
+def write_prediction_report(prediction: Prediction, manifest: Manifest, scored: Scored) -> Path:
+    """Write a section about a prediction, render the page and return its path.
+
+    It is the page of the run that the weights belong to, on which the sections of other submissions stay; or else a
+    page of its own beside the submission. Raises as `write_training_report`.
     """
-    facts = {
-        "submission": str(out.resolve()),
-        "ids in it": f"{ids:,}",
-        "split": split,
-        "cadences scored": f"{len(scored.rows):,}",
-        "shards": str(manifest.root),
-        "weights": ", ".join(map(str, weights)),
-    }
-    if scored.is_judged:
-        facts["ROC AUC on this split"] = f"{roc_auc(scored.target, scored.order):.4f}"
     target = scored.target if scored.is_judged else None
     histogram = to_picture(to_png(draw_score_histogram(scored.score, target)), "histogram of the scores")
-    best = scored.falling[:_CANDIDATES]
+    best = draw_candidates(manifest, scored, scored.falling[:_CANDIDATES])
     blocks = [
-        Block("", rows=list(facts.items())),
+        Block("", rows=_prediction_rows(prediction, manifest, scored)),
         Block("Scores", pictures=[histogram]),
-        Block("Best candidates", _about_drift(manifest), pictures=_waterfalls(manifest, scored, best),
-              is_gallery=True),
-    ]  # fmt: skip
-    section = Section(f"Prediction: {split}", f"{out.name}, made {_now()}.", blocks)
-    folder = weights[0].parent
-    is_of_the_run = {path.parent for path in weights} == {folder} and (folder / "config.json").is_file()
-    if is_of_the_run and os.access(folder, os.W_OK):
-        write_section(folder, _section_of(folder, split, out), section)
-        return write_run_page(folder)
+        Block("Best candidates", describe_tracks(manifest), pictures=best, is_gallery=True),
+    ]
+    out, run_dir = prediction.out, prediction.run_dir
+    section = Section(f"Prediction: {prediction.split}", f"{out.name}, made {_now()}.", blocks)
+    if run_dir:
+        write_section(run_dir, _section_of(run_dir, prediction.split, out), section)
+        return write_run_page(run_dir)
     page = out.with_name(f"{out.stem}.report.html")
     write_page(page, out.stem, [section])
     return page
 
 
+def _prediction_rows(prediction: Prediction, manifest: Manifest, scored: Scored) -> list[tuple[str, str]]:
+    rows = [
+        (_SUBMISSION, str(prediction.out.resolve())),
+        ("ids in it", f"{prediction.ids:,}"),
+        ("split", prediction.split),
+        ("cadences scored", f"{len(scored.rows):,}"),
+        ("shards", str(manifest.root)),
+        ("weights", ", ".join(map(str, prediction.weights))),
+    ]
+    if scored.is_judged:
+        rows.append(("ROC AUC on this split", f"{roc_auc(scored.target, scored.order):.4f}"))
+    return rows
+
+
 def _section_of(folder: Path, split: str, out: Path) -> str:
-    """The name of a submission's section: its own of before, else one that is free, in the order they were made."""
+    """The name of a submission's section: that of its earlier section, or else the next free one."""
     for name in (f"2-prediction-{split}{suffix}" for suffix in ("", *(f"_{number:02d}" for number in range(2, 100)))):
         path = folder / SECTIONS / f"{name}.json"
         if not path.is_file():
             return name
         said = dict(row for block in read_section(path).blocks for row in block.rows)
-        if Path(said.get("submission", "")).resolve() == out.resolve():
+        if Path(said.get(_SUBMISSION, "")).resolve() == out.resolve():
             return name
     raise InputError(f"{folder / SECTIONS}: holds 99 predictions of {split}; delete those no longer needed")
 
@@ -212,7 +188,7 @@ def _run_rows(
     return [
         ("preset", config["preset"]),
         ("model", config["model"]["model"]),
-        ("shards", f"{config['shards']} ({len(manifest.shards)} shards)"),
+        ("shards", f"{', '.join(listed(config['shards']))} ({len(manifest.shards)} shards)"),
         ("cadences", f"{trained:,} to train on; {len(held_out):,} of fold {config['fold']} to validate on"),
         ("needles in validation", f"{int((manifest.target[held_out] == 1).sum()):,}"),
         ("epochs", f"{len(history)}, the best was {best['epoch']:.0f}"),
@@ -231,18 +207,8 @@ def _precision(accelerator: Accelerator) -> str:
 
 
 def _curves(history: Sequence[dict[str, float]]) -> list[Picture]:
-    epochs = [line["epoch"] for line in history]
-    figures = {
-        "training loss": draw_curve("training loss", epochs, [line["loss"] for line in history]),
-        "validation ROC AUC": draw_curve("validation ROC AUC", epochs, [line["auc"] for line in history]),
-        "throughput": draw_curve(
-            "throughput of training", epochs, [line["cadences_per_s"] for line in history], "cadences/s", True
-        ),
-        "stall": draw_curve(
-            "stall: waiting for the loader", epochs, [100 * line["stall"] for line in history], "% of the time", True
-        ),
-    }
-    return [to_picture(to_png(figure), f"{name} over the epochs") for name, figure in figures.items()]
+    figures = {measure.title: draw_measure(history, measure) for measure in MEASURES}
+    return [to_picture(to_png(figure), f"{title} over the epochs") for title, figure in figures.items()]
 
 
 def _judgements(scored: Scored) -> list[Picture]:
@@ -262,45 +228,6 @@ def _judgements(scored: Scored) -> list[Picture]:
         to_picture(to_png(figure), name, lines=said.get(number, ()))
         for number, (name, figure) in enumerate(figures.items())
     ]
-
-
-def _galleries(manifest: Manifest, scored: Scored) -> list[Block]:
-    """The highest scores, the negatives that score highest and the positives that score lowest."""
-    falling = scored.falling
-    kinds = {
-        "Best candidates of validation": falling,
-        "Worst errors: no needle, and a high score": falling[scored.target[falling] == 0],
-        "Worst errors: a needle, and a low score": falling[::-1][scored.target[falling[::-1]] == 1],
-    }
-    texts = [_about_drift(manifest), "", ""]
-    return [
-        Block(heading, text, pictures=_waterfalls(manifest, scored, chosen[:_SHOWN]), is_gallery=True)
-        for text, (heading, chosen) in zip(texts, kinds.items(), strict=True)
-    ]
-
-
-def _waterfalls(manifest: Manifest, scored: Scored, chosen: npt.NDArray[np.int64]) -> list[Picture]:
-    """Pictures of some of the rows: key, score, truth where it is known, and the estimated drift."""
-    rows = scored.rows[chosen]
-    summed = manifest.made.get("time_bin", 1)  # while packing: find_drift takes the bins for unsummed ones
-    pictures = []
-    for place, row, key in zip(chosen, rows, manifest.keys_of(rows), strict=True):
-        snippet = read_snippets(manifest, np.array([row]))[0]
-        track = find_drift(snippet)
-        lines = scored.say(int(place))
-        if scored.target[place] >= 0:
-            lines.append("truth: needle" if scored.target[place] else "truth: no needle")
-        lines.append(f"drift {track.drift_rate / summed:+.3f} Hz/s")
-        is_inside = 0 <= track.start_channel < manifest.shape[2]
-        lines.append(f"from channel {track.start_channel:.0f}{'' if is_inside else ', outside of the snippet'}")
-        figure = draw_waterfall(snippet, (track.start_channel, track.end_channel))
-        pictures.append(to_picture(to_png(figure), f"waterfall of {key}, six panels", key, lines))
-    return pictures
-
-
-def _about_drift(manifest: Manifest) -> str:
-    seconds = TIME_BIN_SECONDS * manifest.made.get("time_bin", 1)
-    return _DRIFT.format(hertz=CHANNEL_WIDTH_HZ, seconds=seconds)
 
 
 def _drop_predictions_of_older_weights(run_dir: Path) -> None:

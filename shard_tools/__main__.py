@@ -1,4 +1,4 @@
-"""Command line: python -m shard_tools simulate / fingerprint / pack / verify / info."""
+"""Command line: python -m shard_tools simulate / fingerprint / pack / import / verify / info."""
 
 import sys
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import tyro
 
 from shard_tools.errors import InputError, run_command
 from shard_tools.fingerprint import FingerprintConfig, Groups, fingerprint
+from shard_tools.import_webdataset import ImportConfig, import_webdataset
 from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.manifest_writer import SKIPPED
@@ -46,6 +47,7 @@ Command = (
     Annotated[SimulateConfig, tyro.conf.subcommand("simulate")]
     | Annotated[FingerprintConfig, tyro.conf.subcommand("fingerprint")]
     | Annotated[PackConfig, tyro.conf.subcommand("pack")]
+    | Annotated[ImportConfig, tyro.conf.subcommand("import")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InfoConfig, tyro.conf.subcommand("info")]
 )
@@ -61,6 +63,8 @@ def main() -> int:
             _print_groups(fingerprint(command), command)
         case PackConfig():
             _print_packed(pack(command))
+        case ImportConfig():
+            _print_packed(import_webdataset(command))
         case VerifyConfig():
             return _verify(command)
         case InfoConfig():

@@ -162,11 +162,11 @@ def _to_targets(table: BinaryIO, path: str, labelled: bool) -> dict[str, int]:
         check_key(key, where)
         if key in targets:
             raise InputError(f"{where}: id {key} appears twice; expected each id once")
-        targets[key] = _to_target(row["target"], key, where) if labelled else UNKNOWN_TARGET
+        targets[key] = to_target(row["target"], key, where) if labelled else UNKNOWN_TARGET
     return targets
 
 
-def _to_target(text: str, key: str, where: str) -> int:
+def to_target(text: str, key: str, where: str) -> int:
     """0 or 1, also as 0.0 or 1.0 (pandas after a merge) and as False or True."""
     word = text.lower()
     if _TARGET_0.fullmatch(word):

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +22,57 @@ TABLES = (SAMPLES, SKIPPED, SUBMISSION)
 NO_FILE = "no file"
 
 
-def write_tables(
-    source: Path,
-    folder: Path,
-    records: Sequence[Record],
-    packed: Sequence[PackedShard],
-    skipped: Sequence[Sequence[str]],
-    shape: tuple[int, ...],
-    made: dict[str, Any],
-) -> None:
-    """samples.parquet, skipped.csv, the submission's ids, and last the manifest, which makes the data set exist."""
-    by_key = {record.key: record for record in records}
-    rows = [
-        (key, SPLITS.index(by_key[key].split), by_key[key].target, by_key[key].fold, number, offset, size)
-        for number, shard in enumerate(packed)
-        for key, offset, size in shard.places
-    ]
+@dataclass(frozen=True)
+class DataSet:
+    """What the tables and the manifest say of the shards that were written."""
+
+    records: Sequence[Record]
+    """Of all shards, those left out included."""
+    packed: Sequence[PackedShard]
+    skipped: Sequence[Sequence[str]]
+    """[key, split, reason] of every sample that was left out or has no file."""
+    shape: tuple[int, ...]
+    """(P, T, F)"""
+    made: dict[str, Any]
+    """How the data set was made, for the manifest."""
+
+
+def write_tables(source: Path, folder: Path, data: DataSet) -> None:
+    """Write samples.parquet, skipped.csv, the submission's ids and last the manifest, which makes the data set exist.
+
+    `source` is the folder that was packed. Raises InputError if every snippet was left out.
+    """
+    rows = _sample_rows(data)
     if not rows:
-        raise InputError(f"{source}: every snippet was left out; {skipped[-1][2]}")
+        raise InputError(f"{source}: every snippet was left out; {data.skipped[-1][2]}")
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SAMPLES_SCHEMA)
     parquet = io.BytesIO()
     pq.write_table(table, parquet)
     write_whole(folder / SAMPLES, parquet.getvalue())
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["id", "split", "reason"], *skipped])
+    csv.writer(text, lineterminator="\n").writerows([["id", "split", "reason"], *data.skipped])
     write_whole(folder / SKIPPED, text.getvalue())
     if (source / SUBMISSION).is_file():
         write_whole(folder / SUBMISSION, (source / SUBMISSION).read_bytes())
-    names = [name for name in TABLES if (folder / name).is_file()]
-    splits = {
+    files = {name: file_sha256(folder / name) for name in TABLES if (folder / name).is_file()}
+    splits = _count_splits(rows, data.skipped)
+    content = manifest_content(data.shape, [shard.shard for shard in data.packed], splits, data.made, files)
+    write_whole(folder / MANIFEST, canonical_json(content))
+
+
+def _sample_rows(data: DataSet) -> list[tuple[Any, ...]]:
+    """The rows of samples.parquet, in the order of SAMPLES_SCHEMA."""
+    by_key = {record.key: record for record in data.records}
+    return [
+        (key, SPLITS.index(by_key[key].split), by_key[key].target, by_key[key].fold, number, offset, size)
+        for number, shard in enumerate(data.packed)
+        for key, offset, size in shard.places
+    ]
+
+
+def _count_splits(rows: Sequence[tuple[Any, ...]], skipped: Sequence[Sequence[str]]) -> dict[str, dict[str, int]]:
+    """The counts of each split, for the manifest."""
+    return {
         split: {
             "samples": sum(row[1] == number for row in rows),
             "positive": sum(row[1] == number and row[2] == 1 for row in rows),
@@ -58,6 +81,3 @@ def write_tables(
         }
         for number, split in enumerate(SPLITS)
     }
-    files = {name: file_sha256(folder / name) for name in names}
-    content = manifest_content(shape, [shard.shard for shard in packed], splits, made, files)
-    write_whole(folder / MANIFEST, canonical_json(content))

@@ -26,7 +26,7 @@ from shard_tools.manifest import (
     Shard,
     read_manifest,
 )
-from shard_tools.manifest_writer import NO_FILE, TABLES, write_tables
+from shard_tools.manifest_writer import NO_FILE, TABLES, DataSet, write_tables
 from shard_tools.progress import progress
 from shard_tools.snippet_files import clutter_kind
 from shard_tools.sources import SOURCES, digest_sources, find_changed, find_unsure, renew_sources, write_sources
@@ -121,7 +121,8 @@ def pack(config: PackConfig) -> Manifest:
         for line in quarantined[:20]:
             _log.warning("left out %s (%s): %s", *line)
         missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
-        write_tables(config.input, config.folder, catalog.records, packed, [*missing, *quarantined], making.shape, made)
+        data = DataSet(catalog.records, packed, [*missing, *quarantined], making.shape, made)
+        write_tables(config.input, config.folder, data)
         write_sources(config.folder, file_sha256(config.folder / MANIFEST), digests)
         if upload:
             upload.finish(config.folder, _BESIDE)

@@ -22,7 +22,7 @@ def command_line(script: str, *arguments: object, processes: int = 1) -> Sequenc
 
 def flags(config: TrainConfig) -> list[object]:
     """The command line that makes a tiny configuration (of tests.tiny)."""
-    words: list[object] = ["--shards", config.shards, "--run-dir", config.run_dir, "--preset", "demo"]
+    words: list[object] = ["--shards", *config.shards, "--run-dir", config.run_dir, "--preset", "demo"]
     words += ["--epochs", config.epochs, "--batch-size", config.batch_size, "--eval-batch-size", config.eval_batch_size]
     words += ["--accumulate", config.accumulate, "--learning-rate", config.learning_rate]
     words += ["--tracker", "none", "--no-report", "--precision", "float32", "--warmup-epochs", config.warmup_epochs]

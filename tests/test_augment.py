@@ -11,6 +11,7 @@ from pipeline.augment import DrawConfig, Draws, draw, mixed_targets, partner_pos
 from pipeline.canvas import CanvasConfig, Layout
 from pipeline.plan import Share
 from pipeline.planner import batch_slots
+from pipeline.randomness import EpochPart
 from shard_tools.errors import InputError
 
 PLANES = (6, 39, 256)
@@ -32,7 +33,7 @@ CONFIGS = st.builds(
 
 
 def draws_at(positions: np.ndarray, config: DrawConfig, seed: int = 0, epoch: int = 0, length: int = 10**6) -> Draws:
-    return draw(config, CANVAS, PLANES, seed=seed, epoch=epoch, positions=positions, length=length)
+    return draw(config, CANVAS, PLANES, EpochPart(seed, epoch, positions, length))
 
 
 @given(config=CONFIGS, seed=SEEDS, epoch=EPOCHS, start=st.integers(0, 10**6), split=st.integers(1, 63))
@@ -88,7 +89,7 @@ def test_probabilities_are_met() -> None:
 def test_time_is_never_reversed_over_the_stack_of_six() -> None:
     stack = CanvasConfig("stack6", 224, 224)
     config = DrawConfig(flip_time=1)
-    found = draw(config, stack, (6, 273, 256), seed=0, epoch=0, positions=np.arange(100), length=100)
+    found = draw(config, stack, (6, 273, 256), EpochPart(0, 0, np.arange(100), 100))
     assert not found.flip_time.any()
 
 
@@ -126,7 +127,7 @@ def test_an_added_signal_is_a_needle_if_and_only_if_it_is_in_on_panels_alone(
     config = DrawConfig(inject=0.8, inject_interference=interference, inject_snr_min=0.5, inject_snr_max=2)
     canvas = CanvasConfig(layout, 112, 224, sum_time_bins=7)
     planes = canvas.plane_shape((6, 273, 256))
-    found = draw(config, canvas, planes, seed=seed, epoch=0, positions=np.arange(40), length=40)
+    found = draw(config, canvas, planes, EpochPart(seed, 0, np.arange(40), 40))
     assert found.signal_level.shape == found.signal_path.shape == (40, planes[0], 273)
     present = found.signal_level.max(axis=2) > 0
     is_on = np.isin(canvas.positions, (0, 2, 4))

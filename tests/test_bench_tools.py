@@ -11,13 +11,14 @@ import matplotlib.image
 import pytest
 import torch
 
-from benchmarks import gpu_check, history, train_bench
+from benchmarks import gpu_check, gpu_tests, history, train_bench
 from benchmarks import report as bench_report
-from benchmarks.charts import latest_panels
 from benchmarks.model_figures import count_flops, peak_flops
 from benchmarks.pack_bench import PACK, START, SYNCED, TAR, PackBenchConfig, above_goal
 from benchmarks.pack_bench import to_figures as pack_figures
+from benchmarks.panels import latest_panels
 from benchmarks.rates import Held, below_goal, infer_rates, to_figures, train_rates, verdict
+from benchmarks.tables import other_tables
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
@@ -34,6 +35,7 @@ from training.system_info import output_of
 MACHINE = {"cpu": "A CPU", "cores": 2, "memory_gb": 8.0, "gpu": None, "gpus": 0, "driver": None, "os": "Linux"}
 LOADERS = {"ours": 900.0, "torch": 300.0, 'dali <&> "co"': 250.0, "memory copy": 4000.0}
 WRITERS, LINES = 4, 8
+NO_MODULE = "ModuleNotFoundError: No module named"
 
 
 def append_lines(path: Path, writer: int) -> None:
@@ -200,7 +202,7 @@ def test_the_other_benchmarks_have_their_tables_without_empty_columns(write_hist
     rates = {"loader": [30.0], "model": [10.0], "both": [9.0]}
     trained = entry({}, benchmark="train", figures=to_figures("train", rates, 1))  # type: ignore[arg-type]
     packed = entry({}, benchmark="pack", figures=pack_figures(PackBenchConfig(cadences=100), packing(4.0)))
-    tables = {table.title: table for table in bench_report.other_tables([trained, packed])}
+    tables = {table.title: table for table in other_tables([trained, packed])}
     assert tables["train"].headings == ("loader alone", "model alone", "both", "both / model", "stall", "bound by")
     assert tables["train"].rows == [["30", "10", "9", "0.900", "10.0%", "model"]]
     assert [row[0] for row in tables["pack"].rows] == [PACK, START, TAR, SYNCED]
@@ -212,7 +214,7 @@ def test_a_part_of_the_needle_benchmark_does_not_replace_a_whole_one() -> None:
         for row, config in (("whole", {}), ("part", {"is_part": True}), ("later", {"is_part": False}))
     )
     for *entries, shown in ((part, "part"), (part, whole, "whole"), (whole, part, "whole"), (whole, later, "later")):
-        (table,) = bench_report.other_tables(entries)
+        (table,) = other_tables(entries)
         assert table.rows == [[shown]]
 
 
@@ -222,7 +224,7 @@ def test_the_needle_table_is_the_last_one_of_each_form_whatever_the_machine() ->
          "machine": {"cpu": row, "cores": 2, "gpu": None}}
         for row, form in (("first", "cpu"), ("second", "cpu"), ("third", "gpu"))
     )  # fmt: skip
-    shown = [table.rows for table in bench_report.other_tables([first, second, on_gpu])]
+    shown = [table.rows for table in other_tables([first, second, on_gpu])]
     assert shown == [[["second"]], [["third"]]]
 
 
@@ -340,26 +342,85 @@ def test_gpu_check_shows_a_failed_part_and_runs_the_rest(
         gpu_check.Part("hangs", ("-c", "import time; print('so far', flush=True); time.sleep(60)"), 2),
         gpu_check.Part("works", ("-c", recorded), 30),
     ]
+    check, printed = gpu_check.check, [""]
+
+    def look_and_check(part: gpu_check.Part, out: Path) -> gpu_check.Outcome:
+        printed.append(capsys.readouterr().out)
+        return check(part, out)
+
     monkeypatch.setattr(gpu_check, "check_gpu", lambda: None)
     monkeypatch.setattr(gpu_check, "parts", lambda out: commands)
+    monkeypatch.setattr(gpu_check, "check", look_and_check)
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
+    # Whoever is cut off has seen each part that ended.
+    assert all(word in shown for word, shown in zip(("commit", "the reason", "so far"), printed[1:], strict=True))
+    printed.append(capsys.readouterr().out)
     content, text = json.loads((tmp_path / "gpu-check.json").read_text()), (tmp_path / "gpu-check.txt").read_text()
     broken, hanging, working = content["parts"]
     assert not content["passed"] and (broken["passed"], hanging["passed"], working["passed"]) == (False, False, True)
     assert broken["last_lines"] == ["the reason"] and broken["summary"] == "exit code 3"
     assert hanging["last_lines"] == ["so far"] and "not done within 2 s" in hanging["summary"]
     assert working["figures"] == [{"workload": "train", "ratio": 0.5}] and "ratio 0.5" in text
-    assert "the reason" in text and capsys.readouterr().out == text
+    assert "".join(printed) == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-check.json", "gpu-check.txt"]
 
 
-def test_gpu_check_fits_eight_minutes_and_finds_the_tests_marked_gpu(tmp_path: Path) -> None:
+def test_gpu_check_fits_eight_minutes_and_runs_both_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "collect_gpu_tests", gpu_tests.GpuTests)  # none: what there are is another test's
     parts = gpu_check.parts(tmp_path)
-    assert sum(part.seconds for part in parts) <= 480 - 15  # torch is imported before the first
-    assert str(history.ROOT / "tests" / "test_dali_graph.py") in parts[0].words
+    start = 15  # torch is imported before the first part
+    assert start + gpu_tests.COLLECTING_SECONDS + sum(part.seconds for part in parts) <= 480
     assert {word for part in parts for word in part.words if word.startswith("benchmarks/")} == {
         "benchmarks/loader_bench.py", "benchmarks/train_bench.py"
     }  # fmt: skip
+
+
+def test_gpu_check_leaves_no_test_marked_gpu_out_on_a_machine_without_the_other_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests that take the mark from another file's parameters too; and nothing else is excused."""
+    everything = gpu_tests.collect_gpu_tests()
+    assert not everything.broken and everything.counts["tests/test_gpu.py"] > 10
+    assert everything.counts["tests/test_symmetries.py"] > 100
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({gpu_tests.NOT_NEEDED}))")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    without = gpu_tests.collect_gpu_tests()
+    assert without.counts == everything.counts
+    assert without.broken and not without.unexpected
+    words = without.words(tmp_path / "junit.xml")
+    assert set(words[-len(without.counts) :]) == set(everything.counts)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "broken", "passed", "said"),
+    [
+        ("<testcase/><testcase/>", {}, True, "2 passed"),
+        ("<testcase/>", {}, False, "2 were collected"),
+        ("<testcase/><testcase><skipped/></testcase>", {}, False, "1 skipped"),
+        ("<testcase/><testcase/>", {"tests/test_s3.py": f"{NO_MODULE} 'moto.server'"}, True, "need moto"),
+        ("<testcase/><testcase/>", {"tests/test_gpu.py": f"{NO_MODULE} 'timm'"}, False, "'timm'"),
+        ("<testcase/><testcase/>", {"tests/test_gpu.py": "SyntaxError: invalid syntax"}, False, "invalid syntax"),
+    ],
+)  # fmt: skip
+def test_gpu_check_fails_where_a_collected_test_did_not_run_or_a_file_was_not_collected(
+    tmp_path: Path, outcomes: str, broken: dict[str, str], passed: bool, said: str
+) -> None:
+    junit = tmp_path / "junit.xml"
+    junit.write_text(f"<testsuites><testsuite>{outcomes}</testsuite></testsuites>")
+    found = gpu_tests.judge(gpu_tests.GpuTests({"tests/test_gpu.py": 2}, broken), junit)
+    assert found[0] == passed and said in found[1]
+
+
+def test_gpu_check_says_which_versions_are_not_the_pinned_ones() -> None:
+    pinned = gpu_check.pinned_versions()
+    assert {"torch", "timm", "nvidia-dali"} <= pinned.keys()
+    as_built = {**pinned, "torch": f"{pinned['torch']}+cu130"}
+    assert gpu_check.not_as_pinned(as_built) == []
+    found = {**as_built, "timm": "1.0.29"}
+    del found["wandb"]
+    assert gpu_check.not_as_pinned(found) == [
+        f"timm 1.0.29 (pinned: {pinned['timm']})", f"no wandb (pinned: {pinned['wandb']})"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("cases", "expected"), [
@@ -374,4 +435,4 @@ def test_gpu_check_fits_eight_minutes_and_finds_the_tests_marked_gpu(tmp_path: P
 def test_gpu_check_counts_what_pytest_found(tmp_path: Path, cases: str, expected: dict[str, int]) -> None:
     path = tmp_path / "junit.xml"
     path.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
-    assert gpu_check.count_tests(path) == expected
+    assert gpu_tests.count_outcomes(path) == expected

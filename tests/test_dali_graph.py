@@ -10,9 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from pipeline import dali_graph
 from pipeline.augment import DrawConfig, Draws, draw
 from pipeline.canvas import CanvasConfig, Layout
 from pipeline.dali_graph import GraphPlace, build_eval_graph, build_train_graph, train_inputs
+from pipeline.randomness import EpochPart
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.simulate import SimulateConfig, plan_tasks, simulate_cadence
 from tests import twin
@@ -81,15 +83,15 @@ def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDA
     image = np.empty((canvas.channels, canvas.height, canvas.width), np.float32)
     views = np.empty((SAMPLES, len(canvas.views), *image.shape), np.float32)
     for snippet, out in zip(snippets, views, strict=True):
-        arithmetic.write_image(snippet, image)
-        cpu_canvas().write_views(image, canvas.views, out)
+        arithmetic.write_eval_image(snippet, image)
+        cpu_canvas().make_views(image, canvas.views, out)
     return views
 
 
 def draws_for(canvas: CanvasConfig, shape: tuple[int, int, int], config: DrawConfig = WILD, seed: int = 5) -> Draws:
     positions = np.arange(SAMPLES)
     planes = canvas.plane_shape(shape)
-    return draw(config, canvas, planes, seed=seed, epoch=3, positions=positions, length=SAMPLES)
+    return draw(config, canvas, planes, EpochPart(seed, 3, positions, SAMPLES))
 
 
 def as_inputs(draws: Draws, config: DrawConfig) -> list[npt.NDArray[np.generic]]:
@@ -103,18 +105,17 @@ def as_inputs(draws: Draws, config: DrawConfig) -> list[npt.NDArray[np.generic]]
 def check_training(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> None:
     found = train_images(snippets, canvas, draws, maker)
     planes = [
-        twin.augmented(twin.planes_of(snippet, canvas, draws, k), canvas, draws, k)
-        for k, snippet in enumerate(snippets)
+        twin.augment(twin.to_planes(snippet, canvas, draws, k), canvas, draws, k) for k, snippet in enumerate(snippets)
     ]
-    expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
+    expected = np.stack([twin.resize(each, canvas) for each in twin.mix(np.stack(planes), draws)])
     assert found.shape == (SAMPLES, canvas.channels, canvas.height, canvas.width)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def check_evaluation(snippets: Snippets, canvas: CanvasConfig, maker: str) -> None:
     found = eval_images(snippets, canvas, maker)
-    images = [twin.canvas_of(twin.planes_of(snippet, canvas), canvas) for snippet in snippets]
-    expected = np.stack([twin.views_of(image, canvas, canvas.views) for image in images])
+    images = [twin.resize(twin.to_planes(snippet, canvas), canvas) for snippet in snippets]
+    expected = np.stack([twin.make_views(image, canvas, canvas.views) for image in images])
     assert found.shape == (SAMPLES, len(canvas.views), canvas.channels, canvas.height, canvas.width)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -141,6 +142,29 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Snippets:
 def real(kaggle_seti: Path) -> Snippets:
     files = sorted(kaggle_seti.glob("train/*/*.npy"))[:SAMPLES]
     return np.stack([np.load(file) for file in files])
+
+
+STEPS = (
+    "sum_time_bins",
+    "add_signal",
+    "subtract_means",
+    "normalise",
+    "compress",
+    "augment",
+    "mix",
+    "resize",
+    "make_views",
+)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_has_the_same_name_in_both_engines_and_in_the_twin(step: str) -> None:
+    kernels = cpu_canvas().kernels
+    if step == "resize":  # in two halves on the CPU, so that the larger image is never made
+        assert hasattr(kernels, "_resize_rows") and hasattr(kernels, "_resize_columns")
+    else:
+        assert hasattr(kernels, f"_{step}") or hasattr(cpu_canvas(), step)
+    assert hasattr(dali_graph, f"_{step}") and hasattr(twin, step)
 
 
 @pytest.mark.parametrize("maker", MAKERS)

@@ -14,10 +14,10 @@ from accelerate.state import AcceleratorState, PartialState
 import pipeline.dali_engine
 from pipeline.dali_engine import DaliImages
 from pipeline.dali_graph import PREFETCH_DEPTH, GraphPlace
-from pipeline.devices import numbered
+from pipeline.devices import with_index
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.stall import Timed
+from pipeline.stall import StallTimer
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny
 from training.accelerator import build_accelerator
@@ -92,8 +92,8 @@ def loader_of(manifest: Manifest, device: torch.device) -> Loader:
 
 
 def test_a_gpu_without_a_number_is_the_current_one(machine: TwoGpus) -> None:
-    assert numbered(torch.device("cuda")) == SECOND
-    assert numbered(FIRST) == FIRST and numbered(torch.device("cpu")) == torch.device("cpu")
+    assert with_index(torch.device("cuda")) == SECOND
+    assert with_index(FIRST) == FIRST and with_index(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("asked", "meant"), [(torch.device("cuda"), SECOND), (FIRST, FIRST), (SECOND, SECOND)])
@@ -127,7 +127,7 @@ def test_the_stall_is_that_of_the_gpu_it_was_asked_of(
     machine: TwoGpus, asked: torch.device, meant: torch.device
 ) -> None:
     batches: Any = range(3)
-    timed = Timed(batches, asked)
+    timed = StallTimer(batches, asked)
     for _ in timed:
         machine.current = 1 - machine.current
     assert timed.seconds == 4.0  # the wait for the end counts

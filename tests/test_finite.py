@@ -278,7 +278,7 @@ from training import run as run_module
 import train as train_module
 from training.accelerator import build_accelerator
 from shard_tools.errors import InputError
-from shard_tools.manifest import read_manifest
+from shard_tools.joined import read_manifests
 from tests.tiny import tiny_config
 
 config = tiny_config(pathlib.Path({shards!r}), pathlib.Path({run_dir!r}), ema=0.9)
@@ -294,7 +294,7 @@ def build_model(*words):
     return model
 
 run_module.build_model = build_model
-run = run_module.build_run(config, accelerator, read_manifest(config.shards))
+run = run_module.build_run(config, accelerator, read_manifests(config.shards))
 for name, model in (("weights", run.bare_model), ("running mean", run.ema.module)):
     total = torch.stack([value.double().sum() for value in model.parameters()])
     alike = accelerator.gather(total).view(2, -1)

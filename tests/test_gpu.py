@@ -17,7 +17,7 @@ import train as train_module
 from pipeline.augment import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.stall import Timed
+from pipeline.stall import StallTimer
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
@@ -154,7 +154,7 @@ def test_waiting_for_the_gpu_is_no_stall_and_an_idle_gpu_is(manifest: Manifest) 
 
     stalled = []
     for idle in (False, True):
-        timed = Timed(late(idle), GPU)
+        timed = StallTimer(late(idle), GPU)
         for _ in timed:
             torch.cuda._sleep(cycles)  # work, some 50 ms of it
         stalled.append(timed.seconds)

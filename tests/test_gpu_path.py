@@ -26,6 +26,7 @@ from pipeline.dali_graph import GraphPlace
 from pipeline.loader import Batch
 from pipeline.plan import Share
 from pipeline.planner import batch_slots
+from pipeline.randomness import EpochPart
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.manifest import Manifest
 from tests import twin
@@ -110,7 +111,7 @@ def images_of_a_batch(
 def draws_with(canvas: CanvasConfig, count: int, rolls: list[int]) -> Draws:
     """As the planner makes them for a batch of `count`, but for the rolls."""
     planes, positions = canvas.plane_shape(KAGGLE_SHAPE), np.arange(count)
-    drawn = draw(DrawConfig(flip_time=0), canvas, planes, seed=1, epoch=0, positions=positions, length=count)
+    drawn = draw(DrawConfig(flip_time=0), canvas, planes, EpochPart(1, 0, positions, count))
     _, partner = batch_slots(positions, np.ones(count, bool), count)
     return replace(drawn, partner=partner, roll=np.array(rolls, np.int32))
 
@@ -119,10 +120,8 @@ def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int], devic
     """Whether images of these rolls, one a sample, differ from the twin's."""
     snippets = np.random.default_rng(2).standard_normal((len(rolls), *KAGGLE_SHAPE)).astype(np.float16)
     draws = draws_with(canvas, len(rolls), rolls)
-    planes = [
-        twin.augmented(twin.planes_of(each, canvas), canvas, draws, number) for number, each in enumerate(snippets)
-    ]
-    expected = np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
+    planes = [twin.augment(twin.to_planes(each, canvas), canvas, draws, number) for number, each in enumerate(snippets)]
+    expected = np.stack([twin.resize(each, canvas) for each in twin.mix(np.stack(planes), draws)])
     try:
         found = images_of_a_batch(graph, canvas, draws, snippets, device_id)
     except RuntimeError:
@@ -171,7 +170,7 @@ def moved_by(graph: ModuleType, preset: Preset, what: str) -> tuple[float, int]:
         found = moved(lambda feed: graph.build_eval_graph(feed, config.canvas, KAGGLE_SHAPE, views, place), (snippets,))
         return found.nbytes, found.widest
     planes = config.canvas.plane_shape(KAGGLE_SHAPE)
-    draws = draw(config.draws, config.canvas, planes, seed=0, epoch=0, positions=np.arange(2), length=2)
+    draws = draw(config.draws, config.canvas, planes, EpochPart(0, 0, np.arange(2), 2))
     draws = replace(draws, partner=np.array([1, 0], np.int32))
     inputs = as_inputs(snippets, draws, config.draws)
     found = moved(lambda feed: graph.build_train_graph(feed, config.canvas, config.draws, KAGGLE_SHAPE, place), inputs)

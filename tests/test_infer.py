@@ -18,8 +18,9 @@ from infer import InferConfig, infer
 from pipeline import open_loader
 from pipeline.augment import DrawConfig
 from pipeline.loader import LoaderConfig
+from reports.candidates import Scored
 from reports.page import read_section
-from reports.sections import Scored, write_prediction_report
+from reports.sections import Prediction, write_prediction_report
 from shard_tools.atomic_files import write_whole
 from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError
@@ -102,9 +103,9 @@ def logits_by_hand(manifest: Manifest, path: Path, views: tuple[str, ...], split
     rows = manifest.rows(split)
     found = {}
     for key, snippet in zip(manifest.keys_of(rows), read_snippets(manifest, rows), strict=True):
-        image = twin.canvas_of(twin.planes_of(snippet, CANVAS), CANVAS)
+        image = twin.resize(twin.to_planes(snippet, CANVAS), CANVAS)
         with torch.inference_mode():
-            logits = model(torch.from_numpy(twin.views_of(image, CANVAS, views)).float())
+            logits = model(torch.from_numpy(twin.make_views(image, CANVAS, views)).float())
         found[key] = float(logits.double().mean())
     return found
 
@@ -376,7 +377,8 @@ def test_a_second_prediction_with_a_runs_weights_leaves_the_first_on_its_page(
 
     def predict_to(out: Path, score: float) -> None:
         scored = Scored(rows, manifest.target[rows], np.array([score]))
-        write_prediction_report([tmp_path / "best.safetensors"], out, "test", manifest, scored, 1)
+        prediction = Prediction(out, 1, "test", [tmp_path / "best.safetensors"])
+        write_prediction_report(prediction, manifest, scored)
 
     for name, score in (("one.csv", 0.125), ("two.csv", 0.25), ("three.csv", 0.5), ("two.csv", 0.75)):
         predict_to(tmp_path / name, score)

@@ -63,6 +63,19 @@ def test_every_default_peer_makes_our_canvas(data: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("workload", ["raw", "tta"])
+def test_the_peer_to_copy_for_a_new_one_takes_part_and_only_when_named(data: Path, workload: Workload) -> None:
+    name = "plain-loop"
+    with Contest([BY_NAME[name]], spec_of(data, workload), lambda _: None) as contest:
+        contest.compare(at_once=1)
+        contest.play(0, 0.0, before=lambda _: None)
+    (row,) = contest.rows
+    assert not row.failed and row.rounds[0].cadences == TINY.cadences
+    for peers, takes_part in ((("all",), False), (("default",), False), ((name,), True)):
+        named = [contestant.name for contestant in LoaderBenchConfig(peers=peers).contestants()]
+        assert (name in named) == takes_part
+
+
 def test_a_peer_that_dies_is_shown_as_failed_and_the_others_are_timed(raw_contest: Contest) -> None:
     os.kill(raw_contest.processes["dali"].pid, signal.SIGKILL)
     raw_contest.warm_up()

@@ -11,18 +11,10 @@ import pandas as pd
 import pytest
 
 from benchmarks import needle_bench
-from benchmarks.needle_bench import NeedleBenchConfig
+from benchmarks.needle_config import NeedleBenchConfig
 from benchmarks.needle_data import TWIN, NeedleSet, pack_real, snippet_path
-from benchmarks.needle_rows import (
-    CLASSICAL,
-    OURS,
-    RECIPES,
-    Form,
-    RowFailedError,
-    epochs_in,
-    run_program,
-    split_sizes,
-)
+from benchmarks.needle_recipes import CLASSICAL, OURS, RECIPES, Form
+from benchmarks.needle_rows import RowFailedError, epochs_in, run_program, split_sizes
 from benchmarks.needle_scores import ahead_figure, missed_goals, print_tables, real_figure, simulated_figure
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, read_snippet
 from shard_tools.errors import InputError

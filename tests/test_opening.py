@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline import open_loader
 from pipeline.augment import DrawConfig
+from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
@@ -94,8 +95,15 @@ def test_a_state_continues_in_the_middle_of_an_epoch_bit_for_bit(manifest: Manif
     [
         ({"split": "validation"}, "expected one of train, test"),
         ({"held_out": True}, "needs a fold"),
-        ({"augment": DrawConfig()}, "needs a canvas"),
-        ({"fold": 9, "held_out": True}, "no samples of the train split, fold 9"),
+        ({"augment": DrawConfig()}, "need a canvas"),
+        ({"augment": DrawConfig(), "canvas": CANVAS, "views": CANVAS.views}, "choose one"),
+        ({"views": CANVAS.views}, "need a canvas"),
+        ({"views": ("flip_time",), "canvas": CanvasConfig("stack6")}, "expected some of .'identity', 'flip_frequency'"),
+        ({"views": (), "canvas": CANVAS}, "expected some of"),
+        ({"fold": 9, "held_out": True}, r"fold 9.*its folds are \[0, 1, 2, 3, 4\]"),
+        ({"fold": 9}, r"fold 9.*its folds are \[0, 1, 2, 3, 4\]"),
+        ({"fold": 0, "split": "test"}, "only the train split has folds"),
+        ({"batch_size": 0}, "expected at least 1"),
         ({"sampling": "weighted", "split": "test"}, "needs a target of 0 or 1"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.sections import Scored
+from reports.candidates import Scored
 from shard_tools.errors import InputError
 from training.metrics import apart, mean_score, roc_auc, sigmoid
 from training.out_of_fold import read_scores, write_scores

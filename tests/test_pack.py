@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +110,6 @@ def test_the_manifest_leads_to_every_sample_and_tells_its_label(sharded: Layout,
 
 
 def test_webdataset_reads_every_sample(sharded: Layout, packed: Manifest) -> None:
-    wds = pytest.importorskip("webdataset")
     for split, keys in (("train", sharded.train), ("test", sharded.test)):
         samples = list(wds.WebDataset([str(path) for path in tars(packed, split)], shardshuffle=False))
         assert [sample["__key__"] for sample in samples] == sorted(keys)
@@ -117,6 +117,19 @@ def test_webdataset_reads_every_sample(sharded: Layout, packed: Manifest) -> Non
             assert sample["npy"] == sharded.path(sample["__key__"]).read_bytes()
             if split == "train":
                 assert int(sample["cls"]) == sharded.target(sample["__key__"])
+
+
+def test_tar_lists_every_member_and_extracts_the_source_files(
+    sharded: Layout, packed: Manifest, tmp_path: Path
+) -> None:
+    for path in tars(packed, "train"):
+        listed = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True)
+        subprocess.run(["tar", "xf", path, "-C", tmp_path], check=True)
+        names = listed.stdout.split()
+        assert names and not listed.stderr
+        assert [name.rpartition(".")[2] for name in names] == ["npy", "cls"] * (len(names) // 2)
+        for name in names[::2]:
+            assert (tmp_path / name).read_bytes() == sharded.path(name.removesuffix(".npy")).read_bytes()
 
 
 @pytest.mark.parametrize(("split", "extensions"), [("train", ["npy", "cls"]), ("test", ["npy"])])

@@ -22,7 +22,8 @@ from reports.page import (
     write_page,
     write_section,
 )
-from reports.plots import draw_waterfall, to_png
+from reports.plots import to_png
+from reports.waterfalls import draw_waterfall
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.browser import find_chromium, look
@@ -142,6 +143,15 @@ def test_weights_of_no_run_get_a_page_beside_the_submission(run_dir: Path, manif
     infer(InferConfig(str(manifest.root), (weights, run_dir / "best.safetensors"), out, precision="float32"))
     assert "Prediction: test" in (tmp_path / "out.report.html").read_text()
     assert (run_dir / PAGE).read_bytes() == before and not (weights.parent / PAGE).exists()
+
+
+def test_a_needle_is_drawn_bright_beside_two_far_stronger_lines_of_interference() -> None:
+    noise = np.random.default_rng(0).standard_normal((6, 273, 256)).astype(np.float16)
+    noise[::2, :, 40] += np.float16(3)
+    noise[:, :, [100, 180]] += np.float16(60)
+    (image,) = draw_waterfall(noise, None).axes[0].images
+    darkest, brightest = image.get_clim()
+    assert darkest < 0 and 3 > brightest > 0.5
 
 
 def test_calibration_is_what_counting_gives() -> None:

@@ -228,8 +228,8 @@ def test_a_run_with_candidates_and_added_signals_trains_saves_and_predicts(tmp_p
     fill_model(model, load_weights(path)[0], str(path))
     rows, expected, spread = manifest.rows("test"), {}, {}
     for key, snippet in zip(manifest.keys_of(rows), read_snippets(manifest, rows), strict=True):
-        image = twin.canvas_of(twin.planes_of(snippet, config.canvas), config.canvas)
-        views = torch.from_numpy(twin.views_of(image, config.canvas, ("identity", "flip_frequency"))).float()
+        image = twin.resize(twin.to_planes(snippet, config.canvas), config.canvas)
+        views = torch.from_numpy(twin.make_views(image, config.canvas, ("identity", "flip_frequency"))).float()
         with torch.inference_mode():
             each = model(views).double()[:, 0]
         expected[key], spread[key] = float(each.mean()), float(each.std())

@@ -142,8 +142,8 @@ def evaluated(snippets: npt.NDArray[np.floating], canvas: CanvasConfig, maker: s
     halves = snippets.astype(np.float16)
     if maker != "twin":
         return eval_images(halves, canvas, maker)
-    images = [twin.canvas_of(twin.planes_of(snippet, canvas), canvas) for snippet in halves]
-    return np.stack([twin.views_of(image, canvas, canvas.views) for image in images])
+    images = [twin.resize(twin.to_planes(snippet, canvas), canvas) for snippet in halves]
+    return np.stack([twin.make_views(image, canvas, canvas.views) for image in images])
 
 
 def trained(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> npt.NDArray[np.floating]:
@@ -151,10 +151,9 @@ def trained(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) 
     if maker != "twin":
         return train_images(snippets, canvas, draws, maker)
     planes = [
-        twin.augmented(twin.planes_of(snippet, canvas, draws, k), canvas, draws, k)
-        for k, snippet in enumerate(snippets)
+        twin.augment(twin.to_planes(snippet, canvas, draws, k), canvas, draws, k) for k, snippet in enumerate(snippets)
     ]
-    return np.stack([twin.canvas_of(each, canvas) for each in twin.mixed(np.stack(planes), draws)])
+    return np.stack([twin.resize(each, canvas) for each in twin.mix(np.stack(planes), draws)])
 
 
 def by_plane(images: npt.NDArray[np.floating], canvas: CanvasConfig) -> npt.NDArray[np.floating]:

@@ -22,7 +22,7 @@ from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from pipeline.stall import Timed
+from pipeline.stall import StallTimer
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import LABELS
 from shard_tools.manifest import Manifest, read_manifest
@@ -97,7 +97,7 @@ def test_the_wait_for_batches_counts_as_stall_and_the_work_on_them_does_not(mani
             time.sleep(0.02)
             yield batch
 
-    timed, began = Timed(late(), torch.device("cpu")), time.perf_counter()
+    timed, began = StallTimer(late(), torch.device("cpu")), time.perf_counter()
     for found in timed:
         assert found is batch
         time.sleep(0.03)

@@ -1,4 +1,4 @@
-"""The plain NumPy twin of the graphs: what they are to compute, in float64 and without hurry.
+"""The NumPy twin of both engines: every step under the same name, in float64 and as plain as it can be.
 
 Axes as in pipeline/dali_graph.py: P positions, t time bins before summing, N planes, T time bins, F frequency channels;
 C, H, W canvas; n samples; V views.
@@ -13,30 +13,49 @@ from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
 Array = npt.NDArray[np.float64]
 
 
-def planes_of(snippet: npt.NDArray[np.float16], canvas: CanvasConfig, draws: Draws | None = None, k: int = 0) -> Array:
+def to_planes(snippet: npt.NDArray[np.float16], canvas: CanvasConfig, draws: Draws | None = None, k: int = 0) -> Array:
     """(P, t, F) to (N, T, F), with sample k's signal."""
     order = {"stack6": [0, 1, 2, 3, 4, 5], "on": [0, 2, 4]}.get(canvas.canvas, [0, 2, 4, 1, 3, 5])
-    values = snippet.astype(np.float64)[order]
-    channels = values.shape[2]
-    bins = canvas.sum_time_bins
-    values = summed(values, bins)
+    values = sum_time_bins(snippet.astype(np.float64)[order], canvas.sum_time_bins)
     if draws is not None and draws.signal_level[k].size:
-        values = values + summed(signal_of(draws, k, channels), bins) * noise_of(values)
+        values = add_signal(values, canvas, draws, k)
+    return compress(normalise(subtract_means(values, canvas), canvas), canvas)
+
+
+def sum_time_bins(values: Array, bins: int) -> Array:
+    """(N, t, F) to (N, T, F)."""
+    count, raw_bins, channels = values.shape
+    return np.asarray(values.reshape(count, raw_bins // bins, bins, channels).sum(axis=2) / np.sqrt(bins))
+
+
+def add_signal(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
+    """Sample k's signal on (N, T, F)."""
+    signal = signal_of(draws, k, planes.shape[2])
+    return planes + sum_time_bins(signal, canvas.sum_time_bins) * noise_of(planes)
+
+
+def subtract_means(planes: Array, canvas: CanvasConfig) -> Array:
+    """(N, T, F) without its background."""
+    values = planes
     if canvas.subtract != "none":
         values = values - values.mean(axis=(0, 1))
     if canvas.subtract == "lines_bursts":
         values = values - values.mean(axis=2, keepdims=True)
-    if canvas.normalise:
-        mean = values.mean(axis=(1, 2), keepdims=True)
-        variance = values.var(axis=(1, 2), keepdims=True)
-        values = (values - mean) / np.sqrt(variance + NORMALISE_EPSILON)
-    return np.arcsinh(values) if canvas.compress == "asinh" else values
+    return values
 
 
-def summed(values: Array, bins: int) -> Array:
-    """(N, t, F) to (N, T, F)."""
-    count, raw_bins, channels = values.shape
-    return np.asarray(values.reshape(count, raw_bins // bins, bins, channels).sum(axis=2) / np.sqrt(bins))
+def normalise(planes: Array, canvas: CanvasConfig) -> Array:
+    """(N, T, F) with mean 0 and standard deviation 1 in each plane."""
+    if not canvas.normalise:
+        return planes
+    mean = planes.mean(axis=(1, 2), keepdims=True)
+    variance = planes.var(axis=(1, 2), keepdims=True)
+    return np.asarray((planes - mean) / np.sqrt(variance + NORMALISE_EPSILON))
+
+
+def compress(planes: Array, canvas: CanvasConfig) -> Array:
+    """The asinh of planes."""
+    return np.arcsinh(planes) if canvas.compress == "asinh" else planes
 
 
 def signal_of(draws: Draws, k: int, channels: int) -> Array:
@@ -55,7 +74,7 @@ def noise_of(values: Array) -> Array:
     return np.asarray((np.sqrt(steps).mean(axis=(1, 2), keepdims=True) / root) ** 2)
 
 
-def augmented(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
+def augment(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
     """Sample k's flips, roll, shift, gain, offset and erased box on (N, T, F)."""
     values = planes.copy()
     count, time_bins, _ = values.shape
@@ -79,7 +98,7 @@ def augmented(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Arra
     return values
 
 
-def mixed(planes: Array, draws: Draws) -> Array:
+def mix(planes: Array, draws: Draws) -> Array:
     """CutMix and mixup on (n, N, T, F), partners being places in the batch."""
     values = planes.copy()
     for k, (time_start, time_end, channel_start, channel_end) in enumerate(draws.cutmix_box):
@@ -90,14 +109,14 @@ def mixed(planes: Array, draws: Draws) -> Array:
     return values
 
 
-def canvas_of(planes: Array, canvas: CanvasConfig) -> Array:
+def resize(planes: Array, canvas: CanvasConfig) -> Array:
     """(N, T, F) to (C, H, W)."""
     count, time_bins, channels = planes.shape
     image = planes.reshape(canvas.channels, count // canvas.channels * time_bins, channels)
-    return resized(resized(image, canvas.height, axis=1), canvas.width, axis=2)
+    return resize_axis(resize_axis(image, canvas.height, axis=1), canvas.width, axis=2)
 
 
-def resized(image: Array, size: int, axis: int) -> Array:
+def resize_axis(image: Array, size: int, axis: int) -> Array:
     """Bilinear resize with antialiasing: a triangle as wide as an output pixel, edge pixels repeated outwards."""
     old = image.shape[axis]
     if old == size:
@@ -114,7 +133,7 @@ def resized(image: Array, size: int, axis: int) -> Array:
     return np.moveaxis(np.tensordot(weights, image, axes=(1, axis)), 0, axis)
 
 
-def views_of(image: Array, canvas: CanvasConfig, views: tuple[str, ...]) -> Array:
+def make_views(image: Array, canvas: CanvasConfig, views: tuple[str, ...]) -> Array:
     """(C, H, W) to (V, C, H, W)."""
     # Where panels are channels, their order among the ON panels and among the OFF panels is time too.
     backwards = image[[2, 1, 0, 5, 4, 3]] if canvas.canvas == "panels" else image

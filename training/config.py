@@ -21,10 +21,11 @@ Preset = Literal["demo", "seed", "full"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a model on one fold of a folder of shards."""
+    """Train a model on one fold of one or several data sets of shards."""
 
-    shards: str
-    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it."""
+    shards: tuple[str, ...]
+    """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it;
+    several are read as one data set."""
     run_dir: Path
     """Folder for everything that the run writes."""
     preset: Preset = "full"
@@ -88,6 +89,7 @@ class TrainConfig:
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", listed(self.shards))
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
@@ -125,9 +127,15 @@ _FREE_FIELDS = (
 )  # fmt: skip
 
 
+def listed(shards: Any) -> Any:
+    """One folder or URL as a tuple, as several are given; what is not yet known stays what it is."""
+    return (str(shards),) if isinstance(shards, str | Path) else shards
+
+
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as plain JSON values."""
+    """A configuration as plain JSON values; a single data set is a string, as it always was."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    plain["shards"] = plain["shards"][0] if len(plain["shards"]) == 1 else plain["shards"]
     return plain
 
 

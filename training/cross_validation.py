@@ -16,7 +16,8 @@ from accelerate.utils import release_memory
 
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
-from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.joined import read_manifests
+from shard_tools.manifest import Manifest
 from training.accelerator import build_accelerator
 from training.config import TrainConfig
 from training.metrics import average_precision, roc_auc
@@ -35,7 +36,7 @@ def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None], draw_
     accelerator = build_accelerator(config.precision)
     if not any(is_trained(path) for path in config.run_dir.glob("fold*")):
         build_network(config, accelerator)  # for what it refuses, before any data is read
-    manifest = read_manifest(config.shards, config.store)
+    manifest = read_manifests(config.shards, config.store)
     runs = plan_folds(config, manifest)
     if accelerator.is_main_process:
         check_folds(config, runs, accelerator, manifest)
@@ -60,7 +61,7 @@ def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: A
         raise InputError(f"{config.run_dir}: holds the run of one fold; choose another --run-dir for --fold all")
     fold = manifest.fold[manifest.rows("train")]
     if not np.isin(fold, [one.held_out for one in runs]).all():
-        raise InputError(f"{config.shards}: has training samples outside its {len(runs)} folds; pack again")
+        raise InputError(f"{manifest.root}: has training samples outside its {len(runs)} folds; pack again")
     for one in runs:
         check_fold(one, manifest)
         if one.run_dir.is_dir():

@@ -14,7 +14,7 @@ from training.config import Preset, TrainConfig
 from training.model import ModelConfig
 
 # What each preset sets; all else is the field's own default.
-_NOWHERE: dict[str, Any] = {"shards": "shards", "run_dir": Path("run")}
+_NOWHERE: dict[str, Any] = {"shards": ("shards",), "run_dir": Path("run")}
 PRESETS: dict[Preset, TrainConfig] = {
     "demo": TrainConfig(
         **_NOWHERE,

@@ -173,17 +173,17 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
     """Refuse a fold that the shards lack, or that cannot be validated on."""
     folds = manifest.made["folds"]
     if config.held_out >= folds:
-        raise InputError(f"--fold {config.fold}: {config.shards} has folds 0 to {folds - 1}")
+        raise InputError(f"--fold {config.fold}: {manifest.root} has folds 0 to {folds - 1}")
     samples = manifest.splits["train"]["samples"]
     if not samples:
         raise InputError(
-            f"{config.shards}: no training cadences, only {manifest.splits['test']['samples']:,} of test/; pack a "
+            f"{manifest.root}: no training cadences, only {manifest.splits['test']['samples']:,} of test/; pack a "
             "folder with train_labels.csv and train/"
         )
     held_out = manifest.rows("train", config.held_out, held_out=True)
     if len(held_out) == samples:
         raise InputError(
-            f"--fold {config.held_out}: all {samples:,} training cadences of {config.shards} are in this fold, so that "
+            f"--fold {config.held_out}: all {samples:,} training cadences of {manifest.root} are in this fold, so that "
             "none is left to train on; hold out another fold, or pack more cadences"
         )
     if len(np.unique(manifest.target[held_out])) < 2:

@@ -7,8 +7,11 @@ import hashlib
 import io
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from shard_tools.atomic_files import is_stream, write_whole
 from shard_tools.errors import InputError
@@ -20,13 +23,30 @@ _SCORE_BYTES = 26  # of a line, behind the id: the longest float64 and what stan
 
 
 def submission_keys(split: str, manifest: Manifest) -> list[str]:
-    """The ids that the submission has to hold, in order: the sample submission's where the shards came with one."""
-    if split == "test" and SUBMISSION in manifest.files:
-        table, where = read_file(manifest.store, SUBMISSION) or b"", manifest.store.where(SUBMISSION)
-        if hashlib.sha256(table).hexdigest() != manifest.files[SUBMISSION]:
-            raise InputError(f"{where}: missing, or changed after packing; pack again")
-        return to_submission_keys(table, where)
-    return manifest.keys_of(manifest.rows(split))
+    """The ids that the submission has to hold, in order: the sample submission's where the shards came with one.
+
+    Of several data sets: the sample submissions one after the other, then the keys of those without one. Raises
+    InputError where a sample submission is damaged, or two of them hold the same id.
+    """
+    tables = [name for name in manifest.files if name.split("/")[-1] == SUBMISSION]
+    rows = manifest.rows(split)
+    if split != "test" or not tables:
+        return manifest.keys_of(rows)
+    keys = [key for name in tables for key in _read_submission(manifest, name)]
+    if len(tables) > 1 and (repeated := [key for key, count in Counter(keys).items() if count > 1]):
+        raise InputError(f"{manifest.root}: two sample submissions hold {repeated[0]}; leave one data set out")
+    if "/" in tables[0]:
+        listed = {name.split("/")[0] for name in tables}
+        is_listed = np.array([shard.name.split("/")[0] in listed for shard in manifest.shards])
+        keys += manifest.keys_of(rows[~is_listed[manifest.shard[rows]]])
+    return keys
+
+
+def _read_submission(manifest: Manifest, name: str) -> list[str]:
+    table, where = read_file(manifest.store, name) or b"", manifest.store.where(name)
+    if hashlib.sha256(table).hexdigest() != manifest.files[name]:
+        raise InputError(f"{where}: missing, or changed after packing; pack again")
+    return to_submission_keys(table, where)
 
 
 def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float | None) -> None:

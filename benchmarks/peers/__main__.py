@@ -37,7 +37,7 @@ def _answers(spec: Spec, name: str) -> dict[str, Any]:
         return loading[0]
 
     def check(path: str) -> dict[str, Any]:
-        # Training is random: its canvas is compared without the draws, and by a loader of its own.
+        # Training is random: another loader makes the canvas without the draws, which is compared.
         if spec.workload != "train":
             return compared(ready(), Path(path))
         plain = _built(replace(spec, workload="canvas"), name)
@@ -60,7 +60,7 @@ def _answers(spec: Spec, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer until told to quit, or until the other side is gone."""
+    """Answer until told to quit, or until standard input ends."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("name", choices=BY_NAME)
     parser.add_argument("--workload", choices=("raw", "canvas", "train", "tta"), required=True)
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     words = vars(parser.parse_args())
     name = words.pop("name")
-    # Libraries print: what they say must not get between the lines of the protocol.
+    # Libraries print too: send that to standard error, so that it cannot mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     commands = _answers(Spec(**{**words, "shape": tuple(words["shape"])}), name)

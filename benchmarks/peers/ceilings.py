@@ -1,4 +1,4 @@
-"""What no loader can beat: copying the same bytes, and not loading at all."""
+"""Upper limits for any loader: copying the same bytes, and returning one batch that is already on the device."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ Halves = npt.NDArray[np.float16]
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Threads copy the snippets; without threads a batch that is on the device already is handed out again."""
+    """With threads, copy the snippets; without, return the same batch again and again."""
     return _copies(spec, workers) if workers else _resident(spec)
 
 
 def _copies(spec: Spec, workers: int) -> Loading:
-    """Every snippet from one place in memory into batch buffers that are used again."""
+    """Copy every snippet from memory into batch buffers, which are reused."""
     values = np.stack([load_npy(path) for path in snippet_paths(spec.data)])
     pool = ThreadPoolExecutor(workers)
     buffers = cycle([np.zeros((spec.batch_size, *spec.shape), np.float16) for _ in range(BATCHES_AHEAD + 1)])

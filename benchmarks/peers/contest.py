@@ -20,18 +20,18 @@ from benchmarks.peers.transforms import load_npy, resized
 
 Array = npt.NDArray[Any]
 _TOLERANCE = 5e-4  # of the noise's standard deviation; resizing sums float32 in other orders
-# DALI repeats the outermost row and column outwards, torch leaves them out: with noise they differ.
+# At the border DALI repeats the outermost row and column and torch does not, so the two differ there.
 _EDGE_TOLERANCE = 1.0
 
 
 class Contest:
-    """The contestants of one workload, each in its process, with a row for each that fills up."""
+    """The contestants of one workload, each in its own process, and a row of results for each."""
 
     def __init__(self, contestants: Sequence[Contestant], spec: Spec, step: Callable[[str], None]) -> None:
-        """`step` is told of every turn, with a word on it."""
+        """`step` is called at every turn with a description of it."""
         self.rows = [Row(contestant, spec.workload, spec.source) for contestant in contestants]
         self.processes: dict[str, ContestantProcess] = {}
-        """Of those that take part and have not failed, by name."""
+        """Of the contestants that take part and have not failed, by name."""
         self._spec, self._step = spec, step
 
     def __enter__(self) -> "Contest":
@@ -50,21 +50,21 @@ class Contest:
             list(pool.map(ContestantProcess.close, self.processes.values()))
 
     def compare(self, at_once: int) -> None:
-        """An epoch of each, `at_once` of them together, whose first keys have to hold what the reference holds."""
+        """Compare the first keys of an epoch of each with the reference, `at_once` contestants in parallel."""
         reference = reference_of(self._spec)
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
             list(pool.map(lambda row: self._compare(row, Path(folder), reference), self.rows))
 
     def warm_up(self) -> None:
-        """Another epoch of each, alone, while its memory is looked at."""
+        """Run another epoch of each, one contestant at a time, and measure its memory."""
         for row in self.rows:
             answer = self._ask(row, "warm")
             row.peak_mb = answer.get("peak_mb", 0.0)
 
     def play(self, number: int, seconds: float, before: Callable[[Contestant], None]) -> None:
-        """One round: a turn of each, from the last to the first in every other round.
+        """One round: a turn of each, in reverse order in every other round.
 
-        `before` each turn gets all ready for it, or raises Failed.
+        `before` is called before each turn, and may raise Failed.
         """
         for row in self.rows[:: -1 if number % 2 else 1]:
             try:
@@ -88,7 +88,7 @@ class Contest:
             row.failed = f"an epoch of {answer['cadences']}, {answer['distinct']} distinct; expected {count}"
 
     def _ask(self, row: Row, command: str) -> dict[str, Any]:
-        """A contestant's answer; {} where it has failed, which its row then says."""
+        """A contestant's answer; {} where it has failed, and then its row says why."""
         self._step(f"{self._spec.workload}, {row.contestant.name}")
         if row.failed:
             return {}
@@ -105,7 +105,7 @@ class Contest:
 
 
 def reference_of(spec: Spec) -> dict[str, Array]:
-    """What the first keys have to hold, straight from their files."""
+    """The expected samples of the first keys, computed from their files."""
     found = {}
     for path in snippet_paths(spec.data)[:COMPARED]:
         snippet = load_npy(path)
@@ -119,7 +119,7 @@ def reference_of(spec: Spec) -> dict[str, Array]:
 
 
 def difference(found: dict[str, Array], reference: dict[str, Array]) -> str:
-    """How a contestant's samples differ from the reference; empty where they are equal to the tolerance."""
+    """How a contestant's samples differ from the reference; empty where they agree within the tolerance."""
     if found.keys() != reference.keys():
         return f"failed: other keys, such as {min(found.keys() ^ reference.keys())}"
     for key, expected in reference.items():

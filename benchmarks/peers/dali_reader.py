@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -12,18 +12,23 @@ from torch.utils.dlpack import from_dlpack
 from benchmarks.bench_data import BUCKET, SHARDS
 from benchmarks.peers.spec import BATCHES_AHEAD, HEIGHT, WIDTH, Loading, Spec
 from benchmarks.peers.transforms import cut_mixed
-from pipeline.devices import numbered
-from shard_tools.manifest import read_manifest
+from pipeline.devices import with_index
+from shard_tools.manifest import Manifest, read_manifest
 
-_SHUFFLE_BUFFER = 256  # samples; its shuffle is within it
-_OUTPUTS_AHEAD = 2  # batches that are done before they are asked for
+_SHUFFLE_BUFFER = 256  # samples, among which it shuffles
+_OUTPUTS_AHEAD = 2  # batches that are finished before they are asked for
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Its threads do all: decode, cast, flip, resize; CutMix is torch's, on the batch that it made."""
-    on_gpu = spec.device != "cpu"
+    """DALI's threads decode, cast, flip and resize; CutMix is torch's, on the finished batch."""
     torch.set_num_threads(spec.threads)
     manifest = read_manifest(spec.data / BUCKET / SHARDS)
+    epochs = _Epochs(_build_pipeline(spec, workers, manifest), len(manifest), spec)
+    # The reader does not return names. Without shuffling, samples come in the order of the shards.
+    return Loading(epochs, to_keys=lambda places: manifest.keys_of(np.asarray(places)), settle=epochs.settle)
+
+
+def _build_pipeline(spec: Spec, workers: int, manifest: Manifest) -> Pipeline:
     tars = [str(spec.data / BUCKET / SHARDS / shard.name) for shard in manifest.shards]
 
     def graph() -> DataNode:
@@ -41,41 +46,42 @@ def build(spec: Spec, workers: int) -> Loading:
             name="reader",
         )
         halves = fn.decoders.numpy(data)
-        halves = halves.gpu() if on_gpu else halves
+        halves = halves if spec.device == "cpu" else halves.gpu()
         return halves if spec.workload == "raw" else _image(halves, spec)
 
     pipeline = pipeline_def(
         graph,
         batch_size=spec.batch_size,
         num_threads=workers,
-        device_id=numbered(torch.device(spec.device)).index,
+        device_id=with_index(torch.device(spec.device)).index,
         prefetch_queue_depth=_OUTPUTS_AHEAD,
     )()
     pipeline.build()
+    return pipeline
 
-    class Epochs:
-        def __init__(self) -> None:
-            self.start = 0  # of the next batch; it reads round and round
 
-        def __iter__(self) -> Iterator[tuple[range, Tensor]]:
-            for _ in range(0, len(manifest), spec.batch_size):
-                yield self.next()
+class _Epochs:
+    """Epochs of a reader that never stops: pairs of places in the order of the shards, and a batch."""
 
-        def next(self) -> tuple[range, Tensor]:
-            (output,) = pipeline.run()
-            start, self.start = self.start, (self.start + spec.batch_size) % len(manifest)
-            batch = from_dlpack(output.as_tensor())
-            return range(start, start + spec.batch_size), cut_mixed(batch) if spec.workload == "train" else batch
+    def __init__(self, pipeline: Pipeline, length: int, spec: Spec) -> None:
+        self._pipeline, self._length, self._spec = pipeline, length, spec
+        self._start = 0  # of the next batch
 
-    epochs = Epochs()
+    def __iter__(self) -> Iterator[tuple[range, Tensor]]:
+        for _ in range(0, self._length, self._spec.batch_size):
+            yield self._next()
 
-    def settle() -> None:
-        # It alone reads on when its epoch is over, and would begin its turn with work that nobody timed.
+    def settle(self) -> None:
+        """Use up the batches that it prepared after its last epoch, since that work was not timed."""
         for _ in range(BATCHES_AHEAD + _OUTPUTS_AHEAD):
-            epochs.next()
+            self._next()
 
-    # It hands out no names: where it does not shuffle, samples come as the shards hold them.
-    return Loading(epochs, to_keys=lambda places: manifest.keys_of(np.asarray(places)), settle=settle)
+    def _next(self) -> tuple[range, Tensor]:
+        (output,) = self._pipeline.run()
+        size = self._spec.batch_size
+        start, self._start = self._start, (self._start + size) % self._length
+        batch = from_dlpack(output.as_tensor())
+        return range(start, start + size), cut_mixed(batch) if self._spec.workload == "train" else batch
 
 
 def _image(halves: DataNode, spec: Spec) -> DataNode:

@@ -1,4 +1,4 @@
-"""How every peer that ends in a torch DataLoader drives it."""
+"""What all peers with a torch DataLoader share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from benchmarks.peers.transforms import finished
 
 
 def loader_options(spec: Spec, workers: int) -> dict[str, Any]:
-    """The keywords that make a DataLoader fast, for any data set."""
+    """The keywords that make a DataLoader fast, whatever the data set."""
     if not workers:
         return {"num_workers": 0}
     return {
         "num_workers": workers,
-        # Else every epoch starts its workers anew.
+        # Otherwise every epoch starts new workers.
         "persistent_workers": True,
         "prefetch_factor": BATCHES_AHEAD,
         "multiprocessing_context": "fork",
@@ -29,7 +29,7 @@ def loader_options(spec: Spec, workers: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Iterate over a DataLoader, and do to its batches what is left to the main process."""
+    """Iterate over a DataLoader, and finish its batches in the main process."""
 
     loader: Any
     spec: Spec
@@ -40,7 +40,7 @@ class Epochs:
 
 
 def one_thread(_: int) -> None:
-    """What a worker begins with: more threads of torch's would fight for the cores that other workers have."""
+    """Called when a worker starts: with more threads of torch, workers would compete for the cores."""
     torch.set_num_threads(1)
 
 

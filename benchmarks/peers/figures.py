@@ -1,4 +1,4 @@
-"""From rounds to figures: medians, ratios, goals and the verdict; pure."""
+"""Pure functions from rounds to figures: medians, ratios, goals and the verdict."""
 
 import math
 import statistics
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from benchmarks.peers.spec import Contestant, Source, Workload
 
-_BUSY = 0.85  # share of the cores' time from which on the CPU is what there is too little of
-_NEAR_COPY = 0.5  # share of the memory copy's rate from which on memory is
+_BUSY = 0.85  # share of the cores' time from which on the CPU is the bottleneck
+_NEAR_COPY = 0.5  # share of the memory copy's rate from which on memory is the bottleneck
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Round:
 
 @dataclass
 class Row:
-    """What was found of one contestant in one workload."""
+    """The results of one contestant in one workload."""
 
     contestant: Contestant
     workload: Workload
     source: Source
     failed: str = ""
-    """Why there are no figures; empty where there are."""
+    """Why there are no figures; empty where there are some."""
     peak_mb: float = 0.0
     rounds: list[Round] = field(default_factory=list)
 
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def cores_busy(self) -> float:
-        """Cores that were at work on average."""
+        """Number of busy cores, on average."""
         return sum(turn.cpu_s for turn in self.rounds) / sum(turn.seconds for turn in self.rounds)
 
     @property
@@ -84,14 +84,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """What our loader is to reach on two cores."""
+    """A ratio that our loader has to reach on two cores."""
 
     workload: Workload
     against: str
-    """A name among the ratios of that workload."""
+    """The name of one of the workload's ratios."""
     required: float
     reached: float = math.inf
-    """Where the goal is out of reach: what was measured instead (docs/performance.md), for a margin to be taken of."""
+    """What was measured (docs/performance.md) where the goal is out of reach; margins below 1 start from it."""
 
 
 GOALS = (
@@ -111,7 +111,7 @@ def best(rows: Sequence[Row], with_workers: bool = False) -> Row | None:
 
 
 def ratios(rows: Sequence[Row], our_canvas: Row | None) -> dict[str, tuple[float, str]]:
-    """Our rate over others' in one workload, and who that is; without what could not be measured."""
+    """Our rate over that of others in one workload, and their names; ratios that could not be measured are left out."""
     ours = _named(rows, "ours")
     if ours is None:
         return {}
@@ -150,7 +150,7 @@ def missed_goals(found: Mapping[Workload, Mapping[str, tuple[float, str]]], marg
 
 
 def verdict(rows: Sequence[Row], cores: int) -> str:
-    """What bounds our loader in one workload, from what was measured."""
+    """What bounds our loader in one workload, judged from the measurements."""
     ours, copy = _named(rows, "ours"), _named(rows, "memory-copy")
     if ours is None:
         return "none: our loader was not measured"

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.bench_data import made_once, snippet_paths
 from benchmarks.peers.dataloader import build_dataloader
 from benchmarks.peers.spec import Loading, Spec
-from benchmarks.peers.transforms import transformed
+from benchmarks.peers.transforms import load_npy, transformed
 
 
 def build(spec: Spec, workers: int) -> Loading:
@@ -44,7 +44,7 @@ class _Snippets:
 def _write(out: Path, spec: Spec) -> None:
     def rows() -> Iterator[dict[str, Any]]:
         for path in snippet_paths(spec.data):
-            yield {"key": path.stem, "snippet": np.load(path).tobytes()}
+            yield {"key": path.stem, "snippet": load_npy(path).tobytes()}
 
     features = datasets.Features({"key": datasets.Value("string"), "snippet": datasets.Value("large_binary")})
     with tempfile.TemporaryDirectory(dir=spec.data) as cache:

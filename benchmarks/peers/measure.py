@@ -18,7 +18,7 @@ _SAMPLES_APART = 0.05  # seconds between two looks at memory
 
 
 def compared(loading: Loading, path: Path) -> dict[str, Any]:
-    """Write the first keys' parts of an epoch to `path`, and count what the epoch held."""
+    """Write the samples of the first keys of an epoch to `path`; count the epoch's cadences and distinct keys."""
     first: dict[str, npt.NDArray[Any]] = {}
     count, seen = 0, set()
     for names, batch in loading.epochs:
@@ -60,15 +60,15 @@ def timed_round(loading: Loading, seconds: float, device: str) -> dict[str, Any]
 
 
 def _finish(device: str) -> None:
-    """Wait for the copies to a GPU, which go on while Python does."""
+    """Wait for copies to a GPU, which are asynchronous."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 
 
 def warmed(loading: Loading, threads_to_try: tuple[int, ...]) -> dict[str, Any]:
-    """An epoch, and the most memory that was seen in it: not in timed rounds, which looking at memory slows down.
+    """Run an epoch and return its peak memory. Timed rounds are not sampled, as that slows them down.
 
-    A loader of one process gets the number of torch's threads that is the faster one here: more are not always.
+    Torch first gets that of the numbers in `threads_to_try` with which an epoch is fastest; it need not be the highest.
     """
     if len(threads_to_try) > 1:
         torch.set_num_threads(min(threads_to_try, key=lambda threads: _epoch_seconds(loading, threads)))
@@ -111,9 +111,9 @@ def cpu_seconds() -> float:
 
 
 def memory_mb() -> float:
-    """MB (10^6 bytes) of this process and its descendants: what is theirs, shared pages divided (PSS), without files.
+    """Memory of this process and its descendants in MB (10^6 bytes): PSS, which divides shared pages, without files.
 
-    Without files, because mapped pages of the page cache are nobody's own and would count against who maps them.
+    Mapped pages of the page cache belong to no process, and would count against those that map them.
     """
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(_own_bytes(process.pid) for process in processes) / 1e6

@@ -37,6 +37,6 @@ class ClassificationDataset:
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Its `raw` batch is float32 of the same values: it never had another."""
+    """Its `raw` batch is float32, as it has no other."""
     dataset = ClassificationDataset(snippet_paths(spec.data), spec)
     return build_dataloader(dataset, spec, workers, shuffle=spec.shuffles)

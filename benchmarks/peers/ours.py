@@ -16,8 +16,8 @@ from shard_tools.manifest import read_manifest
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Every draw that there is in training, and CutMix of every pair."""
-    # One tensor's thread each: the loader's own threads share the cores out.
+    """In training with every augmentation, and CutMix for every pair."""
+    # The loader's own threads use the cores; torch's would compete with them.
     torch.set_num_threads(1)
     manifest = read_manifest(shards_of(spec))
     rows = manifest.rows("train")

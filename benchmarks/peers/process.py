@@ -1,4 +1,4 @@
-"""The parent's side of a contestant's process."""
+"""A contestant's process, seen from the benchmark that starts it."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ class ContestantProcess:
 
     def __init__(self, contestant: Contestant, spec: Spec) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        # Some leave files in the machine's folder for temporary files: they get one that ends with them.
+        # Some leave temporary files behind: they get a folder that is removed with them.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         words = [sys.executable, "-m", "benchmarks.peers", contestant.name, "--workload", spec.workload]
         words += ["--data", str(spec.data), "--shape", *map(str, spec.shape), "--batch-size", str(spec.batch_size)]

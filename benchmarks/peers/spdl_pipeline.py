@@ -17,7 +17,7 @@ from benchmarks.peers.transforms import finished, transformed
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Reading, parsing and resizing all let go of the interpreter lock, so threads do them; batches keep the order."""
+    """Threads read, parse and resize, all of which release Python's lock; batches keep the order."""
     # The pipeline's threads share the cores out; torch's own would fight for them.
     torch.set_num_threads(1)
     paths = snippet_paths(spec.data)

@@ -1,4 +1,4 @@
-"""What a contestant is asked for, and who the contestants are.
+"""What a contestant has to load, and the list of contestants.
 
 Axes: B batch, P panels, T time bins, F frequency channels; V views, C channels, H height, W width.
 """
@@ -16,7 +16,7 @@ Source = Literal["page-cache", "cold", "s3"]
 Kind = Literal["ours", "peer", "ceiling"]
 
 HEIGHT = WIDTH = 224
-BATCHES_AHEAD = 4  # of every loader that can be told so, as many as ours
+BATCHES_AHEAD = 4  # prepared batches, for every loader with such a setting; as many as ours
 LOCAL: tuple[Source, ...] = ("page-cache", "cold")
 ANYWHERE: tuple[Source, ...] = (*LOCAL, "s3")
 
@@ -45,15 +45,15 @@ class Spec:
 
 @dataclass(frozen=True)
 class Loading:
-    """A loader that was built."""
+    """A loader, ready to be iterated."""
 
     epochs: Iterable[tuple[Any, Tensor]]
-    """Each iteration is an epoch: for every batch what tells its keys, and the batch, valid until the next one."""
+    """Each iteration is an epoch of pairs: what `to_keys` takes, and the batch, which is valid until the next one."""
     _: KW_ONLY
     to_keys: Callable[[Any], list[str]] = list
-    """The keys of a batch, from what tells them."""
+    """From the first of a pair to the batch's keys; unset: it is a sequence of keys."""
     settle: Callable[[], None] = lambda: None
-    """Before a timed round: use up what was made ready while it was not this loader's turn."""
+    """Called before a timed round: use up the batches that were prepared during the others' turns."""
     close: Callable[[], None] = lambda: None
 
 
@@ -63,33 +63,36 @@ class Contestant:
 
     name: str
     module: str
-    """Of benchmarks.peers; it has `build(spec, workers) -> Loading`."""
+    """A module of benchmarks.peers with `build(spec, workers) -> Loading`."""
     kind: Kind = "peer"
     packages: tuple[str, ...] = ()
-    """Distributions that it needs beyond the project's own."""
+    """What it needs beyond the project's own packages, by the names that pip knows."""
     parallel: Literal["none", "threads", "workers"] = "workers"
     reads: str = "bucket/input"
     """The part of the data folder that it reads."""
     sources: tuple[Source, ...] = LOCAL
     by_default: bool = True
+    """Whether `--peers default` includes it."""
+    in_all: bool = True
+    """Whether `--peers all` includes it."""
     checked: bool = True
     """Whether its batches are compared with the reference before it is timed."""
 
     def workers(self, threads: int) -> int:
-        """Threads or processes that it works with beside the main one."""
+        """Its threads or processes beside the main one."""
         return 0 if self.parallel == "none" else threads
 
     @property
     def tries_threads(self) -> bool:
-        """Whether all its work is torch's, in the main process."""
+        """Whether torch does all its work in the main process, so that the number of torch's threads matters."""
         return self.kind == "peer" and self.parallel == "none"
 
     def label(self, threads: int) -> str:
-        """How a table names its means: 2t for two threads, 2w for two worker processes."""
+        """Its threads or workers in a table: 2t for two threads, 2w for two worker processes."""
         return "-" if self.parallel == "none" else f"{threads}{self.parallel[0]}"
 
     def missing(self) -> str | None:
-        """The first of its packages that is not installed."""
+        """The first of its packages that is not installed; None where all are."""
         for package in self.packages:
             try:
                 version(package)
@@ -110,6 +113,7 @@ CONTESTANTS = (
     Contestant("litdata", "lit_data", reads="litdata", packages=("litdata",), by_default=False),
     Contestant("spdl", "spdl_pipeline", packages=("spdl",), parallel="threads", by_default=False),
     Contestant("datasets", "hf_datasets", reads="datasets", packages=("datasets",), by_default=False),
+    Contestant("plain-loop", "plain_loop", parallel="none", by_default=False, in_all=False),
     Contestant("memory-copy", "ceilings", kind="ceiling", parallel="threads", sources=ANYWHERE, checked=False),
     Contestant("resident", "ceilings", kind="ceiling", parallel="none", sources=ANYWHERE, checked=False),
 )

@@ -9,7 +9,7 @@ HEADER = f"{'loader':<17}{'':>4}{'cadences/s':>11}{'lowest-highest':>16}{'GB/s':
 
 
 def table(rows: Sequence[Row], threads: int, cadence_bytes: int) -> str:
-    """One line a contestant, the fastest peers first; ours above them, the ceilings below."""
+    """A line for each contestant: ours, then the peers from the fastest on, then the ceilings."""
     order = {"ours": 0, "peer": 1, "ceiling": 2}
     ranked = sorted(rows, key=lambda row: (order[row.contestant.kind], bool(row.failed), -_rate(row)))
     return "\n".join([HEADER, *(_line(row, threads, cadence_bytes) for row in ranked)])
@@ -38,7 +38,7 @@ def _short(rate: float) -> str:
 
 
 def ratio_lines(found: Mapping[str, tuple[float, str]]) -> list[str]:
-    """Our rate over each other's."""
+    """A line for each ratio of our rate to another."""
     lines = []
     for name, (ratio, whom) in found.items():
         others = f"{name} ({whom})" if name.startswith("best") else name

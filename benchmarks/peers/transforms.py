@@ -1,4 +1,4 @@
-"""From snippets to canvases as a competent user of torch writes it; every peer that has none of its own uses this.
+"""From snippets to canvases, as a competent user of torch writes it, for every peer without transforms of its own.
 
 Axes: B batch; P panels, T time bins, F frequency channels; V views, C channels (1), H, W canvas.
 """
@@ -21,7 +21,7 @@ Snippet = npt.NDArray[np.float16]
 
 
 def snippet_of(npy: bytes) -> Snippet:
-    """(P, T, F) of the bytes of an npy file: a view, which nobody may write to."""
+    """(P, T, F) from the bytes of an npy file: a read-only view."""
     stream = io.BytesIO(npy)
     np.lib.format.read_magic(stream)
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -41,7 +41,7 @@ def transformed(snippet: Snippet | Tensor, workload: Workload) -> Tensor:
 
 
 def augmented(canvas: Tensor, workload: Workload) -> Tensor:
-    """One canvas's views in TTA; in training perhaps its reverse along frequency, which leaves panels what they are."""
+    """The views of one canvas in TTA; in training the canvas, flipped along frequency half of the time."""
     if workload == "tta":
         return torch.stack([canvas, canvas.flip(-1)])
     return canvas.flip(-1) if workload == "train" and torch.rand(()) < 0.5 else canvas
@@ -59,7 +59,7 @@ def cut_mixed(batch: Tensor) -> Tensor:
 
 
 def finished(batch: Tensor, workload: Workload, device: str) -> Tensor:
-    """What the main process does to a batch that workers made: CutMix in training, and the way to the device."""
+    """What the main process does to a batch from the workers: copy it to the device, and in training apply CutMix."""
     if device != "cpu":
         batch = batch.to(device, non_blocking=True)
     return cut_mixed(batch) if workload == "train" else batch

@@ -13,7 +13,7 @@ _SHUFFLE_BUFFER = 64  # samples; some 50 MB a worker
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Batches are made inside the workers, as its documentation advises: a sample at a time over the border is slow."""
+    """The workers make whole batches, as its documentation advises; sending samples between processes is slow."""
 
     def to_sample(sample: dict[str, bytes]) -> tuple[str, Tensor]:
         return str(sample["__key__"]), transformed(snippet_of(sample["npy"]), spec.workload)

@@ -1,0 +1,156 @@
+"""The tables of the benchmarks' history: of the loader benchmark, by panel and in short, and of the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.panels import Panel, machine_name
+
+Entry = dict[str, Any]
+"""A line of the history (benchmarks/history.py)."""
+Figure = dict[str, Any]
+NEEDLES = "needles"  # the workload of the needle benchmark
+_THREE_RATES = ("train", "infer")  # workloads with a figure for each of loader, model and both (benchmarks/rates.py)
+_PAIRED = "+.3f to"  # a number and the bounds of its interval
+# The other benchmarks' columns: (name in the figure, heading, format).
+_TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "train": (
+        ("preset", "preset", "s"), ("loader", "loader alone", ",.0f"), ("model", "model alone", ",.0f"),
+        ("both", "both", ",.0f"), ("ratio", "both / model", ".3f"), ("stall", "stall", ".1%"),
+        ("bound_by", "bound by", "s"), ("mfu", "MFU", ".1%"), ("timm_images_per_s", "timm, images/s", ",.0f"),
+    ),
+    "pack": (
+        ("way", "command", "s"), ("seconds", "seconds", ".2f"), ("cadences_per_s", "cadences/s", ",.0f"),
+        ("multiple", "pack's multiple", ".2f"),
+    ),
+    "variants": (
+        ("variant", "setting", "s"), ("images_per_s", "images/s", ",.0f"), ("mfu", "MFU", ".1%"),
+        ("warm_up_s", "warm-up, s", ".0f"), ("memory_gb", "memory, GB", ".1f"), ("failed", "failed", "s"),
+    ),
+    "five epochs": (
+        ("preset", "preset", "s"), ("seconds", "seconds", ",.0f"), ("cadences", "cadences", ",.0f"),
+        ("lowest", "slowest epoch, cadences/s", ",.0f"), ("highest", "fastest", ",.0f"),
+    ),
+    NEEDLES: (
+        ("row", "recipe", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
+        ("ahead_auc", "ours ahead by (95 %)", _PAIRED), ("recall_1e2", "recall at 1e-2", ".3f"),
+        ("ahead_recall_1e2", "ours ahead by (95 %)", _PAIRED), ("recall_1e3", "at 1e-3", ".3f"),
+        ("ahead_recall_1e3", "ours ahead by (95 %)", _PAIRED),
+        ("half_snr", "SNR of recall 1/2", ".0f"), ("drop", "drop when ON and OFF swap", ".3f"),
+        ("epochs", "epochs", "d"), ("train_s", "training, s", ",.0f"), ("cadences_per_s", "cadences/s", ",.0f"),
+        ("real_above", "real needles above their twins", ".1%"), ("real_auc", "real AUC", ".3f"),
+        ("ahead_real_auc", "ours ahead by (95 %)", _PAIRED), ("pretrained", "pretrained weights", "s"),
+        ("failed", "failed", "s"),
+    ),
+}  # fmt: skip
+_TABLES["infer"] = _TABLES["train"]
+_LOADER_COLUMNS = (
+    ("name", "loader", "s"), ("cadences_per_s", "cadences/s", ",.0f"), ("range", "range", "s"),
+    ("gb_per_s", "GB/s", ".2f"), ("cpu_ms", "CPU ms a cadence", ".2f"), ("peak_mb", "peak MB", ",.0f"),
+    ("first_batch_s", "first batch, s", ".2f"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows, as text."""
+
+    title: str
+    about: str
+    headings: tuple[str, ...]
+    rows: list[list[str]]
+
+
+def when_and_where(entry: dict[str, Any]) -> str:
+    """Machine, date and commit of an entry."""
+    dirty = "+" if entry["commit"].endswith("+") else ""
+    return f"{machine_name(entry)}, {entry['time'][:10]}, commit {entry['commit'].rstrip('+')[:7]}{dirty}"
+
+
+def loader_table(panel: Panel) -> Table:
+    """All figures of a panel, and how many times as fast ours is."""
+    ours = panel.best.get("ours")
+    rows = []
+    for figure in panel.figures:
+        lowest, highest = _cell(figure.get("lowest"), ",.0f"), _cell(figure.get("highest"), ",.0f")
+        shown = {**figure, "range": f"{lowest} to {highest}"}
+        times = f"{ours / figure['cadences_per_s']:.2f}" if ours and figure["cadences_per_s"] else ""
+        rows.append([*(_cell(shown.get(name), form) for name, _, form in _LOADER_COLUMNS), times])
+    headings = (*(heading for _, heading, _ in _LOADER_COLUMNS), "ours is times as fast")
+    for figure in panel.failed:
+        reason = f"failed: {figure.get('failed', 'no rate')}"
+        rows.append([figure["name"], reason, *[""] * (len(headings) - 2)])
+    return Table(panel.title, when_and_where(panel.entry), headings, rows)
+
+
+def front_tables(panels: Sequence[Panel]) -> list[Table]:
+    """A short table for each machine: a row for each loader, a column for each panel, cadences/s."""
+    tables = []
+    for machine in dict.fromkeys(panel.machine for panel in panels):
+        mine = [panel for panel in panels if panel.machine == machine]
+        rates = [{figure["name"]: figure["cadences_per_s"] for figure in panel.figures} for panel in mine]
+        names = dict.fromkeys(name for rate in rates for name in rate)  # the fastest of the first panel first
+        rows = [[name, *(_cell(rate.get(name), ",.0f") for rate in rates)] for name in names]
+        abouts = "; ".join(dict.fromkeys(when_and_where(panel.entry) for panel in mine))
+        tables.append(Table("cadences/s", abouts, ("loader", *(panel.title for panel in mine)), rows))
+    return tables
+
+
+def other_tables(entries: Sequence[Entry]) -> list[Table]:
+    """The last figures of every benchmark but the loader's, on each machine."""
+    tables = []
+    for workload, entry, figures in _latest_figures(entries):
+        columns = _TABLES.get(workload, ())
+        if workload in _THREE_RATES:
+            figures = [_one_row(figures)]
+        # Without the columns that are empty here, such as those that only a GPU fills.
+        shown = [column for column in columns if any(figure.get(column[0]) is not None for figure in figures)]
+        rows = [[_words(figure, name, form) for name, _, form in shown] for figure in figures]
+        if columns:
+            tables.append(Table(workload, when_and_where(entry), tuple(heading for _, heading, _ in shown), rows))
+    return tables
+
+
+def _latest_figures(entries: Sequence[Entry]) -> list[tuple[str, Entry, list[Figure]]]:
+    """Workload, entry and figures: the last of each workload, machine and preset."""
+    found: dict[tuple[str, ...], tuple[Entry, list[Figure]]] = {}
+    for entry in entries:
+        by_workload: dict[str, list[Figure]] = {}
+        for figure in entry["figures"] if entry["benchmark"] != "loader" else ():
+            by_workload.setdefault(str(figure.get("workload")), []).append(figure)
+        for workload, figures in by_workload.items():
+            # Needles are found alike on every machine; only the form says how much there was time for.
+            where = str(entry["config"].get("form")) if workload == NEEDLES else machine_name(entry)
+            key = workload, where, _preset(workload, figures)
+            # A part of the needle benchmark does not replace a whole one.
+            if key in found and entry["config"].get("is_part") and not found[key][0]["config"].get("is_part"):
+                continue
+            found[key] = (entry, figures)
+    return [(workload, entry, figures) for (workload, *_), (entry, figures) in found.items()]
+
+
+def _preset(workload: str, figures: list[dict[str, Any]]) -> str:
+    """The preset of training and prediction, whose rates are compared with the same preset's only."""
+    names = [str(figure["preset"]) for figure in figures if "preset" in figure]
+    return names[0] if names and workload in _THREE_RATES else ""
+
+
+def _one_row(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """The three rates and the verdict side by side."""
+    rates = {figure["rate"]: figure["cadences_per_s"] for figure in figures if "rate" in figure}
+    return rates | next((figure for figure in figures if "ratio" in figure), {})
+
+
+def _words(figure: dict[str, Any], name: str, form: str) -> str:
+    if form != _PAIRED:
+        return _cell(figure.get(name), form)
+    if figure.get(name) is None:
+        return ""
+    low, high = (_cell(figure[f"{name}_{end}"], "+.3f") for end in ("low", "high"))
+    return f"{figure[name]:+.3f} ({low} to {high})"
+
+
+def _cell(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    return str(value) if form == "s" or isinstance(value, str) else format(value, form)
