@@ -22,6 +22,7 @@ from shard_tools.manifest import Manifest
 from tests.launch import command_line, flags
 from tests.tiny import pack_tiny, tiny_config
 from train import EXIT_PREEMPTED, train
+from training import results
 from training.config import TrainConfig, run_identity
 from training.model import ModelConfig
 
@@ -155,7 +156,7 @@ def test_a_run_killed_while_an_epoch_is_written_down_ends_as_if_it_had_not_been(
     train(whole)
 
     def die_before(name: str) -> Callable[..., None]:
-        do = getattr(train_module, name)
+        do = getattr(results, name)
 
         def write(path: Path, *arguments: object) -> None:
             if path.name == until:
@@ -166,7 +167,7 @@ def test_a_run_killed_while_an_epoch_is_written_down_ends_as_if_it_had_not_been(
 
     with monkeypatch.context() as patch:
         for name in ("save_weights", "write_scores", "write_whole"):
-            patch.setattr(train_module, name, die_before(name))
+            patch.setattr(results, name, die_before(name))
         with pytest.raises(KeyboardInterrupt):
             train(cut)
     train(dataclasses.replace(cut, resume=True))

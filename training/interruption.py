@@ -20,6 +20,10 @@ _LAUNCHERS = {
 _SECONDS_TO_A_SECOND_CTRL_C = 1.0
 
 
+class RunInterruptedError(Exception):
+    """The run was asked to stop, and its last checkpoint holds all that was trained."""
+
+
 class Interruption:
     """Requests to stop, and the time for a checkpoint, as all ranks agree on them between two steps.
 

@@ -1,4 +1,4 @@
-"""Going on with a run: from its last checkpoint, or not at all where that would train over what it made."""
+"""Resuming a run: from its last checkpoint; refused where that would overwrite results."""
 
 import json
 import logging
@@ -7,21 +7,21 @@ from typing import Any
 
 from shard_tools.errors import InputError
 from training.checkpoint import load_last_checkpoint, names_a_checkpoint
+from training.results import FILES, HISTORY, SUMMARY
 from training.run import Run
 
-_RESULTS = ("best.safetensors", "oof.csv", "metrics.jsonl", "summary.json")
 _log = logging.getLogger(__name__)
 
 
 def resume(run: Run) -> None:
-    """Put a run where it stopped; leave it as it is where nothing of it was trained yet.
+    """Restore a run from its last checkpoint; leave it as it is where it has none yet.
 
-    Raises InputError where results lie in its folder, and no checkpoint to go on from.
+    Raises InputError where its folder holds results but no checkpoint to go on from.
     """
     run_dir = run.config.run_dir
     finished = {} if names_a_checkpoint(run_dir) else _read_finished(run_dir, run.config.epochs)
     if finished:
-        # A copy without links, or without checkpoints: what an older one goes on to would replace finished weights.
+        # A copy without links, or without checkpoints: going on from an older one would replace the finished weights.
         run.progress.load_state_dict(finished)
         _log.info("%s: this run is finished; its checkpoints are missing but no longer needed", run_dir)
     elif load_last_checkpoint(run.accelerator, run_dir):
@@ -31,7 +31,8 @@ def resume(run: Run) -> None:
 
 
 def _check_nothing_is_lost(run_dir: Path) -> None:
-    left = [name for name in _RESULTS if (run_dir / name).exists()]
+    """Raise InputError where training anew would overwrite results."""
+    left = [name for name in FILES if (run_dir / name).exists()]
     if left:
         raise InputError(
             f"{run_dir}: holds results ({', '.join(left)}) and no checkpoint to go on from; choose another --run-dir "
@@ -40,12 +41,12 @@ def _check_nothing_is_lost(run_dir: Path) -> None:
 
 
 def _read_finished(run_dir: Path, epochs: int) -> dict[str, Any]:
-    """How far a finished run is, from its results; empty where they are not those of all epochs."""
-    if not all((run_dir / name).is_file() for name in _RESULTS):
+    """The progress of a finished run, read from its results; empty unless they are those of all epochs."""
+    if not all((run_dir / name).is_file() for name in FILES):
         return {}
     try:
-        summary = json.loads((run_dir / "summary.json").read_bytes())
-        history = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        summary = json.loads((run_dir / SUMMARY).read_bytes())
+        history = [json.loads(line) for line in (run_dir / HISTORY).read_text().splitlines()]
         progress = {"best_auc": summary["auc"], "skipped": summary["skipped"], "history": history}
         return progress if min(summary["epochs"], len(history)) >= epochs else {}
     except (ValueError, KeyError, TypeError):

@@ -22,6 +22,7 @@ from torch import nn
 
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import Manifest
@@ -205,6 +206,17 @@ def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_
     )
 
 
+def log_start(run: Run) -> None:
+    """Say on how many ranks, on what, and on how many cadences a run trains."""
+    accelerator = run.accelerator
+    ranks = "1 rank" if accelerator.num_processes == 1 else f"{accelerator.num_processes} ranks"
+    _log.info(
+        "training on %s (%s, %s): %s cadences, validation on %s of fold %d",
+        ranks, accelerator.device.type, accelerator.mixed_precision, f"{run.train_loader.share.length:,}",
+        f"{run.valid_loader.share.length:,}", run.config.held_out,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Iterator[None]:
     """Take the run folder for this run: no other may write there, and what it holds must be this run's."""
@@ -232,6 +244,13 @@ def check_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manif
         )
     elif others:
         raise InputError(f"{config.run_dir}: not empty ({others[0]}); give --resume to go on, or another folder")
+
+
+def write_config(run: Run) -> None:
+    """Write config.json, by which a later start knows this run again; on the first rank."""
+    if run.accelerator.is_main_process:
+        identity = run_identity(run.config, run.manifest.identity, run.accelerator.num_processes)
+        write_whole(run.config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
