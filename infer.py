@@ -28,7 +28,7 @@ from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
-from training.prediction import BATCH_SIZE, load_trained, predict_all
+from training.prediction import BATCH_SIZE, PredictConfig, load_trained, predict_all
 from training.run import trained_on
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 
@@ -99,28 +99,41 @@ def infer(config: InferConfig) -> None:
             check_out(config.out, keys)
             until_written.enter_context(hold_pipe(config.out))
         trained = [load_trained(path, manifest, config.tta) for path in config.weights]
-        rows, logits = predict_all(accelerator, manifest, config.split, trained, config.batch_size, config.loader)
+        how = PredictConfig(config.split, config.batch_size, config.loader)
+        rows, logits = predict_all(accelerator, manifest, trained, how)
         if accelerator.is_main_process:
             score = mean_score(logits, config.average)
             logit = mean_logit(logits) if config.average == "logits" else None
             scored = Scored(rows, manifest.target[rows], score, logit)
-            _write_results(config, manifest, keys, scored, [each.about for each in trained])
+            _write_results(_Results(config, manifest, keys, scored, [each.about for each in trained]))
     accelerator.end_training()
 
 
-def _write_results(
-    config: InferConfig, manifest: Manifest, keys: Sequence[str], scored: Scored, abouts: Sequence[dict[str, Any]]
-) -> None:
-    """The submission, and where it is a file, a picture and a page beside it."""
+@dataclass(frozen=True)
+class _Results:
+    """What a prediction ends with."""
+
+    config: InferConfig
+    manifest: Manifest
+    keys: Sequence[str]
+    """The ids of the submission, in its order."""
+    scored: Scored
+    abouts: Sequence[dict[str, Any]]
+    """What each file of weights says of itself."""
+
+
+def _write_results(results: _Results) -> None:
+    """Write the submission, and where it is a regular file, a picture and a page beside it."""
+    config, manifest, scored = results.config, results.manifest, results.scored
     score_of = dict(zip(manifest.keys_of(scored.rows), scored.score.tolist(), strict=True))
-    write_submission(config.out, keys, score_of, config.fill_missing)
+    write_submission(config.out, results.keys, score_of, config.fill_missing)
     if is_stream(config.out):
         _log.info("%s is not a regular file: only the submission is written, no picture and no report", config.out)
         with contextlib.redirect_stdout(sys.stderr):  # it may be standard output, which has the submission alone
-            _print_summary(config, manifest, keys, scored, abouts, [])
+            _print_summary(results, [])
         return
-    _print_summary(config, manifest, keys, scored, abouts, [_write_picture(config, manifest, scored)])
-    prediction = Prediction(config.out, len(keys), config.split, config.weights)
+    _print_summary(results, [_write_picture(config, manifest, scored)])
+    prediction = Prediction(config.out, len(results.keys), config.split, config.weights)
     page = write_prediction_report(prediction, manifest, scored)
     print(f"report:      {page}")
 
@@ -136,15 +149,9 @@ def _write_picture(config: InferConfig, manifest: Manifest, scored: Scored) -> P
     return picture
 
 
-def _print_summary(
-    config: InferConfig,
-    manifest: Manifest,
-    keys: Sequence[str],
-    scored: Scored,
-    abouts: Sequence[dict[str, Any]],
-    pictures: list[Path],
-) -> None:
-    print(f"submission:  {config.out}  ({len(keys):,} ids)")
+def _print_summary(results: _Results, pictures: list[Path]) -> None:
+    config, scored, abouts = results.config, results.scored, results.abouts
+    print(f"submission:  {config.out}  ({len(results.keys):,} ids)")
     beside = {path.parent for path in config.weights}
     pictures = [*pictures, *(folder / name for folder in sorted(beside) for name in ("curves.png", "roc.png"))]
     if shown := [str(path) for path in pictures if path.is_file()]:
@@ -153,7 +160,7 @@ def _print_summary(
         print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")
     if (scored.target >= 0).all():
         print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(scored.target, scored.order):.4f}")
-    if config.split == "train" and trained_on(abouts) & {each.identity for each in manifest.data_sets}:
+    if config.split == "train" and trained_on(abouts) & {each.identity for each in results.manifest.data_sets}:
         _log.warning(
             "warning: these weights were trained on this split, all but their own folds: its scores and ROC AUC are "
             "too good, and averaging does not mend it; for honest ones see the oof.csv of train.py --fold all"

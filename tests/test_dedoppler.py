@@ -10,7 +10,7 @@ from scipy.ndimage import maximum_filter
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, OFF_POSITIONS, ON_POSITIONS, PANELS, TIME_BIN_SECONDS
 from shard_tools.errors import InputError
 from training.dedoppler import find_drift
-from training.dedoppler_kernels import spread
+from training.dedoppler_kernels import largest_nearby
 
 BINS, CHANNELS = 91, 128
 
@@ -86,6 +86,6 @@ def test_a_snippet_of_another_number_of_panels_is_refused() -> None:
 def test_the_largest_value_near_each_line_is_that_of_a_maximum_filter(seed: int, rows: int, columns: int) -> None:
     values = np.random.default_rng(seed).standard_normal((11, 30)).astype(np.float32)
     found = np.empty_like(values)
-    spread(values, rows, columns, found)
+    largest_nearby(values, rows, columns, found)
     expected = maximum_filter(values, (2 * rows + 1, 2 * columns + 1), mode="constant", cval=-np.inf)
     assert np.array_equal(found, expected)

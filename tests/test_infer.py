@@ -34,7 +34,7 @@ from training import load_model, predict
 from training.accelerator import build_accelerator
 from training.metrics import roc_auc, sigmoid
 from training.model import ModelConfig, build_model
-from training.prediction import load_trained, predict_all
+from training.prediction import PredictConfig, load_trained, predict_all
 from training.submission import check_out, hold_pipe
 from training.weights import fill_model, load_weights, save_weights
 
@@ -271,10 +271,10 @@ def test_weights_of_one_canvas_share_one_pass_over_the_shards(
             trained = [load_trained(path, copy, False) for path in paths]
             proxy.requests.clear()
             # All cadences in one batch: nothing is repeated to fill up the last.
-            rows, together = predict_all(accelerator, copy, "test", trained, cadences, LoaderConfig())
+            rows, together = predict_all(accelerator, copy, trained, PredictConfig("test", cadences, LoaderConfig()))
             assert sum(request.of_shard for request in proxy.requests) == passes * cadences
             for logits, each in zip(together, trained, strict=True):
-                alone = predict_all(accelerator, manifest, "test", [each], cadences, LoaderConfig())
+                alone = predict_all(accelerator, manifest, [each], PredictConfig("test", cadences, LoaderConfig()))
                 assert (alone[0] == rows).all() and (alone[1][0] == logits).all()
         proxy.shutdown()
 

@@ -19,7 +19,7 @@ from tests.tiny import write_tiny_data
 from train import train
 from training.accelerator import build_accelerator
 from training.out_of_fold import read_scores
-from training.prediction import load_trained, predict_all
+from training.prediction import PredictConfig, load_trained, predict_all
 from training.presets import parse_train_config
 
 SHARDS, CUT, WHOLE = OLD_RUN / "shards", OLD_RUN / "cut", OLD_RUN / "whole"
@@ -45,7 +45,8 @@ def test_old_shards_are_whole_and_packing_again_gives_the_same_bytes(tmp_path: P
 def test_old_weights_give_the_logits_that_they_gave() -> None:
     manifest = read_manifest(SHARDS)
     trained = load_trained(CUT / "best.safetensors", manifest, tta=False)
-    rows, (logit,) = predict_all(build_accelerator("float32"), manifest, "train", [trained], 4, LoaderConfig())
+    config = PredictConfig("train", 4, LoaderConfig())
+    rows, (logit,) = predict_all(build_accelerator("float32"), manifest, [trained], config)
     found = dict(zip(manifest.keys_of(rows), logit.tolist(), strict=True))
     recorded = read_scores(CUT / "oof.csv")
     np.testing.assert_allclose([found[key] for key in recorded.keys], recorded.logit, **TOLERANCE)

@@ -59,15 +59,16 @@ def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
     for panel in range(PANELS):
         kernels.sum_paths(panels[panel], plan.rates, plan.pad, sums[panel])
     best = np.array((-np.inf, 0.0, 0.0))
+    grid = kernels.Grid(plan.rates, plan.drifts, plan.pad, time_bins)
     wide = np.empty_like(sums)
     for width, weight in zip(WIDTHS, plan.weights, strict=True):
         for panel in range(PANELS):
-            kernels.widen(sums[panel], width, wide[panel])
+            kernels.sum_channels(sums[panel], width, wide[panel])
         wide *= weight
         # A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
         for panel in OFF_POSITIONS:
-            kernels.spread(wide[panel], *NEAR, wide[panel])
-        kernels.search(wide, plan.rates, plan.drifts, plan.pad, time_bins, VETO, EXCUSED, best)
+            kernels.largest_nearby(wide[panel], *NEAR, wide[panel])
+        kernels.search(wide, grid, VETO, EXCUSED, best)
     score, rate, middle = best.tolist()
     half = rate * (PANELS * time_bins - 1) / 2
     return Track(score, rate * CHANNEL_WIDTH_HZ / TIME_BIN_SECONDS, middle - half, middle + half)
@@ -122,7 +123,7 @@ def _plan_search(time_bins: int, channels: int) -> _Plan:
     weights = []
     for width in WIDTHS:
         pixels = np.empty_like(counts)
-        kernels.widen(counts, width, pixels)
+        kernels.sum_channels(counts, width, pixels)
         # A line that leaves the band within a panel says nothing of that panel.
         whole = pixels > 0.9 * width * time_bins
         weights.append(np.where(whole, 1 / np.sqrt(np.maximum(pixels, 1)), 0).astype(np.float32))

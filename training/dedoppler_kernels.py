@@ -1,11 +1,13 @@
 """The inner loops of the de-Doppler search, compiled by Numba.
 
-They stand in one file, since Numba's cache of a function does not notice that one which it calls has changed in
-another.
+All are in one file, because Numba's cache of a function does not notice a change of a function that it calls in another
+file.
 
 Axes: P panel, T time bin of a panel, F frequency channel, R drift rate, C channel where a path crosses the middle of
 its panel, of which there are `pad` to either side of the panel's own.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +50,7 @@ def sum_paths(panel: Float32s, rates: Float64s, pad: int, sums: Float32s) -> Non
 
 
 @_kernel
-def widen(of: Float32s, width: int, to: Float32s) -> None:
+def sum_channels(of: Float32s, width: int, to: Float32s) -> None:
     """Sum `width` neighbouring channels of (R, C) around each."""
     channels = of.shape[1]
     to[:] = 0
@@ -60,7 +62,7 @@ def widen(of: Float32s, width: int, to: Float32s) -> None:
 
 
 @_kernel
-def spread(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
+def largest_nearby(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
     """The largest value of (R, C) within so many rows and columns of each."""
     # Windows that begin at a place, twice as long each time: many times faster than to look at every neighbour.
     lines, places = of.shape
@@ -87,23 +89,27 @@ def spread(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
         to[row] = wide[:places]
 
 
+class Grid(NamedTuple):
+    """The lines that are tried; rates in channels a time bin."""
+
+    rates: Float64s
+    """(R,) drift rates within a panel."""
+    drifts: Float64s
+    """Drift rates over the whole cadence."""
+    pad: int
+    """Channels to either side of a panel's own."""
+    time_bins: int
+    """T."""
+
+
 @_kernel
-def search(
-    levels: Float32s,
-    rates: Float64s,
-    drifts: Float64s,
-    pad: int,
-    time_bins: int,
-    veto: float,
-    excused: float,
-    best: Float64s,
-) -> None:
+def search(levels: Float32s, grid: Grid, veto: float, excused: float, best: Float64s) -> None:
     """Try every line through the six panels; leave score, drift rate and middle channel of the best one in `best` (3,).
 
-    `levels` (P, R, C) are signal-to-noise ratios of the panels' own lines, at `rates`; `drifts` are the rates to try
-    over the whole cadence, in channels a time bin. A line scores what its ON panels have together, less `veto` times
-    what the largest of its OFF panels has above `excused`.
+    `levels` (P, R, C) are signal-to-noise ratios of the lines of each panel. The score of a line is the combined ratio
+    of its ON panels, less `veto` times what the largest of its OFF panels has above `excused`.
     """
+    rates, drifts, pad, time_bins = grid
     panels, _, columns = levels.shape
     channels, zero = columns - 2 * pad, len(rates) // 2
     reach = int(np.ceil(STEEPEST * time_bins * panels / 2))

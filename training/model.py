@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.random import fork_rng
 
+from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
-from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, PANELS, CandidateModel, upright_shape
+from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, CandidateModel, upright_shape
 from training.weights import fill_model
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep, of 5 million weights; and without its last

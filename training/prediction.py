@@ -160,26 +160,31 @@ def _read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
     return Trained(model, canvas, architecture.views(canvas.views), about), shape
 
 
+@dataclass(frozen=True)
+class PredictConfig:
+    """What is scored, and how it is read."""
+
+    split: str
+    batch_size: int
+    """Cadences of one rank in one forward pass."""
+    loader: LoaderConfig
+
+
 def predict_all(
-    accelerator: Accelerator,
-    manifest: Manifest,
-    split: str,
-    trained: Sequence[Trained],
-    batch_size: int,
-    config: LoaderConfig,
+    accelerator: Accelerator, manifest: Manifest, trained: Sequence[Trained], config: PredictConfig
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
     """Rows and each model's logits of a split, with one pass over the shards for all that look at the same images.
 
     All models of one pass are on the device together.
     """
-    rows = manifest.rows(split)
+    rows = manifest.rows(config.split)
     order = Order(rows, manifest.target[rows], "sequential")
-    share = Share(len(order), batch_size, 1, accelerator.process_index, accelerator.num_processes)
+    share = Share(len(order), config.batch_size, 1, accelerator.process_index, accelerator.num_processes)
     logits: dict[int, npt.NDArray[np.float64]] = {}
     for canvas, views in dict.fromkeys((each.canvas, each.views) for each in trained):
         group = [number for number, each in enumerate(trained) if (each.canvas, each.views) == (canvas, views)]
         models = [trained[number].model.to(accelerator.device) for number in group]
-        loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config)
+        loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
         try:
             rows, found = predict_each(accelerator, models, loader, "prediction")
         finally:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d, max_pool2d, pad, softplus
 
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
 from training.dedoppler import CLIP, EXCUSED, FAINTEST, VETO
 
-PANELS = 6
 EVIDENCE = 8  # numbers about each candidate
 CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
 CUTOUT_PLANES = PANELS + 1
-_ORDER = (0, 2, 4, 1, 3, 5)  # positions in the cadence of the panels of an image
-_ON = PANELS // 2
+_ORDER = (*ON_POSITIONS, *OFF_POSITIONS)  # positions in the cadence of the panels of an image
+_ON = len(ON_POSITIONS)
 _RATES = 121
 _STEEPEST = 137.0  # channels that the steepest line crosses in a panel
 _CROWDING = 1.3  # rates are denser where they are slow, as needles are
