@@ -53,7 +53,9 @@ def _digest_block(block: pa.StringArray) -> UInt64s:
     words, lengths = _to_words(block)
     digests = lengths.astype(np.uint64)
     for column in range(words.shape[1]):
-        digests = _mix(digests * _MULTIPLIERS[0] + words[:, column])
+        mixed = _mix(digests * _MULTIPLIERS[0] + words[:, column])
+        # Only the key's own words: a longer key beside it in the block must not change its digest.
+        digests = np.where(lengths > column * _WORD, mixed, digests)
     return digests
 
 

@@ -38,7 +38,7 @@ URL = "s3://bucket/set"
 
 
 def write_set(folder: Path, name: str, shape: tuple[int, ...] = SHAPE, key: str = "") -> Path:
-    """A data folder whose keys begin with its name, but for one test id that may be given."""
+    """A data folder whose keys begin with its name, but for one test id that may be given. Targets differ by name."""
     first = 1000 * (1 + NAMES.index(name[-1]))
     keys = [f"{name}{number:04d}" for number in range(TRAIN + TEST)]
     keys[-1] = key or keys[-1]
@@ -46,7 +46,10 @@ def write_set(folder: Path, name: str, shape: tuple[int, ...] = SHAPE, key: str 
         path = folder / ("train" if number < TRAIN else "test") / each[0] / f"{each}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, snippet(first + number, shape))
-    write_table(folder / "train_labels.csv", [(each, number % 2) for number, each in enumerate(keys[:TRAIN])])
+    write_table(
+        folder / "train_labels.csv",
+        [(each, int(number % (1 + first // 1000) == 0)) for number, each in enumerate(keys[:TRAIN])],
+    )
     write_table(folder / "sample_submission.csv", [(each, 0.5) for each in reversed(keys[TRAIN:])])
     return folder
 
