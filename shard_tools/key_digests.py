@@ -54,8 +54,8 @@ def _digest_block(block: pa.StringArray) -> UInt64s:
     digests = lengths.astype(np.uint64)
     for column in range(words.shape[1]):
         mixed = _mix(digests * _MULTIPLIERS[0] + words[:, column])
-        # A key's digest must not depend on how long the longest key of its block is.
-        digests = np.where(column * _WORD < lengths, mixed, digests)
+        # Only the key's own words: a longer key beside it in the block must not change its digest.
+        digests = np.where(lengths > column * _WORD, mixed, digests)
     return digests
 
 
