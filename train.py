@@ -45,8 +45,8 @@ _log = logging.getLogger("train")
 def soft_target_loss(logit: Tensor, batch: Batch, share: Share) -> Tensor:
     """This rank's part of the mean binary cross-entropy of a step, against targets in 0 to 1; logit (B,).
 
-    Over the whole global batch, in its last short step too, so that each cadence weighs the same in an epoch; times
-    the world size, because ranks average their gradients.
+    Divides by the full global batch even in a short last step, so that every cadence has the same weight. Multiplies by
+    the world size because ranks average their gradients.
     """
     losses = binary_cross_entropy_with_logits(logit.float(), batch.target, reduction="none")
     return (losses * batch.counts).sum() * (share.world_size / share.global_batch)
@@ -101,7 +101,8 @@ def train_epoch(run: Run) -> dict[str, float]:
 
 
 def _checkpoint_if_due(run: Run, batch: Batch, losses: Tensor) -> None:
-    """Save a checkpoint where it is due or the run is asked to stop; `losses` move into it, and begin again at 0.
+    """Save a checkpoint where it is due or the run is asked to stop; `losses` are added to the run's total, then reset
+    to 0.
 
     Raises RunInterruptedError after the checkpoint of a run that is asked to stop.
     """

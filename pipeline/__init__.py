@@ -1,12 +1,13 @@
 """From shards to batches on the device. `open_loader` is what other programs call.
 
 Which sample comes next is decided in plan.py, what happens to it in augment.py (with the weights of mixed targets), and
-planner.py puts both together for one batch. All of this is a pure function of seed, epoch and position. The rest does
-what was planned: reader.py reads on threads, and an engine makes the images:
+planner.py puts both together for one batch. All of this is pure: it depends on the table of samples, the settings, the
+seed and the place in the epoch, never on threads or timing. The rest does what was planned: reader.py reads on threads,
+and an engine makes the images:
 
 - dali_engine.py with dali_graph.py: DALI on a GPU; threads only read
 - cpu_engine.py with cpu_canvas.py and cpu_kernels.py: on a CPU, on threads, from reading to the image
-- raw_batches.py: none; snippets as they are
+- raw_batches.py: makes no images; hands out snippets as they are
 
 Both engines do the same steps under the same names, each configured by CanvasConfig (canvas.py) or drawn (augment.py):
 sum_time_bins (float16 to float32, and the choice of panels), add_signal, subtract_means, normalise, compress, augment

@@ -45,13 +45,13 @@ class DrawConfig:
     cutmix: float = 0.5
     """Probability of CutMix with the neighbour in the shuffled epoch (0 to 1)."""
     cutmix_alpha: float = 1.0
-    """The share of a sample that is kept is drawn from Beta(alpha, alpha)."""
+    """The share to keep is drawn from Beta(alpha, alpha); a box that is clipped at an edge keeps more."""
     cutmix_box: Literal["box", "band"] = "box"
     """box: the same box of time and frequency in each panel. band: all time bins of a band of channels."""
     mixup: float = 0.0
     """Probability of mixup, a weighted mean with that neighbour, instead of CutMix (0 to 1)."""
     mixup_alpha: float = 1.0
-    """The weight of the sample's own pixels is drawn from Beta(alpha, alpha)."""
+    """A weight w is drawn from Beta(alpha, alpha); the sample's own pixels keep max(w, 1 - w)."""
     mixup_epochs: int = 0
     """Epochs with mixup, from the first; 0: all."""
     mix_target: Literal["area", "or"] = "area"
@@ -64,7 +64,7 @@ class DrawConfig:
     inject_snr_min: float = 0.3
     """Smallest peak of an added signal, in standard deviations of a pixel's noise in its panel."""
     inject_snr_max: float = 5.0
-    """Largest peak. Peaks are log-uniform between the two, and in a single panel up to 1.7 times that."""
+    """Largest peak. Peaks are log-uniform between the two; each pair of panels is then scaled by 0.58 to 1.73."""
 
     def __post_init__(self) -> None:
         shares = ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix")

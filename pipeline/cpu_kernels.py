@@ -57,7 +57,7 @@ class SampleDraws(NamedTuple):
     erase_box: tuple[int, int, int, int, int, int]
     """What becomes 0: its first plane, time bin and channel, then the number of each."""
     cutmix_box: tuple[int, int, int, int]
-    """What comes from the partner: first and last time bin, first and last channel, ends excluded."""
+    """What comes from the partner: start and end time bin, start and end channel; ends excluded."""
     mixed: float
     """Weight of the partner in mixup."""
     signal_path: Float32s

@@ -1,7 +1,7 @@
 """The number of a GPU, and events on it.
 
-In torch a GPU without a number, or an event without a stream, means the current device. With several GPUs that may not
-be the one with the data, so that both are named here.
+In torch a GPU without a number, or an event without a stream, means the current device. With several GPUs the current
+one may not hold the data, so this module always names both.
 """
 
 import torch

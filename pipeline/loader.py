@@ -1,8 +1,10 @@
 """The loader: plans each batch, has an engine make its images, and hands both out on the device.
 
-Which sample comes next is decided in plan.py, what happens to it in augment.py, and all of it before any worker thread
-starts. Threads only read and compute what was planned (reader.py, cpu_engine.py, dali_engine.py), so that their timing
-changes nothing. The targets of mixed samples are computed here, with `mixed_targets` of augment.py.
+Which sample comes next is decided in plan.py, what happens to it in augment.py. A batch is planned in the thread that
+iterates, before any of its work goes to a worker thread. Worker threads only read and compute what was planned
+(reader.py, cpu_engine.py, dali_engine.py), so that their timing changes nothing. Only a replacement for a bad sample is
+chosen later (bad_samples.py), in the iterating thread too. The targets of mixed samples are computed here, with
+`mixed_targets` of augment.py.
 
 Axes: B batch, V views, C channels, H height, W width.
 """

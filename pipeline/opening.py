@@ -34,9 +34,9 @@ def open_loader(
     """Open a data set of shards as an iterable of batches on the device.
 
     Each `for` over the loader is one epoch, or the rest of one that was left early. Over all ranks an epoch holds each
-    sample once (with "weighted", as many draws as there are samples), in an order that depends on `seed` and the epoch
-    alone. `state_dict()` and `load_state_dict()` continue in the middle of an epoch, bit for bit. Close the loader when
-    done, or use it in a `with` statement.
+    sample once (with "weighted", as many draws as there are samples), in an order fixed by `sampling`, `seed` and the
+    epoch. `state_dict()` and `load_state_dict()` continue in the middle of an epoch, on a CPU bit for bit. Close the
+    loader when done, or use it in a `with` statement.
 
     A batch has these fields, all but the last on the device:
 

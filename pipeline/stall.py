@@ -16,9 +16,9 @@ _PENDING = 64  # waits whose length is not yet known; more than the steps that a
 class StallTimer:
     """Iterate over batches, and measure for how many seconds the device was idle because the next was not there.
 
-    On a CPU that is the time spent waiting for the next batch. With a GPU, Python runs ahead and also waits there for
-    the GPU itself. So it is the time between the end of the work on one batch and the arrival of the next, measured by
-    the GPU's own clock.
+    On a CPU that is the time spent waiting for the next batch. With a GPU, Python's wait for a batch also includes
+    waiting for the GPU's work, so it cannot be used. There the stall is the time between the end of the work on one
+    batch and the arrival of the next, measured by the GPU's own clock.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
