@@ -48,8 +48,8 @@ class ImportConfig:
     split: Literal["train", "test"] = "train"
     """Split that the samples go to. In train each needs a label, in test labels are left out."""
     array_ext: str = ""
-    """All that follows the first dot in the name of an array's member, such as npy or image.npy. Unset: names that end
-    with .npy or .npz, and dots before that belong to the key."""
+    """What follows the first dot in the name of an array's member, such as npy or image.npy. Unset: names that end with
+    .npy or .npz; any earlier dots belong to the key."""
     array_name: str = ""
     """Name of the array in an .npz file. Unset: the only one."""
     label_ext: str = ""
