@@ -173,7 +173,7 @@ def add_narrowband(
 
 
 def add_blip(frame: Any, rng: np.random.Generator, config: SimulateConfig) -> None:
-    """A short, broad box without drift in any one panel, ON or OFF, as bright as a needle."""
+    """A short, broad, driftless box in one panel, ON or OFF, as bright as a needle: brightness must reveal nothing."""
     start = rng.integers(PANELS) * PANEL_BINS + rng.integers(PANEL_BINS - 60)
     low, width = rng.integers(CHANNELS - 40), rng.integers(6, 40)
     level = frame.get_intensity(1.5 * log_uniform(rng, config.snr_min, config.snr_max))

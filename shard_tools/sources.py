@@ -44,7 +44,7 @@ def write_sources(folder: Path, identity: str, digests: dict[str, str]) -> None:
 
 
 def renew_sources(manifest: Manifest, plans: Sequence[ShardPlan]) -> None:
-    """Note the sources as they are now, so that they need not be read the next time; in a folder alone."""
+    """Write the note for the sources as they are now, so that the next run need not read them; local folders only."""
     if not manifest.store.is_remote:
         write_sources(manifest.root, manifest.identity, {plan.name: digest_sources(plan.records) for plan in plans})
 

@@ -21,7 +21,7 @@ def prepare_streams() -> None:
 
 
 def _fill_descriptors() -> None:
-    """Open what is closed of 0, 1 and 2: or the next file would be opened as one, and get what libraries print."""
+    """Open those of 0, 1 and 2 that are closed: else the next opened file would become one, and get library output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

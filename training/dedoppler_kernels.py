@@ -1,10 +1,9 @@
 """The inner loops of the de-Doppler search, compiled by Numba.
 
-They stand in one file, since Numba's cache of a function does not notice that one which it calls has changed in
-another.
+They are in one file, since Numba's cache does not notice changes to functions called from another file.
 
 Axes: P panel, T time bin of a panel, F frequency channel, R drift rate, C channel where a path crosses the middle of
-its panel, of which there are `pad` to either side of the panel's own.
+its panel, with `pad` more on either side of the panel's own.
 """
 
 import numpy as np
@@ -23,8 +22,8 @@ _kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "
 def sum_paths(panel: Float32s, rates: Float64s, pad: int, sums: Float32s) -> None:
     """Sum a panel (T, F) along every straight line into `sums` (R, C): `rates` in channels a time bin.
 
-    Blocks of time bins are summed along 2 S + 1 slopes first, of which the nearest is never off by more than half a
-    channel at a block's ends; then the blocks along each line. What lies outside of the panel counts as 0.
+    Blocks of time bins are first summed along 2 S + 1 slopes, of which the nearest is at most half a channel off at a
+    block's ends; then the blocks are summed along each line. Values outside the panel count as 0.
     """
     time_bins, channels = panel.shape
     blocks, slopes = -(-time_bins // BLOCK), int(np.ceil(STEEPEST * BLOCK))
@@ -61,8 +60,8 @@ def widen(of: Float32s, width: int, to: Float32s) -> None:
 
 @_kernel
 def spread(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
-    """The largest value of (R, C) within so many rows and columns of each."""
-    # Windows that begin at a place, twice as long each time: many times faster than to look at every neighbour.
+    """The largest value of (R, C) within `rows` and `columns` of each."""
+    # Maxima over windows that double in length: many times faster than looking at every neighbour.
     lines, places = of.shape
     tall = np.full((lines + 2 * rows, places), -np.inf, np.float32)
     tall[rows : rows + lines] = of
@@ -101,8 +100,8 @@ def search(
     """Try every line through the six panels; leave score, drift rate and middle channel of the best one in `best` (3,).
 
     `levels` (P, R, C) are signal-to-noise ratios of the panels' own lines, at `rates`; `drifts` are the rates to try
-    over the whole cadence, in channels a time bin. A line scores what its ON panels have together, less `veto` times
-    what the largest of its OFF panels has above `excused`.
+    over the whole cadence, in channels a time bin. A line's score is its ON panels' combined level, less `veto` times
+    the excess of its largest OFF panel over `excused`.
     """
     panels, _, columns = levels.shape
     channels, zero = columns - 2 * pad, len(rates) // 2
@@ -114,7 +113,8 @@ def search(
         outside = int(np.ceil(abs(drift) * time_bins * panels / 2))
         lines = channels + 2 * outside
         for panel in range(panels):
-            # Line `k` crosses the middle of the cadence at channel `k - outside`, and this panel's at the same + moved.
+            # Line `k` crosses the middle of the cadence at channel `k - outside`, and this panel's at index `k +
+            # moved`.
             moved = int(np.rint(drift * (panel - (panels - 1) / 2) * time_bins)) + pad - outside
             first, last = max(0, -moved), min(lines, columns - moved)
             line[panel, :lines] = 0
