@@ -1,4 +1,4 @@
-"""What a run is: the parts' configurations and the loop's own, and when a run is still the same run."""
+"""A run's configuration, and which changes to it make it another run."""
 
 import dataclasses
 import json

@@ -42,7 +42,7 @@ class Upload:
                 self._store.remove(name)
 
     def holds(self, shard: str, size: int) -> bool:
-        """Whether a shard that an earlier try noted as finished is there, of `size`; stores check what they get."""
+        """Whether a shard that an earlier run finished is there with this size; stores check what they receive."""
         index = self._store.size(_index_of(shard))
         return self._store.size(shard) == size and index is not None
 
