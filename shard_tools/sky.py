@@ -80,8 +80,7 @@ def _draw_emission(rng: np.random.Generator, kind: str) -> tuple[Floats, Floats]
 
 
 def draw_sky(rng: np.random.Generator, without: Sequence[Broad] = ()) -> tuple[Floats, list[str]]:
-    """(T, F) brightness of the background, 0.2 or more, and the kinds of interference in it, which exclude `without`.
-    """
+    """(T, F) brightness of the background, 0.2 or more, and the kinds of interference in it, none of `without`."""
     # The receiver's bandpass: a slope, ripple and a few broad humps.
     bandpass = 1 + rng.normal(0, 0.15) * np.linspace(-1, 1, CHANNELS) + rng.normal(0, rng.random() ** 3 / 3, CHANNELS)
     for _ in range(rng.integers(1, 4)):

@@ -11,7 +11,7 @@ from torch import nn
 
 from training.config import TrainConfig
 
-_OWN = ("weight_decay", "fused", "foreach")  # of a group: the configuration's and the device's, not the checkpoint's
+_OWN = ("weight_decay", "fused", "foreach")  # group options of the configuration and device, not the checkpoint
 
 
 def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

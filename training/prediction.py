@@ -146,8 +146,7 @@ def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
 
 
 def _read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
-    """A model with the weights of a file, on the CPU, with all its views; and the shape of the snippets it was trained
-    on."""
+    """A model with the weights of a file, on the CPU, with all its views; and the shape of its training snippets."""
     state, about = load_weights(path)
     try:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])

@@ -30,7 +30,7 @@ class WebFiles:
     """Files by URL. Its coroutines run in `loop`, which fsspec runs on a thread of its own."""
 
     def __init__(self, encoded: bool = False, certificates: str | None = None) -> None:
-        """`encoded`: URLs are sent as they are. `certificates`: file of the authorities to trust, if not the usual."""
+        """`encoded`: URLs are percent-encoded already. `certificates`: file of trusted authorities; None: the usual."""
         self._encoded = encoded
         # Fsspec's own answers don't tell 200 from 206, a page from a file, or a refusal from a missing file.
         # `get_client` is not a method: a reference cycle would keep the session open until garbage collection.
