@@ -53,7 +53,7 @@ class FingerprintConfig:
     out: Path
     """Table to write, with the columns id and group; a group is named after its first id."""
     min_overlap: float = 0.25
-    """Least share of the frequency channels that two snippets must share to be paired; above 0, to 1."""
+    """Least share of the frequency channels that two snippets must have in common to be paired; above 0, to 1."""
     test: bool = False
     """Take the snippets of test/ too, and say what they share with those of train/."""
     cast: Literal["none", "float16"] = "none"

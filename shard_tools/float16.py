@@ -62,8 +62,7 @@ def _check_range(exact: npt.NDArray[np.float64], halves: npt.NDArray[np.float16]
 def _share_of_noise(exact: npt.NDArray[np.float64], difference: npt.NDArray[np.float64]) -> float:
     """Root mean square of the differences in a panel (T, F) divided by its noise, or by its level without noise."""
     lost = float(np.sqrt(np.mean(np.square(difference))))
-    # From differences between time bins, so that neither the level of a channel nor the shape of the band counts as
-    # noise.
+    # From differences between time bins, so that neither a channel's level nor the band's shape counts as noise.
     noise = float(np.diff(exact, axis=0).std() / np.sqrt(2)) if len(exact) > 1 else 0.0
     scale = noise or float(np.abs(exact).max())
     return lost / scale if lost > 0 else 0.0  # NaN compares as not above 0

@@ -1,7 +1,7 @@
 """Import shards that other WebDataset tools made: read with the webdataset library, packed as ours.
 
 Each array is first written to a folder in the Kaggle layout, which `pack` then reads like any other: same checks, same
-folds, same bytes. Until the end it takes the disk space of all arrays.
+folds, same bytes. The folder takes disk space for all arrays until the end.
 """
 
 import csv
@@ -142,7 +142,7 @@ def expand_sources(sources: tuple[str, ...]) -> list[str]:
     tars: list[str] = []
     for source in sources:
         if _SCHEME.match(source) or source.startswith("-"):
-            raise InputError(f"{source}: expected a local tar file; copy it here first (no pipe: and no URL is opened)")
+            raise InputError(f"{source}: expected a local tar file; copy it here first (pipe: and URLs are not opened)")
         for pattern in [source] if Path(source).is_file() else braceexpand.braceexpand(source):
             found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (an absolute pattern too)
             if not found:
@@ -201,7 +201,7 @@ def _ext_of(member: str, given: str, usual: tuple[str, ...]) -> str:
 
 
 def _to_key(member: str, ext: str, where: str, found: _Found) -> str:
-    """The key: the member's name without its extension, with characters that keys may not have replaced by _."""
+    """The key: the member's name without its extension; characters that keys may not contain become _."""
     name = member[: -len(ext) - 1].removeprefix("./").strip("/")
     key = _UNSAFE.sub("_", name)
     check_key(key, where)

@@ -68,7 +68,7 @@ def join_manifests(manifests: list[Manifest]) -> Manifest:
             for number, each in enumerate(manifests)
             for name, digest in each.files.items()
         },
-        # In order, and never one data set's own: each makes a different run.
+        # A joined run differs from a run on one data set, and from one on the same data sets in another order.
         "identity": hashlib.sha256(f"joined\n{identities}".encode()).hexdigest(),
         "keys": pa.chunked_array([chunk for each in manifests for chunk in each.keys.chunks]),
         "parts": data_sets,

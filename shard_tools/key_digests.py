@@ -1,6 +1,6 @@
 """Find repeated keys among many millions: 64-bit digests are sorted, and only keys with equal digests are compared.
 
-A set of 60 million Python strings takes minutes and 6 GB. Digests take 8 bytes a key, and NumPy sorts them without
+A set of 60 million Python strings takes minutes and 6 GB. Digests take 8 bytes a key, and NumPy processes them without
 holding the GIL.
 """
 
@@ -60,7 +60,7 @@ def _digest_block(block: pa.StringArray) -> UInt64s:
 
 
 def _to_words(block: pa.StringArray) -> tuple[UInt64s, npt.NDArray[np.int32]]:
-    """(keys, words): the bytes of each key as zero-padded 64-bit words; and their number."""
+    """(keys, words): each key as zero-padded 64-bit words; and the keys' lengths in bytes."""
     _, ends, letters = block.buffers()
     offsets = np.frombuffer(ends, np.int32)[block.offset : block.offset + len(block) + 1]
     data = np.frombuffer(letters, np.uint8)

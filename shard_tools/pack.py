@@ -58,7 +58,7 @@ class PackConfig:
     """Number of stratified folds of the train split."""
     groups: Path | None = None
     """Table with the columns id and group, as `fingerprint` writes it: snippets of one group stay in one fold. It may
-    hold more ids; an id without a file needs none, and is then its own group."""
+    hold more ids; an id without a file may be absent, and is then its own group."""
     seed: int = 0
     """Seed of the folds."""
     workers: int = usable_cores()

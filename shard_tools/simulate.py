@@ -236,7 +236,7 @@ def check_out(out: Path, tasks: Sequence[Task]) -> None:
     ours = {task.path(out) for task in tasks} | {out / "truth.csv"}
     for path in out.rglob("*"):
         if path not in ours and not path.is_dir() and clutter_kind(path.name, is_folder=False) is None:
-            raise InputError(f"--out {out}: holds {path.relative_to(out)}, which this simulation does not; {advice}")
+            raise InputError(f"--out {out}: holds {path.relative_to(out)}, not part of this simulation; {advice}")
 
 
 def simulate(config: SimulateConfig) -> None:

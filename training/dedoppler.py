@@ -33,8 +33,8 @@ class Track(NamedTuple):
     """The best line through a cadence."""
 
     score: float
-    """Detection statistic, in standard deviations of a sum: the sum along the line in the ON panels, less that in the
-    OFF panels."""
+    """Detection statistic, in standard deviations: the sum along the line in the ON panels, less a penalty for the OFF
+    panels."""
     drift_rate: float
     """Hz/s; above 0 where the channel number rises with time."""
     start_channel: float
@@ -76,7 +76,7 @@ def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
 def flatten(snippet: npt.NDArray[np.floating]) -> Floats:
     """A snippet as (6, T, F) float32 without its persistent lines and bursts, in standard deviations, clipped.
 
-    Channel levels come from the OFF panels, which hold no needle, so that one that hardly drifts is kept.
+    Channel levels come from the OFF panels, which hold no needle, so that a needle that hardly drifts is kept.
     """
     panels = snippet.astype(np.float32)
     channels = panels.shape[2]
@@ -90,8 +90,7 @@ def flatten(snippet: npt.NDArray[np.floating]) -> Floats:
 
 
 def _median(values: Floats) -> Floats:
-    """Median along the last axis; of an even number the upper middle one, which is many times faster than the mean of
-    both."""
+    """Median along the last axis; of an even number the upper one, many times faster than the mean of the two."""
     half = values.shape[-1] // 2
     middle: Floats = np.partition(values, half, axis=-1)[..., half]
     return middle

@@ -113,8 +113,7 @@ def search(
         outside = int(np.ceil(abs(drift) * time_bins * panels / 2))
         lines = channels + 2 * outside
         for panel in range(panels):
-            # Line `k` crosses the middle of the cadence at channel `k - outside`, and this panel's at index `k +
-            # moved`.
+            # Line `k` is at channel `k - outside` in the middle of the cadence, and at `k + moved` in this panel's.
             moved = int(np.rint(drift * (panel - (panels - 1) / 2) * time_bins)) + pad - outside
             first, last = max(0, -moved), min(lines, columns - moved)
             line[panel, :lines] = 0

@@ -93,7 +93,7 @@ def is_trained(run_dir: Path) -> bool:
 
 
 def build_network(config: TrainConfig, accelerator: Accelerator) -> nn.Module:
-    """The network that a run starts from. All its options are checked here, before any data is read."""
+    """The network that a run starts from. Its options are checked here, before any data is read."""
     if config.compile:
         check_compiler(accelerator.device)
     # A run that was trained can be resumed, or found finished, without the hub.

@@ -101,7 +101,7 @@ class Candidates(nn.Module):
         self.register_buffer("panel_turn", panel_turn, persistent=False)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums along lines of every rate, (B, P, R, 2 F), over the square root of T, so that white noise stays 1.
+        """Sums along lines of every rate (B, P, R, 2 F), over sqrt(T): white noise keeps its standard deviation of 1.
 
         The last axis is a line's channel in the middle of the cadence, from -F / 2: a line that is in the band for one
         panel may be far outside it there.
@@ -135,8 +135,7 @@ class Candidates(nn.Module):
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = rate.gather(1, channel)
         cadence = torch.arange(len(values), device=values.device)[:, None]
-        # Sums along the line in the ON panels, near it in the OFF panels, along it in the OFF panels: (B, K, 3), (B, K,
-        # 1), (B, K, 3).
+        # Sums along it in the ON panels, near it in the OFF panels, along it there: (B, K, 3), (B, K, 1), (B, K, 3).
         found = [part.permute(0, 2, 3, 1)[cadence, rate, channel] for part in (on, off_near[:, None], off)]
         top = top.clamp_min(-100.0)[..., None]  # fewer peaks than candidates
         ordered = [part.sort(2, descending=True).values for part in found]

@@ -59,8 +59,7 @@ class Store(Protocol):
         """Bytes of a file; None where there is no such file."""
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
-        """Fill `parts`, one after the other, from a shard's `offset` on; then call `check` with the number of bytes
-        found.
+        """Fill `parts`, one after the other, from a shard's `offset` on; `check` gets the number of bytes found.
 
         Raises InputError where the shard is missing, cannot be reached, or does not pass the check.
         """

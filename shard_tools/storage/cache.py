@@ -18,7 +18,7 @@ _SUFFIX = ".sample"
 _UNFINISHED = ".tmp"
 _LEDGER_BYTES = 29  # a count of 20 digits, a space, its CRC-32
 _SUM_BYTES = 4  # a CRC-32 after the record: a power cut can leave a file of the right size with pages of zeros
-_KEEP_SHARE = 0.9  # of the bound, to which it is emptied: so that the folder is scanned only once in many samples
+_KEEP_SHARE = 0.9  # of the bound, kept when it is reached, so that the folder is scanned only once in many samples
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +26,7 @@ class SampleCache:
     """Records (a tar header and an npy) by shard and offset, one file each."""
 
     def __init__(self, folder: Path, max_bytes: float, identity: str) -> None:
-        """`identity` is the manifest's: data sets share a folder, and a URL may get another data set."""
+        """`identity` is the manifest's: data sets share a folder, and the one at a URL may be replaced."""
         # A subfolder of its own: only what is in it is ever deleted.
         self._root = folder / "needlestream-samples"
         self._folder = self._root / identity[:32]

@@ -75,7 +75,7 @@ _CERTIFICATE = Remedy(
     "if you trust it, set SSL_CERT_FILE to its authority's certificate; otherwise check the address and this machine's "
     "clock",
 )
-_PLAIN = Remedy("the server does not speak TLS there", "check the port, or say http:// if it is meant to be open")
+_PLAIN = Remedy("the server does not speak TLS there", "check the port, or use http:// if TLS is not intended")
 _NAME = Remedy("there is no host of that name", "check the address, and whether this machine can see it")
 _REDIRECT = Remedy("the server redirects from address to address", "give the final address of the files")
 _ADDRESS = Remedy("not an address that the store takes", "check the URL")
