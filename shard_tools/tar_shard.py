@@ -26,7 +26,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Making:
-    """How files become members."""
+    """How source files are converted to tar members."""
 
     shape: tuple[int, ...]
     """(P, T, F), after summing time bins."""

@@ -71,8 +71,7 @@ class FiniteWatch:
         scaler = self._accelerator.scaler
         if scaler is None:
             return ~(loss.isfinite() & norm.isfinite())
-        # Under fp16 gradients overflow now and then: the step is skipped and the scale halved. Below 1 that does not
-        # help.
+        # Under fp16 gradients may overflow: the step is skipped and the scale halved. Below 1 that does not help.
         scale: Tensor = scaler.scale(torch.ones_like(loss))
         return ~loss.isfinite() | (scale < 1)
 

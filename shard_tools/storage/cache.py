@@ -27,7 +27,7 @@ class SampleCache:
 
     def __init__(self, folder: Path, max_bytes: float, identity: str) -> None:
         """`identity` is the manifest's: data sets share a folder, and the one at a URL may be replaced."""
-        # A subfolder of its own: only what is in it is ever deleted.
+        # In a subfolder, since only files in it are ever deleted.
         self._root = folder / "needlestream-samples"
         self._folder = self._root / identity[:32]
         self._max_bytes = max_bytes

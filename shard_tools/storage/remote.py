@@ -155,8 +155,7 @@ class RemoteStore:
         """The answer to a request, retried after failures of the store or the network.
 
         Raises FileNotFoundError at once where there is no such file. Raises InputError where no retry would help, or
-        where this request, or every request of all threads, failed for `--store-timeout` (plus `extra_seconds`)
-        seconds.
+        where this request, or all requests of all threads, failed for `--store-timeout` plus `extra_seconds`.
         """
         began, wrong = time.monotonic(), 0
         for attempt in itertools.count(1):
