@@ -42,7 +42,7 @@ from training.out_of_fold import read_scores
 from training.system_info import machine, versions
 
 _CANDIDATES = 12  # of a prediction
-_SUBMISSION = "submission"  # the row by which a prediction's section is found again
+_SUBMISSION = "submission"  # the row that identifies a prediction's section
 _RATES = (0.1, 0.01, 0.001)
 _EXPECTED_FALSE = 10  # false positives at such a rate; with fewer, a recall is a matter of luck
 _PACKAGES = (
@@ -114,8 +114,8 @@ class Prediction:
 def write_prediction_report(prediction: Prediction, manifest: Manifest, scored: Scored) -> Path:
     """Write a section about a prediction, render the page and return its path.
 
-    It is the page of the run that the weights belong to, on which the sections of other submissions stay; or else a
-    page of its own beside the submission. Raises as `write_training_report`.
+    It is the page of the run that the weights belong to, which keeps the sections of other submissions; or else a
+    separate page beside the submission. Raises as `write_training_report`.
     """
     target = scored.target if scored.is_judged else None
     histogram = to_picture(to_png(draw_score_histogram(scored.score, target)), "histogram of the scores")

@@ -19,11 +19,11 @@ Floats = npt.NDArray[np.floating]
 Track = tuple[float, float]
 """The channels where an estimated needle starts and ends."""
 
-# Rows of a panel: more than a picture has pixels for, and averaging time bins lifts needles out of the noise.
+# Rows of a panel: a picture has no pixels for more, and averaging time bins lifts needles out of the noise.
 _ROWS = 40
 _PAGE_ROWS = 24  # fewer on a page of many pictures, where each pixel of noise costs a byte
 _GAP = 2  # rows between panels, where the track's arrowheads lie
-_SHADES = 24  # the rest of a page's palette is for marks and words
+_SHADES = 24  # the rest of a page's palette is for marks and labels
 _DARKEST, _BRIGHTEST = 0.02, 0.99  # quantiles; lines of interference, 0.4 % each, must not leave a needle dark
 _TRACK_COLOUR = "#e03131"
 
@@ -31,7 +31,7 @@ _TRACK_COLOUR = "#e03131"
 def draw_waterfall(snippet: Halves, track: Track | None) -> Figure:
     """One snippet (P, T, F) for a page.
 
-    Arrowheads at the edges of each panel show the track, and leave free what lies along it, so that it can be judged.
+    Arrowheads at the edges of each panel show the track without covering what lies along it, so that it can be judged.
     """
     figure = Figure(figsize=(2.9, 4.4), layout="constrained")
     axes = figure.add_subplot()

@@ -1,5 +1,5 @@
-"""From labels and snippet files to shards: simulate, pack, verify, look inside."""
+"""From labels and snippet files to shards: simulate, pack, verify, inspect."""
 
 from shard_tools.library_caches import place_library_caches
 
-place_library_caches()  # before anything imports what needs them
+place_library_caches()  # before any import of the libraries that need them

@@ -30,7 +30,7 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Say what a folder of shards holds, and how far trivial statistics tell its needles from the rest."""
+    """Show what a folder of shards holds, and how well trivial statistics separate its needles from the rest."""
 
     shards: tyro.conf.Positional[str]
     """Folder or URL with manifest.json."""

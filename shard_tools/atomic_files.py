@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole, on file systems that lack one call or another too."""
+"""Atomic file writes: a file appears only when it is complete, even where the file system lacks some calls."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ _CHUNK_BYTES = 1 << 20
 NOT_SUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.ENOTTY, errno.ENODEV}
 )
-"""What file systems answer to a call that they do not know."""
+"""Error numbers of calls that a file system does not support."""
 _CANNOT_REPLACE = NOT_SUPPORTED | {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY}
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -26,8 +26,8 @@ _said: set[str] = set()
 def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` at the end, or remove it if the body raises.
 
-    A symbolic link stays, and the file that it points to is replaced. A device or a pipe gets the bytes at the end.
-    Not `durable`: whole after any end of the process, but not after a power cut, and much faster for small files.
+    A symbolic link is kept, and the file it points to is replaced. A device or a pipe gets the bytes at the end.
+    Without `durable`, the file survives a killed process but not a power cut, and small files are written much faster.
     """
     if is_stream(path):
         with tempfile.TemporaryDirectory() as folder, naming(path):
@@ -45,15 +45,15 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
             put_in_place(temporary, place)
     except OSError as error:
         if error.filename == str(temporary):
-            error.filename = str(path)  # that name says nothing to whoever reads the message
+            error.filename = str(path)  # the user does not know the temporary name
         raise
     finally:
-        with contextlib.suppress(OSError):  # it is gone as a rule; a read-only file system refuses even that
+        with contextlib.suppress(OSError):  # usually renamed already; a read-only file system refuses even this
             temporary.unlink()
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is something to write into, not to replace: a device, a pipe, or our own standard output."""
+    """Whether to write into a path instead of replacing it: a device, a pipe, or our own standard output."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -62,7 +62,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _open_already(path: Path) -> int | None:
-    """The descriptor of our standard output or error, where a path is one: /dev/stdout, sent to a file by a shell."""
+    """The descriptor of our standard output or error if `path` is one, such as /dev/stdout redirected to a file."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -71,21 +71,21 @@ def _open_already(path: Path) -> int | None:
 
 
 def _pour(source: Path, stream: Path) -> None:
-    """Copy a file's bytes into a device or a pipe, which is neither made nor cut."""
+    """Copy a file's bytes into a device or a pipe, which is neither created nor truncated."""
     known = _open_already(stream)
-    # Its own descriptor knows how far it was written; what Python still holds back comes first.
+    # A duplicate descriptor keeps the write position; flush Python's own buffer first.
     if known is not None and sys.stdout is not None:
         sys.stdout.flush()
     descriptor = os.open(stream, os.O_WRONLY | os.O_APPEND) if known is None else os.dup(known)
-    # Buffered: a write without a buffer may be short, and says so to nobody.
+    # Buffered: an unbuffered write may be short without an error.
     with source.open("rb") as whole, os.fdopen(descriptor, "wb") as into:
         shutil.copyfileobj(whole, into)
 
 
 def put_in_place(new: Path, place: Path) -> None:
-    """Rename `new` to `place`, and replace what lies there: in one step, where the file system can do that.
+    """Rename `new` to `place`, replacing any file there: in one step, where the file system can.
 
-    Else what lies there goes aside first, and comes back if the second step fails.
+    Otherwise the old file is moved aside first, and moved back if the second step fails.
     """
     try:
         new.replace(place)
@@ -108,7 +108,7 @@ def put_in_place(new: Path, place: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file or a folder written to the disk, where the file system can do that."""
+    """Flush a file or a folder to the disk (fsync), where the file system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -126,7 +126,7 @@ def sync(path: Path) -> None:
 
 
 def say_once(lack: str, message: str) -> None:
-    """Warn of something that a file system lacks, the first time that it is met."""
+    """Warn once of a feature that a file system lacks."""
     if lack not in _said:
         _said.add(lack)
         _log.warning("%s", message)
@@ -134,7 +134,7 @@ def say_once(lack: str, message: str) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give `path` to an OSError that has no file name: the system names what it can't open, not what it can't write."""
+    """Set `path` as the file name of an OSError without one: failed opens name their file, failed writes do not."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What can be told from a cadence without looking at its shape: a detector has to beat these."""
+"""Trivial statistics of a cadence, which ignore the shape of signals: a detector has to beat these."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ STATISTICS: dict[str, Callable[[npt.NDArray[np.float32]], float]] = {
 
 
 def trivial_scores(snippet: npt.NDArray[np.float16]) -> dict[str, float]:
-    """Each statistic of the ON panels minus the same of the OFF panels, for a snippet (P, T, F)."""
+    """Each statistic of the ON panels minus that of the OFF panels, for a snippet (P, T, F)."""
     values = snippet.astype(np.float32)
     on, off = values[list(ON_POSITIONS)], values[list(OFF_POSITIONS)]
     return {name: statistic(on) - statistic(off) for name, statistic in STATISTICS.items()}
@@ -33,7 +33,7 @@ def read_snippets(manifest: Manifest, rows: Int64s) -> npt.NDArray[np.float16]:
 
 
 def read_trivial_auc(manifest: Manifest, rows: Int64s) -> dict[str, float]:
-    """ROC AUC of every trivial statistic over `rows`, in the direction that flatters it (0.5 to 1)."""
+    """ROC AUC of every trivial statistic over `rows`, with the sign that makes it larger (0.5 to 1)."""
     scores = [trivial_scores(read_snippets(manifest, rows[k : k + 1])[0]) for k in range(len(rows))]
     target = manifest.target[rows]
     found = {name: float(roc_auc_score(target, [score[name] for score in scores])) for name in STATISTICS}

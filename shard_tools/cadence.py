@@ -1,7 +1,7 @@
 """The snippet contract: what one cadence is, and how its bytes are read and checked.
 
 Axes: P position in the cadence, T time bin, F frequency channel. A snippet is (P, T, F), float16, C order, finite,
-stored as npy format 1.0; files in another form are read where nothing is lost by it.
+stored as npy format 1.0; files in another form are read if nothing is lost.
 """
 
 import io
@@ -26,7 +26,7 @@ KAGGLE_SHAPE = (PANELS, 273, 256)
 
 # The competition does not publish its resolution. These are Breakthrough Listen's fine channel at Green Bank
 # (187.5 MHz / 64 / 2**20; Lebofsky et al. 2019, arXiv:1906.07391) and three spectra summed, of which 273 make the
-# five minutes of one pointing (293 s). Only the units of simulated drift rates rest on them.
+# five minutes of one pointing (293 s). Only the units of simulated drift rates depend on them.
 CHANNEL_WIDTH_HZ = 187.5e6 / 64 / 2**20
 TIME_BIN_SECONDS = 3 / CHANNEL_WIDTH_HZ
 
@@ -37,7 +37,7 @@ _KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY_LENGTH}}}\Z")
 _MAX_HEADER_BYTES = 4096
 _FLOAT16_INFINITY = 0x7C00
 _CHECKED_AT_ONCE = 1 << 15  # values
-MAX_SNIPPET_BYTES = 2**31 - 1  # what the manifest's sizes hold
+MAX_SNIPPET_BYTES = 2**31 - 1  # the largest size that the manifest's int32 holds
 
 
 def check_key(key: str, where: str) -> None:
@@ -54,7 +54,7 @@ def npy_header(shape: Sequence[int]) -> bytes:
 
 
 class NpyHeader(NamedTuple):
-    """What stands at the start of an npy file, whichever program wrote it."""
+    """The header of an npy file, whichever program wrote it."""
 
     size: int
     """Bytes of the header itself."""
@@ -71,7 +71,7 @@ class NpyHeader(NamedTuple):
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """How the file differs from a shard's members; none where its bytes may be packed as they are."""
+        """How the file differs from a shard's members; empty if its bytes can be packed unchanged."""
         found = {
             str(self.dtype.newbyteorder("=")): self.dtype.newbyteorder("=") != np.float16,
             "big-endian": self.dtype.byteorder == ">",
@@ -85,28 +85,28 @@ class Snippet(NamedTuple):
     """A snippet file that was read and checked."""
 
     data: bytes
-    """The npy member of a shard: the file's own bytes, but of a file in another form."""
+    """The npy member of a shard: the file's own bytes, unless it had to be converted."""
     values: npt.NDArray[np.float16]
     """(P, T, F)"""
     differences: tuple[str, ...] = ()
-    """Of the file, as `NpyHeader` names them."""
+    """`NpyHeader.differences` of the file."""
     rounding: Rounding | None = None
-    """What it took to make float16 of another type."""
+    """What rounding another type to float16 lost."""
 
 
 def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
     """Parse the npy header at the start of `data`, of any version, type and order.
 
-    Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where it is none,
-    or neither its type nor its shape can be those of a snippet.
+    Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where there is no
+    valid header, or its type or shape cannot be a snippet's.
     """
     stream = io.BytesIO(bytes(data[:_MAX_HEADER_BYTES]))
     try:
-        # NumPy parses a header as Python text, so damaged ones raise about every error that a parser has.
+        # NumPy parses a header as Python text, so damaged ones raise almost any parser error.
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"npy format {version[0]}.{version[1]}, expected 1.0 to 3.0")
-        # Format 3.0 is 2.0 with names of fields in UTF-8, of which float16 has none.
+        # Format 3.0 differs from 2.0 only in UTF-8 field names, and float16 has no fields.
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
     except Exception as error:
@@ -120,7 +120,7 @@ def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
 
 
 def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[int, int, int]]:
-    """Size and shape (P, T, F) of the npy header of a shard's member; raises InputError where it is of another form."""
+    """Header size and shape (P, T, F) of a shard's npy member. Raises InputError where it is not in our form."""
     header = read_npy_header(data, where)
     if header.differences:
         found = ", ".join(header.differences)
@@ -129,11 +129,11 @@ def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[i
 
 
 def read_snippet(path: Path, cast: bool = False) -> Snippet:
-    """Read and check one snippet file; one in another byte order, array order or npy format is made ours.
+    """Read and check one snippet file; one in another byte order, array order or npy format is converted.
 
     Raises InputError naming the file where it is cut short, too long, pickled, not float16, not of six panels, or
     holds a NaN or an infinity; OSError where it cannot be read. With `cast`, real numbers of any type are rounded to
-    float16, and InputError is raised where that would lose them.
+    float16, and InputError is raised where float16 cannot hold them.
     """
     with naming(path), path.open("rb") as file:
         header = _check_file(file, path, cast)
@@ -172,7 +172,7 @@ def read_rows(
 ) -> npt.NDArray[np.float16]:
     """The time bins `rows` of the panels `positions` of one snippet file of `shape`: (panels, time bins, F).
 
-    Reads no more of it than these, but for a file in another form, and does not check them: they may hold a NaN.
+    Reads only these, unless the file is in another form, and does not check the values: they may hold a NaN.
     Raises InputError where the file is not a snippet of `shape`; OSError where it cannot be read.
     """
     panel_bytes, row_bytes = 2 * shape[1] * shape[2], 2 * shape[2]
@@ -190,13 +190,13 @@ def read_rows(
 
 
 def _check_file(file: BinaryIO, path: Path, cast: bool) -> NpyHeader:
-    """The header of an open snippet file, whose type must be one that we take and whose size the one that it tells."""
+    """The header of an open snippet file, after checking its type and that the file has the size it states."""
     head = file.read(_MAX_HEADER_BYTES)
     if not head:
         raise InputError(f"{path}: empty file, expected a snippet")
     header = read_npy_header(head, str(path))
     _check_type(header.dtype, path, cast)
-    # The size is asked of the system before anything is read: a header may claim terabytes.
+    # The actual size is checked before the data are read: a header may claim terabytes.
     found = file.seek(0, io.SEEK_END)
     if found != header.file_bytes:
         shape = header.shape
@@ -207,7 +207,7 @@ def _check_file(file: BinaryIO, path: Path, cast: bool) -> NpyHeader:
 
 
 def _check_type(dtype: np.dtype[Any], path: Path, cast: bool) -> None:
-    """Raise InputError on anything but float16, unless real numbers of any type may be `cast` to it."""
+    """Raise InputError on any type but float16, unless `cast` allows all real types."""
     if not cast and dtype.newbyteorder("=") != np.float16:
         raise InputError(
             f"{path}: dtype {dtype}, expected float16; --cast float16 rounds it, says by how much, and refuses what "
@@ -220,7 +220,7 @@ def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:
     """Raise InputError if any value is NaN or infinite."""
     # On the bit patterns: integer compares run at memory speed, where np.isfinite converts each half to a float.
     bits = snippet.view(np.uint16).reshape(-1)
-    # In pieces that stay in the cache: a copy of the whole made reading a snippet three times as slow, by page faults.
+    # In pieces that fit the CPU cache: page faults of a full copy made reading a snippet three times as slow.
     for start in range(0, bits.size, _CHECKED_AT_ONCE):
         magnitude = bits[start : start + _CHECKED_AT_ONCE] & np.uint16(0x7FFF)
         if magnitude.max() >= _FLOAT16_INFINITY:
@@ -235,8 +235,8 @@ def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:
 def time_binned(snippet: npt.NDArray[np.float16], time_bins: int) -> npt.NDArray[np.float16]:
     """Sum `time_bins` neighbouring time bins, over sqrt(time_bins) so that white noise keeps its standard deviation.
 
-    (P, T, F) float16 to (P, T / time_bins, F) float16, summed in float32. Raises InputError unless T divides. A sum
-    beyond float16 becomes infinite.
+    (P, T, F) float16 to (P, T / time_bins, F) float16, summed in float32. Raises InputError unless `time_bins` divides
+    T. A sum beyond float16 becomes infinite.
     """
     panels, total, channels = snippet.shape
     check_time_bins(total, time_bins)

@@ -1,4 +1,4 @@
-"""What packing did to files, beyond copying their bytes."""
+"""Counts of what packing converted, and how much rounding lost."""
 
 import logging
 from collections.abc import Iterable
@@ -12,24 +12,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Conversions:
-    """What was done to files, beyond copying their bytes."""
+    """The conversions of some files, and their largest rounding."""
 
     differences: dict[str, int] = field(default_factory=dict)
-    """Number of files that differed from our form, by how they did."""
+    """Number of files for each kind of difference from our form."""
     largest_rounding: float = 0.0
     rounding_of_noise: float = 0.0
     empty: int = 0
     """Number of snippets with nothing but zeros."""
 
     def add(self, snippet: Snippet) -> None:
-        """Count one."""
+        """Count one snippet."""
         rounding = snippet.rounding or Rounding(0.0, 0.0)
-        # The first values tell as a rule, so that no snippet is looked through twice.
+        # The first time bin usually decides, which spares a second pass over the snippet.
         empty = not snippet.values[0, 0].any() and not snippet.values.any()
         self.join(Conversions(dict.fromkeys(snippet.differences, 1), rounding.largest, rounding.of_noise, int(empty)))
 
     def join(self, other: "Conversions") -> None:
-        """Add what was done to other files."""
+        """Add the conversions of other files."""
         for name, count in other.differences.items():
             self.differences[name] = self.differences.get(name, 0) + count
         self.largest_rounding = max(self.largest_rounding, other.largest_rounding)
@@ -38,7 +38,7 @@ class Conversions:
 
 
 def report_conversions(each: Iterable[Conversions]) -> None:
-    """Say once what was not packed byte for byte, and what is odd."""
+    """Log what was converted, and warn of snippets of nothing but zeros."""
     done = Conversions()
     for conversions in each:
         done.join(conversions)

@@ -1,4 +1,4 @@
-"""How many cores this process may use: what the scheduler and the container leave it, not what the machine has."""
+"""How many cores this process may use by its affinity and container quotas, not how many the machine has."""
 
 import math
 import os
@@ -14,11 +14,11 @@ def bound_cores() -> int:
 
 
 def usable_cores(cgroup: Path = _CGROUP, mount: Path = _MOUNT) -> int:
-    """The bound cores, or what the quota of the control group (containers) leaves of them; at least 1.
+    """The bound cores, limited by the quota of the control group (containers); at least 1.
 
-    `cgroup` and `mount` are where Linux tells of control groups (man 7 cgroups); both versions are read. A quota of one
-    and a half cores counts as two. Not joblib's count: it takes longer to import than all of this package, and knows
-    no groups within groups.
+    `cgroup` and `mount` are where Linux describes control groups (man 7 cgroups); both versions are read. A quota of
+    one and a half cores counts as two. joblib's count is not used: it is slower to import than this whole package, and
+    ignores nested groups.
     """
     return max(1, min([bound_cores(), *map(math.ceil, _quotas(cgroup, mount))]))
 
@@ -30,7 +30,7 @@ def rank_cores() -> int:
 
 
 def _quotas(cgroup: Path, mount: Path) -> Iterator[float]:
-    """Cores that each group above this process allows, from its own to the root; none where there is no limit."""
+    """The quota, in cores, of each control group of this process, from its own to the root, if it has one."""
     for line in _read(cgroup).splitlines():
         _, controllers, path = line.split(":", 2)
         is_first_version = "cpu" in controllers.split(",")
@@ -38,7 +38,7 @@ def _quotas(cgroup: Path, mount: Path) -> Iterator[float]:
             continue
         root = mount / "cpu" if is_first_version else mount
         group = root / path.lstrip("/")
-        # A container may not see its group by the name that the host gives it, but always as the root.
+        # A container may not see its group under the host's path, but always as the root.
         for folder in dict.fromkeys([group, *group.parents, root]):
             if folder.is_relative_to(root):
                 yield from _quota(folder, is_first_version)

@@ -1,4 +1,4 @@
-"""CSV tables as people and other programs write them. Every cell stays text: an id such as 0012e9 is no number."""
+"""CSV tables as people and other programs write them. Every cell stays text: an id such as 0012e9 is not a number."""
 
 import csv
 import io
@@ -9,15 +9,15 @@ from shard_tools.errors import InputError
 
 
 def read_table(table: BinaryIO, path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each row's place, for messages, and its cells in `columns` without the spaces around them.
+    """Yield each row's location, for messages, and its cells in `columns` without surrounding spaces.
 
-    An absent cell is an empty one. Raises InputError where a column is missing or stands twice, or it is no table.
+    An absent cell is read as empty. Raises InputError where a column is missing or repeated, or it is no CSV table.
     """
     try:
         with io.TextIOWrapper(table, newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file, skipinitialspace=True)
             places = _find_columns(next(rows, None), path, columns)
-            for row in filter(None, rows):  # as spreadsheets leave empty lines at the end
+            for row in filter(None, rows):  # spreadsheets leave empty lines at the end
                 cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
                 yield f"{path}, line {rows.line_num}", cells
     except (UnicodeDecodeError, csv.Error) as error:
@@ -25,7 +25,7 @@ def read_table(table: BinaryIO, path: str, columns: Sequence[str]) -> Iterator[t
 
 
 def _find_columns(header: list[str] | None, path: str, columns: Sequence[str]) -> dict[str, int]:
-    """The place of each column."""
+    """The index of each column."""
     names = None if header is None else [name.strip() for name in header]
     for column in columns:
         count = (names or []).count(column)

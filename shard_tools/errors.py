@@ -1,4 +1,4 @@
-"""The errors that a user can mend, and how a command ends on one."""
+"""Errors that a user can fix, and how a command exits on one."""
 
 import contextlib
 import errno
@@ -8,23 +8,23 @@ from collections.abc import Callable
 
 from shard_tools.streams import mute, prepare_streams
 
-EXIT_INPUT_ERROR = 1  # 2 stays what argument parsers exit with
+EXIT_INPUT_ERROR = 1  # 2 is what argument parsers exit with
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _OUTPUT = "standard output"
 
 
 class InputError(Exception):
-    """Something that was given cannot work: the message names it, says what was expected and found, and what to do."""
+    """Invalid input: the message names it, says what was expected and found, and what to do."""
 
 
 class StoreError(InputError):
-    """A remote store cannot be reached, or refuses us: the fault of no file in it."""
+    """A remote store cannot be reached, or refuses us; none of its files is at fault."""
 
 
 def run_command(command: Callable[[], int | None], again: str = "run the same command again") -> int:
-    """Run a command's body and return its exit code; what a user can mend becomes a line or two, not a traceback.
+    """Run a command's body and return its exit code; errors that a user can fix print a line or two, not a traceback.
 
-    `again` is the advice how to go on after an end that is not the command's fault.
+    `again` says how to go on after an interruption or a full disk.
     """
     prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -40,21 +40,21 @@ def run_command(command: Callable[[], int | None], again: str = "run the same co
         print(f"interrupted; {again} to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
-        # A full disk, a missing right, a broken device: the system's word and the file name say it all.
+        # A full disk, no permission, a broken device: the system's message and the file name are enough.
         if error.errno is None:
             raise
         if error.filename is None:
             with contextlib.suppress(OSError):
                 _flush()
         if isinstance(error, BrokenPipeError) and error.filename in (None, _OUTPUT):
-            return EXIT_INPUT_ERROR  # whoever read our output has had enough (`| head`)
+            return EXIT_INPUT_ERROR  # the reader closed our output (`| head`)
         advice = f"; free some space and {again}" if error.errno == errno.ENOSPC else ""
         print(f"error: {error.filename or f'an unnamed file, or {_OUTPUT}'}: {error.strerror}{advice}", file=sys.stderr)
     return EXIT_INPUT_ERROR
 
 
 def _flush() -> None:
-    """Find out while it can still be said that what was printed could not be written."""
+    """Flush standard output now, while a failure can still be reported."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -1,10 +1,10 @@
-"""Snippets that share a background, found by its noise and written as groups that folds must not part.
+"""Find snippets that share a background, by its noise, and write them as groups that folds must not split.
 
 Axes: N snippet, P panel, T time bin, F frequency channel.
 
-Of every snippet a few time bins are read twice at most: once for the codes of its columns (see overlaps.py) and, where
-these agree with another snippet's, once more to prove the pair. Memory is what the codes take, 8 bytes a channel
-(123 MB for 60,000 snippets of 256 channels), and about as much again.
+Only a few time bins of each snippet are read: once for the codes of its channels (see overlaps.py) and, if these match
+another snippet's, once more to prove the pair. The codes take 8 bytes a channel (123 MB for 60,000 snippets of 256
+channels), and the search needs about as much again.
 """
 
 import logging
@@ -37,8 +37,8 @@ from shard_tools.overlaps import (
 )
 from shard_tools.progress import progress
 
-# Measured on the proofs' time bins: snippets that share no channel reach 0.08, even of the same minutes of the same
-# observation; overlapping ones 0.9999, after float16 and another normalisation.
+# Measured on the proofs' time bins: snippets without a common channel reach 0.08, even from the same minutes of one
+# observation; overlapping ones 0.9999, despite float16 and different normalisation.
 LEAST_CORRELATION = 0.5
 _AT_ONCE = 64  # snippets or pairs that a thread takes
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class FingerprintConfig:
     out: Path
     """Table to write, with the columns id and group; a group is named after its first id."""
     min_overlap: float = 0.25
-    """Least share of the frequency channels that two snippets must have in common to count; above 0, to 1."""
+    """Least share of the frequency channels that two snippets must have in common to be paired; above 0, to 1."""
     test: bool = False
     """Take the snippets of test/ too, and say what they share with those of train/."""
     cast: Literal["none", "float16"] = "none"
@@ -75,13 +75,13 @@ class FingerprintConfig:
 
 @dataclass(frozen=True)
 class Groups:
-    """What was found. Snippets are numbered as their records are."""
+    """The groups found. Snippets are numbered by their place in `records`."""
 
     records: list[Record]
     group: npt.NDArray[np.int64]
-    """(N,) number of the first snippet of its group."""
+    """(N,) for each snippet, the number of the first one in its group."""
     pairs: Candidates
-    """The proven pairs that joined them. Of many copies not every pair is here, but enough to join all."""
+    """The proven pairs that joined them; of many copies, only enough pairs to join them all."""
     refuted: int
     """Candidate pairs whose noise turned out to differ."""
     unreadable: list[tuple[str, str]]
@@ -96,8 +96,8 @@ class Groups:
 def fingerprint(config: FingerprintConfig) -> Groups:
     """Find the groups of the snippets in `config.input` and write them to `config.out`.
 
-    Channels are taken to be cut on one grid: overlapping snippets are a whole number of channels apart, in the same
-    direction of frequency and at the same time. Raises InputError naming the file that is no snippet.
+    Snippets are assumed to be cut on one grid: overlapping ones are a whole number of channels apart, with the same
+    frequency direction and the same time bins. Raises InputError naming the file that is no snippet.
     """
     began = time.monotonic()
     catalog = read_catalog(config.input, folds=None, seed=0, allow_missing=True)
@@ -119,7 +119,7 @@ def fingerprint(config: FingerprintConfig) -> Groups:
 
 
 def _to_groups(pairs: Candidates, count: int) -> npt.NDArray[np.int64]:
-    """(count,) number of the first of all that pairs join, directly or through others."""
+    """(count,) for each snippet, the first one that pairs connect it to, directly or through others."""
     from scipy.sparse import coo_array  # slow to import, and only this needs it
     from scipy.sparse.csgraph import connected_components
 
@@ -158,12 +158,12 @@ def _read_codes(
 def _prove(
     config: FingerprintConfig, records: Sequence[Record], shape: tuple[int, int, int], pairs: Candidates
 ) -> npt.NDArray[np.bool_]:
-    """(pairs,) whether the noise of the shared channels is the same, in time bins that did not choose the pair."""
+    """(pairs,) whether the noise of the shared channels is the same, in time bins that the codes did not use."""
     proven = np.zeros(len(pairs.first), bool)
     rows = proof_rows(shape[1])
 
     def prove(chunk: range) -> int:
-        @lru_cache(maxsize=8)  # pairs come sorted: the first snippet of one is often the first of the next
+        @lru_cache(maxsize=8)  # pairs are sorted: consecutive ones often have the same first snippet
         def read(number: int) -> npt.NDArray[np.float16]:
             return read_rows(records[number].path, shape, PROOF_POSITIONS, rows, config.cast == "float16")
 
@@ -177,7 +177,7 @@ def _prove(
 
 
 def _in_chunks(work: Callable[[range], int], total: int, workers: int, label: str, unit: str) -> None:
-    """Call `work` with ranges that make up range(total), on threads, and show how many are done."""
+    """Call `work` on threads with ranges that cover range(total), and show how many are done."""
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work, range(k, min(k + _AT_ONCE, total))) for k in range(0, total, _AT_ONCE)]
         try:

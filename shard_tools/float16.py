@@ -1,4 +1,4 @@
-"""Numbers of other types as float16, and what is lost by it.
+"""Conversion of other number types to float16, and what rounding loses.
 
 Axes: P panel, T time bin, F frequency channel.
 """
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from shard_tools.errors import InputError
 
-# Rounding is noise that is added. At a tenth of the noise that is there, it costs half a percent of a signal's SNR.
+# Rounding adds noise. At a tenth of the noise already there, it costs half a percent of a signal's SNR.
 MOST_OF_NOISE = 0.1
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -19,16 +19,16 @@ class Rounding(NamedTuple):
     """What was lost when values were rounded to float16."""
 
     largest: float
-    """The largest difference between a value and what became of it."""
+    """The largest difference between a value and its float16."""
     of_noise: float
-    """Root mean square of the differences in a panel, over the noise there: of the worst panel."""
+    """Root mean square of the differences, divided by the noise, in the worst panel."""
 
 
 def to_halves(values: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.float16], Rounding | None]:
-    """(P, T, F) of any real type and order to float16 in C order, and the rounding of what was not float16.
+    """(P, T, F) of any real type and order as float16 in C order, and the rounding, None if it was float16.
 
-    Raises InputError where a value goes beyond float16 or the rounding would drown the noise: values that are tiny, or
-    lie far from 0 and close together.
+    Raises InputError where a value exceeds float16 or the rounding would drown the noise: values that are tiny, or vary
+    little around a large offset.
     """
     if values.dtype.newbyteorder("=") == np.float16:
         return values.astype("<f2", order="C"), None
@@ -36,7 +36,7 @@ def to_halves(values: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.floa
     with np.errstate(over="ignore"):
         halves = exact.astype("<f2")
     _check_range(exact, halves, where)
-    with np.errstate(invalid="ignore"):  # what is not finite is refused by others
+    with np.errstate(invalid="ignore"):  # check_finite refuses what is not finite
         difference = np.abs(exact - halves)
         shares = [_share_of_noise(*panels) for panels in zip(exact, difference, strict=True)]
     worst = int(np.argmax(shares))
@@ -60,9 +60,9 @@ def _check_range(exact: npt.NDArray[np.float64], halves: npt.NDArray[np.float16]
 
 
 def _share_of_noise(exact: npt.NDArray[np.float64], difference: npt.NDArray[np.float64]) -> float:
-    """Root mean square of the differences in a panel (T, F) over its noise, or its level where it has no noise."""
+    """Root mean square of the differences in a panel (T, F) divided by its noise, or by its level without noise."""
     lost = float(np.sqrt(np.mean(np.square(difference))))
-    # From time bin to time bin, so that neither the level of a channel nor the shape of the band counts as noise.
+    # From differences between time bins, so that neither a channel's level nor the band's shape counts as noise.
     noise = float(np.diff(exact, axis=0).std() / np.sqrt(2)) if len(exact) > 1 else 0.0
     scale = noise or float(np.abs(exact).max())
     return lost / scale if lost > 0 else 0.0  # NaN compares as not above 0

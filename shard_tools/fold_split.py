@@ -1,4 +1,4 @@
-"""Folds: stratified, and such that they do not part groups of snippets that share a background; the table of groups."""
+"""Stratified folds that do not split groups of snippets with a shared background; the table of groups."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 def assign_folds(
     keys: Sequence[str], targets: Sequence[int], folds: int, seed: int, groups: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Stratified folds: a pure function of the set of (key, target), the groups and the seed, whatever their order."""
+    """Stratified folds: a pure function of the set of (key, target), the groups and the seed, in any order."""
     from sklearn.model_selection import StratifiedKFold  # slow to import, and only packing needs it
 
     if not keys:
@@ -63,7 +63,7 @@ def write_groups(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Key to group of a table with the columns id and group. Raises InputError on other columns and on repeated ids."""
+    """Read a table with the columns id and group. Raises InputError on other columns and on repeated ids."""
     if not path.is_file():
         raise InputError(f"--groups {path}: no such file; `python -m shard_tools fingerprint` writes it")
     groups: dict[str, str] = {}
@@ -80,7 +80,7 @@ def read_groups(path: Path) -> dict[str, str]:
 
 
 def check_groups(groups: Mapping[str, str], keys: Iterable[str], path: Path) -> None:
-    """Raise InputError unless each of `keys`, which have files, has a group. It may hold more: test ids, say."""
+    """Raise InputError unless each of `keys` has a group. `groups` may hold others, such as test ids."""
     without = sorted(set(keys) - groups.keys())
     if without:
         raise InputError(
@@ -92,10 +92,10 @@ def check_groups(groups: Mapping[str, str], keys: Iterable[str], path: Path) -> 
 def assign_group_folds(
     keys: Sequence[str], targets: Sequence[int], folds: int, seed: int, groups: Mapping[str, str]
 ) -> dict[str, int]:
-    """Stratified folds, each group in one; a key that `groups` lacks is a group of its own.
+    """Stratified folds, each group in one of them; a key without a group is its own group.
 
-    A pure function of the set of (key, target), of which keys share a group, and of the seed: neither order nor the
-    groups' names matter. Raises InputError where a fold would lack one of the targets.
+    A pure function of the set of (key, target), the grouping and the seed: neither order nor the groups' names matter.
+    Raises InputError where a fold would lack one of the targets.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and only packing needs it
 
@@ -120,7 +120,7 @@ def _advice(groups: int) -> str:
 
 
 def _name(key: str, groups: Mapping[str, str]) -> tuple[bool, str]:
-    """What a key's group is called; a key without one must not meet a group that has its name."""
+    """A key's group; the flag keeps a key without one apart from a group of the same name."""
     return (True, groups[key]) if key in groups else (False, key)
 
 

@@ -1,7 +1,7 @@
-"""Shards that other WebDataset tools made, read through the webdataset library and packed into ours.
+"""Import shards that other WebDataset tools made: read with the webdataset library, packed as ours.
 
-Each array is first written to a folder in the Kaggle layout, which `pack` then reads as it reads any other: with the
-same checks, the same folds and the same bytes. The folder takes the room of all arrays until the end.
+Each array is first written to a folder in the Kaggle layout, which `pack` then reads like any other: same checks, same
+folds, same bytes. The folder takes disk space for all arrays until the end.
 """
 
 import csv
@@ -48,23 +48,23 @@ class ImportConfig:
     split: Literal["train", "test"] = "train"
     """Split that the samples go to. In train each needs a label, in test labels are left out."""
     array_ext: str = ""
-    """All that follows the first dot in the name of an array's member, such as npy or image.npy. Unset: names that end
-    with .npy or .npz, and dots before that belong to the key."""
+    """What follows the first dot in the name of an array's member, such as npy or image.npy. Unset: names that end with
+    .npy or .npz; any earlier dots belong to the key."""
     array_name: str = ""
     """Name of the array in an .npz file. Unset: the only one."""
     label_ext: str = ""
-    """All that follows the first dot in the name of a label's member. Unset: names that end with .cls, .txt, .json."""
+    """What follows the first dot in the name of a label's member. Unset: names that end with .cls, .txt, .json."""
     label_field: str = ""
     """Field of a JSON label, such as target. Unset: the JSON is a number, or an object with one field."""
     staging: Path | None = None
-    """Folder for the arrays until they are packed; what was made in it is removed. Unset: the system's for
-    temporary files."""
+    """Folder for the arrays until they are packed; they are removed at the end. Unset: the system's for temporary
+    files."""
     folds: int = 5
     """Number of stratified folds of the train split."""
     seed: int = 0
     """Seed of the folds."""
     workers: int = usable_cores()
-    """Threads, each of which writes a shard of its own."""
+    """Threads, each of which writes its own shard."""
     on_bad: Literal["fail", "quarantine"] = "fail"
     """What to do with a snippet that breaks the contract: stop, or leave it out and list it in skipped.csv."""
     cast: Literal["none", "float16"] = "none"
@@ -79,7 +79,7 @@ class ImportConfig:
             raise InputError(f"--array-ext {self.array_ext}: expected a name that ends with npy or npz")
 
     def to_pack(self, folder: Path) -> PackConfig:
-        """How `folder` is packed."""
+        """The options to pack `folder` with."""
         names = ("folds", "seed", "workers", "on_bad", "cast", "time_bin", "shard_mb")
         options = {name: getattr(self, name) for name in names}
         return PackConfig(folder, self.out, **options)
@@ -90,10 +90,10 @@ class _Found:
     """What was found in the tars so far."""
 
     arrays: dict[str, str] = field(default_factory=dict)
-    """Key to the member that holds its array, with its tar."""
+    """Key to the tar and member that hold its array."""
     labels: dict[str, int] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
-    """Keys of the arrays as the tars have them, with dots and folders."""
+    """Keys of the arrays as in the tars, with dots and folders."""
     renamed: int = 0
     others: int = 0
 
@@ -101,8 +101,8 @@ class _Found:
 def import_webdataset(config: ImportConfig) -> Manifest:
     """Import shards and return the manifest of ours.
 
-    Nothing is unpickled and no command is run. Raises InputError naming the tar and member that cannot be read, are not
-    an array, or have no label, and as `pack` does.
+    Nothing is unpickled and no command is run. Raises InputError as `pack` does, and naming a tar or member that cannot
+    be read, is no array or has no label.
     """
     tars = expand_sources(config.sources)
     if config.staging:
@@ -126,7 +126,7 @@ def import_webdataset(config: ImportConfig) -> Manifest:
 
 
 def _pack_staged(config: ImportConfig, folder: Path, found: _Found) -> Manifest:
-    """Pack the staged arrays; an error names the tar and member where it would name a staged file."""
+    """Pack the staged arrays; errors name the tar and member instead of the staged file."""
     try:
         return pack(config.to_pack(folder))
     except InputError as error:
@@ -142,7 +142,7 @@ def expand_sources(sources: tuple[str, ...]) -> list[str]:
     tars: list[str] = []
     for source in sources:
         if _SCHEME.match(source) or source.startswith("-"):
-            raise InputError(f"{source}: expected a local tar file; copy it here first (no pipe: and no URL is opened)")
+            raise InputError(f"{source}: expected a local tar file; copy it here first (pipe: and URLs are not opened)")
         for pattern in [source] if Path(source).is_file() else braceexpand.braceexpand(source):
             found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (an absolute pattern too)
             if not found:
@@ -190,9 +190,9 @@ def _take(config: ImportConfig, folder: Path, found: _Found, where: str, member:
 
 
 def _ext_of(member: str, given: str, usual: tuple[str, ...]) -> str:
-    """The extension of a member's name, where it is the given one or, if none was given, a usual one; else empty.
+    """A member's extension if it is the given one or, where none was given, one of the usual ones; else empty.
 
-    A given one is compared as WebDataset splits names, at the first dot behind the folders.
+    A given one is compared as WebDataset splits names: at the first dot after the folders.
     """
     name = member.lower()
     if given:
@@ -201,7 +201,7 @@ def _ext_of(member: str, given: str, usual: tuple[str, ...]) -> str:
 
 
 def _to_key(member: str, ext: str, where: str, found: _Found) -> str:
-    """The key: what stands before the extension, folders and dots in it too, in characters that a key may have."""
+    """The key: the member's name without its extension; characters that keys may not contain become _."""
     name = member[: -len(ext) - 1].removeprefix("./").strip("/")
     key = _UNSAFE.sub("_", name)
     check_key(key, where)
@@ -210,7 +210,7 @@ def _to_key(member: str, ext: str, where: str, found: _Found) -> str:
 
 
 def _unzip(data: bytes, name: str, where: str) -> bytes:
-    """The array of an .npz file as the bytes of an .npy file, as they are in it; nothing is decoded here."""
+    """The bytes of an .npy file inside an .npz file, without decoding them."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             arrays = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
@@ -226,7 +226,7 @@ def _unzip(data: bytes, name: str, where: str) -> bytes:
 
 
 def _to_label(data: bytes, ext: str, field_name: str, key: str, where: str) -> int:
-    """0 or 1 of a label's bytes."""
+    """Parse a label's bytes to 0 or 1."""
     text = data.decode("utf-8", "replace").strip()
     if ext.endswith("json"):
         try:

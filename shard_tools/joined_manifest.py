@@ -18,7 +18,7 @@ from shard_tools.manifest import COLUMNS, DataSet, Manifest, read_manifest
 from shard_tools.storage.base import StoreConfig
 from shard_tools.storage.joined import JoinedStore, joined_name
 
-# Each holds its packed table in memory while it decodes it: 200 MB for 10 million samples.
+# Each table's file is in memory while it is decoded: 200 MB for 10 million samples.
 _TABLES_AT_ONCE = 4
 
 
@@ -68,7 +68,7 @@ def join_manifests(manifests: list[Manifest]) -> Manifest:
             for number, each in enumerate(manifests)
             for name, digest in each.files.items()
         },
-        # Not the digest of one identity: a joined run is another run, also in another order of its data sets.
+        # A joined run differs from a run on one data set, and from one on the same data sets in another order.
         "identity": hashlib.sha256(f"joined\n{identities}".encode()).hexdigest(),
         "keys": pa.chunked_array([chunk for each in manifests for chunk in each.keys.chunks]),
         "parts": data_sets,
@@ -79,7 +79,7 @@ def join_manifests(manifests: list[Manifest]) -> Manifest:
 
 
 def _join_columns(columns: Sequence[dict[str, Any]], first_shard: Sequence[int]) -> dict[str, Any]:
-    """Each column in one piece; the pieces are let go of column by column."""
+    """Concatenate each column; the pieces are freed column by column."""
     joined: dict[str, Any] = {}
     for name in COLUMNS:
         pieces = [each.pop(name) for each in columns]
@@ -136,7 +136,7 @@ def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
 
 
 def _find_repeated(manifests: Sequence[Manifest]) -> UInt64s:
-    """The digests of keys that stand more than once in all data sets; few of other keys, by chance."""
+    """Digests of keys that occur more than once in all data sets; rarely also of others, by collision."""
     ends = list(itertools.accumulate(len(each) for each in manifests))
     digests = np.empty(ends[-1], np.uint64)
 

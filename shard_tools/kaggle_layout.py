@@ -1,4 +1,4 @@
-"""The Kaggle layout: labels and files to records."""
+"""The Kaggle layout: read labels and files as records."""
 
 import hashlib
 import io
@@ -45,17 +45,17 @@ class Catalog:
 
     records: list[Record]
     missing: dict[str, list[str]] = field(default_factory=dict)
-    """Per split, the keys that a table names and no file backs."""
+    """Per split, the keys in its table that have no file."""
 
 
 def read_catalog(root: Path, folds: int | None, seed: int, allow_missing: bool, groups: Path | None = None) -> Catalog:
     """Read a folder in the Kaggle layout into a catalogue.
 
     A train part (train_labels.csv, train/<c>/<key>.npy) or a test part (sample_submission.csv, test/<c>/<key>.npy)
-    may be absent as a whole. Files that other programs left there are passed over, and counted in a line of the log.
+    may be absent as a whole. Files that other programs left there are skipped, and counted in a line of the log.
     Folds are assigned over all labels, with or without a file, so a partial download has the folds of the full one;
-    `folds` None assigns none. `groups` is a table of keys that belong into one fold, in which every training snippet
-    must stand. Raises InputError on duplicate or unsafe keys, labels other than 0 and 1, files without a label, and,
+    `folds` None assigns none. `groups` is a table of the group of each training snippet; a group stays in one fold.
+    Raises InputError on duplicate or unsafe keys, labels other than 0 and 1, files without a label, and,
     unless `allow_missing`, labels without a file.
     """
     if not root.is_dir():
@@ -93,7 +93,7 @@ def _read_groups(path: Path, keys: Iterable[str]) -> dict[str, str]:
 def _check_files(
     root: Path, split: str, files: Mapping[str, Path], targets: Mapping[str, int], allow_missing: bool
 ) -> list[str]:
-    """The keys of a split without a file, if they are allowed. Raises InputError on files that no table names."""
+    """The keys of a split that have no file, if that is allowed. Raises InputError on files that no table names."""
     stray = sorted(files.keys() - targets.keys())
     if stray:
         table = LABELS if split == "train" else SUBMISSION
@@ -108,7 +108,7 @@ def _check_files(
 
 
 def common_shape(root: Path, records: Sequence[Record], skip_bad: bool, cast: bool = False) -> tuple[int, int, int]:
-    """The shape (P, T, F) of most of the first snippets: all others must have it too. Raises as `read_snippet`."""
+    """The most common shape (P, T, F) of the first snippets, which all others must have. Raises as `read_snippet`."""
     shapes: Counter[tuple[int, int, int]] = Counter()
     for record in records:
         try:
@@ -116,7 +116,7 @@ def common_shape(root: Path, records: Sequence[Record], skip_bad: bool, cast: bo
         except InputError:
             if not skip_bad:
                 raise
-        # Enough for one odd snippet not to put all others in the wrong, and quick on any disk.
+        # Enough to outvote one odd snippet, and quick on any disk.
         if shapes.total() == _SHAPE_VOTES:
             break
     if not shapes:
@@ -125,7 +125,7 @@ def common_shape(root: Path, records: Sequence[Record], skip_bad: bool, cast: bo
 
 
 def digest_catalog(catalog: Catalog, root: Path) -> str:
-    """What a data set is of: its records, the keys it lacks, and the table it will be submitted in."""
+    """SHA-256 of a data set's records, missing keys and sample submission."""
     digest = hashlib.sha256()
     for r in catalog.records:
         digest.update(f"{r.key} {r.split} {r.target} {r.fold}\n".encode())
@@ -150,7 +150,7 @@ def _read_targets(root: Path, split: str, files: dict[str, Path]) -> dict[str, i
             return _to_targets(file, str(table), labelled=split == "train")
     if split == "train" and files:
         raise InputError(f"{table}: missing, but {root / split} has {len(files)} snippets; add the table (id,target)")
-    # Cadences of one's own to score need no table: each file is one.
+    # A user's own cadences need no table: every file is scored.
     return dict.fromkeys(sorted(files), UNKNOWN_TARGET)
 
 

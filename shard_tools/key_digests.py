@@ -1,7 +1,7 @@
-"""Whether keys repeat in a table of many millions: 64-bit digests are sorted, and only equal digests are compared.
+"""Find repeated keys among many millions: 64-bit digests are sorted, and only keys with equal digests are compared.
 
-A set of 60 million Python strings takes minutes and 6 GB. Digests take 8 bytes a key, and NumPy works on them outside
-Python's lock.
+A set of 60 million Python strings takes minutes and 6 GB. Digests take 8 bytes a key, and NumPy processes them without
+holding the GIL.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ def fill_digests(keys: pa.ChunkedArray, digests: UInt64s) -> None:
 
 
 def find_repeated(digests: UInt64s) -> UInt64s:
-    """The digests that stand more than once. Sorts `digests` in place."""
-    # Stable: it merges parts that are sorted already instead of sorting them again.
+    """The digests that occur more than once. Sorts `digests` in place."""
+    # A stable sort merges parts that are already sorted instead of sorting them again.
     digests.sort(kind="stable")
     return np.unique(digests[1:][digests[1:] == digests[:-1]])
 
@@ -60,7 +60,7 @@ def _digest_block(block: pa.StringArray) -> UInt64s:
 
 
 def _to_words(block: pa.StringArray) -> tuple[UInt64s, npt.NDArray[np.int32]]:
-    """(keys, words): the letters of each key as 64-bit words, with zeros behind them; and the lengths in bytes."""
+    """(keys, words): each key as zero-padded 64-bit words; and the keys' lengths in bytes."""
     _, ends, letters = block.buffers()
     offsets = np.frombuffer(ends, np.int32)[block.offset : block.offset + len(block) + 1]
     data = np.frombuffer(letters, np.uint8)

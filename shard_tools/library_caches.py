@@ -1,4 +1,4 @@
-"""Where libraries keep what they compiled or looked up: a place that can be written, before they are imported."""
+"""Writable cache folders for Numba and matplotlib, set before they are imported."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ _WITH_KERNELS = ("pipeline", "training")  # packages that Numba compiles from
 
 
 def place_library_caches() -> None:
-    """Give Numba and matplotlib a folder for temporary files where they would find no place of their own.
+    """Give Numba and matplotlib a temporary cache folder where they would find no writable one.
 
-    Without one Numba refuses to compile, and matplotlib to be imported: in a container whose user has no home and may
-    not write to the code. What the user has set stays.
+    Without one Numba refuses to compile and matplotlib cannot be imported: in a container whose user has no home and
+    may not write to the code. Variables that the user has set are kept.
     """
-    with contextlib.suppress(OSError):  # nothing at all can be written: what needs a cache will say so
+    with contextlib.suppress(OSError):  # nothing is writable: the library that needs a cache will say so
         if "NUMBA_CACHE_DIR" not in os.environ and not _numba_finds_a_place():
             os.environ["NUMBA_CACHE_DIR"] = str(_own_folder() / "numba")
         if "MPLCONFIGDIR" not in os.environ and not _can_write(_home("XDG_CONFIG_HOME", ".config") / "matplotlib"):
@@ -30,9 +30,9 @@ def _numba_finds_a_place() -> bool:
 
 
 def _home(variable: str, default: str) -> Path:
-    """A user's folder of some kind; one that is nowhere, so can't be written, for a user without a home."""
+    """A user's cache or configuration folder; an unwritable path for a user without a home."""
     given = os.environ.get(variable)
-    # Without HOME, and for a user of no name, "~" stays as it is: it would be a folder of that name right here.
+    # Without HOME or a user name, "~" is not expanded: it would be a folder of that name right here.
     home = given or str(Path(os.path.expanduser("~"), default))  # noqa: PTH111 (Path.expanduser raises)
     return Path(home) if os.path.isabs(home) else Path(os.devnull, "home")  # noqa: PTH117
 
@@ -47,7 +47,7 @@ def _can_write(folder: Path) -> bool:
 
 
 def _own_folder() -> Path:
-    """A folder that is this user's alone: Numba runs what lies in its cache."""
+    """A folder that only this user can access: Numba runs the code in its cache."""
     folder = Path(tempfile.gettempdir(), f"needlestream-caches-{os.getuid()}")
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)

@@ -1,8 +1,8 @@
-"""Folders that one process at a time may fill, on file systems without locks too.
+"""Locks that let one process at a time write to a folder, on file systems without file locks too.
 
-Where the kernel cannot lock a file, a file that names its owner stands for the lock. The owner rewrites it all the
-time, so that others can tell a living owner from a dead one, without a look at any clock but their own. A machine that
-can lock the folder's files and one that cannot keep each other out in one direction alone: the first sees the second.
+Where the kernel cannot lock a file, a file that names its owner is the lock. The owner rewrites it regularly, so that
+others can detect a dead owner without comparing clocks. Between a machine that can lock the folder's files and one that
+cannot, exclusion works in one direction only: the first sees the second.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from shard_tools.atomic_files import NOT_SUPPORTED, naming, say_once
 from shard_tools.errors import InputError
 
 BEAT_SECONDS = 10.0
-"""Between two signs of life."""
+"""Interval between two heartbeats."""
 SILENT_SECONDS = 60.0
-"""Without a sign of life, after which an owner on another machine is taken for dead."""
-_LOOKS = 60  # in that time
+"""Time without a heartbeat after which an owner on another machine counts as dead."""
+_LOOKS = 60  # checks in that time
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ def folder_lock(folder: Path, name: str) -> Iterator[None]:
     owner = folder / f"{name}.owner"
     with (folder / name).open("w") as file, contextlib.ExitStack() as held:
         try:
-            # The kernel lets go of it when the process dies, however it dies.
+            # The kernel releases it however the process dies.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _in_use(folder) from None
@@ -44,7 +44,7 @@ def folder_lock(folder: Path, name: str) -> Iterator[None]:
             say_once("flock", f"{folder}: no file locks here ({error.strerror}); {owner.name} keeps others out instead")
             held.enter_context(_own(owner))
         else:
-            # Of a process on a machine that cannot lock files of this folder, as this one can.
+            # An owner file is from a machine that cannot lock files of this folder, as this one can.
             _clear_abandoned(owner)
         yield
 
@@ -55,7 +55,7 @@ def _in_use(folder: Path) -> InputError:
 
 @contextlib.contextmanager
 def _own(path: Path) -> Iterator[None]:
-    """Hold an owner's file, rewritten until the end. Raises InputError where a living process holds it."""
+    """Hold the owner file, rewriting it until the end. Raises InputError where a living process holds it."""
     while not _create(path):
         _clear_abandoned(path)
     ended = threading.Event()
@@ -82,7 +82,7 @@ def _create(path: Path) -> bool:
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
-    """Rewrite our file until the end; stop where it is not ours any more."""
+    """Rewrite our owner file until `ended` is set, or it is no longer ours."""
     number = 0
     while not ended.wait(BEAT_SECONDS):
         number += 1
@@ -96,7 +96,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
                 file.seek(0)
                 file.write(_sign_of_life(number))
         except OSError:
-            pass  # a full disk, or another process that looks who we are: the next beat may do better
+            pass  # a full disk, or another process is checking the file: the next beat may succeed
 
 
 def _sign_of_life(number: int) -> bytes:
@@ -113,19 +113,19 @@ def _parsed(content: bytes) -> dict[str, object]:
     try:
         about = json.loads(content)
     except ValueError:
-        return {}  # caught while it was written, or left so
+        return {}  # read during a write, or left incomplete
     return about if isinstance(about, dict) else {}
 
 
 def _clear_abandoned(path: Path) -> None:
-    """Remove the file of an owner that is dead. Raises InputError where it is alive."""
+    """Remove the file of a dead owner. Raises InputError where the owner is alive."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return
     if not _is_abandoned(path, content):
         raise _in_use(path.parent)
-    # Renamed, which only one of several can do, and looked at again: another may have taken it over just now.
+    # Rename it, which only one process can do, and check it again: another may just have taken it over.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
@@ -136,7 +136,7 @@ def _clear_abandoned(path: Path) -> None:
 
 
 def _is_abandoned(path: Path, content: bytes) -> bool:
-    """Whether an owner is dead: of this machine, its process is gone; of another, it shows no sign of life."""
+    """Whether an owner is dead: on this machine, its process is gone; on another, its file stops changing."""
     about = _parsed(content)
     process = about.get("process")
     if about.get("machine") == _machine() and isinstance(process, int):
@@ -153,7 +153,7 @@ def _is_abandoned(path: Path, content: bytes) -> bool:
 
 
 def _machine() -> str:
-    """The machine, since it was started, and the container: where a process's number means something."""
+    """The machine, its boot and its container: the scope in which a process id is unique."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -163,7 +163,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process of this machine was started; empty where it is dead. Numbers of processes are used again."""
+    """When a process of this machine was started; empty where it is dead. Process ids are reused."""
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

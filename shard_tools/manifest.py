@@ -119,7 +119,7 @@ class Manifest:
 
 
 def canonical_json(content: dict[str, Any]) -> str:
-    """The one text of a manifest's content, its own SHA-256 last: any other text was changed after packing."""
+    """The canonical text of a manifest, ending with its own SHA-256: any other text was changed after packing."""
     body = json.dumps(content, indent=1, sort_keys=True)
     return body.removesuffix("\n}") + f',\n "~sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
@@ -186,7 +186,7 @@ def _check_content(path: str, text: bytes) -> dict[str, Any]:
         raise InputError(
             f"{path}: format version {content.get('format_version')}, expected {FORMAT_VERSION}; pack again"
         )
-    # Cut off as text: to write a large table of contents out again takes longer than all else.
+    # Cut off as text: serialising a large manifest again takes longer than everything else.
     body = text.removesuffix(f',\n "~sha256": "{stated}"\n}}\n'.encode()) + b"\n}"
     if len(body) >= len(text) or hashlib.sha256(body).hexdigest() != stated:
         raise InputError(f"{path}: changed after packing (its SHA-256 does not match); pack again")
@@ -247,7 +247,7 @@ def _check_places(manifest: Manifest, where: str) -> None:
     if shard.min() < 0 or shard.max() >= len(sizes):
         raise InputError(f"{where}: samples of unknown shards; pack again")
     array_bytes = 2 * math.prod(manifest.shape)
-    # By subtraction: a sum of an enormous offset and a size wraps round.
+    # By subtraction: adding the size to an enormous offset would overflow.
     inside = (offset >= TAR_BLOCK) & (size <= sizes[shard] - offset) & (size > array_bytes)
     if not inside.all():
         raise InputError(f"{where}: sample {int(np.argmin(inside))} lies outside its shard; pack again")

@@ -1,4 +1,4 @@
-"""What lies beside the shards: the samples, what was left out, the submission's ids, and the manifest."""
+"""Write the files beside the shards: samples, skipped samples, the submission's ids and the manifest."""
 
 import csv
 import io
@@ -24,10 +24,10 @@ NO_FILE = "no file"
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the tables and the manifest say of the shards that were written."""
+    """What the tables and the manifest hold about the written shards."""
 
     records: Sequence[Record]
-    """Of all shards, those left out included."""
+    """All records, including those left out."""
     packed: Sequence[PackedShard]
     skipped: Sequence[Sequence[str]]
     """[key, split, reason] of every sample that was left out or has no file."""
@@ -38,7 +38,7 @@ class DataSet:
 
 
 def write_tables(source: Path, folder: Path, data: DataSet) -> None:
-    """Write samples.parquet, skipped.csv, the submission's ids and last the manifest, which makes the data set exist.
+    """Write samples.parquet, skipped.csv, the submission's ids and last the manifest, which makes the data set valid.
 
     `source` is the folder that was packed. Raises InputError if every snippet was left out.
     """

@@ -1,12 +1,12 @@
-"""Which snippets show the same sky: codes of their columns, candidate pairs, and the proof of a pair.
+"""Find snippets of the same sky: codes of their channels, candidate pairs, and the proof of a pair.
 
 Axes: N snippet, P panel, T time bin, F frequency channel, D pairs of neighbouring channels (F - 1).
 
-Two snippets that were cut from one observation, some channels apart, hold the very same noise where they overlap; but
-every panel has a zero point and a scale of its own, and either snippet may have a needle. So all is done on the double
-difference over time and frequency, x[t+1, f+1] - x[t+1, f] - x[t, f+1] + x[t, f]: the zero point is gone, and with it
-each channel's level (persistent lines, which unrelated snippets share) and what all channels have in common (the
-receiver's gain). Its signs do not depend on the scale, and a needle changes them only where it passes.
+Two snippets that were cut from one observation, some channels apart, hold the same noise where they overlap; but each
+panel has its own offset and scale, and either snippet may have a needle. So they are compared by the double difference
+over time and frequency, x[t+1, f+1] - x[t+1, f] - x[t, f+1] + x[t, f]. It removes the offset, each channel's level
+(persistent lines, which unrelated snippets share) and what all channels have in common (the receiver's gain). Its signs
+do not depend on the scale, and a needle changes them only where it passes.
 """
 
 from typing import NamedTuple
@@ -22,13 +22,13 @@ Halves = npt.NDArray[np.float16]
 CODE_BITS = 64
 CODE_ROWS = 12  # time bins of each panel: eleven differences in each of six panels fill a code
 NO_CODE = np.uint64(0)
-_MOST_TIES = CODE_BITS // 4  # beyond, a code tells of constant or blanked channels rather than of noise
-# What proves a pair: two panels, far apart in time and never with a needle, and other time bins than the code's.
+_MOST_TIES = CODE_BITS // 4  # with more, a code shows constant or blanked channels rather than noise
+# Pairs are proved in two panels, far apart in time and without needles, and in time bins that no code uses.
 PROOF_POSITIONS = (OFF_POSITIONS[0], OFF_POSITIONS[-1])
 PROOF_ROWS = 64
-_LEAST_LIVE = 0.25  # share of the shared channels of a proof that vary at all
+_LEAST_LIVE = 0.25  # least share of a proof's common channels that must vary
 _LEAST_VOTES = 2  # channels with the same code at the same shift
-_REACH = 8  # each code is compared with so many next ones of its kind, so that a thousand copies make no million pairs
+_REACH = 8  # each code is paired with the next few equal ones only: a thousand copies must not make a million pairs
 _PARTS = 16  # of the codes, sorted one at a time to keep memory low
 
 
@@ -53,16 +53,16 @@ def proof_rows(time_bins: int) -> slice:
 
 def double_difference(rows: Halves) -> npt.NDArray[np.float32]:
     """(P, T, F) float16 to (P, T - 1, D): the difference of neighbouring time bins and of neighbouring channels."""
-    values: npt.NDArray[np.float32] = rows.astype(np.float32)  # in which differences of halves are all but exact
+    values: npt.NDArray[np.float32] = rows.astype(np.float32)  # in which differences of float16 are almost exact
     over_time = values[:, 1:] - values[:, :-1]
     noise: npt.NDArray[np.float32] = over_time[:, :, 1:] - over_time[:, :, :-1]
     return noise
 
 
 def to_codes(rows: Halves) -> Codes:
-    """(P, T, F) float16 to (D,) codes: the signs of the noise between each two channels; NO_CODE where there are none.
+    """(P, T, F) float16 to (D,) codes: the signs of the noise between neighbouring channels; NO_CODE if there is none.
 
-    A code that stands twice in a snippet comes from structure, not from noise, and tells no shift: it is none.
+    A code that occurs twice in a snippet comes from structure, not noise, and gives no unique shift: NO_CODE too.
     """
     with np.errstate(invalid="ignore"):  # a snippet that is not finite has no codes there; packing refuses it
         noise = double_difference(rows)
@@ -77,9 +77,9 @@ def to_codes(rows: Halves) -> Codes:
 
 
 def find_candidates(codes: Codes, min_overlap: int) -> Candidates:
-    """Pairs of snippets that agree in codes (N, D) at one shift, and then share `min_overlap` channels or more.
+    """Pairs of snippets whose codes (N, D) agree at a shift that leaves `min_overlap` common channels or more.
 
-    The codes are sorted a part at a time, as memory is what bounds their number. In the order of (first, second).
+    The codes are sorted a part at a time, to save memory. The pairs are sorted by (first, second).
     """
     snippets, width = codes.shape
     flat = codes.reshape(-1)
@@ -104,7 +104,7 @@ def _count_links(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Pairs of equal codes at the places `where`: distinct (first, second, shift), as one number, and how many of each.
 
-    A code links only the next few of its kind, which is enough to group all of them.
+    A code is linked to the next few equal ones only, which is enough to group all of them.
     """
     where = where[flat[where] != NO_CODE]
     where = where[np.argsort(flat[where], kind="stable")]  # equal codes in the order of their snippets
@@ -119,11 +119,11 @@ def _count_links(
 
 
 def correlation(first: Halves, second: Halves, shift: int) -> float:
-    """How alike the noise of two snippets is in the channels that they share: 0 for none, 1 for the same.
+    """Correlation of the noise of two snippets in their common channels: 0 for unrelated, 1 for the same noise.
 
-    `first` and `second` are (P, T, F) float16, the same panels and time bins of both. The normalised correlation over
-    time of each panel and shared channel; of these the median, so that a needle in some does not count. 0 where too
-    few channels vary.
+    `first` and `second` are (P, T, F) float16, the same panels and time bins of both. The median over panels and common
+    channels of the normalised correlation over time, so that a needle in some does not matter. 0 where too few channels
+    vary.
     """
     channels = first.shape[2]
     overlap = channels - abs(shift)

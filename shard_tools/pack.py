@@ -1,4 +1,4 @@
-"""Records to shards: tars, indexes and the manifest; in parallel, each file whole or absent, and resumable."""
+"""Pack records into shards: tars, indexes and the manifest; in parallel, resumable, each file whole or absent."""
 
 import hashlib
 import json
@@ -37,8 +37,8 @@ from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_
 if TYPE_CHECKING:
     from shard_tools.storage.upload import Upload
 
-_BESIDE = (*TABLES, SOURCES)  # the manifest and the shards
-_WORK = ".pack"  # inside the output folder: the lock, and a note for every shard that is done
+_BESIDE = (*TABLES, SOURCES)  # files beside the manifest and the shards
+_WORK = ".pack"  # inside the output folder: the lock, and a note for every finished shard
 _log = logging.getLogger(__name__)
 
 
@@ -52,17 +52,17 @@ class PackConfig:
     """Folder for the shards, made if it is absent, or URL (s3://, gs://, file://). An interrupted pack goes on where
     it stopped."""
     staging: Path | None = None
-    """With a URL, the local folder where shards lie until they are uploaded: for each worker one. Unset: a folder of
-    the system's for temporary files, the same for the same URL."""
+    """With a URL, the local folder for shards until they are uploaded, one for each worker. Unset: a folder among the
+    system's temporary files, the same for the same URL."""
     folds: int = 5
     """Number of stratified folds of the train split."""
     groups: Path | None = None
     """Table with the columns id and group, as `fingerprint` writes it: snippets of one group stay in one fold. It may
-    hold more ids; one without a file and a group counts as a group of its own."""
+    hold more ids; an id without a file may be absent, and is then its own group."""
     seed: int = 0
     """Seed of the folds."""
     workers: int = usable_cores()
-    """Threads, each of which writes a shard of its own."""
+    """Threads, each of which writes its own shard."""
     allow_missing: bool = False
     """Pack what is there where the tables name keys without a file; skipped.csv lists them."""
     on_bad: Literal["fail", "quarantine"] = "fail"
@@ -86,7 +86,7 @@ class PackConfig:
 
     @property
     def folder(self) -> Path:
-        """Where files are written: `out` itself, or the staging folder before a store."""
+        """Where files are written: `out` itself, or the staging folder for a remote store."""
         if not is_remote(self.out):
             return local_folder(self.out)
         name = f"needlestream-pack-{os.getuid()}-{hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]}"
@@ -133,7 +133,7 @@ def pack(config: PackConfig) -> Manifest:
 
 
 def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
-    """What the manifest says of how the data set was made; the same for the same."""
+    """How the data set was made, for the manifest; equal for equal inputs and options."""
     made = {
         "folds": config.folds,
         "seed": config.seed,
@@ -141,7 +141,7 @@ def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
         "shard_mb": config.shard_mb,
         "catalog_sha256": digest_catalog(catalog, config.input),
     }
-    # Absent where they are not asked for, so that shards of before are still known as the same.
+    # Left out if not used, so that shards packed by earlier versions still match.
     if config.groups:
         made["groups_sha256"] = file_sha256(config.groups)
     if config.cast != "none":
@@ -150,7 +150,7 @@ def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
 
 
 def _open_upload(config: PackConfig) -> "Upload | None":
-    """The way to a remote store; None where the shards stay in a folder."""
+    """The upload to a remote store; None where the shards stay in a folder."""
     if not is_remote(config.out):
         return None
     from shard_tools.storage.upload import Upload  # its libraries are slow to import
@@ -178,7 +178,7 @@ def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: 
 
 
 def _plan_making(config: PackConfig, records: Sequence[Record]) -> Making:
-    """How files become members, all of the shape that most of them have."""
+    """How files become members, all of the most common shape."""
     cast, quarantine = config.cast == "float16", config.on_bad == "quarantine"
     panels, time_bins, channels = common_shape(config.input, records, quarantine, cast)
     check_time_bins(time_bins, config.time_bin)
@@ -194,7 +194,7 @@ def _check_out_folder(out: Path) -> None:
 
 
 def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
-    """Remove what an interrupted try with other options, or a killed one, left behind."""
+    """Remove what an interrupted run with other options, or a killed one, left behind."""
     planned = {plan.name for plan in plans}
     for path in [*out.glob("*.tar"), *out.glob("*.idx"), *out.rglob(".*.tmp")]:
         if path.with_suffix(".tar").name not in planned:
@@ -206,7 +206,7 @@ def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
 def _already_packed(
     config: PackConfig, made: dict[str, Any], plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
 ) -> Manifest:
-    """A finished pack of the same input stays; of anything else it is in the way."""
+    """Return a finished pack of the same input; raise InputError if it is of anything else."""
     manifest = read_manifest(config.out)
     unsure = find_unsure(manifest, plans)
     if manifest.made != made or manifest.shape != making.shape:
@@ -218,7 +218,7 @@ def _already_packed(
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
     if unsure:
         renew_sources(manifest, plans)
-    shutil.rmtree(config.folder / _WORK, ignore_errors=True)  # of a try that was killed at its very end
+    shutil.rmtree(config.folder / _WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
     if upload:
         upload.remove_staging(config.folder, _WORK)
     _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
@@ -228,8 +228,8 @@ def _already_packed(
 def _pack_shards(
     config: PackConfig, plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
 ) -> tuple[list[PackedShard], dict[str, str]]:
-    """Write the shards that are not there yet, on `config.workers` threads; also the digest of each one's sources."""
-    # Threads, not processes: reading, hashing and writing all let go of the interpreter lock.
+    """Write missing shards on `config.workers` threads; return all shards, and the digest of each one's sources."""
+    # Threads, not processes: reading, hashing and writing all release the GIL.
     with ThreadPoolExecutor(config.workers) as pool:
         futures: dict[Future[tuple[PackedShard, str]], int] = {
             pool.submit(_pack_shard, config, plan, making, upload): number for number, plan in enumerate(plans)
@@ -248,10 +248,10 @@ def _pack_shards(
 def _pack_shard(
     config: PackConfig, plan: ShardPlan, making: Making, upload: "Upload | None"
 ) -> tuple[PackedShard, str]:
-    """One shard: kept where an earlier try finished it and its bytes still match, else written; its sources' digest."""
+    """Write a shard, unless an earlier run finished it and its bytes still match; also return its sources' digest."""
     path = config.folder / plan.name
     note = config.folder / _WORK / f"{plan.name}.json"
-    sources = digest_sources(plan.records)  # before they are read: what changes while they are is noticed next time
+    sources = digest_sources(plan.records)  # before reading: a change during it is noticed next time
     inputs = _inputs_digest(plan, making, sources)
     kept = _read_note(note, inputs)
     index = path.with_suffix(".idx")
@@ -269,18 +269,18 @@ def _pack_shard(
 
 
 def _read_note(note: Path, inputs: str) -> PackedShard | None:
-    """What an earlier try noted of a shard that it finished from the same inputs; None where it left no such note."""
+    """The note of a shard that an earlier run finished from the same inputs; None where there is none."""
     try:
         content = json.loads(note.read_bytes())
         if content["inputs"] == inputs:
             shard, conversions = Shard(**content["shard"]), Conversions(**content["conversions"])
             return PackedShard(shard, content["places"], content["quarantined"], conversions)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # A note damaged by a power cut is none: the shard is written anew.
+        pass  # A note damaged by a power cut is ignored: the shard is written again.
     return None
 
 
 def _inputs_digest(plan: ShardPlan, making: Making, sources: str) -> str:
-    """What a finished shard was made from: another size or time of a source file makes it stale."""
+    """A digest of what a shard is made from: another size or time of a source file makes the shard stale."""
     parts = [astuple(making), sources, *((r.key, r.target, r.fold) for r in plan.records)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One sample of a data set: its checked bytes."""
+"""Read and check one sample of a data set."""
 
 import functools
 import math
@@ -18,11 +18,11 @@ def array_bytes(manifest: Manifest) -> int:
 
 
 def read_values(manifest: Manifest, row: int, values: Bytes) -> None:
-    """Read one sample's values, C order float16, into `values` and check all that stands before them.
+    """Read one sample's values, C order float16, into `values` and check the headers before them.
 
     Raises InputError naming shard and key where a file is missing, cut short or not what the manifest says.
     """
-    # The tar header before the sample is read too: its name tells whether the manifest still points right.
+    # The tar header is read too: its member name shows whether the manifest's offset is still right.
     _read_parts(manifest, row, np.empty(TAR_BLOCK + int(manifest.size[row]) - len(values), np.uint8), values)
 
 
@@ -55,9 +55,9 @@ def _read_parts(manifest: Manifest, row: int, head: Bytes, values: Bytes) -> Non
 
 
 def check_head(head: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:
-    """Check what stands before the values of a sample of `size` bytes of npy: its tar header block and npy header.
+    """Check the tar header block and the npy header of a sample whose npy file has `size` bytes.
 
-    Raises InputError where the member's name, the npy header or the shape is another.
+    Raises InputError where the member's name, the npy header or the shape differs.
     """
     name = f"{key}.npy".encode().ljust(100, b"\0")  # the name field of a USTAR header
     if bytes(head[: len(name)]) != name:
@@ -65,7 +65,7 @@ def check_head(head: bytes | memoryview, key: str, size: int, shape: tuple[int, 
     expected = _header_of(shape)
     found_header = head[TAR_BLOCK : TAR_BLOCK + len(expected)]
     if bytes(found_header) == expected and size == len(expected) + 2 * math.prod(shape):
-        return  # the header NumPy writes, as nearly every file has it
+        return  # the header that NumPy writes, as in nearly every file
     header_bytes, found = check_npy_header(head[TAR_BLOCK:], where)
     if found != shape or size != header_bytes + 2 * math.prod(shape):
         raise InputError(f"{where}: shape {found} in {size} bytes, expected {shape}; pack again")

@@ -1,4 +1,4 @@
-"""samples.parquet: where each sample lies; read whole, and checked for its form."""
+"""Read and check samples.parquet, which says where each sample is."""
 
 import hashlib
 import string
@@ -31,7 +31,7 @@ SAMPLES_SCHEMA = pa.schema(
 
 
 def read_columns(table: bytes, where: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The columns of samples.parquet, which has to hold as many rows as the shards and the splits.
+    """The columns of samples.parquet, whose row count must match the shards and the splits.
 
     `keys` is an Arrow array, the others are NumPy's. Raises InputError where the table is not the one that was packed,
     has empty cells, or unsafe or repeated keys.
@@ -50,7 +50,7 @@ def read_columns(table: bytes, where: str, content: dict[str, Any]) -> dict[str,
 
 
 def _check_footer(file: pq.ParquetFile, where: str, content: dict[str, Any]) -> None:
-    """Raise InputError where the footer contradicts the manifest: nothing is decoded before."""
+    """Raise InputError where the footer contradicts the manifest, before anything is decoded."""
     samples = sum(shard.samples for shard in content["shards"])
     in_splits = sum(content["splits"][split]["samples"] for split in SPLITS)
     names, rows = file.schema_arrow, file.metadata.num_rows
@@ -84,14 +84,14 @@ def _decode(file: pq.ParquetFile, where: str) -> tuple[pa.ChunkedArray, dict[str
 
 
 def _check_keys(keys: pa.ChunkedArray, split: npt.NDArray[np.int8], where: str) -> None:
-    """Raise InputError unless `check_key` would let each key pass and none is repeated in its split.
+    """Raise InputError unless each key would pass `check_key` and none is repeated in its split.
 
-    That no key is in both splits is left to `verify`: no read rests on it.
+    Only `verify` checks that no key is in both splits: no read depends on it.
     """
     lengths = pc.binary_length(keys)
     letters = [memoryview(chunk.buffers()[2] or b"").tobytes().translate(None, _KEY_BYTES) for chunk in keys.chunks]
     safe = pc.min(lengths).as_py() >= 1 and pc.max(lengths).as_py() <= MAX_KEY_LENGTH and not any(letters)
-    # `pack` writes each split in the order of its keys, where neighbours tell. Only a table in another order needs a
+    # `pack` sorts each split by key, so that repeats are neighbours. Only a table in another order needs a
     # set of all keys, which is slow and large.
     descents = np.from_dlpack(pc.indices_nonzero(pc.greater_equal(keys.slice(0, len(keys) - 1), keys.slice(1))))
     steps = np.diff(split)
@@ -101,5 +101,5 @@ def _check_keys(keys: pa.ChunkedArray, split: npt.NDArray[np.int8], where: str) 
 
 
 def has_repeats(keys: pa.ChunkedArray) -> bool:
-    """Whether any key appears twice; keeps a set of all of them while it looks."""
+    """Whether any key appears twice; holds a set of all of them in memory."""
     return bool(pc.count_distinct(keys).as_py() != len(keys))

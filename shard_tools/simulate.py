@@ -1,8 +1,8 @@
-"""Realistic cadences in the Kaggle layout, through setigen.
+"""Simulate realistic cadences in the Kaggle layout with setigen.
 
 Axes: P panel (6), T time bin of the whole cadence (6 x 273, the panels end to end), F frequency channel (256).
 Brightness is in units of the quiet receiver's mean power. A cadence is a pure function of (seed, split, index, target,
-SNR range, kinds): one worker and sixty-four write the same bytes.
+SNR range, kinds): the number of workers does not change the bytes.
 """
 
 import functools
@@ -62,7 +62,7 @@ class SimulateConfig:
     """Share of cadences with a needle, in train and in test alike; 0 to 1."""
     snr_min: float = 100.0
     """SNR of the faintest needle, as setigen defines it: peak power, averaged along the path over the cadence's 1638
-    time bins, over the quiet noise that is left in such an average. 100 is 2.5 standard deviations a pixel."""
+    time bins, divided by the quiet noise of such an average. 100 is 2.5 standard deviations a pixel."""
     snr_max: float = 800.0
     """SNR of the brightest needle; needles and narrowband interference alike are log-uniform between the two."""
     train_kinds: tuple[Needle, ...] = KINDS
@@ -138,8 +138,8 @@ def add_narrowband(
 ) -> dict[str, Any]:
     """Add a narrowband signal of one of `kinds` to `panels` of the frame, and return its columns of truth.csv.
 
-    Its path runs through the whole cadence, from `start_channel` in the first time bin whatever its panels are, and
-    stays among the channels while they last. Only the panels tell a needle from interference: both are drawn here.
+    Its path runs through the whole cadence, from `start_channel` in the first time bin of the cadence, and stays within
+    the channels during `panels`. Needles and interference are both drawn here: only their panels differ.
     """
     setigen, frame, panel_frame, _ = _setigen()
     kind = str(rng.choice(kinds))
@@ -173,7 +173,7 @@ def add_narrowband(
 
 
 def add_blip(frame: Any, rng: np.random.Generator, config: SimulateConfig) -> None:
-    """A short, broad box without drift in any one panel, ON or OFF, bright as a needle: brightness must not tell."""
+    """A short, broad, driftless box in one panel, ON or OFF, as bright as a needle: brightness must reveal nothing."""
     start = rng.integers(PANELS) * PANEL_BINS + rng.integers(PANEL_BINS - 60)
     low, width = rng.integers(CHANNELS - 40), rng.integers(6, 40)
     level = frame.get_intensity(1.5 * log_uniform(rng, config.snr_min, config.snr_max))
@@ -182,8 +182,8 @@ def add_blip(frame: Any, rng: np.random.Generator, config: SimulateConfig) -> No
 
 @functools.cache
 def _setigen() -> tuple[Any, Any, Any, npt.NDArray[np.float64]]:
-    """setigen, its Frame of six panels and of one (making one costs as much as its noise), and its GBT mean powers."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # which setigen brings, and which tells of its fonts
+    """setigen, a Frame of six panels and of one (making one costs as much as its noise), and its GBT mean powers."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # setigen imports it, and it logs about its fonts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         setigen: Any = importlib.import_module("setigen")  # here, as it takes two seconds
@@ -203,7 +203,7 @@ def simulate_cadence(config: SimulateConfig, task: Task) -> tuple[npt.NDArray[np
     kinds, without = (config.train_kinds, config.train_without) if task.split == "train" else (KINDS, ())
     sky, interference = draw_sky(rng, without)
     frame.data *= sky
-    # A needle takes the place of a narrowband signal, so that their number tells little.
+    # A needle replaces a narrowband signal, so that their number reveals little.
     others = rng.choice(3, p=(0.8, 0.2, 0) if task.target else (0.45, 0.4, 0.15))
     for name, panels in [draw_interference_panels(rng) for _ in range(others)]:
         add_narrowband(rng, panels, config, kinds)
@@ -222,7 +222,7 @@ def simulate_cadence(config: SimulateConfig, task: Task) -> tuple[npt.NDArray[np
 def write_cadence(config: SimulateConfig, task: Task) -> dict[str, Any]:
     """Simulate one cadence, write its .npy, and return its row of truth.csv."""
     snippet, row = simulate_cadence(config, task)
-    # The tables come last and durably: until then a power cut costs nothing but the time to simulate again.
+    # Only the tables, written last, are durable: before that a power cut costs only the time to simulate again.
     write_whole(task.path(config.out), npy_header(snippet.shape) + snippet.tobytes(), durable=False)
     return row
 
@@ -236,7 +236,7 @@ def check_out(out: Path, tasks: Sequence[Task]) -> None:
     ours = {task.path(out) for task in tasks} | {out / "truth.csv"}
     for path in out.rglob("*"):
         if path not in ours and not path.is_dir() and clutter_kind(path.name, is_folder=False) is None:
-            raise InputError(f"--out {out}: holds {path.relative_to(out)}, which this simulation does not; {advice}")
+            raise InputError(f"--out {out}: holds {path.relative_to(out)}, not part of this simulation; {advice}")
 
 
 def simulate(config: SimulateConfig) -> None:
@@ -258,6 +258,6 @@ def _write_cadences(config: SimulateConfig, tasks: Sequence[Task]) -> list[dict[
     write = functools.partial(write_cadence, config)
     if config.workers == 1:
         return list(progress(map(write, tasks), len(tasks), "simulate"))
-    # Spawned, not forked: the caller may hold threads, of torch or DALI, which do not survive a fork.
+    # Spawned, not forked: the caller may have threads, of torch or DALI, which do not survive a fork.
     with ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn")) as pool:
         return list(progress(pool.map(write, tasks, chunksize=8), len(tasks), "simulate"))

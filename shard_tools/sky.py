@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 
 PANEL_BINS, CHANNELS = KAGGLE_SHAPE[1:]
 TIME_BINS = PANELS * PANEL_BINS
-# Share of cadences that have it (times a cadence's busyness), most pieces of it, brightness from and to.
+# For each kind: share of cadences with it (times their busyness), most pieces, least and greatest brightness.
 Broad = Literal["lines", "bands", "comb", "blocks", "bursts"]
 BROAD_INTERFERENCE: dict[Broad, tuple[float, int, float, float]] = {
     "lines": (0.55, 4, 0.3, 12.0),
@@ -40,7 +40,7 @@ def _flicker(rng: np.random.Generator, strength: float, bins: float) -> Floats:
 
 
 def _switch(rng: np.random.Generator) -> Floats:
-    """(T,) 1, or 0: periodically, in some panels, both or never; but never in all OFF panels, as a needle would be."""
+    """(T,) 1 where on, 0 where off, by period, by panel or both; never off in all OFF panels, as a needle would be."""
     period, duty = log_uniform(rng, 8, 200), rng.uniform(0.35, 1.3)  # at most 130 bins dark: less than a panel
     periodic = (np.arange(TIME_BINS) + rng.uniform(0, period)) % period < duty * period
     panels = rng.random(PANELS) < (0.6 if rng.random() < 0.3 else 1)
@@ -80,9 +80,7 @@ def _draw_emission(rng: np.random.Generator, kind: str) -> tuple[Floats, Floats]
 
 
 def draw_sky(rng: np.random.Generator, without: Sequence[Broad] = ()) -> tuple[Floats, list[str]]:
-    """(T, F) brightness of the background, 0.2 or more, and the kinds of interference in it, of which some are left
-    out.
-    """
+    """(T, F) brightness of the background, 0.2 or more, and the kinds of interference in it, none of `without`."""
     # The receiver's bandpass: a slope, ripple and a few broad humps.
     bandpass = 1 + rng.normal(0, 0.15) * np.linspace(-1, 1, CHANNELS) + rng.normal(0, rng.random() ** 3 / 3, CHANNELS)
     for _ in range(rng.integers(1, 4)):

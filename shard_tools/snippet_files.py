@@ -1,7 +1,7 @@
-"""The snippet files of a data folder, and what lies among them and is no data.
+"""Find the snippet files of a data folder, and skip the clutter among them.
 
 Macs, Windows, notebooks, network drives, browsers and archives leave files and folders of their own beside the
-snippets, some of them named like snippets. They are left alone by their names, and counted.
+snippets, some of them named like snippets. They are recognised by name, skipped and counted.
 """
 
 import os
@@ -29,7 +29,7 @@ _PARTIAL_ENDINGS = (".crdownload", ".part", ".partial", ".download", ".aria2", "
 
 
 class LeftAlone:
-    """How many files and folders were passed over, of which kinds, and the first of each kind."""
+    """How many files and folders of each kind were skipped, and the first of each."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -61,7 +61,7 @@ def clutter_kind(name: str, is_folder: bool) -> str | None:
 
 
 def find_snippets(folder: Path, left: LeftAlone) -> dict[str, Path]:
-    """Key to path of <folder>/<c>/<key>.npy and <folder>/<key>.npy; what is no data is counted in `left`.
+    """Key to path of <folder>/<c>/<key>.npy and <folder>/<key>.npy; clutter is counted in `left`.
 
     Raises InputError where a folder cannot be read, or a file that looks like a snippet has an unsafe or repeated key
     or is no regular file.
@@ -74,7 +74,7 @@ def find_snippets(folder: Path, left: LeftAlone) -> dict[str, Path]:
     seen: set[Path] = set()
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = Path(parent).resolve()
-        if real in seen:  # through a link that leads back up, where a walk would not end
+        if real in seen:  # a link that leads back up would make the walk endless
             folders.clear()
             continue
         seen.add(real)
@@ -107,6 +107,6 @@ def _add_snippet(found: dict[str, Path], path: Path) -> None:
     check_key(key, str(path))
     if key in found:
         raise InputError(f"{path}: key {key} is also used by {found[key]}; rename or remove one")
-    if not path.is_file():  # opening a pipe waits for its writer, for ever
+    if not path.is_file():  # opening a pipe would wait for a writer for ever
         raise InputError(f"{path}: not a regular file, expected a snippet")
     found[key] = path

@@ -1,8 +1,8 @@
 """Whether the files that a finished data set was packed from are still the same.
 
-A side note in its folder holds the size and the times of each shard's sources. Where these are the same, so are the
-files. Where they differ, or there is no note, as after a copy, the shard is made again without writing it, and its
-SHA-256 compared. No time is ever earlier or later than another: clocks are wrong, and unpacked archives are old.
+A note in its folder holds a digest of the size and the times of each shard's sources. If these match, the files count
+as unchanged. If they differ, or there is no note, as after a copy, the shard is built again without writing it, to
+compare its SHA-256. Times are compared for equality only: clocks may be wrong, and archives restore old times.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from shard_tools.sample import read_record
 from shard_tools.storage.base import read_file
 from shard_tools.tar_shard import Making, ShardPlan, hash_shard, member_bytes
 
-SOURCES = ".sources.json"  # no part of the data set: times differ between two copies of the same files
+SOURCES = ".sources.json"  # not part of the data set: times differ between two copies of the same files
 
 
 def digest_sources(records: Sequence[Record]) -> str:
@@ -35,29 +35,29 @@ def digest_sources(records: Sequence[Record]) -> str:
 
 
 def write_sources(folder: Path, identity: str, digests: dict[str, str]) -> None:
-    """Note, beside the manifest of this identity, the digest of each shard's sources."""
+    """Write the digest of each shard's sources, with the identity of their manifest."""
     text = json.dumps({"manifest": identity, "sources": digests}, indent=1) + "\n"
-    with contextlib.suppress(OSError):  # it saves time and no more: the data set is whole without
-        for left in folder.glob(f".{SOURCES}.*.tmp"):  # of a try that was killed at its very end
+    with contextlib.suppress(OSError):  # it only saves time: the data set is whole without it
+        for left in folder.glob(f".{SOURCES}.*.tmp"):  # of an earlier run that was killed at the very end
             left.unlink(missing_ok=True)
         write_whole(folder / SOURCES, text, durable=False)
 
 
 def renew_sources(manifest: Manifest, plans: Sequence[ShardPlan]) -> None:
-    """Note the sources as they are now, so that they need not be read the next time; in a folder alone."""
+    """Write the note for the sources as they are now, so that the next run need not read them; local folders only."""
     if not manifest.store.is_remote:
         write_sources(manifest.root, manifest.identity, {plan.name: digest_sources(plan.records) for plan in plans})
 
 
 def find_unsure(manifest: Manifest, plans: Sequence[ShardPlan]) -> list[ShardPlan]:
-    """The shards whose sources have another size or time than they had, or of which nothing is known."""
+    """The shards whose sources have changed in size or time, or that have no note."""
     noted = _read_sources(manifest)
     return [plan for plan in plans if noted.get(plan.name) != digest_sources(plan.records)]
 
 
 def find_changed(manifest: Manifest, plans: Sequence[ShardPlan], making: Making, workers: int) -> str | None:
-    """The first of the sources of some shards that is another than was packed, or None: all of them are read."""
-    making = replace(making, quarantine=True)  # what was left out then is not in the way now
+    """The first source of some shards whose content changed after packing, or None. Reads all of them."""
+    making = replace(making, quarantine=True)  # snippets left out then must not raise now
     expected = {shard.name: shard.sha256 for shard in manifest.shards}
     pool = ThreadPoolExecutor(workers)
     try:
@@ -73,7 +73,7 @@ def find_changed(manifest: Manifest, plans: Sequence[ShardPlan], making: Making,
 
 def _state(record: Record) -> tuple[str, int, int, int]:
     about = record.path.stat()
-    # The last is when the file got what it has: unlike the time of its content, no archive and no copy sets it.
+    # The last is when the system last changed the file: unlike the one before, no archive or copy can set it.
     return record.key, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
@@ -84,12 +84,12 @@ def _read_sources(manifest: Manifest) -> dict[str, Any]:
         if content["manifest"] == manifest.identity:
             return dict(content["sources"])
     except (ValueError, KeyError, TypeError):
-        pass  # a damaged note is none: the sources are read
+        pass  # a damaged note is ignored: the sources are read
     return {}
 
 
 def _name_changed(manifest: Manifest, plan: ShardPlan, making: Making) -> str:
-    """The first record of a shard whose member is another now; the shard itself where none is."""
+    """The first record of a shard whose member would now differ; the shard itself where there is none."""
     packed = dict(_members(manifest, plan.name))
     for record in plan.records:
         try:

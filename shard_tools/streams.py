@@ -1,4 +1,4 @@
-"""Standard streams that may be absent, closed, or of an encoding that lacks what we print."""
+"""Handle standard streams that are absent, closed, or in an encoding that lacks what we print."""
 
 import contextlib
 import os
@@ -7,9 +7,9 @@ from typing import IO
 
 
 def prepare_streams() -> None:
-    """Make standard output and error such that a print or a log line can end no command.
+    """Prepare standard output and error so that a print or a log line cannot end a command.
 
-    Services, schedulers and `2>&-` start a program without them: then what is said goes nowhere.
+    Services, schedulers and `2>&-` start a program without them; its output is then discarded.
     """
     _fill_descriptors()
     for name in ("stdout", "stderr"):
@@ -21,14 +21,14 @@ def prepare_streams() -> None:
 
 
 def _fill_descriptors() -> None:
-    """Open what is closed of 0, 1 and 2: or the next file would be opened as one, and get what libraries print."""
+    """Open those of 0, 1 and 2 that are closed: else the next opened file would become one, and get library output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def mute(stream: IO[str] | None) -> None:
-    """Send what is still to be written to a stream nowhere: Python must not find its pipe broken again at the exit."""
+    """Discard what is still to be written to a stream: Python must not meet the broken pipe again at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, stream.fileno())  # type: ignore[union-attr]
@@ -36,5 +36,5 @@ def mute(stream: IO[str] | None) -> None:
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether someone looks at a stream; not where there is none."""
+    """Whether a stream is a terminal; False where there is none."""
     return stream is not None and not stream.closed and stream.isatty()

@@ -26,7 +26,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Making:
-    """How files become members."""
+    """How source files are converted to tar members."""
 
     shape: tuple[int, ...]
     """(P, T, F), after summing time bins."""
@@ -121,7 +121,7 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Of everything written so far, in hex."""
+        """SHA-256 of everything written so far, in hex."""
         return self._digest.hexdigest()
 
     def _write(self, data: bytes) -> None:
@@ -131,7 +131,7 @@ class TarWriter:
 
 
 def member_bytes(record: Record, making: Making, conversions: Conversions) -> bytes:
-    """The checked bytes of one npy member; what it took to make them is counted in `conversions`."""
+    """The checked bytes of one npy member; conversions are counted in `conversions`."""
     snippet = read_snippet(record.path, making.cast)
     panels, time_bins, channels = making.shape
     expected = (panels, time_bins * making.time_bin, channels)

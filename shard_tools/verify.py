@@ -1,4 +1,4 @@
-"""Whether every byte of a data set is as it was packed."""
+"""Check that every byte of a data set is as it was packed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def verify(root: Path | str, config: StoreConfig = StoreConfig()) -> Iterator[st
     """Yield one line for every fault: of the manifest, of a shard's size or bytes, of an index, of a snippet."""
     try:
         manifest = read_manifest(root, config)
-        repeated = has_repeated_keys(manifest)  # waits for the keys of a large table
+        repeated = has_repeated_keys(manifest)  # slow for a large table
     except InputError as error:
         yield str(error)
         return
@@ -53,7 +53,7 @@ def _verify_file(store: Store, name: str, sha256: str, size: int | None = None) 
 
 
 def _verify_samples(manifest: Manifest, number: int) -> Iterator[str]:
-    """The faults of the samples of one shard whose bytes are as packed: the manifest may still point wrongly."""
+    """The faults of the samples of one shard whose bytes are as packed: the manifest's offsets may still be wrong."""
     where = manifest.store.where(manifest.shards[number].name)
     for row in np.flatnonzero(manifest.shard == number).tolist():
         try:

@@ -1,6 +1,6 @@
 """From batches to weights and scores: configuration, model, run, checkpoints, cross-validation, prediction, metrics.
 
-`load_model` and `predict` are the way in for other programs.
+`load_model` and `predict` are the API for other programs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __all__ = ["load_model", "predict"]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `__all__` when they are first asked for: they load torch."""
+    """Import the functions of `__all__` on first use, since they load torch."""
     if name in __all__:
         from training import prediction
 

@@ -1,4 +1,4 @@
-"""The Accelerator of a training or a prediction: device, precision, and what the environment may not change."""
+"""Build the Accelerator of a training or a prediction: device, precision, checks of the environment."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ from training.model import pick_precision
 
 
 def build_accelerator(precision: str, **options: Any) -> Accelerator:
-    """An Accelerator of `precision` (auto, bf16, fp16 or float32); ranks other than the first keep quiet."""
+    """An Accelerator of `precision` (auto, bf16, fp16 or float32); ranks other than the first log only warnings."""
     check_environment()
     device = PartialState(cpu=cpu_is_asked_for()).device
     chosen = {"auto": pick_precision(device), "float32": "no"}.get(precision, precision)

@@ -1,7 +1,7 @@
-"""All that a run needs to go on, through Accelerate's own checkpointing; whole or absent, the last one never lost.
+"""A run's checkpoints, saved through Accelerate: each whole or absent, and the last one never lost.
 
 RUN/checkpoints/step-00000123/ holds one; `last` and `best` are links to two of them, or small files with their names
-where the file system knows no links.
+where the file system has no links.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bool = False) -> None:
-    """Write a checkpoint and point `last`, and if it is the best so far `best`, to it; drop those nothing points to.
+    """Write a checkpoint, point `last` (and `best`, if it is the best so far) to it; delete those nothing points to.
 
-    Every rank calls it. What `accelerator.register_for_checkpointing` was told of is in it.
+    Every rank calls it. It holds all that is registered with `accelerator.register_for_checkpointing`.
     """
     folder = run_dir / _FOLDER
     name = next(_names(step))
@@ -44,7 +44,7 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bo
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(temporary))
-    except (RuntimeError, SafetensorError) as error:  # what they make of a full disk
+    except (RuntimeError, SafetensorError) as error:  # what they raise on a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         reason = str(error).splitlines()[0][:200]
         raise InputError(
@@ -59,10 +59,10 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, best: bo
 
 
 def _keep(folder: Path, temporary: Path, step: int, best: bool) -> None:
-    """Give what was written its name, and let go of the checkpoints before it."""
+    """Rename a finished checkpoint, point to it, and delete those no longer needed."""
     (temporary / _HASHES).write_text(json.dumps(_read_hashes(temporary), indent=1) + "\n")
     for path in [*temporary.rglob("*"), temporary]:
-        sync(path)  # or a power cut could leave nothing but the name, after the one before is gone
+        sync(path)  # else a power cut could leave it empty, with the previous one already deleted
     name = next(name for name in _names(step) if name not in _pointed_to(folder))
     shutil.rmtree(folder / name, ignore_errors=True)
     temporary.rename(folder / name)
@@ -83,20 +83,20 @@ def point_best_to_last(run_dir: Path) -> None:
 
 
 def names_a_checkpoint(run_dir: Path) -> bool:
-    """Whether something says which checkpoint is the last, and it is there, whole or not."""
+    """Whether `last` names a checkpoint that exists, intact or not."""
     name = _named(run_dir / _FOLDER / LAST)
     return name is not None and (run_dir / _FOLDER / name).is_dir()
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run was saved here, whole or not, and however it was copied."""
+    """Whether there is any checkpoint here, intact or not, with or without pointers."""
     return any((run_dir / _FOLDER).glob("step-*")) or (run_dir / _FOLDER / LAST).exists()
 
 
 def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
     """Restore the last checkpoint; False where there is none. Raises InputError where it cannot be read.
 
-    Every rank calls it. Where nothing says which is the last, it is the newest that is whole.
+    Every rank calls it. Where `last` is missing, the newest intact checkpoint is used.
     """
     folder = run_dir / _FOLDER
     if accelerator.is_main_process:
@@ -111,11 +111,11 @@ def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
         if damage:
             raise ValueError(damage)
         for path in (folder / name).glob("custom_checkpoint_*.pkl"):
-            # Accelerate would run whatever code a pickle in these holds; this raises on all but plain data.
+            # Accelerate would run any code pickled in these; this raises on all but plain data.
             load_plain(path, map_location="cpu")
         with _mappable(folder / name) as source:
             accelerator.load_state(str(source))
-    except Exception as error:  # damaged pickles raise about every error that there is
+    except Exception as error:  # damaged pickles raise almost any error
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
             f"{last}: could not be read as a checkpoint of this run ({reason}); delete {last} and {name} to go on from "
@@ -125,9 +125,9 @@ def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
 
 
 def rehearse_checkpoint(run_dir: Path) -> None:
-    """Do in small what a checkpoint takes, so that what the file system lacks is known now and not in an hour.
+    """Try the file operations of a checkpoint, to learn now and not in an hour what the file system lacks.
 
-    Raises OSError where it is more than we can go on without.
+    Raises OSError where it lacks something that we cannot do without.
     """
     folder = run_dir / ".rehearsal"
     _remove(folder)
@@ -147,7 +147,7 @@ def rehearse_checkpoint(run_dir: Path) -> None:
 
 
 def _names(step: int) -> Iterator[str]:
-    """Names for checkpoints after a step: more than one, since what a link points to is never replaced in place."""
+    """Names for checkpoints after a step: more than one, since one that is pointed to is never overwritten."""
     return (f"step-{step:08d}{suffix}" for suffix in itertools.chain([""], map("-{}".format, itertools.count(2))))
 
 
@@ -156,7 +156,7 @@ def _pointed_to(folder: Path) -> set[str]:
 
 
 def _named(pointer: Path) -> str | None:
-    """The checkpoint that a link, or a small file, names; None where there is neither."""
+    """The checkpoint that a pointer (a link or a small file) names; None where it names none."""
     if pointer.is_symlink():
         return pointer.readlink().name
     try:
@@ -186,9 +186,9 @@ def _point(pointer: Path, target: str) -> None:
 
 
 def _mend_pointers(folder: Path) -> None:
-    """Make `last` name a checkpoint again, after a copy that followed links or dropped them.
+    """Repair `last` after a copy of the run that followed or dropped links.
 
-    Raises InputError where checkpoints lie there, none of them whole.
+    Raises InputError where there are checkpoints, but none is intact.
     """
     if not folder.is_dir():
         return
@@ -212,7 +212,7 @@ def _mend_pointers(folder: Path) -> None:
 
 
 def _adopt(copy: Path) -> None:
-    """Give a checkpoint that lies where a pointer to it should be its own name, and make the pointer."""
+    """Rename a checkpoint that is in place of a pointer, and make the pointer."""
     hashes = (copy / _HASHES).read_bytes()
     twins = [path for path in copy.parent.glob("step-*") if _NAME.match(path.name) and not _damage(path)]
     twin = next((path for path in twins if (path / _HASHES).read_bytes() == hashes), None)
@@ -229,7 +229,7 @@ def _age(path: Path) -> tuple[int, int]:
 
 
 def _damage(step: Path) -> str:
-    """What is wrong with a checkpoint's files; empty where they are those that were written."""
+    """What is wrong with a checkpoint's files; empty where they are as they were written."""
     try:
         stated, found = json.loads((step / _HASHES).read_bytes()), _read_hashes(step)
         changed = sorted(name for name in {**stated, **found} if stated.get(name) != found.get(name))
@@ -246,7 +246,7 @@ def _read_hashes(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _mappable(step: Path) -> Iterator[Path]:
-    """A checkpoint where its files can be mapped, as safetensors does: itself, or a copy for as long as it is read."""
+    """A checkpoint whose files can be memory-mapped, as safetensors does: itself, or a temporary copy."""
     try:
         with (step / _HASHES).open("rb") as file:
             mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ).close()

@@ -1,4 +1,4 @@
-"""What a run is: the parts' configurations and the loop's own, and when a run is still the same run."""
+"""A run's configuration, and which changes to it make it another run."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ class TrainConfig:
     run_dir: Path
     """Folder for everything that the run writes."""
     preset: Preset = "full"
-    """What the other options default to. demo: minutes on a CPU. seed: the recipe of the original project, done
+    """Defaults of the other options. demo: minutes on a CPU. seed: the recipe of the original project, done
     right. full: for the Kaggle data on a GPU."""
     fold: int | Literal["all"] = 0
     """Fold to validate on; the others train. all: every fold in turn, each a run of its own in run-dir/fold0,
@@ -68,7 +68,7 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the gradient of a step; 0 clips nothing."""
     ema: float = 0.0
-    """Decay a step of the running mean of the weights that is validated and saved; 0: the weights themselves."""
+    """Decay per step of the moving average of the weights that is validated and saved; 0: the weights themselves."""
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
     """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
     compile: bool = False
@@ -119,8 +119,8 @@ class TrainConfig:
         return self.fold
 
 
-# These may change from one start of a run to the next: they say where and how fast, not what. Batch size, accumulation
-# and ranks may change as long as their product, the global batch, stays.
+# These may change when a run is resumed: they set where and how fast it runs, not what it computes. Batch size,
+# accumulation and ranks may change as long as their product, the global batch, stays the same.
 _FREE_FIELDS = (
     "run_dir", "shards", "resume", "override", "tracker", "report", "loader", "store", "checkpoint_every",
     "checkpoint_minutes", "eval_batch_size", "compile", "batch_size", "accumulate",
@@ -128,25 +128,25 @@ _FREE_FIELDS = (
 
 
 def listed(shards: Any) -> Any:
-    """One folder or URL as a tuple, as several are given; what is not yet known stays what it is."""
+    """One folder or URL as a tuple of one; anything else unchanged."""
     return (str(shards),) if isinstance(shards, str | Path) else shards
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as plain JSON values; a single data set is a string, as it always was."""
+    """A configuration as plain JSON values; a single data set is a string, as in older runs."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     plain["shards"] = plain["shards"][0] if len(plain["shards"]) == 1 else plain["shards"]
     return plain
 
 
 def run_identity(config: TrainConfig, shards_identity: str, world_size: int) -> dict[str, Any]:
-    """What config.json holds: the configuration, and what else a run must keep to stay the same run."""
+    """What config.json holds: the configuration, and other values that must not change when a run is resumed."""
     global_batch = config.batch_size * config.accumulate * world_size
     return {**to_dict(config), "global_batch": global_batch, "shards_identity": shards_identity}
 
 
 def check_same_run(old: dict[str, Any], new: dict[str, Any], run_dir: Path, override: Sequence[str]) -> None:
-    """Refuse to go on with a run under another configuration, but for the fields in `override`.
+    """Refuse to go on with a run under another configuration, except for the fields in `override`.
 
     Raises InputError naming the differences.
     """

@@ -1,4 +1,4 @@
-"""Cross-validation: a run of each fold under one folder, and their out-of-fold scores put together.
+"""Cross-validation: a run for each fold under one folder, and their out-of-fold scores joined.
 
 RUN/fold0/, RUN/fold1/, ... are ordinary runs; RUN/oof.csv, RUN/cv.json and RUN/roc.png are made of them.
 """
@@ -25,24 +25,24 @@ from training.out_of_fold import read_scores, write_scores
 from training.run import CONFIG, build_network, check_fold, check_run_dir, is_trained
 
 Draw = Callable[[Path, npt.NDArray[np.int8], npt.NDArray[np.float64], float], None]
-"""Draws a ROC curve to a file, of targets and logits, with their ROC AUC."""
+"""Draws the ROC curve of targets and logits to a file, labelled with their ROC AUC."""
 
 
 def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None], draw_roc: Draw) -> None:
-    """Call `train` with a run of each fold, which trains it or goes on with it, and join their scores.
+    """Call `train` for each fold, to start or resume its run, and join their scores.
 
-    One after another in this process, so that all ranks stay in step; what `train` raises ends it.
+    One after another in this process, so that all ranks stay in step; an exception from `train` ends it.
     """
     accelerator = build_accelerator(config.precision)
     if not any(is_trained(path) for path in config.run_dir.glob("fold*")):
-        build_network(config, accelerator)  # for what it refuses, before any data is read
+        build_network(config, accelerator)  # for its checks, before any data is read
     manifest = read_manifests(config.shards, config.store)
     runs = plan_folds(config, manifest)
     if accelerator.is_main_process:
         check_folds(config, runs, accelerator, manifest)
     for one in runs:
         train(one)
-        release_memory()  # what refers to itself, and what CUDA keeps, before the next model needs the room
+        release_memory()  # reference cycles and CUDA's cached memory, before the next model needs it
     if accelerator.is_main_process:
         write_cross_validation(config.run_dir, runs, manifest, draw_roc)
 
@@ -56,7 +56,7 @@ def plan_folds(config: TrainConfig, manifest: Manifest) -> list[TrainConfig]:
 
 
 def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: Accelerator, manifest: Manifest) -> None:
-    """Refuse before the first fold what would be refused at the last: folds or folders that cannot be trained."""
+    """Check all folds and their folders before the first is trained, so that the last is not refused hours later."""
     if (config.run_dir / CONFIG).exists():
         raise InputError(f"{config.run_dir}: holds the run of one fold; choose another --run-dir for --fold all")
     fold = manifest.fold[manifest.rows("train")]
@@ -69,7 +69,7 @@ def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: A
 
 
 def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest: Manifest, draw_roc: Draw) -> None:
-    """Join the scores that each fold's best weights gave it, and say how good they are, together and fold by fold."""
+    """Join the out-of-fold scores of each fold's best weights; write and print their metrics, joint and per fold."""
     logit = np.full(len(manifest), np.nan)
     aucs = []
     for one in runs:

@@ -1,4 +1,4 @@
-"""The classical search for a needle: an incoherent de-Doppler sum, what turboSETI does for each spectrogram.
+"""The classical search for a needle: an incoherent de-Doppler sum, as turboSETI does for each spectrogram.
 
 A needle is a straight line through the cadence: every drift rate and channel is tried, the brightness along the line is
 summed in each panel, and what the OFF panels have on the same line counts against it (Enriquez et al. 2017,
@@ -20,11 +20,11 @@ from shard_tools.errors import InputError
 Floats = npt.NDArray[np.float32]
 
 WIDTHS = (2,)  # channels that are summed across the line
-# These four hold for the search of the network's candidates too (training/search.py).
+# The search for the network's candidates uses these four too (training/search.py).
 CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 VETO = 2.0
-EXCUSED = 3.0  # standard deviations that noise has somewhere near a line in an OFF panel
-FAINTEST = 1e-3  # least noise that is divided by: of what does not vary at all
+EXCUSED = 3.0  # standard deviations that noise alone reaches near a line in an OFF panel
+FAINTEST = 1e-3  # least noise to divide by, for channels that do not vary at all
 NEAR = (6, 24)  # drift rates (channels a panel) and channels around the line where a signal in an OFF panel counts
 _MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
 
@@ -33,8 +33,8 @@ class Track(NamedTuple):
     """The best line through a cadence."""
 
     score: float
-    """Detection statistic, in standard deviations of a sum: what the ON panels have along the line, less what the OFF
-    panels have there."""
+    """Detection statistic, in standard deviations: the sum along the line in the ON panels, less a penalty for the OFF
+    panels."""
     drift_rate: float
     """Hz/s; above 0 where the channel number rises with time."""
     start_channel: float
@@ -65,7 +65,7 @@ def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
         for panel in range(PANELS):
             kernels.sum_channels(sums[panel], width, wide[panel])
         wide *= weight
-        # A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels.
+        # A line close to interference may cross it in an ON panel but miss it in the OFF panels.
         for panel in OFF_POSITIONS:
             kernels.largest_nearby(wide[panel], *NEAR, wide[panel])
         kernels.search(wide, grid, VETO, EXCUSED, best)
@@ -77,7 +77,7 @@ def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
 def flatten(snippet: npt.NDArray[np.floating]) -> Floats:
     """A snippet as (6, T, F) float32 without its persistent lines and bursts, in standard deviations, clipped.
 
-    Channels are measured by the OFF panels, where no needle is: one that hardly drifts stays what it is.
+    Channel levels come from the OFF panels, which hold no needle, so that a needle that hardly drifts is kept.
     """
     panels = snippet.astype(np.float32)
     channels = panels.shape[2]
@@ -91,7 +91,7 @@ def flatten(snippet: npt.NDArray[np.floating]) -> Floats:
 
 
 def _median(values: Floats) -> Floats:
-    """Median along the last axis; of an even number the upper of the two, which is many times faster than the mean."""
+    """Median along the last axis; of an even number the upper one, many times faster than the mean of the two."""
     half = values.shape[-1] // 2
     middle: Floats = np.partition(values, half, axis=-1)[..., half]
     return middle
@@ -108,13 +108,13 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def _plan_search(time_bins: int, channels: int) -> _Plan:
-    """Rates a channel a panel apart within panels; over the cadence finer; and what makes a sum a ratio to noise."""
+    """Rates one channel per panel apart within panels, finer ones over the cadence, and weights from sum to SNR."""
     from training import dedoppler_kernels as kernels
 
     steepest = int(kernels.STEEPEST * time_bins) + 1
     rates = np.arange(-steepest, steepest + 1) / time_bins
     pad = int(np.ceil(kernels.STEEPEST * (time_bins + kernels.BLOCK))) // 2 + kernels.BLOCK
-    # Only a line that is in the band for one or two panels can be as steep as this: there the ends are nearer.
+    # Steeper lines are in the band for one or two panels only, so that coarser steps are enough.
     slow, step = 0.14 * PANELS * time_bins, np.arange(-steepest * PANELS, steepest * PANELS + 1)
     tried = step[(step % PANELS == 0) | ((abs(step) < slow) & (step % 2 == 0))]
     drifts = tried / (PANELS * time_bins)
@@ -124,7 +124,7 @@ def _plan_search(time_bins: int, channels: int) -> _Plan:
     for width in WIDTHS:
         pixels = np.empty_like(counts)
         kernels.sum_channels(counts, width, pixels)
-        # A line that leaves the band within a panel says nothing of that panel.
+        # A line that leaves the band within a panel gets no weight in that panel.
         whole = pixels > 0.9 * width * time_bins
         weights.append(np.where(whole, 1 / np.sqrt(np.maximum(pixels, 1)), 0).astype(np.float32))
     return _Plan(rates, drifts, pad, tuple(weights))

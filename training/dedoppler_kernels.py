@@ -1,10 +1,9 @@
 """The inner loops of the de-Doppler search, compiled by Numba.
 
-All are in one file, because Numba's cache of a function does not notice a change of a function that it calls in another
-file.
+They are in one file, since Numba's cache does not notice changes to functions called from another file.
 
 Axes: P panel, T time bin of a panel, F frequency channel, R drift rate, C channel where a path crosses the middle of
-its panel, of which there are `pad` to either side of the panel's own.
+its panel, with `pad` more on either side of the panel's own.
 """
 
 from typing import NamedTuple
@@ -25,8 +24,8 @@ _kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "
 def sum_paths(panel: Float32s, rates: Float64s, pad: int, sums: Float32s) -> None:
     """Sum a panel (T, F) along every straight line into `sums` (R, C): `rates` in channels a time bin.
 
-    Blocks of time bins are summed along 2 S + 1 slopes first, of which the nearest is never off by more than half a
-    channel at a block's ends; then the blocks along each line. What lies outside of the panel counts as 0.
+    Blocks of time bins are first summed along 2 S + 1 slopes, of which the nearest is at most half a channel off at a
+    block's ends; then the blocks are summed along each line. Values outside the panel count as 0.
     """
     time_bins, channels = panel.shape
     blocks, slopes = -(-time_bins // BLOCK), int(np.ceil(STEEPEST * BLOCK))
@@ -63,8 +62,8 @@ def sum_channels(of: Float32s, width: int, to: Float32s) -> None:
 
 @_kernel
 def largest_nearby(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
-    """The largest value of (R, C) within so many rows and columns of each."""
-    # Windows that begin at a place, twice as long each time: many times faster than to look at every neighbour.
+    """The largest value of (R, C) within `rows` and `columns` of each."""
+    # Maxima over windows that double in length: many times faster than looking at every neighbour.
     lines, places = of.shape
     tall = np.full((lines + 2 * rows, places), -np.inf, np.float32)
     tall[rows : rows + lines] = of
@@ -106,8 +105,8 @@ class Grid(NamedTuple):
 def search(levels: Float32s, grid: Grid, veto: float, excused: float, best: Float64s) -> None:
     """Try every line through the six panels; leave score, drift rate and middle channel of the best one in `best` (3,).
 
-    `levels` (P, R, C) are signal-to-noise ratios of the lines of each panel. The score of a line is the combined ratio
-    of its ON panels, less `veto` times what the largest of its OFF panels has above `excused`.
+    `levels` (P, R, C) are signal-to-noise ratios of the lines of each panel. A line's score is its ON panels' combined
+    level, less `veto` times the excess of its largest OFF panel over `excused`.
     """
     rates, drifts, pad, time_bins = grid
     panels, _, columns = levels.shape
@@ -120,7 +119,7 @@ def search(levels: Float32s, grid: Grid, veto: float, excused: float, best: Floa
         outside = int(np.ceil(abs(drift) * time_bins * panels / 2))
         lines = channels + 2 * outside
         for panel in range(panels):
-            # Line `k` crosses the middle of the cadence at channel `k - outside`, and this panel's at the same + moved.
+            # Line `k` is at channel `k - outside` in the middle of the cadence, and at `k + moved` in this panel's.
             moved = int(np.rint(drift * (panel - (panels - 1) / 2) * time_bins)) + pad - outside
             first, last = max(0, -moved), min(lines, columns - moved)
             line[panel, :lines] = 0

@@ -1,4 +1,4 @@
-"""Whether torch can use the GPU that is here: a training on the CPU instead would take weeks, without a word."""
+"""Check that torch can use this machine's GPU: else it would silently train on the CPU, for weeks."""
 
 import os
 import re
@@ -19,21 +19,21 @@ _INSTALL = "https://pytorch.org/get-started/locally"
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """What the installed torch was made for, and what it found."""
+    """How the installed torch was built, and what it found."""
 
     version: str
     cuda: str | None
-    """The CUDA that it was built with; None: it is a build without."""
+    """The CUDA that it was built with; None for a build without."""
     architectures: tuple[str, ...]
-    """That it has code for, like sm_90."""
+    """GPU architectures that it has code for, like sm_90."""
     error: str | None
-    """Why it can use no GPU; None: it can."""
+    """Why it cannot use a GPU; None if it can."""
     capability: tuple[int, int] = (0, 0)
-    """Of the GPU that this process would use."""
+    """Compute capability of the GPU that this process would use."""
 
     @property
     def cuda_major(self) -> int:
-        """13 of CUDA 13.2."""
+        """13 for CUDA 13.2."""
         return int((self.cuda or "0").split(".")[0])
 
 
@@ -49,7 +49,7 @@ class Gpu:
 
     @property
     def driver_major(self) -> int | None:
-        """580 of driver 580.65.06."""
+        """580 for driver 580.65.06."""
         return int(self.driver.split(".")[0]) if self.driver else None
 
 
@@ -100,7 +100,7 @@ def explain(build: TorchBuild, gpu: Gpu) -> str:
 
 
 def _older_cuda(build: TorchBuild, driver: int) -> str:
-    """A second way out, where the driver is new enough for it."""
+    """A second remedy, where the driver is new enough for it."""
     if build.cuda_major <= 12 or driver < _OLDEST_DRIVER[12]:
         return ""
     return (
@@ -114,7 +114,7 @@ def read_torch_build() -> TorchBuild:
     flags = getattr(torch._C, "_cuda_getArchFlags", lambda: "")()  # as torch.cuda.get_arch_list, without a GPU too
     build = TorchBuild(torch.__version__, torch.version.cuda, tuple((flags or "").split()), None)
     try:
-        torch.cuda.current_device()  # begins with CUDA, or says why it cannot
+        torch.cuda.current_device()  # initialises CUDA, or raises why it cannot
         index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         capability = torch.cuda.get_device_capability(index)
     except (RuntimeError, AssertionError, ZeroDivisionError) as error:

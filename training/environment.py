@@ -1,11 +1,11 @@
-"""What the environment says of a start: whether the CPU was asked for, and what Accelerate would follow in silence."""
+"""Environment variables that ask for the CPU, and those that Accelerate would silently follow."""
 
 import os
 
 from shard_tools.errors import InputError
 
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
-# Accelerate reads these behind its arguments. Each would train otherwise than the configuration of the run says.
+# Accelerate reads these besides its arguments. Each would silently override the configuration of the run.
 _OURS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "give --accumulate instead"),
     "ACCELERATE_DYNAMO_BACKEND": (("no",), "give --compile instead"),
@@ -14,12 +14,12 @@ _UNKNOWN_WAYS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def cpu_is_asked_for() -> bool:
-    """Whether ACCELERATE_USE_CPU says so, in any of Accelerate's words. Raises InputError where it says neither."""
+    """Whether ACCELERATE_USE_CPU is true, in any of Accelerate's words. Raises InputError if neither true nor false."""
     return _is_set("ACCELERATE_USE_CPU")
 
 
 def check_environment() -> None:
-    """Raise InputError where a variable, as `accelerate launch` sets them, would change a result in silence."""
+    """Raise InputError where a variable, such as `accelerate launch` sets, would silently change a result."""
     for name, (accepted, instead) in _OURS.items():
         value = os.environ.get(name, accepted[0])
         if value.lower() not in accepted:

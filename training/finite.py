@@ -1,4 +1,4 @@
-"""Notice a loss or gradient that is not finite before an update takes it in, without waiting for the GPU each step.
+"""Detect a loss or gradient that is not finite before an update uses it, without waiting for the GPU each step.
 
 A flag on the device is set by the first bad step and stays set. While it is set a fused optimiser leaves the weights as
 they are. The host reads copies of the flag some steps late, and all of them before anything is saved.
@@ -18,7 +18,7 @@ from training.config import TrainConfig
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, largest: float) -> Tensor:
-    """Clip a step's gradients to the norm `largest`, 0 for not at all; return the norm that they had, a scalar."""
+    """Clip a step's gradients to the norm `largest`, 0 for not at all; return their norm before that, a scalar."""
     if largest:
         norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), largest)
         return norm
@@ -26,7 +26,7 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, largest: float) -
 
 
 class FiniteWatch:
-    """Tells of the first step of a run whose loss or gradient is not finite, on all ranks alike."""
+    """Raises at the first step of a run whose loss or gradient is not finite, on all ranks alike."""
 
     def __init__(
         self, config: TrainConfig, accelerator: Accelerator, optimiser: torch.optim.Optimizer, steps_per_epoch: int
@@ -34,7 +34,7 @@ class FiniteWatch:
         """`optimiser` is torch's own, and fused."""
         self._config, self._accelerator, self._steps_per_epoch = config, accelerator, steps_per_epoch
         self.steps_late = 2 if accelerator.device.type == "cuda" else 0
-        """Flags of so many steps stay unread: a GPU has work left while the host waits for an older one."""
+        """How many steps' flags stay unread: a GPU has work left while the host waits for an older one."""
         self._loss = torch.zeros((), device=accelerator.device)
         self._is_bad = torch.zeros((), device=accelerator.device)
         self._unread: deque[tuple[int, Tensor, Any]] = deque()
@@ -56,10 +56,10 @@ class FiniteWatch:
         self._read_flags(left=self.steps_late)
 
     def check(self, step: int, logit: Tensor) -> None:
-        """Wait for the device, before what was trained up to `step` is written down; `logit` is its output.
+        """Wait for the device before the weights after `step` are saved; `logit` is the model's output with them.
 
         Raises InputError where a step was flagged, or where the output of any rank is not finite: the last update may
-        have left finite weights of no use, and the step after it would tell too late.
+        have left finite but useless weights, which only the next step would show.
         """
         self._read_flags(left=0)
         if self._accelerator.reduce((~logit.isfinite()).sum(), "sum"):
@@ -71,12 +71,12 @@ class FiniteWatch:
         scaler = self._accelerator.scaler
         if scaler is None:
             return ~(loss.isfinite() & norm.isfinite())
-        # Under fp16 gradients overflow now and then: the step is skipped and the scale halved. Below 1 it is no cure.
+        # Under fp16 gradients may overflow: the step is skipped and the scale halved. Below 1 that does not help.
         scale: Tensor = scaler.scale(torch.ones_like(loss))
         return ~loss.isfinite() | (scale < 1)
 
     def _copy_flag(self) -> tuple[Tensor, Any]:
-        """The flag on its way to the host, and the event after which it is there; None on a CPU."""
+        """A copy of the flag on its way to the host, and the event that marks its arrival (None on a CPU)."""
         on_gpu = self._is_bad.is_cuda
         copy = torch.empty((), pin_memory=on_gpu).copy_(self._is_bad, non_blocking=True)
         if not on_gpu:

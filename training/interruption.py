@@ -1,4 +1,4 @@
-"""How a run is asked to stop, and to write a checkpoint: signals, the end of its launcher, and the clock."""
+"""Requests to stop a run or to write a checkpoint: from signals, the end of its launcher, and the clock."""
 
 import contextlib
 import os
@@ -27,8 +27,8 @@ class RunInterruptedError(Exception):
 class Interruption:
     """Requests to stop, and the time for a checkpoint, as all ranks agree on them between two steps.
 
-    SIGTERM is preemption, SIGINT is Ctrl-C, SIGHUP a terminal that closes. A launcher of one process passes none on:
-    its end is a request too.
+    SIGTERM is preemption, SIGINT is Ctrl-C, SIGHUP a terminal that closes. A launcher of one process does not pass
+    signals on: its end is a request too.
     """
 
     def __init__(self, accelerator: Accelerator, checkpoint_minutes: float) -> None:
@@ -36,7 +36,7 @@ class Interruption:
         self._launcher = launcher_of(os.getppid())
         self._seconds = checkpoint_minutes * 60
         self._last = time.monotonic()
-        # Over gloo, whatever the gradients travel by: the CPUs agree without waiting for the GPUs.
+        # Always over gloo, whatever the gradients use: the CPUs agree without waiting for the GPUs.
         self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
     def __enter__(self) -> Self:
@@ -46,7 +46,7 @@ class Interruption:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None and self._asked_at is not None:
-            return  # it is stopping: the same request on a second way must not cut off the last words
+            return  # it is stopping: a repeated signal must not cut off the final messages
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -56,12 +56,12 @@ class Interruption:
             self._mute_lost_terminals()
         if self._asked_at is None:
             self._asked_at = now
-        # Any other second signal is the first on another way: schedulers signal ranks and launcher, which passes it on.
+        # Any other second signal repeats the first: schedulers signal the ranks and the launcher, which passes it on.
         elif number == signal.SIGINT and now - self._asked_at > _SECONDS_TO_A_SECOND_CTRL_C:
             raise KeyboardInterrupt
 
     def _mute_lost_terminals(self) -> None:
-        """A write to a terminal that has gone fails, and so would whoever writes."""
+        """Redirect closed terminals to /dev/null: a write to one would raise."""
         for number in self._terminals:
             if not os.isatty(number):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -79,7 +79,7 @@ class Interruption:
         return bool(flags[0]), bool(flags[1])
 
     def checkpoint_was_made(self) -> None:
-        """Start the clock anew."""
+        """Restart the clock."""
         self._last = time.monotonic()
 
 
@@ -90,7 +90,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def exit_when_asked(code: int) -> None:
-    """Where nothing is lost by it, end with `code` on a signal; Ctrl-C keeps Python's own way."""
+    """Exit with `code` on a signal, where nothing is lost by it; Ctrl-C keeps Python's own handling."""
     for number in stop_signals():
         if number != signal.SIGINT:
             signal.signal(number, lambda *_: sys.exit(code))
@@ -100,7 +100,7 @@ def launcher_of(process: int, proc: Path = Path("/proc")) -> int | None:
     """`process` if it is one of the launchers of Accelerate and torch; None where it is not, or cannot be told."""
     with contextlib.suppress(OSError):
         words = (proc / str(process) / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        # Interpreter, its flags, the launcher: what comes later is what it launches.
+        # Interpreter, its flags, the launcher; the launched program comes later.
         if _LAUNCHERS & {PurePath(word).name for word in words[:5]}:
             return process
     return None

@@ -1,4 +1,4 @@
-"""ROC AUC and its companions, each sample counted once; and how several models' scores become one."""
+"""ROC AUC and other metrics, each sample counted once; and averages of several models' scores."""
 
 import math
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ def average_precision(target: Ints, score: Floats) -> float:
 
 
 def sigmoid(logit: Floats) -> npt.NDArray[np.float64]:
-    """Scores in 0 to 1, in float64: logits of -745 to -37 stay apart too, and those above 37 are all 1."""
+    """Scores in 0 to 1, in float64: logits of -745 to -37 stay distinct, but those above 37 all give 1."""
     return np.asarray(expit(logit.astype(np.float64)))
 
 
 def mean_score(logits: Sequence[npt.NDArray[np.float64]], average: Average) -> npt.NDArray[np.float64]:
     """Scores (n,) in 0 to 1 of several models' logits, each (n,).
 
-    logits: the sigmoid of their mean, kept apart as `apart` does. ranks: the mean of rank / n, equal logits sharing the
+    logits: the sigmoid of their mean, kept distinct by `apart`. ranks: the mean of rank / n, equal logits sharing the
     mean of their ranks.
     """
     if average == "ranks":
@@ -52,15 +52,15 @@ def mean_logit(logits: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.floa
     return np.asarray(sum(logits) / len(logits))
 
 
-# Between two scores whose logits differ: the lower is less by this share of the higher, eight times what float64 tells
-# apart, since some readers of CSV are off by the last digits; and near 0, where float64 ends, by this much at least.
+# The gap between scores whose logits differ: this share of the higher one, eight times what float64 can resolve, since
+# some readers of CSV get the last digits wrong; and near 0, where float64 ends, at least this much.
 _STEP, _LEAST = 2.0**-50, 1e-300
 
 
 def apart(logit: Floats) -> npt.NDArray[np.float64]:
     """The sigmoid (n,) in 0 to 1, with a different score for each different logit, in their order.
 
-    From 37 on the sigmoid itself is 1, and a ROC AUC would lose the order of the best candidates. Scores that come too
+    From 37 on the sigmoid is 1, which would lose the order of the best candidates in a ROC AUC. Scores that are too
     close are moved down, by 4e-11 at most among 40,000.
     """
     values, place = np.unique(logit, return_inverse=True)
@@ -95,17 +95,17 @@ def allowed_false_positives(rate: float, negatives: int) -> int:
 
 
 def snr_at_half_recall(snr: Floats, found: npt.NDArray[np.bool_]) -> float:
-    """The SNR at which recall reaches one half, supposing only that it never falls as the SNR rises.
+    """The SNR at which recall reaches one half, assuming only that it never falls as the SNR rises.
 
     That is where isotonic regression of `found` on the SNR crosses one half: the threshold that splits found from
     missed needles with the fewest errors (Barlow et al. 1972); of several the lowest, and between two needles their
-    geometric mean. Infinite where it is not reached, NaN without a needle; where it is reached from the start, the
-    lowest SNR that there is.
+    geometric mean. Infinite where it is never reached, the lowest SNR where it is reached from the start, NaN without a
+    needle.
     """
     if not len(snr):
         return math.nan
     values, place = np.unique(snr, return_inverse=True)
-    # Errors of each threshold, but for a constant: what is below it and found, less what is below it and missed.
+    # Errors of each threshold, up to a constant: found needles below it, less missed ones below it.
     excess = np.bincount(place, np.where(found, 1.0, -1.0), len(values))
     errors = np.concatenate(([0.0], np.cumsum(excess)))
     first = int(np.argmin(errors))

@@ -22,8 +22,8 @@ from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrai
 from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, CandidateModel, upright_shape
 from training.weights import fill_model
 
-# Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep, of 5 million weights; and without its last
-# stage, of 2 million, for small images.
+# Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); and one without its
+# last stage (2 million), for small images.
 _OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin_nano": (
         "swin_tiny_patch4_window7_224",
@@ -38,7 +38,7 @@ _OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network, and what it starts from."""
+    """The network and its initial weights."""
 
     model: str = "swin_small_patch4_window7_224"
     """Name of a timm model, or swin_nano or swin_pico."""
@@ -50,7 +50,7 @@ class ModelConfig:
     turned upright (training/search.py); needs --canvas panels, and is made for unresized, unnormalised ones, as preset
     demo has them."""
     candidates: int = 2
-    """With the stem candidates, the number of lines; the control (ON and OFF exchanged) has as many again."""
+    """With --stem candidates, the number of lines; the control (ON and OFF exchanged) has the same number."""
     drop_path: float = 0.0
     """Probability of skipping a residual branch in training (stochastic depth)."""
 
@@ -64,11 +64,11 @@ class ModelConfig:
 
     @property
     def sees_time_reversed(self) -> bool:
-        """Whether reversing time leaves a cadence as it would be seen: not where lines run on from ON to OFF panels."""
+        """Whether a cadence reversed in time is a valid input: not where lines are followed from panel to panel."""
         return self.stem == "none"
 
     def views(self, possible: tuple[str, ...]) -> tuple[str, ...]:
-        """Of a canvas's TTA views, of which the first two leave time as it is, those that this network may see."""
+        """The TTA views of a canvas that this network may see; only the first two do not reverse time."""
         return possible if self.sees_time_reversed else possible[:2]
 
 
@@ -76,7 +76,7 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     """A network from canvases (B, channels, height, width) to logits (B, 1).
 
     Raises InputError where timm has no such model, it does not take such canvases, or the pretrained file does not fit
-    it; NoPretrainedError where the hub's weights are not at hand.
+    it; NoPretrainedError where the hub's weights are not available.
     """
     name, own = _OWN_MODELS.get(config.model, (config.model, {}))
     _check_name(config.model, name)
@@ -97,7 +97,7 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     options["in_chans"] = CUTOUT_PLANES
     path = config.pretrained
     state = {} if path in ("none", "hub") else read_state(path)
-    # Weights that were trained with the stem, and not a backbone's alone.
+    # Whether the weights are a whole model's, with the stem, and not just a backbone's.
     ours = any(name.split(".")[-1] == "control_share" for name in state)
     backbone = _create_backbone(name, upright_shape(height), options, "none" if ours else path)
     model = CandidateModel(backbone, height, width, config.candidates)
@@ -107,7 +107,7 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
 
 
 def _check_name(given: str, name: str) -> None:
-    """Raise InputError where timm lacks a model, or the variant (tag) of it behind the dot."""
+    """Raise InputError where timm lacks a model, or the variant (tag) of it after the dot."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *_OWN_MODELS], n=3)
         raise InputError(f"--model {given}: timm has no such model{f'; similar names: {near}' if near else ''}")
@@ -118,10 +118,10 @@ def _check_name(given: str, name: str) -> None:
 
 
 class _Float32Linear(nn.Linear):
-    """A head whose logits are float32 under autocast too: bf16 has 8 bits, which make near scores the same."""
+    """A head whose logits are float32 under autocast too: the 8 bits of bf16 would make close scores equal."""
 
     def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
-        # Not is_autocast_available: Dynamo of torch 2.11 breaks the graph there. What is only counted has no autocast.
+        # Not is_autocast_available: Dynamo of torch 2.11 breaks the graph there. Meta tensors have no autocast.
         with nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False):
             return linear(input.float(), self.weight, self.bias)
 
@@ -130,7 +130,7 @@ def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], 
     where = f"--model {name}, on a canvas of {options['in_chans']} x {size[0]} x {size[1]}"
     model: nn.Module
     if pretrained == "hub":
-        with fork_rng(devices=[]):  # of this one only the options count
+        with fork_rng(devices=[]):  # only its accepted options are used
             _, taken = _create(name, where, size, options)
         model = create_from_hub(name, lambda: timm.create_model(name, pretrained=True, **taken))
     else:
@@ -148,9 +148,9 @@ def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], 
 
 
 def _create(name: str, where: str, size: tuple[int, int], options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """A timm model with weights drawn anew, and those of the options that it knows.
+    """A timm model with new random weights, and those of the options that it accepts.
 
-    Convolutional models take any size, and say so by not knowing `img_size`; some families have no stochastic depth.
+    Convolutional models take any size, and have no option `img_size`; some families have no stochastic depth.
     """
     optional = {"img_size": size, "drop_path_rate": options["drop_path_rate"]}
     needed = {key: value for key, value in options.items() if key not in optional}
@@ -159,10 +159,10 @@ def _create(name: str, where: str, size: tuple[int, int], options: dict[str, Any
         taken = needed | {key: value for key, value in optional.items() if key not in left_out}
         try:
             model = timm.create_model(name, **taken)
-        except TypeError as error:  # of an argument that it does not know
+        except TypeError as error:  # an unknown argument
             reason = reason or error
             continue
-        except Exception as error:  # each family checks sizes in a way of its own
+        except Exception as error:  # each family checks sizes in its own way
             raise _refusal(where, error) from error
         if "drop_path_rate" in left_out and options["drop_path_rate"]:
             raise InputError(f"--drop-path {options['drop_path_rate']}: {name} has no stochastic depth, expected 0")
@@ -172,7 +172,7 @@ def _create(name: str, where: str, size: tuple[int, int], options: dict[str, Any
 
 
 def _try_out(model: nn.Module, where: str, shape: tuple[int, ...]) -> None:
-    """Look at one empty canvas (C, H, W): some models are built for sizes on which they then fail."""
+    """Run the model on one empty canvas (C, H, W): some can be built for sizes on which they then fail."""
     device = next(model.parameters()).device
     model.eval()
     try:
@@ -199,7 +199,7 @@ def pick_precision(device: torch.device) -> str:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise InputError where --compile would end in the middle of its first step: torch needs a compiler for it."""
+    """Raise InputError where --compile would fail in the first step: torch needs a compiler for it."""
     variable, usual = ("CXX", ("g++",)) if device.type == "cpu" else ("CC", ("gcc", "clang"))
     named = shlex.split(os.environ.get(variable, ""))[:1]
     if not any(shutil.which(program) for program in named or usual):

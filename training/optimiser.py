@@ -1,4 +1,4 @@
-"""The optimiser: which weights decay, and how the state in a checkpoint finds its weights again."""
+"""The optimiser: which weights decay, and how a checkpoint's state is matched to its weights."""
 
 import fnmatch
 import itertools
@@ -11,14 +11,14 @@ from torch import nn
 
 from training.config import TrainConfig
 
-_OWN = ("weight_decay", "fused", "foreach")  # of a group: the configuration's and the device's, not the checkpoint's
+_OWN = ("weight_decay", "fused", "foreach")  # group options of the configuration and device, not the checkpoint
 
 
 def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW without decay on biases, norms and what the model names, or plain Adam.
+    """AdamW without decay on biases, norms and what the model exempts, or plain Adam.
 
-    In one kernel for all weights: 3 times as fast as torch's default on a CPU, and under fp16 it spares a wait for the
-    GPU each step. A loaded checkpoint keeps its own parameter groups.
+    Fused: 3 times as fast as torch's default on a CPU, and under fp16 it avoids a wait for the GPU each step. A loaded
+    checkpoint keeps its own parameter groups.
     """
     groups, unnamed = _groups(config, model, undecayed(model)), _groups(config, model, set())
     names_of_old = [group["param_names"] for group in unnamed]
@@ -33,9 +33,9 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def undecayed(model: nn.Module) -> set[str]:
-    """Names of the weights that any part of a model asks not to decay, by timm's `no_weight_decay`.
+    """Names of the weights that any module of a model exempts from decay, by timm's `no_weight_decay`.
 
-    A part gives names, or patterns of names, below itself.
+    A module gives names, or patterns of names, relative to itself.
     """
     names = [name for name, _ in model.named_parameters()]
     found = set()
@@ -59,10 +59,10 @@ def _groups(config: TrainConfig, model: nn.Module, spared: set[str]) -> list[dic
 def _keep_groups(
     weights: dict[str, nn.Parameter], names_of_old: list[list[str]]
 ) -> Callable[[torch.optim.Optimizer, dict[str, Any]], dict[str, Any]]:
-    """What `load_state_dict` calls first: it gives the optimiser the groups of the state that it is to load.
+    """A pre-hook of `load_state_dict` that gives the optimiser the parameter groups of the state to load.
 
-    State is numbered through the groups, so that other groups would take it for other weights. A checkpoint from before
-    names were written has `names_of_old`. A run goes on with the groups that it began with.
+    State is numbered by position in the groups, so other groups would assign it to the wrong weights. A checkpoint from
+    before names were written has `names_of_old`. A resumed run keeps the groups that it began with.
     """
 
     def adapt(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

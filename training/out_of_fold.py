@@ -17,7 +17,7 @@ from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from training.metrics import sigmoid
 
-# Where 0 and 1 stand among the scores of older runs, whose sigmoid gave multiples of 2^-54: their logits are infinite.
+# Stand-ins for 0 and 1, whose logits are infinite, in the scores of older runs, which are multiples of 2^-54.
 _LOWEST, _HIGHEST = 2.0**-55, 1 - 2.0**-53  # float64 has none nearer to 1
 
 
@@ -49,7 +49,7 @@ def write_scores(
 
 
 def read_scores(path: Path) -> Scores:
-    """Read what `write_scores` wrote, or an older version without logits: they are then those of the scores.
+    """Read what `write_scores` wrote, or an older version without logits, which are then computed from the scores.
 
     Raises InputError where the file is not such a table.
     """

@@ -36,7 +36,7 @@ def predict_rows(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Rows and logits of everything the loader's order holds, over all ranks, each row once, sorted.
 
-    Logits are averaged over the views of a batch (B, V, C, H, W). `after_batch` may end it by raising.
+    Logits are averaged over the views of a batch (B, V, C, H, W). `after_batch` may raise to stop it.
     """
     rows, (logits,) = predict_each(accelerator, [model], loader, label, after_batch)
     return rows, logits
@@ -72,7 +72,7 @@ def _mean_logits(model: nn.Module, image: Tensor, autocast: Callable[[], Abstrac
 
 
 def load_model(weights: str | Path, device: torch.device | str | None = None) -> tuple[nn.Module, CanvasConfig]:
-    """A trained model in evaluation mode, and the canvas that it looks at.
+    """A trained model in evaluation mode, and the canvas that it takes.
 
     Args:
         weights: A file that train.py wrote, such as best.safetensors.
@@ -95,7 +95,7 @@ def load_model(weights: str | Path, device: torch.device | str | None = None) ->
 def predict(
     model: nn.Module, loader: Loader, precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
 ) -> pd.DataFrame:
-    """Score one epoch of a loader of evaluation batches, those of this rank.
+    """Score one epoch of an evaluation loader, on this rank.
 
     Args:
         model: Takes canvases (B, C, H, W) to logits (B, 1), on the loader's device.
@@ -129,7 +129,7 @@ def predict(
 
 @dataclass(frozen=True)
 class Trained:
-    """A model as a file of weights has it, and what it looks at."""
+    """A model from a file of weights, and the views that it takes."""
 
     model: nn.Module
     canvas: CanvasConfig
@@ -146,13 +146,13 @@ def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
 
 
 def _read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
-    """A model with the weights of a file, on the CPU, with all its views; and the shape of the snippets it knows."""
+    """A model with the weights of a file, on the CPU, with all its views; and the shape of its training snippets."""
     state, about = load_weights(path)
     try:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
-        _ = f"{about['auc']:.4f} {about['fold']}"  # what is said of them at the end
+        _ = f"{about['auc']:.4f} {about['fold']}"  # printed at the end
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
     model = build_model(architecture, canvas.channels, canvas.height, canvas.width)
@@ -173,7 +173,7 @@ class PredictConfig:
 def predict_all(
     accelerator: Accelerator, manifest: Manifest, trained: Sequence[Trained], config: PredictConfig
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
-    """Rows and each model's logits of a split, with one pass over the shards for all that look at the same images.
+    """Rows and each model's logits of a split, with one pass over the shards for all models that take the same images.
 
     All models of one pass are on the device together.
     """

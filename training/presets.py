@@ -24,12 +24,11 @@ PRESETS: dict[Preset, TrainConfig] = {
         learning_rate=1.5e-3,
         warmup_epochs=1.0,
         model=ModelConfig("swin_pico", stem="candidates"),
-        # The candidates' own arithmetic takes the background away.
+        # The candidates stem removes the background itself.
         canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
         draws=DrawConfig(flip_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0),
     ),
-    # The original recipe, done right: its CutMix mixes pixels, its weights are those of the classes, its flips keep
-    # ON panels ON.
+    # The original recipe without its bugs: CutMix mixes pixels, weights are the classes', flips keep ON panels ON.
     "seed": TrainConfig(
         **_NOWHERE,
         preset="seed",

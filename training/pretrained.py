@@ -1,4 +1,4 @@
-"""What a training starts from: weights of the model hub, or of a file that anyone may have written."""
+"""Initial weights of a training: from the model hub, or from a file that anyone may have written."""
 
 import contextlib
 import http.client
@@ -24,23 +24,23 @@ _log = logging.getLogger(__name__)
 _HUB_SECONDS = 5.0
 # What wrappers put before the names of the network they hold: Lightning modules, notebooks, DDP, torch.compile.
 _PREFIXES = ("model.", "backbone.", "module.", "_orig_mod.", "net.")
-# What timm calls the function that brings weights of other programs and sizes into a model's own form.
+# Timm's names for the function that converts weights of other programs and sizes to a model's own form.
 _FILTERS = ("checkpoint_filter_fn", "_filter_fn")
-_NO_GATEWAY = (407, 502, 503, 504)  # what a proxy answers that does not reach the hub
+_NO_GATEWAY = (407, 502, 503, 504)  # statuses of a proxy that cannot reach the hub
 
 
 class NoPretrainedError(InputError):
-    """The hub's weights were asked for, and are not at hand."""
+    """The hub's weights were asked for, and are not available."""
 
 
 def create_from_hub(name: str, create: Callable[[], nn.Module]) -> nn.Module:
     """What `create` builds with the hub's weights of the timm model `name`; from the hub, or from its cache.
 
-    Raises NoPretrainedError where neither has them: a training from scratch is another one.
+    Raises NoPretrainedError where neither has them: training from scratch would give another result.
     """
     from huggingface_hub import constants, errors
 
-    failed: type[Exception] = cast(Any, errors).HTTPError  # of the library it asks with, which has changed before
+    failed: type[Exception] = cast(Any, errors).HTTPError  # of its HTTP library, which has changed before
     configuration = timm.models.get_pretrained_cfg(name)
     if configuration is None or not configuration.has_weights:
         raise NoPretrainedError(
@@ -62,7 +62,7 @@ def create_from_hub(name: str, create: Callable[[], nn.Module]) -> nn.Module:
 
 @contextlib.contextmanager
 def _hub_or_cache() -> Iterator[None]:
-    """Within it only the cache is looked into if the hub does not answer: its own retries take most of a minute."""
+    """Within it only the cache is used if the hub does not answer: the hub's own retries take most of a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -74,10 +74,10 @@ def _hub_or_cache() -> Iterator[None]:
 
 
 def is_reachable(url: str) -> bool:
-    """Whether a web server answers within seconds, by the proxies that the environment names."""
+    """Whether a web server answers within seconds, through the proxies that the environment names."""
     if "all" in urllib.request.getproxies():
         return True  # urllib knows no such proxies, the hub's library does
-    opener = urllib.request.build_opener()  # with the proxies of now
+    opener = urllib.request.build_opener()  # with the current proxies
     try:
         opener.open(urllib.request.Request(url, method="HEAD"), timeout=_HUB_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError as error:
@@ -113,26 +113,26 @@ def _tensors(held: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """`state` without what wrappers put before its names, as many of them as make most names those of a model."""
+    """`state` without the prefixes of wrappers; as many are stripped as match most of a model's `names`."""
     stripped = [state]
     while (shorter := _without_one(stripped[-1])).keys() != stripped[-1].keys():
         stripped.append(shorter)
-    return max(stripped, key=lambda found: len(found.keys() & names))  # of several alike the first
+    return max(stripped, key=lambda found: len(found.keys() & names))  # the first of equals
 
 
 def _without_one(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` without the first prefix of each of its names."""
     shorter = {name: next((name.removeprefix(p) for p in _PREFIXES if name.startswith(p)), name) for name in state}
-    # What had a prefix goes before a namesake that had none: that is of something around the network.
+    # A name that had a prefix wins over the same name without one, which belongs to a wrapper.
     ordered = sorted(state, key=lambda name: name != shorter[name])
     return {shorter[name]: state[name] for name in ordered}
 
 
 def fill_pretrained(model: nn.Module, state: dict[str, Tensor], channels: int, where: str) -> None:
-    """Put the tensors of a file into a timm model of one logit for images of `channels`; say which were not used.
+    """Load the tensors of a file into a timm model of one logit for images of `channels`; log which were not used.
 
-    All of a model's tensors as they are, its head too, where the file has each in the same shape. Else timm adapts
-    channels and tables of positions, and the head stays new where the file has none of one logit. Raises InputError
+    If the file has all of the model's tensors in the same shapes, they are loaded as they are, the head too. Else timm
+    adapts channels and tables of positions, and the head stays new unless the file's has one logit. Raises InputError
     where anything else is missing, of another shape, or not finite.
     """
     own = model.state_dict()
@@ -148,7 +148,7 @@ def fill_pretrained(model: nn.Module, state: dict[str, Tensor], channels: int, w
 
 
 def _adapt(model: nn.Module, state: dict[str, Tensor], channels: int, where: str) -> list[str]:
-    """Let timm bring `state` into the model's form and fill it; return the names that were not used."""
+    """Let timm convert `state` to the model's form and load it; return the names that were not used."""
     configuration = dict(cast(Any, model).pretrained_cfg)
     name = configuration["architecture"]
     classifiers = configuration.get("classifier") or ()
@@ -162,7 +162,7 @@ def _adapt(model: nn.Module, state: dict[str, Tensor], channels: int, where: str
         configuration |= {"state_dict": dict(given), "custom_load": False}
         configuration |= _shape_of_source(model, configuration, given, channels, classifiers)
         timm.models.load_pretrained(model, configuration, num_classes=1, in_chans=channels, strict=False)
-    except Exception as error:  # timm's filters raise whatever they meet in names and shapes that they do not know
+    except Exception as error:  # timm's filters raise almost any error on unknown names and shapes
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{where}: does not fit {name} ({reason})") from None
     finally:
@@ -182,7 +182,7 @@ def _adapt(model: nn.Module, state: dict[str, Tensor], channels: int, where: str
 def _shape_of_source(
     model: nn.Module, configuration: dict[str, Any], given: Mapping[str, Tensor], channels: int, heads: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What timm has to know of weights that are not its own: their classes, and the channels of their images."""
+    """What timm has to know about weights that are not its own: their numbers of classes and image channels."""
     shape: dict[str, Any] = {}
     classes = [len(given[f"{name}.weight"]) for name in heads if f"{name}.weight" in given]
     if classes:

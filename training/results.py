@@ -1,4 +1,4 @@
-"""The files of results that a run leaves in its folder: after each epoch, and at its end.
+"""The result files that a run writes into its folder: after each epoch, and at its end.
 
 metrics.jsonl has a line for each epoch; best.safetensors and oof.csv are of the epoch with the highest validation
 ROC AUC; summary.json is written when all epochs are done. The pictures and the page are drawn from these by reports/.
@@ -19,7 +19,7 @@ from training.weights import save_weights
 WEIGHTS, SCORES, HISTORY, SUMMARY = "best.safetensors", "oof.csv", "metrics.jsonl", "summary.json"
 FILES = (WEIGHTS, SCORES, HISTORY, SUMMARY)
 _TRIVIAL_SAMPLES = 2000  # cadences of the held-out fold, evenly spaced: the trivial statistics need no more
-_NAMED = 10  # bad samples that the last lines name
+_NAMED = 10  # bad samples that the final output names
 
 
 def add_to_history(run: Run, trained: dict[str, float], validation: Validation) -> bool:

@@ -31,7 +31,7 @@ def resume(run: Run) -> None:
 
 
 def _check_nothing_is_lost(run_dir: Path) -> None:
-    """Raise InputError where training anew would overwrite results."""
+    """Raise InputError where a new training would overwrite results."""
     left = [name for name in FILES if (run_dir / name).exists()]
     if left:
         raise InputError(

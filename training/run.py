@@ -46,7 +46,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     """One line per finished epoch."""
     loss_sum: float = 0.0
-    """Of the steps of this epoch that were done before the last checkpoint in it, over all ranks."""
+    """Sum of the losses of this epoch's steps before its last checkpoint, over all ranks."""
     trained: dict[str, float] | None = None
     """Loss, rate and stall of an epoch that is trained and not yet validated."""
     skipped: dict[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def judged_model(self) -> nn.Module:
-        """What is validated and saved."""
+        """The model that is validated and saved: the moving average, if there is one."""
         return self.bare_model if self.ema is None else self.ema.module
 
 
@@ -93,10 +93,10 @@ def is_trained(run_dir: Path) -> bool:
 
 
 def build_network(config: TrainConfig, accelerator: Accelerator) -> nn.Module:
-    """The network that a run starts from. Whatever of it can be refused is refused here, before any data is read."""
+    """The network that a run starts from. Its options are checked here, before any data is read."""
     if config.compile:
         check_compiler(accelerator.device)
-    # A run that was trained goes on, or is found finished, where there is no hub.
+    # A run that was trained can be resumed, or found finished, without the hub.
     model = replace(config.model, pretrained="none") if config.resume and is_trained(config.run_dir) else config.model
     set_seed(config.seed)
     with accelerator.local_main_process_first():  # which downloads; the others find it in the cache
@@ -129,7 +129,7 @@ def build_run(
     schedule = build_schedule(config, bare_optimiser, share.steps)
     if config.compile:
         bare_model.compile()  # in place: checkpoints are the same with and without
-    # Each rank draws its own stochastic depth, over weights that are alike.
+    # Each rank draws its own stochastic depth, with equal weights.
     set_seed(config.seed, device_specific=True)
     accelerator.ddp_handler = ddp_options(bare_model)
     model, optimiser = accelerator.prepare(bare_model, bare_optimiser)
@@ -144,7 +144,7 @@ def build_run(
 
 
 def make_ranks_alike(accelerator: Accelerator, model: nn.Module) -> None:
-    """Give every rank the weights of the first, and warn where a rank had others: it found other pretrained ones."""
+    """Give every rank the weights of the first, and warn where a rank had loaded other pretrained ones."""
     if accelerator.num_processes == 1:
         return
     changed = torch.zeros(1, dtype=torch.int64, device=accelerator.device)
@@ -207,7 +207,7 @@ def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_
 
 
 def log_start(run: Run) -> None:
-    """Say on how many ranks, on what, and on how many cadences a run trains."""
+    """Log the ranks, the device and the number of cadences that a run trains on."""
     accelerator = run.accelerator
     ranks = "1 rank" if accelerator.num_processes == 1 else f"{accelerator.num_processes} ranks"
     _log.info(
@@ -219,7 +219,7 @@ def log_start(run: Run) -> None:
 
 @contextlib.contextmanager
 def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Iterator[None]:
-    """Take the run folder for this run: no other may write there, and what it holds must be this run's."""
+    """Lock the run folder, and check that it holds nothing but this run."""
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifes
 
 
 def check_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> None:
-    """Refuse a run folder that holds anything but this run, or that without --resume."""
+    """Refuse a run folder that holds anything but this run, or this run without --resume."""
     path = config.run_dir / CONFIG
     others = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
     if path.is_file() and config.resume:
@@ -247,7 +247,7 @@ def check_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manif
 
 
 def write_config(run: Run) -> None:
-    """Write config.json, by which a later start knows this run again; on the first rank."""
+    """Write config.json, by which --resume recognises this run; on the first rank."""
     if run.accelerator.is_main_process:
         identity = run_identity(run.config, run.manifest.identity, run.accelerator.num_processes)
         write_whole(run.config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
@@ -264,7 +264,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def about_weights(run: Run, auc: float) -> dict[str, Any]:
-    """What someone needs to use the weights."""
+    """What is needed to use the weights."""
     plain = to_dict(run.config)
     return {
         **{name: plain["model"][name] for name in ("model", "stem", "candidates")},
@@ -273,11 +273,11 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         "fold": run.config.fold,
         "auc": auc,
         "shards_identity": run.manifest.identity,
-        # Only where several were joined: weights of one data set stay as they were.
+        # Only where several were joined: weights of one data set keep the older form.
         **({"data_sets": [each.identity for each in run.manifest.parts]} if run.manifest.parts else {}),
     }
 
 
 def trained_on(abouts: Iterable[dict[str, Any]]) -> set[str]:
-    """The identities of all data sets that some weights were trained on, from what is said of the weights."""
+    """The identities of all data sets that some weights were trained on, from their metadata."""
     return {name for about in abouts for name in about.get("data_sets", [about.get("shards_identity", "")])}

@@ -25,14 +25,14 @@ _ORDER = (*ON_POSITIONS, *OFF_POSITIONS)  # positions in the cadence of the pane
 _ON = len(ON_POSITIONS)
 _RATES = 121
 _STEEPEST = 137.0  # channels that the steepest line crosses in a panel
-_CROWDING = 1.3  # rates are denser where they are slow, as needles are
-_FREQUENCIES_KEPT = 0.75  # of a line's profile across the channels: finer ones are noise
+_CROWDING = 1.3  # slow rates are sampled more densely, as most needles are slow
+_FREQUENCIES_KEPT = 0.75  # share of the frequencies in a line's profile across the channels: finer ones are noise
 _BAND = 21  # channels: lines are narrower
 # Drift rates around a line, and channels to both sides (to twice as many), where a signal in an OFF panel counts.
 _NEAR_RATES, _BLOCK = 11, 16
-_APART = 17  # channels around a candidate without another
-_TYPICAL = 2.9  # asinh of the score of a line that may be either
-# The standard deviation of normal noise over the square of its mean root: pi / (2^(1/2) Gamma(3/4)^2).
+_APART = 17  # channels: the window in which there is one candidate at most
+_TYPICAL = 2.9  # asinh of a score that is as likely interference as a needle
+# Normal noise's standard deviation divided by the square of the mean of sqrt(abs(x)): pi / (2^(1/2) Gamma(3/4)^2).
 _ROOT_TO_SIGMA = math.pi / (math.sqrt(2) * math.gamma(0.75) ** 2)
 
 
@@ -44,16 +44,16 @@ def upright_shape(time_bins: int) -> tuple[int, int]:
 def flatten(panels: Tensor) -> Tensor:
     """Panels (B, P, T, F) without persistent lines, bands and bursts, in standard deviations of the noise.
 
-    Whatever is said of the ON panels is said of the OFF panels too: exchanging them exchanges the values. A channel's
-    level is that of the fainter half, ON or OFF, so that a signal in the other is left whole. Means of roots and
-    clipped means are moved little by interference, and cost less than medians.
+    ON and OFF panels are treated alike: exchanging them exchanges the values. A channel's level is that of the fainter
+    half, ON or OFF, so that a signal in the other is kept whole. Means of roots and clipped means are hardly affected
+    by interference, and cost less than medians.
     """
     panels = panels - panels.mean((2, 3), keepdim=True)
     halves = [panels[:, :_ON].flatten(1, 2), panels[:, _ON:].flatten(1, 2)]
     (on_level, on_noise), (off_level, off_noise) = (_level(half) for half in halves)
     noise = ((on_noise + off_noise) / 2).clamp_min(FAINTEST)
     values = (panels - torch.minimum(on_level, off_level)[:, None]) / noise[:, None]
-    # A panel has a normalisation and bands of its own: what is as wide as these is no line.
+    # Each panel has its own normalisation and bands: remove what is too wide to be a line.
     rows = values.clamp(-CLIP, CLIP).flatten(0, 2)[:, None]
     around = avg_pool1d(rows, _BAND, 1, _BAND // 2, count_include_pad=False)
     values = values - around.view_as(values)
@@ -61,7 +61,7 @@ def flatten(panels: Tensor) -> Tensor:
 
 
 def _level(half: Tensor) -> tuple[Tensor, Tensor]:
-    """Of three panels end to end (B, 3 T, F), each channel's level and noise, (B, 1, F)."""
+    """Each channel's level and noise, (B, 1, F), in three panels end to end (B, 3 T, F)."""
     middle = half.mean(1, keepdim=True)
     noise = _noise(half - middle, 1)
     return middle + (half - middle).clamp(-2 * noise, 2 * noise).mean(1, keepdim=True), noise
@@ -86,9 +86,9 @@ class Candidates(nn.Module):
         rates = spread.sign() * spread.abs() ** _CROWDING * _STEEPEST / time_bins  # channels a time bin
         middle = (PANELS * time_bins - 1) / 2
         rows = torch.tensor(_ORDER)[:, None] * time_bins + torch.arange(time_bins) - middle  # (P, T), from the middle
-        # Shifting a row by c channels turns its Fourier coefficient k by 2 pi k c / n: shifting all rows by all rates
-        # and summing them is a product of matrices. Of twice as many channels: a line may
-        # leave the band by half of it to both sides. One further out wraps around, and the cut-outs follow it.
+        # Shifting a row by c channels turns the phase of its Fourier coefficient k by 2 pi k c / n, so shifting all
+        # rows by all rates and summing them is a matrix product. Rows are padded to twice the channels, as a line may
+        # leave the band by half of it on either side. One further out wraps around, and so do the cut-outs.
         kept = int(_FREQUENCIES_KEPT * (channels + 1))
         cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / (2 * channels)
         within = cycles[:, None, None] * rates[:, None] * (torch.arange(time_bins) - (time_bins - 1) / 2)
@@ -101,10 +101,10 @@ class Candidates(nn.Module):
         self.register_buffer("panel_turn", panel_turn, persistent=False)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums along lines of every rate, (B, P, R, 2 F), over the square root of T, so that white noise keeps its 1.
+        """Sums along lines of every rate (B, P, R, 2 F), over sqrt(T): white noise keeps its standard deviation of 1.
 
-        The last axis is 2 F: the channel of a line in the middle of the cadence, from -F / 2, since a line that is in
-        the band for one panel may be far outside then.
+        The last axis is a line's channel in the middle of the cadence, from -F / 2: a line that is in the band for one
+        panel may be far outside it there.
         """
         batch, channels = len(values), values.shape[3]
         waves = torch.fft.rfft(values, n=2 * channels, dim=3)[..., : len(self.turn)]
@@ -117,8 +117,8 @@ class Candidates(nn.Module):
     def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
         """Of panels (B, P, T, F), ON ones first: cut-outs (2 B, K, CUTOUT_PLANES, T', W), evidence (2 B, K, EVIDENCE).
 
-        The second half of these is the same search with the roles exchanged, a control: it tells what this sky holds
-        that looks like a needle and is none.
+        The second half is a control, the same search with ON and OFF exchanged: it shows what in this sky looks like a
+        needle and is none.
         """
         values = flatten(panels.float())
         lines = self.sums(values.clamp(-CLIP, CLIP))
@@ -128,14 +128,14 @@ class Candidates(nn.Module):
         return torch.cat([needles[0], controls[0]]), torch.cat([needles[1], controls[1]])
 
     def _propose(self, values: Tensor, rows: Tensor, on: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
-        """The best K lines that stand out in sums `on` (B, 3, R, 2 F) from `off`: cut-outs and evidence."""
+        """Cut-outs and evidence of the K lines whose sums `on` (B, 3, R, 2 F) stand out most from `off`."""
         off_near = _near(off)
         score, rate = _score(on, off_near).max(1)  # (B, 2 F)
         is_peak = score == max_pool1d(score[:, None], _APART, 1, _APART // 2)[:, 0]
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = rate.gather(1, channel)
         cadence = torch.arange(len(values), device=values.device)[:, None]
-        # Sums in the ON panels, near it in the OFF panels, along it there: (B, K, 3), (B, K, 1), (B, K, 3).
+        # Sums along it in the ON panels, near it in the OFF panels, along it there: (B, K, 3), (B, K, 1), (B, K, 3).
         found = [part.permute(0, 2, 3, 1)[cadence, rate, channel] for part in (on, off_near[:, None], off)]
         top = top.clamp_min(-100.0)[..., None]  # fewer peaks than candidates
         ordered = [part.sort(2, descending=True).values for part in found]
@@ -154,7 +154,7 @@ class Candidates(nn.Module):
         lower = lower.clamp(0, self.channels - 2)
         each = values[:, None].expand(-1, self.count, -1, -1, -1)
         found = (each.gather(4, lower) * (1 - share) + each.gather(4, lower + 1) * share) * inside
-        # A Swin knows where pixels lie to each other, and not where in the image: the last plane says so.
+        # A Swin sees only relative positions: the last plane marks where in the image the line is.
         nearness = torch.exp(-offset.square() / 8).expand_as(found[:, :, :1])
         height = upright_shape(values.shape[2])[0]
         return pad(torch.cat([found, nearness], 2), (0, 0, 0, height - values.shape[2]))
@@ -163,18 +163,18 @@ class Candidates(nn.Module):
 def _near(panels: Tensor) -> Tensor:
     """Sums (B, 3, R, 2 F) to the largest magnitude around each line (B, R, 2 F); not across the ends of the last axis.
 
-    A line a little beside that of interference meets it in an ON panel and passes it by in the OFF panels. Sums below
-    0 count as much: where a steady line is fainter than usual in one panel, it may be brighter in another.
+    A line close to interference may cross it in an ON panel but miss it in the OFF panels. Sums below 0 count as much:
+    where a steady line is fainter than usual in one panel, it may be brighter in another.
     """
     best = panels.abs().amax(1, keepdim=True)
-    # In blocks of channels, of which the next ones count too: one for each channel would cost ten times as much.
+    # In blocks of channels, with their neighbours: a window around each channel would cost ten times as much.
     blocks = max_pool2d(best, (1, _BLOCK), ceil_mode=True)
     around = max_pool2d(blocks, (_NEAR_RATES, 3), 1, (_NEAR_RATES // 2, 1))
     return around.repeat_interleave(_BLOCK, 3)[:, 0, :, : panels.shape[3]]
 
 
 def _score(panels: Tensor, others: Tensor) -> Tensor:
-    """Of sums in three panels (B, 3, R, 2 F): the best of one, of two or of all, less what the others have nearby."""
+    """Score of sums in three panels (B, 3, R, 2 F): the best of one, two or all, less what `others` have nearby."""
     first, second, third = panels.unbind(1)
     best = torch.maximum(torch.maximum(first, second), third)
     least = torch.minimum(torch.minimum(first, second), third)
@@ -184,7 +184,7 @@ def _score(panels: Tensor, others: Tensor) -> Tensor:
 
 
 class CandidateModel(nn.Module):
-    """Judges the candidates of an image (B, P, T, F) by a backbone on their cut-outs, and the cadence by them all."""
+    """Scores the candidates of an image (B, P, T, F) by a backbone on their cut-outs, and combines these scores."""
 
     def __init__(self, backbone: nn.Module, time_bins: int, channels: int, count: int) -> None:
         """`backbone` takes cut-outs (B K, CUTOUT_PLANES, *upright_shape) to (B K, 1)."""
@@ -195,20 +195,20 @@ class CandidateModel(nn.Module):
         self.backbone = backbone
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
         self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
-        # It begins near the classical search, and learns where that is wrong.
+        # It starts close to the classical search, and learns to correct it.
         last = cast(nn.Linear, self.weigh[2])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """Its own scalars begin at values that mean something; the backbone is asked for its own names."""
+        """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
         return {"slope", "control_share"}
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, more where the control is low.
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
 
-        What the same network finds in the OFF panels is no needle. A sky with much of it is believed less, but a loud
-        control costs no more than a typical one: a bright line in the OFF panels says nothing of the ON panels.
+        What the same network finds in the OFF panels is no needle: a sky with much of it scores lower. But a loud
+        control costs no more than a typical one: a bright line in the OFF panels says nothing about the ON panels.
         """
         with torch.no_grad():
             cutouts, evidence = self.candidates(image)

@@ -1,4 +1,4 @@
-"""A submission: the ids that it has to hold, what can be said of it before there is a score, and its file."""
+"""A submission: the ids that it has to hold, checks before anything is scored, and its file."""
 
 import contextlib
 import csv
@@ -16,13 +16,13 @@ from shard_tools.kaggle_layout import SUBMISSION, to_submission_keys
 from shard_tools.manifest import DataSet, Manifest
 from shard_tools.storage.base import read_file
 
-_SCORE_BYTES = 26  # of a line, behind the id: the longest float64 and what stands around it
+_SCORE_BYTES = 26  # of a line, after the id: the longest float64, comma and newline
 
 
 def submission_keys(split: str, manifest: Manifest) -> list[str]:
     """The ids that the submission has to hold, in order: those of each data set, one data set after the other.
 
-    Of a data set whose shards came with a sample submission, its ids in its order. Raises InputError where that file
+    A data set with a sample submission has the ids of that file, in its order. Raises InputError where that file
     changed, or where two data sets have an id in common.
     """
     holder: dict[str, DataSet] = {}
@@ -48,7 +48,7 @@ def _keys_of(data_set: DataSet, split: str, manifest: Manifest) -> list[str]:
 
 
 def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float | None) -> None:
-    """Raise InputError where the shards lack ids of the submission, and none is to be filled in."""
+    """Raise InputError where the shards lack ids of the submission, unless these are to be filled in."""
     missing = sorted(set(keys).difference(manifest.keys_of(manifest.rows(split))))
     if missing and fill is None:
         raise InputError(
@@ -58,7 +58,7 @@ def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float |
 
 
 def check_out(out: Path, keys: Sequence[str]) -> None:
-    """Raise InputError where the submission could not be written: not there, not by us, or for want of room."""
+    """Raise InputError where the submission could not be written: a bad path, no permission, or no room."""
     if out.is_dir():
         raise InputError(f"--out {out}: a folder, expected the name of the submission")
     try:
@@ -78,9 +78,9 @@ def check_out(out: Path, keys: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def hold_pipe(out: Path) -> Iterator[None]:
-    """Where `out` is a pipe, keep it open: its reader must be there before the work, and must not see an end too early.
+    """Where `out` is a pipe, keep it open during the work, so that its reader does not see an end too early.
 
-    Raises InputError where nobody reads it: to open it for writing would wait for ever.
+    Raises InputError where it has no reader: opening it for writing would wait for ever.
     """
     if not out.is_fifo():
         yield

@@ -1,4 +1,4 @@
-"""The machine that something ran on, and the versions of what it ran with."""
+"""The machine that a command runs on, and the versions of its packages."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of Python and of `packages`, by the names that pip knows; those that are not installed are left out."""
+    """Versions of Python and of `packages`, as pip names them; those that are not installed are left out."""
     found = {"python": platform.python_version()}
     for distribution in distributions():
         name = distribution.name.lower()

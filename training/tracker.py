@@ -1,6 +1,6 @@
 """Weights & Biases, through Accelerate: online when logged in, else into the run folder, or not at all.
 
-The training needs none of it: no network, no key, a wrong one or a server that hangs cost it seconds, and a warning.
+The training does not depend on it: no network, no key, a wrong key or a hanging server costs seconds, and a warning.
 """
 
 import atexit
@@ -20,8 +20,8 @@ from shard_tools.atomic_files import write_whole
 from training.config import TrainConfig
 
 _PROJECT = "needlestream"
-# What wandb reads from the environment, unless it is set there. It would wait 90 s for a server at the start, for ever
-# at the end, and report its own errors to the server that it cannot reach.
+# Defaults for wandb's environment variables. Without them it waits 90 s for a server at the start, for ever at the end,
+# and reports its own errors to the server that it cannot reach.
 _ENVIRONMENT = {
     "WANDB_INIT_TIMEOUT": "6",
     "WANDB_FINISH_TIMEOUT": "6",
@@ -43,7 +43,7 @@ def start_tracker(config: TrainConfig) -> dict[str, Any]:
 
 
 class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no types
-    """A W&B run that each start of the training goes on with, and that never keeps it from running."""
+    """A W&B run that each start of the training resumes, and whose failures never stop the training."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(_PROJECT)
@@ -71,7 +71,7 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
         self._try(lambda: self.run.log(values, step=step, **words))
 
     def finish(self) -> None:
-        """Send what is left, and let go of wandb; does nothing the second time."""
+        """Send what is left, and end wandb; does nothing the second time."""
         atexit.unregister(self.finish)
         self._try(lambda: self.run.finish())
         if self.run is not None:
@@ -79,7 +79,7 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
             _teardown()
 
     def _online(self, run_id: str) -> Any:
-        """The run on the server, or in the mode that WANDB_MODE asks for; None where that cannot be."""
+        """The run on the server, or in the mode that WANDB_MODE asks for; None where that fails."""
         import wandb
         from wandb.sdk.lib.wbauth import authenticate_session
 
@@ -97,7 +97,7 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
                 "WANDB_INIT_TIMEOUT=60 waits longer, --tracker none turns W&B off",
                 settings.base_url, _one_line(error), self._folder,
             )  # fmt: skip
-        _teardown()  # its service takes the run for begun, and refuses the same id
+        _teardown()  # its service considers the run started, and would refuse the same id
         return None
 
     def _init(self, run_id: str, mode: Literal["offline"] | None) -> Any:
@@ -144,7 +144,7 @@ def _teardown() -> None:
         import wandb
 
         wandb.teardown()
-    except Exception as error:  # it is dead already, or was never there
+    except Exception as error:  # it has ended already, or was never started
         _log.debug("wandb.teardown: %s", error)
 
 

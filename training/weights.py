@@ -28,7 +28,7 @@ def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) ->
 
 
 def _digest(tensors: dict[str, Tensor], about: str) -> str:
-    """SHA-256 of weights and of what is said about them: safetensors itself notices no flipped bit."""
+    """SHA-256 of weights and their metadata: safetensors itself does not detect flipped bits."""
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -38,7 +38,7 @@ def _digest(tensors: dict[str, Tensor], about: str) -> str:
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and what was said about them. Raises InputError where the file is not such weights."""
+    """Read weights and their metadata. Raises InputError where the file is not such weights."""
     try:
         # Read, not mapped: not every file system can map files, and all of it is hashed anyway.
         data = path.read_bytes()
@@ -95,7 +95,7 @@ def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
 
 
 def check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """Raise InputError naming the weights that hold NaN or an infinity: all that they give would be NaN."""
+    """Raise InputError naming the weights that hold NaN or an infinity: all their output would be NaN."""
     bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if bad:
         raise InputError(f"{where}: {some(bad)}: not finite; expected weights of a training that did not diverge")

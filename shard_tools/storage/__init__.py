@@ -1,4 +1,4 @@
-"""Where shards lie: a local folder or a remote store, read by ranges, written whole."""
+"""Storage of shards in a local folder or a remote store: ranged reads, writes of whole files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def open_store(place: str | Path, config: StoreConfig = StoreConfig()) -> Store:  # noqa: B008 (immutable)
-    """The store behind a path or a URL. Raises InputError where the URL is of no kind that we read."""
+    """The store behind a path or a URL. Raises InputError where the URL is of an unsupported kind."""
     return open_remote(str(place), config) if is_remote(place) else LocalStore(local_folder(place))
 
 
 def open_remote(url: str, config: StoreConfig) -> "RemoteStore":
-    """The remote store behind a URL. Raises InputError where the URL is of no kind that we read."""
+    """The remote store behind a URL. Raises InputError where the URL is of an unsupported kind."""
     try:
         from shard_tools.storage.remote import RemoteStore  # its libraries are slow to import, and folders need none
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a place is, by how it is written: a folder, or the URL of a store."""
+"""Tell folders from the URLs of stores, and check the URLs."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,12 @@ REMOTE_SCHEMES = ("s3", "gs", "https", "http")
 
 
 def is_remote(place: str | Path) -> bool:
-    """Whether shards lie behind a URL of a store, not in a folder."""
+    """Whether a place is the URL of a remote store, not a folder."""
     return isinstance(place, str) and "://" in place and not place.startswith("file://")
 
 
 def local_folder(place: str | Path) -> Path:
-    """The folder of a place that is none of `is_remote`."""
+    """The folder of a place that is not remote."""
     if isinstance(place, str) and place.startswith("file://"):
         folder = place.removeprefix("file://")
         if not folder.startswith("/"):
@@ -24,7 +24,7 @@ def local_folder(place: str | Path) -> Path:
 
 
 def check_url(url: str) -> str:
-    """A store's URL without its last slash. Raises InputError on what is none."""
+    """A store's URL without its last slash. Raises InputError if it is not one."""
     scheme, _, rest = url.partition("://")
     if scheme not in REMOTE_SCHEMES:  # fsspec knows others, which run commands, unpack archives or chain stores
         expected = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)

@@ -1,4 +1,4 @@
-"""What callers use of a place where shards lie: files by name, read by ranges."""
+"""The interface of a place that holds shards: files by name, read by ranges."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from shard_tools.errors import InputError
 
 Bytes = npt.NDArray[np.uint8]
 Check = Callable[[int], None]
-"""Given how many bytes were found; raises InputError where they are not those that were asked for."""
+"""Called with the number of bytes found; raises InputError where they are not the requested ones."""
 
 GIVE_UP_SECONDS = 60.0
-"""How long a store may stay away before reading from it is an error; the default of --store-timeout."""
-CHUNK_BYTES = 8 << 20  # large enough that 20 ms of latency do not count, small enough for a time-out of seconds
+"""How long a store may be unreachable before reading from it is an error; the default of --store-timeout."""
+CHUNK_BYTES = 8 << 20  # large enough that 20 ms of latency do not matter, small enough for a time-out of seconds
 
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """How shards in a remote store are read; nothing of it concerns a local folder."""
+    """How shards in a remote store are read; local folders ignore it."""
 
     cache_dir: Path | None = None
     """Folder that keeps what was read from a remote store, so that later epochs are local; ranks of one machine share
     it. Unset: nothing is kept."""
     cache_size: float = 100.0
-    """Most that cache-dir may hold, in GB (10^9 bytes); what was not used for longest goes first."""
+    """Most that cache-dir may hold, in GB (10^9 bytes); the least recently used samples are removed first."""
     store_timeout: float = GIVE_UP_SECONDS
-    """Seconds for which failed reads from a remote store are tried again; then it is an error."""
+    """Seconds for which failed reads from a remote store are retried before it is an error."""
 
     def __post_init__(self) -> None:
         if not self.cache_size > 0:
@@ -47,19 +47,19 @@ class Store(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether each read is a request, so that many have to be under way at once."""
+        """Whether each read is a network request, so that many should run at once."""
 
     def where(self, name: str) -> str:
         """The file as messages name it."""
 
     def identify(self, identity: str) -> None:
-        """Say which data set lies here, as soon as its manifest is read."""
+        """Tell the store which data set it holds, as soon as its manifest is read."""
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
-        """Fill `parts`, one after the other, from a shard's `offset` on; `check` how many bytes there were, and what.
+        """Fill `parts`, one after the other, from a shard's `offset` on; `check` gets the number of bytes found.
 
         Raises InputError where the shard is missing, cannot be reached, or does not pass the check.
         """

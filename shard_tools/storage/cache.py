@@ -1,4 +1,4 @@
-"""Samples of a remote store kept in a local folder: bounded, shared by the ranks of one machine, checked when read."""
+"""Local cache of a remote store's samples: bounded, shared by the ranks of one machine, checked when read."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ _SUFFIX = ".sample"
 _UNFINISHED = ".tmp"
 _LEDGER_BYTES = 29  # a count of 20 digits, a space, its CRC-32
 _SUM_BYTES = 4  # a CRC-32 after the record: a power cut can leave a file of the right size with pages of zeros
-_KEEP_SHARE = 0.9  # of the bound, when it is reached: so that the folder is looked through once in many samples
+_KEEP_SHARE = 0.9  # of the bound, kept when it is reached, so that the folder is scanned only once in many samples
 _log = logging.getLogger(__name__)
 
 
@@ -26,8 +26,8 @@ class SampleCache:
     """Records (a tar header and an npy) by shard and offset, one file each."""
 
     def __init__(self, folder: Path, max_bytes: float, identity: str) -> None:
-        """`identity` is the manifest's: data sets share a folder, and one may follow another at the same URL."""
-        # Apart from whatever else lies in the folder: only what is here is ever deleted.
+        """`identity` is the manifest's: data sets share a folder, and the one at a URL may be replaced."""
+        # In a subfolder, since only files in it are ever deleted.
         self._root = folder / "needlestream-samples"
         self._folder = self._root / identity[:32]
         self._max_bytes = max_bytes
@@ -45,17 +45,17 @@ class SampleCache:
                 raise InputError(f"{path}: damaged")
             check(found)
         except OSError:
-            return False  # absent, or of a disk that fails: the store has it
+            return False  # absent, or a disk error: it is read from the store
         except InputError:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             return False
-        with contextlib.suppress(OSError):  # another rank made room, or the folder is not ours to write
-            os.utime(path)  # used last: the last to go
+        with contextlib.suppress(OSError):  # another rank evicted it, or the folder is read-only
+            os.utime(path)  # marks it as most recently used
         return True
 
     def write_record(self, name: str, offset: int, parts: Sequence[Bytes]) -> None:
-        """Keep a record, in place of those that were not used for longest; never beyond the bound."""
+        """Keep a record, evicting the least recently used ones; never beyond the bound."""
         size = _size(parts) + _SUM_BYTES
         if not self._works or size > self._max_bytes:
             return
@@ -83,17 +83,17 @@ class SampleCache:
             held = _read_ledger(ledger)
             if held is None or held + size > self._max_bytes:
                 held = self._make_room(size)
-            # Counted first: should we be killed now, the count is too high, and mended by the next look.
+            # Counted first: if we are killed now, the count is too high until the next scan corrects it.
             _write_ledger(ledger, held + size)
             file = FileIO(path.with_suffix(f".{uuid.uuid4().hex}{_UNFINISHED}"), "x")
-            # Its whole size from the start, so that whoever looks through the folder counts what is still to come.
+            # Its whole size from the start, so that a scan of the folder counts bytes still to be written.
             os.truncate(file.fileno(), size)
-            # For as long as this process lives: tells the file from what a killed one left.
+            # Locked while this process lives: tells the file from one that a killed process left.
             fcntl.flock(file, fcntl.LOCK_EX)
             return file
 
     def _make_room(self, size: int) -> int:
-        """Delete what was not used for longest where there is no room; return the bytes that stay, under the lock."""
+        """Evict the least recently used records if there is no room; return the bytes that remain. Needs the lock."""
         kept: list[tuple[float, int, Path]] = []
         held = 0
         for parent, _, names in os.walk(self._root):
@@ -104,7 +104,7 @@ class SampleCache:
                         continue
                     except FileNotFoundError:  # finished just now
                         path = path.with_suffix("").with_suffix(_SUFFIX)
-                with contextlib.suppress(FileNotFoundError):  # found damaged by another rank just now
+                with contextlib.suppress(FileNotFoundError):  # just deleted as damaged by another rank
                     if path.suffix == _SUFFIX:
                         about = path.stat()
                         kept.append((about.st_mtime, about.st_size, path))
@@ -120,9 +120,9 @@ class SampleCache:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[int]:
-        """The ledger, open, and held by no one else."""
+        """The ledger, open and locked."""
         with FileIO(os.open(self._root / "held", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+") as ledger:
-            # Held by this opening, not by the process: it keeps apart threads and ranks alike.
+            # The lock belongs to this open file, not to the process: it excludes threads and ranks alike.
             fcntl.flock(ledger, fcntl.LOCK_EX)
             yield ledger.fileno()
 
@@ -144,7 +144,7 @@ def _fill(file: FileIO, parts: Sequence[bytes | memoryview], path: Path) -> None
 
 
 def _read_ledger(ledger: int) -> int | None:
-    """The bytes that the folder holds or has promised; None where the ledger is new, damaged or of an older version."""
+    """The bytes that the folder holds or has reserved; None where the ledger is new, damaged or of an older version."""
     text = os.pread(ledger, _LEDGER_BYTES + 1, 0)
     count = text[:20]
     return int(count) if text == _ledger_line(count) and count.isdigit() else None
@@ -161,11 +161,11 @@ def _ledger_line(count: bytes) -> bytes:
 
 
 def _unfinished_bytes(path: Path) -> int:
-    """The bytes that an unfinished record will have; 0 where its process was killed, and it is deleted for that.
+    """The final size of an unfinished record; 0 where its process was killed, in which case it is deleted.
 
     Raises FileNotFoundError where it has been finished.
     """
-    with path.open("r+b") as file:  # NFS locks only what may be written
+    with path.open("r+b") as file:  # NFS locks only files opened for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Fsspec's filesystems for the URLs of stores: how long they wait, how they read ranges; retries are not theirs."""
+"""Fsspec's filesystems for the URLs of stores: their time-outs and ranged reads; retries are in remote.py."""
 
 import importlib
 import logging
@@ -25,7 +25,7 @@ class BucketFiles:
         self._signed = SignedReads(files) if scheme == "s3" and not files.anon else None
 
     async def about(self, path: str) -> dict[str, Any]:
-        """What the store says of a file: its `size`, and when it was written."""
+        """The store's metadata of a file: its `size`, and when it was written."""
         try:
             found: dict[str, Any] = await self._files._info(path)
             return found
@@ -33,8 +33,8 @@ class BucketFiles:
             if not code_of(error).isdigit() or status_of(error) not in (301, 400, 403):
                 raise
             refusal = error
-        # The answer to a HEAD has no body, so it cannot say why: a GET can. (Not in the handler: a failure of the GET
-        # must not pass for the refusal.)
+        # The answer to a HEAD has no body to say why: that to a GET has. (Outside the handler, so that an error of the
+        # GET is not chained to the refusal.)
         await self._files._cat_file(path, start=0, end=1)
         raise refusal
 
@@ -54,7 +54,7 @@ class BucketFiles:
             raise
 
     async def names(self, path: str) -> list[str]:
-        """Paths of what lies in a folder, without what lies deeper."""
+        """Paths of the direct entries of a folder."""
         found: list[str] = await self._files._ls(path, detail=False, refresh=True)
         return found
 
@@ -92,8 +92,8 @@ def _s3_options() -> dict[str, Any]:
         "read_timeout": ATTEMPT_SECONDS,
         "max_pool_connections": _CONNECTIONS,
         "signature_version": "s3v4",
-        "retries": {"total_max_attempts": 1, "mode": "standard"},  # ours are bounded in time
+        "retries": {"total_max_attempts": 1, "mode": "standard"},  # our own retries are bounded in time
     }
-    # Botocore knows AWS_CA_BUNDLE alone; one variable should do for signed URLs and for its own requests.
+    # Botocore reads only AWS_CA_BUNDLE; one variable should serve both signed URLs and its own requests.
     certificates = certificate_file("AWS_CA_BUNDLE", "SSL_CERT_FILE")
     return {"config_kwargs": config, "client_kwargs": {"verify": certificates} if certificates else {}}

@@ -23,7 +23,7 @@ class LocalStore:
         return self._base + name
 
     def identify(self, identity: str) -> None:
-        """As Store says; a folder keeps no copies that could be of another."""
+        """As Store says; nothing to do, since a folder needs no cache."""
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is no such file."""

@@ -1,7 +1,7 @@
-"""S3 reads through URLs that are signed once a shard, not once a read.
+"""S3 reads through URLs that are signed once per shard, not once per read.
 
-A ranged read through botocore costs 2.0 ms of CPU time, of which half is the request's own signing, parsing and
-hooks; through a signed URL 0.6 ms (measured on loopback, 838 kB a read). The range is no part of the signature.
+A ranged read through botocore costs 2.0 ms of CPU time, half of it for signing, parsing and hooks; through a signed URL
+0.6 ms (measured on loopback, 838 kB a read). The signature does not cover the range.
 """
 
 import time
@@ -12,7 +12,7 @@ from shard_tools.storage.web_server import WebFiles, certificate_file
 
 _VALID_SECONDS = 3600
 _RENEW_BEFORE = 600
-_REFUSED = (301, 307, 400, 401, 403)  # also what an expired session token or another region gives
+_REFUSED = (301, 307, 400, 401, 403)  # also for an expired session token or another region
 
 
 class SignedReads:
@@ -30,8 +30,8 @@ class SignedReads:
         except StatusError as error:
             if error.status not in _REFUSED:
                 raise
-        # Credentials that ended with the session they were lent for, or another region: botocore fetches new ones, and
-        # finds the region, or says why not. (Not in the handler: a failure here must not pass for the refusal.)
+        # Expired session credentials, or another region: botocore fetches new credentials and finds the region, or says
+        # why not. (Outside the handler, so that an error here is not chained to the refusal.)
         self._urls.pop(path, None)
         data: bytes = await self._files._cat_file(path, start=start, end=end)
         return data

@@ -22,9 +22,9 @@ from shard_tools.storage.request_errors import describe, find_remedy, seconds_to
 
 _CHUNKS_AHEAD = 4
 _SLOWEST_UPLOAD = 1e6  # bytes/s
-_PAUSE_SECONDS, _LONGEST_PAUSE = 0.1, 5.0  # before the second attempt; doubled up to the second
-_WRONG_TRIES = 4  # of a store that answers in time, but not with the sample that lies there
-_SILENT_SECONDS = 4.0  # of failures that nobody needs to hear of
+_PAUSE_SECONDS, _LONGEST_PAUSE = 0.1, 5.0  # before the second attempt; doubled up to the longest
+_WRONG_TRIES = 4  # tries at a store that answers in time, but with wrong bytes
+_SILENT_SECONDS = 4.0  # of failures that are not logged
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -35,13 +35,13 @@ class RemoteStore:
     is_remote = True
 
     def __init__(self, url: str, config: StoreConfig) -> None:
-        """`url` is one that `check_url` let through."""
+        """`url` has passed `check_url`."""
         self.root = url
         self._config, self._patience = config, config.store_timeout
         self._files = open_files(url)
         self._base = url.partition("://")[2] if isinstance(self._files, BucketFiles) else url
         self._cache: SampleCache | None = None
-        # Of the whole store: no request has succeeded since the first, and the last one failed at the second.
+        # Of the whole store: since when no request has succeeded, and when the last one failed.
         self._away_since, self._last_failed = math.inf, -math.inf
         self._host_is_known = False
         self._not_before = -math.inf  # the store asked for no requests until then
@@ -52,7 +52,7 @@ class RemoteStore:
         return f"{self.root}/{name}"
 
     def identify(self, identity: str) -> None:
-        """As Store says; begins to keep samples where `--cache-dir` says so."""
+        """As Store says; starts the cache if there is a `--cache-dir`."""
         if self._config.cache_dir:
             self._cache = SampleCache(self._config.cache_dir, self._config.cache_size * 1e9, identity)
 
@@ -64,7 +64,7 @@ class RemoteStore:
             return None
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
-        """As Store says; from the cache where it is there and whole."""
+        """As Store says; from the cache if it has an intact copy."""
         if self._cache and self._cache.read_record(name, offset, parts, check):
             return
 
@@ -87,7 +87,7 @@ class RemoteStore:
             self._cache.write_record(name, offset, parts)
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """A whole file, piece by piece, some pieces ahead."""
+        """A whole file, piece by piece, reading some pieces ahead."""
         total = self.size(name)
         if total is None:
             raise FileNotFoundError(2, "no such file in the store", self.where(name))
@@ -114,7 +114,7 @@ class RemoteStore:
                 pool.shutdown(cancel_futures=True)
 
     def names(self) -> list[str]:
-        """What lies there, without what lies deeper."""
+        """Names of the direct entries of the store's folder."""
         files = self.check_writable()
         try:
             found = self._insist("", lambda: files.names(self._base))
@@ -123,7 +123,7 @@ class RemoteStore:
         return sorted(path.rpartition("/")[2] for path in found if path.rstrip("/") != self._base)
 
     def put(self, name: str, source: Path) -> None:
-        """Upload a file; it appears whole, in place of what had its name."""
+        """Upload a file; it appears whole, replacing any file of that name."""
         files, seconds = self.check_writable(), source.stat().st_size / _SLOWEST_UPLOAD
         self._insist(name, lambda: files.put(source, self._path(name)), extra_seconds=seconds)
 
@@ -133,7 +133,7 @@ class RemoteStore:
         self._insist(name, lambda: files.remove(self._path(name)))
 
     def check_writable(self) -> BucketFiles:
-        """The files of the store. Raises InputError where they are a web server's."""
+        """The files of the store. Raises InputError for a web server, which cannot be written to."""
         if not isinstance(self._files, BucketFiles):
             raise InputError(f"{self.root}: a web server is read, not written; pack to s3://, gs:// or a folder")
         return self._files
@@ -152,10 +152,10 @@ class RemoteStore:
         accept: Callable[[T], None] | None = None,
         extra_seconds: float = 0.0,
     ) -> T:
-        """The answer to a request, tried again after failures of the store or the way to it.
+        """The answer to a request, retried after failures of the store or the network.
 
-        Raises FileNotFoundError at once where the store says so. Raises InputError where no retry would help, or where
-        for `--store-timeout` seconds (and `extra_seconds`) this request failed, or every request of all threads did.
+        Raises FileNotFoundError at once where there is no such file. Raises InputError where no retry would help, or
+        where this request, or all requests of all threads, failed for `--store-timeout` plus `extra_seconds`.
         """
         began, wrong = time.monotonic(), 0
         for attempt in itertools.count(1):
@@ -167,7 +167,7 @@ class RemoteStore:
                     accept(answer)
                 return answer
             except FileNotFoundError as error:
-                self._refuse(name, error)  # a missing bucket is no missing file
+                self._refuse(name, error)  # a missing bucket is not a missing file
                 self._away_since = math.inf
                 raise FileNotFoundError(errno.ENOENT, "no such file in the store", self.where(name)) from None
             except StoreError:
@@ -183,12 +183,12 @@ class RemoteStore:
         raise AssertionError
 
     def _seconds_for_a_try(self, began: float) -> float:
-        """Where others have waited long enough already, one short try: the threads' queues empty soon."""
+        """The time for one try: short once the store has been away too long, so that queued requests fail soon."""
         deadline = min(began, self._away_since) + self._patience
         return min(ATTEMPT_SECONDS, max(deadline - time.monotonic(), 1.0))
 
     def _pause(self, attempt: int) -> None:
-        """Wait before a request, by chance: all threads of all ranks must not come back at the same moment."""
+        """Wait before a request, with random jitter: all threads of all ranks must not retry at the same moment."""
         pause = min(_PAUSE_SECONDS * 2.0 ** min(attempt - 2, 10), _LONGEST_PAUSE, self._patience / 10)
         chance = random.uniform(0.5, 1.0)
         asked = self._not_before - time.monotonic()
@@ -198,26 +198,26 @@ class RemoteStore:
         async def bounded() -> T:
             return await asyncio.wait_for(request(), seconds)
 
-        # A second more, should a library swallow the cancellation.
+        # One second more, in case a library swallows the cancellation.
         answer = asyncio.run_coroutine_threadsafe(bounded(), self._files.loop).result(seconds + 1)
         self._away_since, self._host_is_known = math.inf, True
         return answer
 
     def _failed(self, tried: float) -> float:
-        """Note that a request failed that began at `tried`; return since when all have."""
-        # A failure of long ago, with no request after it, says nothing of today.
+        """Record the failure of a request that began at `tried`; return since when all requests have failed."""
+        # An old failure with no request after it says nothing about now.
         recent = tried - max(self._last_failed, self._not_before) < ATTEMPT_SECONDS + _LONGEST_PAUSE
         self._away_since = since = min(self._away_since, tried) if recent else tried
         self._last_failed = time.monotonic()
         return since
 
     def _refuse(self, name: str, error: Exception) -> None:
-        """Raise StoreError for an error that no retry mends."""
+        """Raise StoreError for an error that no retry fixes."""
         if remedy := find_remedy(error, self._host_is_known):
             raise StoreError(f"{self.where(name)}: {remedy.problem} ({describe(error)}); {remedy.advice}") from None
 
     def _wait(self, name: str, error: Exception, attempts: int, since: float, deadline: float) -> None:
-        """Note what the next attempt has to wait for. Raises StoreError where that is too long."""
+        """Record how long the next attempt has to wait. Raises StoreError where that is too long."""
         now, asked = time.monotonic(), seconds_to_wait(error)
         if asked and now + asked >= deadline:
             raise StoreError(
@@ -235,7 +235,7 @@ class RemoteStore:
             self._tell(name, error, now - since, deadline - now)
 
     def _tell(self, name: str, error: Exception, failed: float, left: float) -> None:
-        """Say what is waited for: once, not for each thread."""
+        """Log what is being waited for, once for all threads."""
         with self._telling:
             now = time.monotonic()
             if now - self._told_at < self._patience:

@@ -1,7 +1,7 @@
-"""What is behind a failed request to a store, and what mends it.
+"""Find the cause of a failed request to a store, and what fixes it.
 
-Read from status codes, the stores' own codes and the types of exceptions, never from their texts: those hold names of
-hosts and files, and change from version to version.
+Judged by status codes, the stores' own codes and exception types, never by their texts: those hold names of hosts and
+files, and change from version to version.
 """
 
 import json
@@ -19,13 +19,13 @@ import aiohttp
 
 _TRY_AGAIN = (408, 409, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
 _TRY_AGAIN_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")  # with status 400
-_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))  # not EAI_AGAIN: that passes
-# OpenSSL's names of what it found in place of the TLS that it speaks.
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))  # EAI_AGAIN is temporary
+# OpenSSL's reasons where the other side does not speak a TLS that it knows.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL")
 
 
 class StatusError(Exception):
-    """A web server's answer that is none of those that were asked for."""
+    """A web server's answer with an unexpected status."""
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class StatusError(Exception):
 
 @dataclass(frozen=True)
 class Remedy:
-    """An error that no second try mends."""
+    """An error that no retry fixes, and what to do about it."""
 
     problem: str
     advice: str
@@ -75,7 +75,7 @@ _CERTIFICATE = Remedy(
     "if you trust it, set SSL_CERT_FILE to its authority's certificate; otherwise check the address and this machine's "
     "clock",
 )
-_PLAIN = Remedy("the server does not speak TLS there", "check the port, or say http:// if it is meant to be open")
+_PLAIN = Remedy("the server does not speak TLS there", "check the port, or use http:// if TLS is not intended")
 _NAME = Remedy("there is no host of that name", "check the address, and whether this machine can see it")
 _REDIRECT = Remedy("the server redirects from address to address", "give the final address of the files")
 _ADDRESS = Remedy("not an address that the store takes", "check the URL")
@@ -88,9 +88,9 @@ _GOOGLE = Remedy("the credentials do not work", "renew them (`gcloud auth applic
 
 
 def find_remedy(error: BaseException, host_is_known: bool = False) -> Remedy | None:
-    """What mends an error that no second try does; None where one may.
+    """The remedy for an error that no retry fixes; None where a retry may help.
 
-    `host_is_known`: it answered before, so that a name server which knows it no longer will know it again.
+    `host_is_known`: it answered before, so a failed look-up of its name is taken to be temporary.
     """
     chain = list(_causes(error))
     status, code = status_of(error), code_of(error)
@@ -102,14 +102,14 @@ def find_remedy(error: BaseException, host_is_known: bool = False) -> Remedy | N
         return None if host_is_known else _NAME
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain):
         return _CERTIFICATE
-    # Aiohttp's own SSLError has no reason, the one behind it has.
+    # Aiohttp's own SSLError has no reason, but its cause has.
     if any(isinstance(cause, ssl.SSLError) and getattr(cause, "reason", "") in _NO_TLS for cause in chain):
         return _PLAIN
     return _of_settings(error)
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status that an error tells of; 0 where it tells of none."""
+    """The HTTP status of an error; 0 where it has none."""
     for cause in _causes(error):
         if isinstance(cause, aiohttp.TooManyRedirects):
             return cause.history[-1].status
@@ -119,12 +119,12 @@ def status_of(error: BaseException) -> int:
             return int(_answer(cause).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if _is_a(cause, "gcsfs.retry", "HttpError"):
             return int(getattr(cause, "code", 0) or 0)
-    # What gcsfs makes of a 403, and of nothing else: no errno, no cause.
+    # Gcsfs turns a 403, and nothing else, into an OSError without errno or cause.
     return 403 if type(error) is OSError and error.errno is None and not _behind(error) else 0
 
 
 def code_of(error: BaseException) -> str:
-    """S3's own word for what is wrong, such as ExpiredToken; empty where there is none."""
+    """S3's error code, such as ExpiredToken; empty where there is none."""
     codes = (_answer(cause).get("Error", {}).get("Code", "") for cause in _causes(error))
     return next((str(code) for code in codes if code), "")
 
@@ -161,7 +161,7 @@ def _of_status(status: int, code: str, error: BaseException) -> Remedy:
 
 
 def _of_settings(error: BaseException) -> Remedy | None:
-    """What is wrong on our side, before any answer."""
+    """The remedy for an error on our side, before any answer."""
     if isinstance(error, aiohttp.RedirectClientError):
         return _REDIRECT
     if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
@@ -179,7 +179,7 @@ def _of_settings(error: BaseException) -> Remedy | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those behind it."""
+    """An error and the chain of its causes."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -191,7 +191,7 @@ def _behind(error: BaseException) -> BaseException | None:
 
 
 def _is_a(error: BaseException, module: str, *kinds: str) -> bool:
-    """Whether an error is of a library that need not be installed: its errors exist only where it was imported."""
+    """Whether an error is of an optional library, whose error classes exist only if it was imported."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(error, tuple(getattr(loaded, kind) for kind in kinds))
 
@@ -211,7 +211,7 @@ def _region(error: BaseException) -> str:
 
 
 def _seconds_until(date: str) -> float:
-    """Until a date as HTTP writes it; 0 where it is none, or past."""
+    """Seconds until a date in HTTP's format; 0 where it is invalid or past."""
     try:
         when = parsedate_to_datetime(date)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A pack into a remote store: each shard goes there when it is finished, the manifest last."""
+"""Upload of a pack to a remote store: each shard when it is finished, the manifest last."""
 
 import contextlib
 import re
@@ -15,19 +15,19 @@ _OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
 
 
 class Upload:
-    """Carries what `pack` writes from its staging folder to a store, and says what is there already."""
+    """Uploads what `pack` writes from its staging folder to a store, and checks what is there already."""
 
     def __init__(self, url: str, config: StoreConfig, last: str) -> None:
-        """`last` is the file that makes the data set exist: its manifest."""
+        """`last` is the file that makes the data set valid: its manifest."""
         self._store, self._last = open_remote(url, config), last
         self._store.check_writable()
 
     def is_finished(self) -> bool:
-        """Whether a whole data set lies there."""
+        """Whether the store holds a complete data set."""
         return self._store.size(self._last) is not None
 
     def clear(self, planned: Collection[str], tables: Collection[str]) -> None:
-        """Remove what a try with other options left in the store.
+        """Remove what a run with other options left in the store.
 
         Raises InputError where something else lies there.
         """
@@ -42,7 +42,7 @@ class Upload:
                 self._store.remove(name)
 
     def holds(self, shard: str, size: int) -> bool:
-        """Whether a shard that an earlier try noted as finished is there, of `size`; stores check what they get."""
+        """Whether a shard that an earlier run finished is there with this size; stores check what they receive."""
         index = self._store.size(_index_of(shard))
         return self._store.size(shard) == size and index is not None
 
@@ -55,7 +55,7 @@ class Upload:
             file.unlink()
 
     def finish(self, folder: Path, tables: Collection[str]) -> None:
-        """Upload the tables, and last the manifest: it makes the data set exist. Then nothing of it is left here."""
+        """Upload the tables, and last the manifest, which makes the data set valid; then delete them here."""
         for name in (*(table for table in tables if (folder / table).is_file()), self._last):
             self._store.put(name, folder / name)
         for name in (*tables, self._last):
@@ -63,7 +63,7 @@ class Upload:
 
     @staticmethod
     def remove_staging(folder: Path, work: str) -> None:
-        """Delete what is left of a staging folder, if nothing but ours is in it."""
+        """Delete our files from a staging folder, and the folder if it is then empty."""
         shutil.rmtree(folder / work, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.rmdir()

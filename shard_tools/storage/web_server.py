@@ -1,4 +1,4 @@
-"""Ranged reads from web servers, strict about what counts as an answer: many servers send a page where a file is."""
+"""Ranged reads from web servers, with strict checks: many servers answer with a web page instead of the file."""
 
 import contextlib
 import functools
@@ -30,16 +30,16 @@ class WebFiles:
     """Files by URL. Its coroutines run in `loop`, which fsspec runs on a thread of its own."""
 
     def __init__(self, encoded: bool = False, certificates: str | None = None) -> None:
-        """`encoded`: URLs are sent as they are. `certificates`: file of the authorities to trust, if not the usual."""
+        """`encoded`: URLs are percent-encoded already. `certificates`: file of trusted authorities; None: the usual."""
         self._encoded = encoded
         # Fsspec's own answers don't tell 200 from 206, a page from a file, or a refusal from a missing file.
-        # No method as `get_client`: a cycle would leave the session open until the garbage collector comes by.
+        # `get_client` is not a method: a reference cycle would keep the session open until garbage collection.
         client = functools.partial(_open_session, certificates)
         self._http = fsspec.filesystem("http", skip_instance_cache=True, get_client=client)
         self.loop = self._http.loop
 
     async def size(self, url: str) -> int:
-        """Bytes of a file: asked for by a read of its first, since some servers answer no HEAD."""
+        """Bytes of a file, found by reading its first byte, since some servers do not answer HEAD."""
         async with self._get(url, 0, 1) as answer:
             if answer.status == _PAST_END:
                 return 0
@@ -92,7 +92,7 @@ async def _open_session(certificates: str | None, **_: Any) -> aiohttp.ClientSes
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=context),
         timeout=aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS),
-        read_bufsize=1 << 21,  # holds a whole sample, so that a read is not stopped and started on its way
+        read_bufsize=1 << 21,  # holds a whole sample, so that reading does not pause midway
         trust_env=True,
     )
 
@@ -108,7 +108,7 @@ def certificate_file(*variables: str) -> str | None:
 
 
 def _total(answer: aiohttp.ClientResponse) -> int | None:
-    """How long the file is of which an answer holds a part, or all."""
+    """The length of the file that an answer holds all or a part of."""
     if answer.status == 200:
         return answer.content_length
     said = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -116,7 +116,7 @@ def _total(answer: aiohttp.ClientResponse) -> int | None:
 
 
 async def _read_at_most(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body of an answer that does not say how long it is, and one byte more than `most` if it is longer."""
+    """The body of an answer that does not state its length, up to one byte more than `most`."""
     data = bytearray()
     while len(data) <= most and (piece := await answer.content.read(most + 1 - len(data))):
         data += piece
@@ -124,7 +124,7 @@ async def _read_at_most(answer: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def _check_no_page(url: str, data: bytes, answer: aiohttp.ClientResponse) -> None:
-    """Refuse what begins as HTML and XML do, and none of the files of a data set."""
+    """Refuse data that begins like HTML or XML, which no file of a data set does."""
     if data.startswith(b"<"):
         raise _is_page(url, answer)
 
@@ -141,5 +141,5 @@ def _ignores_ranges(url: str) -> StoreError:
 
 
 def _plain(url: str) -> str:
-    """A URL without a signature."""
+    """A URL without its query, which may hold a signature."""
     return url.partition("?")[0]
