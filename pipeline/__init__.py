@@ -1,18 +1,23 @@
 """From shards to batches on the device. `open_loader` is what other programs call.
 
-Which sample comes next is decided in plan.py, what happens to it in augment.py (with the weights of mixed targets), and
-planner.py puts both together for one batch. All of this is pure: it depends on the table of samples, the settings, the
-seed and the place in the epoch, never on threads or timing. The rest does what was planned: reader.py reads on threads,
-and an engine makes the images:
+Decided beforehand, in the thread that iterates: which sample comes next (plan.py), what happens to it (augment.py, with
+the weights of mixed targets, CutMix's too), and both for one batch (planner.py). This is pure: it depends on the table
+of samples, the settings, the seed and the place in the epoch, never on threads or timing.
 
-- dali_engine.py with dali_graph.py: DALI on a GPU; threads only read
-- cpu_engine.py with cpu_canvas.py and cpu_kernels.py: on a CPU, on threads, from reading to the image
+Done by worker threads: reading (reader.py) and, on a CPU, making the images. They decide nothing. A sample that cannot
+be read is replaced by the thread that iterates (bad_samples.py).
+
+Images are made by an engine, both with the same steps under the same names:
+
+- dali_engine.py with dali_graph.py: on a GPU, DALI makes all images of a batch at once
+- cpu_engine.py with cpu_canvas.py and cpu_kernels.py: on a CPU, each worker thread takes one sample at a time from the
+  shard to the image, through compiled kernels
 - raw_batches.py: makes no images; hands out snippets as they are
 
-Both engines do the same steps under the same names, each configured by CanvasConfig (canvas.py) or drawn (augment.py):
-sum_time_bins (float16 to float32, and the choice of panels), add_signal, subtract_means, normalise, compress, augment
-(flip, roll, shift, gain and offset, erase), mix (CutMix, mixup), resize (stack and resize), make_views. loader.py
-iterates, computes the targets and keeps the state.
+The steps are sum_time_bins (float16 to float32, and the choice of panels), add_signal, subtract_means, normalise,
+compress, augment (flip, roll, shift, gain and offset, erase), mix (CutMix, mixup), resize (stack and resize) and
+make_views; CanvasConfig (canvas.py) and DrawConfig (augment.py) configure them. loader.py iterates, computes the
+targets and keeps the state.
 """
 
 from typing import TYPE_CHECKING, Any
