@@ -18,10 +18,10 @@ from reports.candidates import Scored
 from reports.sections import Prediction, write_prediction_report
 from reports.waterfalls import write_waterfalls
 from shard_tools.atomic_files import is_stream
-from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError, run_command
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest
+from shard_tools.sample import read_snippets
 from shard_tools.storage.base import StoreConfig
 from training.accelerator import build_accelerator
 from training.config import listed

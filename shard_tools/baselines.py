@@ -24,17 +24,9 @@ def trivial_scores(snippet: npt.NDArray[np.float16]) -> dict[str, float]:
     return {name: statistic(on) - statistic(off) for name, statistic in STATISTICS.items()}
 
 
-def read_snippets(manifest: Manifest, rows: Int64s) -> npt.NDArray[np.float16]:
-    """Read rows of a data set into one array (rows, P, T, F); for looking at a few, not for training."""
-    values = np.empty((len(rows), *manifest.shape), "<f2")
-    for number, row in enumerate(rows):
-        values[number] = read_snippet_of(manifest, int(row))
-    return values
-
-
 def read_trivial_auc(manifest: Manifest, rows: Int64s) -> dict[str, float]:
     """ROC AUC of every trivial statistic over `rows`, with the sign that makes it larger (0.5 to 1)."""
-    scores = [trivial_scores(read_snippets(manifest, rows[k : k + 1])[0]) for k in range(len(rows))]
+    scores = [trivial_scores(read_snippet_of(manifest, row)) for row in rows.tolist()]
     target = manifest.target[rows]
     found = {name: float(roc_auc_score(target, [score[name] for score in scores])) for name in STATISTICS}
     return {name: max(auc, 1 - auc) for name, auc in found.items()}

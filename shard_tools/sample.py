@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from shard_tools.cadence import check_npy_header, npy_header
 from shard_tools.errors import InputError
-from shard_tools.manifest import TAR_BLOCK, Manifest
+from shard_tools.manifest import TAR_BLOCK, Int64s, Manifest
 from shard_tools.storage.base import Bytes
 
 
@@ -39,6 +39,14 @@ def read_snippet_of(manifest: Manifest, row: int) -> npt.NDArray[np.float16]:
     values = np.empty(array_bytes(manifest), np.uint8)
     read_values(manifest, row, values)
     return values.view("<f2").reshape(manifest.shape)
+
+
+def read_snippets(manifest: Manifest, rows: Int64s) -> npt.NDArray[np.float16]:
+    """Read rows of a data set into one array (rows, P, T, F); for looking at a few, not for training."""
+    values = np.empty((len(rows), *manifest.shape), "<f2")
+    for number, row in enumerate(rows):
+        values[number] = read_snippet_of(manifest, int(row))
+    return values
 
 
 def _read_parts(manifest: Manifest, row: int, head: Bytes, values: Bytes) -> None:

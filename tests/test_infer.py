@@ -22,10 +22,10 @@ from reports.candidates import Scored
 from reports.page import read_section
 from reports.sections import Prediction, write_prediction_report
 from shard_tools.atomic_files import write_whole
-from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
+from shard_tools.sample import read_snippets
 from tests import twin
 from tests.faulty_proxy import FaultyProxy
 from tests.range_server import RangeServer, serving

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, canonical_json, read_manifest
 from shard_tools.pack import PackConfig, pack
+from shard_tools.sample import read_snippets
 from shard_tools.verify import verify
 from tests.conftest import Command, MakeData, data_set_bytes
 

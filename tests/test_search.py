@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from infer import InferConfig, infer
 from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
-from shard_tools.baselines import read_snippets
 from shard_tools.errors import InputError
+from shard_tools.sample import read_snippets
 from tests import twin
 from tests.tiny import pack_tiny, tiny_config
 from train import train
