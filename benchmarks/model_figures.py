@@ -94,11 +94,11 @@ def timm_rate(config: TrainConfig, precision: str, batch_size: int, training: bo
     step with its defaults: random images of three channels, 1000 classes, SGD, 10 steps to warm up and 40 to time, a
     wait for the device after each.
     """
-    if not timm.is_model(config.model.model):
+    if not timm.is_model(config.model.name):
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = (config.canvas.height, config.canvas.width)
-    model = timm.create_model(config.model.model, img_size=size, drop_path_rate=config.model.drop_path).to(device)
+    model = timm.create_model(config.model.name, img_size=size, drop_path_rate=config.model.drop_path).to(device)
     model.train(training)
     optimiser = create_optimizer_v2(model, opt="sgd", lr=1e-4)
     images = torch.randn(batch_size, 3, *size, device=device)

@@ -46,6 +46,11 @@ class CanvasConfig:
             )
 
     @property
+    def layout(self) -> Layout:
+        """Which panels the canvas shows, and how; `canvas` on the command line and in files of runs and weights."""
+        return self.canvas
+
+    @property
     def channels(self) -> int:
         """C."""
         return {"stack6": 1, "on": 1, "on_off": 2, "panels": PANELS}[self.canvas]

@@ -106,11 +106,11 @@ def _sum_time_bins(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, 
     count, time_bins, _ = canvas.plane_shape(shape)
     # Cross PCIe as float16 and widen on the device: half the bytes, nothing lost.
     halves = _on(data, on_gpu)
-    if canvas.canvas != "stack6":
+    if canvas.layout != "stack6":
         # Not halves[0::2]: DALI 2.4 gets strided slices of large arrays wrong on the CPU, silently.
         pairs = fn.reshape(halves, shape=[len(ON_POSITIONS), 2, raw_bins, channels])
         on, off = pairs[:, ON_POSITIONS[0]], pairs[:, OFF_POSITIONS[0]]
-        halves = on if canvas.canvas == "on" else fn.cat(on, off, axis=0)
+        halves = on if canvas.layout == "on" else fn.cat(on, off, axis=0)
     values = fn.cast(halves, dtype=types.FLOAT)
     if canvas.sum_time_bins > 1:
         values = fn.reshape(values, shape=[count, time_bins, canvas.sum_time_bins, channels])
@@ -211,7 +211,7 @@ def _make_views(image: DataNode, canvas: CanvasConfig, views: Sequence[str]) -> 
 def _make_view(image: DataNode, canvas: CanvasConfig, view: str) -> DataNode:
     """One TTA view of an image (C, H, W)."""
     if view not in canvas.views:
-        raise ValueError(f"view {view!r} of canvas {canvas.canvas!r}: expected one of {canvas.views}")
+        raise ValueError(f"view {view!r} of canvas {canvas.layout!r}: expected one of {canvas.views}")
     if view == "identity":
         return image
     # Along both axes on which time runs: the channels of a stack (depth), where it has several, and their rows.

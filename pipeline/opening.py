@@ -110,7 +110,7 @@ def _check_images(canvas: CanvasConfig | None, augment: DrawConfig | None, views
     if augment is not None and asks_for_views:
         raise InputError("augment and views: choose one; augment is for training, views are for evaluation")
     if canvas is not None and (not views or set(views) - set(canvas.views)):
-        raise InputError(f"views {tuple(views)} of canvas {canvas.canvas!r}: expected some of {canvas.views}")
+        raise InputError(f"views {tuple(views)} of canvas {canvas.layout!r}: expected some of {canvas.views}")
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -39,7 +39,7 @@ Snippets = npt.NDArray[np.float16]
 
 
 def short_name(canvas: CanvasConfig) -> str:
-    return f"{canvas.canvas}-{canvas.height}x{canvas.width}-{canvas.sum_time_bins}-{canvas.subtract}-{canvas.compress}"
+    return f"{canvas.layout}-{canvas.height}x{canvas.width}-{canvas.sum_time_bins}-{canvas.subtract}-{canvas.compress}"
 
 
 def run_once(build: Callable[..., object], inputs: tuple[object, ...], *arguments: object) -> npt.NDArray[np.float32]:

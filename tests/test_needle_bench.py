@@ -136,7 +136,7 @@ def test_every_recipe_is_a_command_line_of_train_py_that_is_unlike_the_others(fo
     configs = [parse_train_config([*recipe.command(5).split(), *given]) for recipe in RECIPES[form]]
     assert all(one != other for one, other in itertools.combinations(configs, 2))
     (competition,) = (c for c, r in zip(configs, RECIPES[form], strict=True) if r.name.startswith("competition"))
-    assert competition.canvas.canvas == "on" and competition.sampling == "uniform"
+    assert competition.canvas.layout == "on" and competition.sampling == "uniform"
     assert (competition.draws.mixup_epochs, competition.draws.mix_target) == (4, "or")  # of the five epochs
 
 

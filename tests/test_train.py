@@ -371,15 +371,15 @@ def test_options_go_on_top_of_their_preset(preset: str) -> None:
     words = ["--shards", "s", "--run-dir", "r", "--preset", preset, "--epochs", "77", "--canvas", "panels"]
     found = parse_train_config(words)
     expected = PRESETS[preset]  # type: ignore[index]
-    assert found.epochs == 77 and found.canvas.canvas == "panels"
+    assert found.epochs == 77 and found.canvas.layout == "panels"
     unchanged = {"epochs": expected.epochs, "canvas": expected.canvas, "shards": expected.shards}
     assert dataclasses.replace(found, **unchanged, run_dir=expected.run_dir) == expected
 
 
 def test_the_seed_preset_is_the_original_recipe() -> None:
     seed = PRESETS["seed"]
-    assert seed.model.model == "swin_small_patch4_window7_224"
-    assert (seed.canvas.canvas, seed.canvas.height, seed.canvas.width) == ("stack6", 224, 224)
+    assert seed.model.name == "swin_small_patch4_window7_224"
+    assert (seed.canvas.layout, seed.canvas.height, seed.canvas.width) == ("stack6", 224, 224)
     assert (seed.optimiser, seed.learning_rate, seed.weight_decay) == ("adam", 1e-4, 1e-6)
     assert (seed.batch_size, seed.epochs, seed.sampling) == (32, 5, "weighted")
     assert (seed.draws.cutmix, seed.draws.cutmix_alpha) == (1.0, 1.0)

@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 
 def to_planes(snippet: npt.NDArray[np.float16], canvas: CanvasConfig, draws: Draws | None = None, k: int = 0) -> Array:
     """(P, t, F) to (N, T, F), with sample k's signal."""
-    order = {"stack6": [0, 1, 2, 3, 4, 5], "on": [0, 2, 4]}.get(canvas.canvas, [0, 2, 4, 1, 3, 5])
+    order = {"stack6": [0, 1, 2, 3, 4, 5], "on": [0, 2, 4]}.get(canvas.layout, [0, 2, 4, 1, 3, 5])
     values = sum_time_bins(snippet.astype(np.float64)[order], canvas.sum_time_bins)
     if draws is not None and draws.signal_level[k].size:
         values = add_signal(values, canvas, draws, k)
@@ -81,7 +81,7 @@ def augment(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
     if draws.flip_frequency[k]:
         values = values[:, :, ::-1]
     if draws.flip_time[k]:
-        slots = range(count) if canvas.canvas == "on" else None
+        slots = range(count) if canvas.layout == "on" else None
         # Reverse time inside each panel, and the order of the ON panels and of the OFF panels among themselves.
         order = list(slots)[::-1] if slots else [2, 1, 0, 5, 4, 3]
         values = values[order][:, ::-1]
@@ -136,7 +136,7 @@ def resize_axis(image: Array, size: int, axis: int) -> Array:
 def make_views(image: Array, canvas: CanvasConfig, views: tuple[str, ...]) -> Array:
     """(C, H, W) to (V, C, H, W)."""
     # Where panels are channels, their order among the ON panels and among the OFF panels is time too.
-    backwards = image[[2, 1, 0, 5, 4, 3]] if canvas.canvas == "panels" else image
+    backwards = image[[2, 1, 0, 5, 4, 3]] if canvas.layout == "panels" else image
     flips = {
         "identity": image,
         "flip_frequency": image[:, :, ::-1],

@@ -63,6 +63,11 @@ class ModelConfig:
             raise InputError(f"--candidates {self.candidates}: expected 1 to 64")
 
     @property
+    def name(self) -> str:
+        """Of the network; `model` on the command line and in files of runs and weights."""
+        return self.model
+
+    @property
     def sees_time_reversed(self) -> bool:
         """Whether a cadence reversed in time is a valid input: not where lines are followed from panel to panel."""
         return self.stem == "none"
