@@ -46,7 +46,8 @@ class InferConfig:
     weights: tuple[Path, ...]
     """Files of weights (train.py's best.safetensors); their predictions are averaged."""
     out: Path = Path("submission.csv")
-    """The submission; a picture of its best candidates is written beside it, but not beside a device or a pipe."""
+    """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
+    pipe."""
     split: Literal["test", "train"] = "test"
     """The split to score."""
     average: Average = "logits"
@@ -85,7 +86,7 @@ def check_split(config: InferConfig, manifest: Manifest) -> None:
 
 
 def infer(config: InferConfig) -> None:
-    """Score the split, average over weights, write the submission and the picture of its candidates.
+    """Score the split, average over weights, write the submission, the picture of its candidates and the page.
 
     Whatever can be refused without a prediction is refused before it.
     """

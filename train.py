@@ -53,7 +53,7 @@ def soft_target_loss(logit: Tensor, batch: Batch, share: Share) -> Tensor:
 
 
 def train_step(run: Run, batch: Batch, ends_step: bool = True) -> Tensor:
-    """Add one micro-batch's gradients, and with the last of a step update the weights; return its share of the loss."""
+    """Add a micro-batch's gradients. After a step's last one update the weights. Return its part of the loss."""
     share, state = run.train_loader.share, run.progress
     with contextlib.nullcontext() if ends_step else run.accelerator.no_sync(run.model):
         with run.accelerator.autocast():
@@ -119,7 +119,9 @@ def _checkpoint_if_due(run: Run, batch: Batch, losses: Tensor) -> None:
 
 
 def _sum_over_ranks(run: Run, losses: Tensor) -> float:
-    """The sum of all ranks' losses. Each rank's is times the world size already, so it is their mean."""
+    """The sum of all ranks' losses. Each rank's was multiplied by the world size (soft_target_loss), so it is their
+    mean.
+    """
     return float(run.accelerator.reduce(losses, "mean"))
 
 

@@ -4,8 +4,8 @@ Decided beforehand, in the thread that iterates: which sample comes next (plan.p
 the weights of mixed targets, CutMix's too), and both for one batch (planner.py). This is pure: it depends on the table
 of samples, the settings, the seed and the place in the epoch, never on threads or timing.
 
-Done by worker threads: reading (reader.py) and, on a CPU, making the images. They decide nothing. A sample that cannot
-be read is replaced by the thread that iterates (bad_samples.py).
+Done by worker threads: reading (reader.py; on a CPU cpu_engine.py, which makes the images too). They decide nothing. A
+sample that cannot be read is replaced by the thread that iterates (bad_samples.py).
 
 Images are made by an engine, both with the same steps under the same names:
 

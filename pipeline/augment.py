@@ -64,7 +64,8 @@ class DrawConfig:
     inject_snr_min: float = 0.3
     """Smallest peak of an added signal, in standard deviations of a pixel's noise in its panel."""
     inject_snr_max: float = 5.0
-    """Largest peak. Peaks are log-uniform between the two; each pair of panels is then scaled by 0.58 to 1.73."""
+    """Upper end of the drawn peak. Peaks are log-uniform between the two; each pair of panels is then scaled by 0.58 to
+    1.73."""
 
     def __post_init__(self) -> None:
         shares = ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix")

@@ -27,7 +27,8 @@ class CanvasConfig:
     width: int = 224
     """Width of the image (frequency), in pixels."""
     sum_time_bins: int = 1
-    """Number of neighbouring time bins to sum before all other steps; must divide the snippet's time bins."""
+    """Number of neighbouring time bins to sum before all other steps, divided by its square root so that noise stays 1;
+    must divide the snippet's time bins."""
     subtract: Literal["none", "lines", "lines_bursts"] = "none"
     """Background to subtract. lines: each channel's mean over all six panels (bandpass, persistent lines).
     lines_bursts: then also each time bin's mean over the channels (broadband bursts)."""

@@ -2,9 +2,9 @@
 
 Which sample comes next is decided in plan.py, what happens to it in augment.py. A batch is planned in the thread that
 iterates, before any of its work goes to a worker thread. Worker threads only read and compute what was planned
-(reader.py, cpu_engine.py, dali_engine.py), so that their timing changes nothing. Only a replacement for a bad sample is
-chosen later (bad_samples.py), in the iterating thread too. The targets of mixed samples are computed here, with
-`mixed_targets` of augment.py.
+(reader.py, cpu_engine.py, and DALI's own), so that their timing changes nothing. Only a replacement for a bad sample is
+chosen later (bad_samples.py), in the iterating thread too. augment.py computes the weights of mixed targets; here they
+are applied to the batch's labels.
 
 Axes: B batch, V views, C channels, H height, W width.
 """
@@ -46,12 +46,14 @@ class LoaderConfig:
     loader_threads: int = rank_cores()
     """Threads that decode and augment on the CPU. Default: the usable cores, divided by this machine's ranks."""
     read_threads: int = 0
-    """Threads that read. 0: as many as loader-threads from a local folder, 32 from a remote store."""
+    """Samples that are read at once. 0: as many as loader-threads from a local folder, 32 from a remote store. On a CPU
+    the same threads make the images, so fewer than loader-threads change nothing."""
     read_ahead: int = 4
     """Batches that are made in advance."""
     on_bad_sample: Policy = "fail"
-    """In training, what to do with a sample whose bytes are not those that were packed: fail stops; skip reads the
-    epoch's next sample in its place and names the bad one at the end. Validation and prediction always stop."""
+    """In training, what to do with a sample that is missing, cut short or swapped (flipped bits are found by
+    `shard_tools verify` alone): fail stops; skip reads the epoch's next sample in its place and names the bad one at
+    the end. Validation and prediction always stop."""
     max_bad: int = 10
     """With skip, the number of bad samples that one rank tolerates before it stops."""
 
@@ -146,7 +148,9 @@ class Loader:
         self.close()
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and position in it of the next batch, valid for any number of ranks. Raises RuntimeError in a step."""
+        """Epoch and position in it of the next batch, valid for any number of ranks. Raises RuntimeError between the
+        micro-batches of a step.
+        """
         step, within = divmod(self._micro, self.share.accumulate)
         if within:
             raise RuntimeError("a loader's state is taken between steps, not between the micro-batches of a step")

@@ -66,9 +66,8 @@ def open_loader(
 
     Rank and world size are those of `torch.distributed` if it is initialised, else 0 and 1.
 
-    Raises:
-        InputError: The data set cannot be read, the split or fold is empty, or options contradict each other; later,
-            while iterating, a sample's bytes are not those that were packed. The message says what to do.
+    Raises: InputError: The data set cannot be read, the split or fold is empty, or options contradict each other;
+    later, while iterating, a sample is missing, cut short or swapped. The message says what to do.
 
     Example:
         with open_loader("shards", fold=0, canvas=CanvasConfig("on_off", 224, 224), augment=DrawConfig()) as loader:

@@ -1,4 +1,4 @@
-"""Which sample comes next, on which rank: pure functions of (rows, targets, seed, epoch, rank, world size).
+"""Which sample comes next, on which rank: pure functions of the settings, epoch, position, rank and world size.
 
 An epoch is a sequence of positions, each of which reads one sample. Step s takes the positions [s G, (s + 1) G), where
 G is the global batch; rank r takes a contiguous part of them. So a step has the same samples for every world size that

@@ -56,9 +56,9 @@ class Planner:
 def batch_slots(positions: Int64s, counts: npt.NDArray[np.bool_], length: int) -> tuple[Int64s, Int32s]:
     """The positions that a training batch has to hold, and for each of them the slot of its CutMix partner.
 
-    The batch's own positions come first. Those that count are contiguous, so at most two partners lie outside the
-    batch. They are added as extra slots; with an even batch size there are none. Repeats, and partners that were added,
-    are their own partners.
+    The batch's own positions come first. The positions that count follow each other, so only the first and the last can
+    have a partner elsewhere. They are added as extra slots; with an even batch size there are none. Repeats, and
+    partners that were added, are their own partners.
     """
     own = positions[counts]
     partners = partner_positions(own, length)

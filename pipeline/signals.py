@@ -35,7 +35,7 @@ class SignalConfig:
     """How often which signals are added; see DrawConfig."""
 
     share: float
-    """Of the samples that get a signal."""
+    """Share of all samples that get a signal."""
     interference: float
     """Share of the signals that are interference."""
     snr_min: float
@@ -66,8 +66,8 @@ def draw_signals(config: SignalConfig, positions: tuple[int, ...], shape: tuple[
     """A signal for a share of the samples, on the planes that show `positions`; `shape` is (t, F).
 
     As in the simulated data (shard_tools/simulate.py) a path is straight or bent, and the signal is steady, pulsed or
-    present for part of the time, in one to three panels. These are ON panels for a needle. For interference they are
-    OFF panels, or all six for a quarter of it.
+    present for part of the time. A needle is in one to three ON panels. Three quarters of the interference is in one to
+    three OFF panels, the rest in all six.
     """
     bins, channels = shape
     time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence

@@ -26,7 +26,9 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, largest: float) -
 
 
 class FiniteWatch:
-    """Raises at the first step of a run whose loss or gradient is not finite, on all ranks alike."""
+    """Names the first step of a run whose loss or gradient is not finite, and ends the run: on a CPU there, on a GPU up
+    to two steps later.
+    """
 
     def __init__(
         self, config: TrainConfig, accelerator: Accelerator, optimiser: torch.optim.Optimizer, steps_per_epoch: int

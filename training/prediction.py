@@ -1,4 +1,4 @@
-"""Prediction: from models and a loader to the logits of all samples in the loader's order."""
+"""Prediction: from models and a loader to one logit for each sample."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -102,8 +102,9 @@ def predict(
         loader: From `pipeline.open_loader` with a canvas and without `augment`. Logits are averaged over its views.
         precision: Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32.
 
-    Returns a row for each sample in the loader's order: `key`, `logit` and `score`, the logit's sigmoid. Scores
-    are those of infer.py with the same views and precision. Raises InputError where a sample is bad.
+    Returns a row for each sample in the loader's order: `key`, `logit` and `score`, the logit's sigmoid. Logits are
+    those of infer.py with the same views and precision; its scores differ in the last digits only, so that equal ones
+    stay distinct. Raises InputError where a sample is bad.
     """
     device = loader.device
     chosen = pick_precision(device) if precision == "auto" else precision
