@@ -221,6 +221,7 @@ def _unzip(data: bytes, name: str, where: str) -> bytes:
             if info.file_size > _LARGEST_ARRAY:
                 raise InputError(f"{where}: unpacks to {info.file_size:,} bytes, expected a snippet")
             return file.read(info)
+    # zipfile's own: NotImplementedError for an unknown compression, RuntimeError for an encrypted file.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{where}: not an .npz file ({error})") from None
 
