@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 class ImportConfig:
     """Import shards that other WebDataset tools made (tar or tar.gz of .npy or .npz arrays and labels)."""
 
-    sources: tyro.conf.Positional[tuple[str, ...]]
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TAR ...")]
     """Tar files; patterns such as 'train-{000..009}.tar' and 'train-*.tar' too."""
     out: str
     """Folder for the shards, made if it is absent, or URL (s3://, gs://, file://)."""
