@@ -9,6 +9,7 @@ imports, and the cost of planning a step. Every measurement is a fresh process.
 
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -187,6 +188,7 @@ def _print_rows(config: ScaleConfig, label: str, count: int, samples: int) -> No
         for seed, folder in enumerate(folders):
             folder.mkdir()
             write_simulated_tables(folder, samples, config.shard_mb, seed=seed)
+        os.sync()  # or the measured processes would share the cores with the writing of these tables to the disk
         for sampling in ("uniform", "weighted"):
             words = [sys.executable, __file__, "--measure", *map(str, folders), "--sampling", sampling]
             found = [

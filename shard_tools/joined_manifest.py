@@ -4,22 +4,31 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
-from shard_tools.key_digests import UInt64s, fill_digests, find_repeated, rows_with
-from shard_tools.manifest import COLUMNS, DataSet, Manifest, read_manifest
+from shard_tools.key_digests import RANGES, UInt64s, find_repeated, rows_with, sorted_digests
+from shard_tools.manifest import (
+    Contents,
+    DataSet,
+    Manifest,
+    Shard,
+    allocate_columns,
+    read_contents,
+    read_manifest,
+    read_samples,
+)
+from shard_tools.sample_table import Columns
 from shard_tools.storage.base import StoreConfig
 from shard_tools.storage.joined import JoinedStore, joined_name
 
 # Each table's file is in memory while it is decoded: 200 MB for 10 million samples.
-_TABLES_AT_ONCE = 4
+_TABLES_AT_ONCE = 2
 
 
 def read_manifests(
@@ -38,58 +47,60 @@ def read_manifests(
     if len(roots) == 1:
         return read_manifest(roots[0], config)
     with ThreadPoolExecutor(_TABLES_AT_ONCE, thread_name_prefix="manifest") as pool:
-        manifests = list(pool.map(lambda root: read_manifest(root, config), roots))
-    return join_manifests(manifests)
+        data_sets = list(pool.map(lambda root: read_contents(root, config), roots))
+        columns = allocate_columns(data_sets)
+        ends = list(itertools.accumulate(each.samples for each in data_sets))
+        # Each decodes its rows where they stay, so that no column is held or copied twice.
+        rows = [slice(end - each.samples, end) for each, end in zip(data_sets, ends, strict=True)]
+        parts = [{name: column[each] for name, column in columns.items()} for each in rows]
+        opened = list(pool.map(_open_part, range(len(roots)), data_sets, parts))
+    return _join(opened, columns)
 
 
-def join_manifests(manifests: list[Manifest]) -> Manifest:
-    """One manifest over the rows of several, in their order. Empties `manifests`, so that no column is held twice.
+@dataclass(frozen=True)
+class _Part:
+    """One of the data sets, and what joining needs of it."""
 
-    Raises InputError where they differ in shape, number of folds or summed time bins, or share a key.
-    """
+    manifest: Manifest
+    shards: list[Shard]
+    """Its shards as the joined store names them."""
+    digests: UInt64s
+    """Of its keys, sorted."""
+
+
+def _open_part(number: int, contents: Contents, columns: Columns) -> _Part:
+    manifest = read_samples(contents, columns)
+    shards = [replace(shard, name=joined_name(number, shard.name)) for shard in manifest.shards]
+    return _Part(manifest, shards, sorted_digests(manifest.keys))
+
+
+def _join(opened: Sequence[_Part], columns: Columns) -> Manifest:
+    """One manifest over the rows of several, which are parts of `columns`; changes their numbers of shards."""
+    manifests = [part.manifest for part in opened]
     _check_alike(manifests)
     data_sets = tuple(_to_data_sets(manifests))
-    _check_keys_differ(manifests)
-    first_shard = [0, *itertools.accumulate(len(each.shards) for each in manifests)]
-    shards = tuple(
-        replace(shard, name=joined_name(number, shard.name))
-        for number, each in enumerate(manifests)
-        for shard in each.shards
-    )
+    _check_keys_differ(manifests, [part.digests for part in opened])
     identities = "\n".join(each.identity for each in manifests)
-    about: dict[str, Any] = {
-        "store": JoinedStore([each.store for each in manifests]),
-        "shape": manifests[0].shape,
-        "shards": shards,
-        "splits": _add_up([each.splits for each in manifests]),
-        "made": {name: value for name, value in manifests[0].made.items() if _all_have(manifests, name, value)},
-        "files": {
+    first_shard = [0, *itertools.accumulate(len(each.shards) for each in manifests)]
+    for first, each in zip(first_shard, manifests, strict=False):
+        each.shard[:] += first
+    return Manifest(
+        store=JoinedStore([each.store for each in manifests]),
+        shape=manifests[0].shape,
+        shards=tuple(shard for part in opened for shard in part.shards),
+        splits=_add_up([each.splits for each in manifests]),
+        made={name: value for name, value in manifests[0].made.items() if _all_have(manifests, name, value)},
+        files={
             joined_name(number, name): digest
             for number, each in enumerate(manifests)
             for name, digest in each.files.items()
         },
         # A joined run differs from a run on one data set, and from one on the same data sets in another order.
-        "identity": hashlib.sha256(f"joined\n{identities}".encode()).hexdigest(),
-        "keys": pa.chunked_array([chunk for each in manifests for chunk in each.keys.chunks]),
-        "parts": data_sets,
-    }
-    columns = [{name: getattr(each, name) for name in COLUMNS} for each in manifests]
-    manifests.clear()
-    return Manifest(**about, **_join_columns(columns, first_shard))
-
-
-def _join_columns(columns: Sequence[dict[str, Any]], first_shard: Sequence[int]) -> dict[str, Any]:
-    """Concatenate each column; the pieces are freed column by column."""
-    joined: dict[str, Any] = {}
-    for name in COLUMNS:
-        pieces = [each.pop(name) for each in columns]
-        joined[name] = np.concatenate(pieces)
-        if name == "shard":
-            start = 0
-            for first, piece in zip(first_shard, pieces, strict=False):
-                joined[name][start : start + len(piece)] += first
-                start += len(piece)
-    return joined
+        identity=hashlib.sha256(f"joined\n{identities}".encode()).hexdigest(),
+        keys=pa.chunked_array([chunk for each in manifests for chunk in each.keys.chunks]),
+        parts=data_sets,
+        **columns,
+    )
 
 
 def _check_alike(manifests: Sequence[Manifest]) -> None:
@@ -119,9 +130,11 @@ def _to_data_sets(manifests: Iterable[Manifest]) -> Iterator[DataSet]:
         start += len(each)
 
 
-def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
+def _check_keys_differ(manifests: Sequence[Manifest], digests: Sequence[UInt64s]) -> None:
     """Raise InputError naming a key that two data sets hold, in whichever split."""
-    repeated = _find_repeated(manifests)
+    with ThreadPoolExecutor(rank_cores(), thread_name_prefix="digests") as pool:
+        # Of two keys with equal digests, most often a key that occurs twice.
+        repeated = np.concatenate(list(pool.map(lambda number: find_repeated(digests, number), range(RANGES))))
     if not len(repeated):
         return
     holder: dict[str, Manifest] = {}
@@ -133,22 +146,6 @@ def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
                     f"{key}: is in {other.root} and in {each.root}, expected in one data set only; leave one of the "
                     "two out, or pack one again without it"
                 )
-
-
-def _find_repeated(manifests: Sequence[Manifest]) -> UInt64s:
-    """Digests of keys that occur more than once in all data sets; rarely also of others, by collision."""
-    ends = list(itertools.accumulate(len(each) for each in manifests))
-    digests = np.empty(ends[-1], np.uint64)
-
-    def fill(place: tuple[Manifest, int]) -> None:
-        manifest, end = place
-        part = digests[end - len(manifest) : end]
-        fill_digests(manifest.keys, part)
-        part.sort()
-
-    with ThreadPoolExecutor(rank_cores(), thread_name_prefix="digests") as pool:
-        list(pool.map(fill, zip(manifests, ends, strict=True)))
-    return find_repeated(digests)
 
 
 def _add_up(splits: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

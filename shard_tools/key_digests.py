@@ -4,7 +4,7 @@ A set of 60 million Python strings takes minutes and 6 GB. Digests take 8 bytes 
 holding the GIL.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,21 +12,33 @@ import pyarrow as pa
 
 UInt64s = npt.NDArray[np.uint64]
 
-_BLOCK = 1 << 18  # keys at a time: some 30 MB at the longest keys
+RANGES = 16
+"""Equal ranges of digests, each searched alone: on several threads, and with little memory."""
+
+_BLOCK = 1 << 15  # keys at a time: few enough to stay in the processor's cache
 _WORD = 8
 # The multipliers and the shift of SplitMix64's finaliser (Steele, Lea, Flood 2014).
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
-def fill_digests(keys: pa.ChunkedArray, digests: UInt64s) -> None:
-    """Write the 64-bit digest of each key into `digests`; equal keys have equal digests."""
+def sorted_digests(keys: pa.ChunkedArray) -> UInt64s:
+    """The 64-bit digests of the keys, in ascending order; equal keys have equal digests."""
+    digests = np.empty(len(keys), np.uint64)
     for start, block in _blocks(keys):
         digests[start : start + len(block)] = _digest_block(block)
+    digests.sort()
+    return digests
 
 
-def find_repeated(digests: UInt64s) -> UInt64s:
-    """The digests that occur more than once. Sorts `digests` in place."""
+def find_repeated(parts: Sequence[UInt64s], number: int) -> UInt64s:
+    """The digests that occur more than once in all `parts`, which are sorted; in range `number` of RANGES alone."""
+    limits = np.array([number, number + 1], object) * 2**64 // RANGES
+    inside = []
+    for part in parts:
+        first, last = (len(part) if limit == 2**64 else np.searchsorted(part, np.uint64(limit)) for limit in limits)
+        inside.append(part[first:last])
+    digests = np.concatenate(inside)
     # A stable sort merges parts that are already sorted instead of sorting them again.
     digests.sort(kind="stable")
     return np.unique(digests[1:][digests[1:] == digests[:-1]])

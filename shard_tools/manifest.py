@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import pyarrow as pa
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS
-from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA, has_repeats, read_columns
+from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA, Columns, empty_columns, has_repeats, read_columns
 from shard_tools.storage import open_store
-from shard_tools.storage.base import Store, StoreConfig, read_file
+from shard_tools.storage.base import Store, StoreConfig, read_array, read_file
 
 MANIFEST = "manifest.json"
 FORMAT = "needlestream-shards"
@@ -26,6 +27,9 @@ TAR_BLOCK = 512
 COLUMNS = tuple(SAMPLES_SCHEMA.names[1:])
 """The columns that are NumPy arrays: all but the keys."""
 Int64s = npt.NDArray[np.int64]
+
+# Rows that are checked at a time: few enough to stay in the processor's cache.
+_ROWS = 1 << 15
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar\Z")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.[a-z]+\Z")
@@ -144,31 +148,61 @@ def manifest_content(
     }
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What manifest.json of one data set says, checked; its samples are not read yet."""
+
+    store: Store
+    fields: dict[str, Any]
+    """`manifest_content`, with the shards as Shard."""
+    identity: str
+
+    @property
+    def samples(self) -> int:
+        """How many samples the shards hold."""
+        return sum(shard.samples for shard in self.fields["shards"])
+
+
 def read_manifest(root: Path | str, config: StoreConfig = StoreConfig()) -> Manifest:  # noqa: B008 (immutable)
     """Read a data set's table of contents and check that it agrees with itself (not with the shards).
 
     `root` is a folder or a URL. Raises InputError naming the file where it is absent, was changed after packing, or
     contradicts itself.
     """
+    contents = read_contents(root, config)
+    return read_samples(contents, allocate_columns([contents]))
+
+
+def read_contents(root: Path | str, config: StoreConfig) -> Contents:
+    """Read and check manifest.json, as `read_manifest` does first."""
     store = open_store(root, config)
-    path, samples = store.where(MANIFEST), store.where(SAMPLES)
+    path = store.where(MANIFEST)
     text = read_file(store, MANIFEST)
     if text is None:
         raise InputError(f"{path}: no such file; expected a folder that `python -m shard_tools pack` wrote")
-    content = _check_content(path, text)
-    columns = read_columns(read_file(store, SAMPLES) or b"", samples, content)
-    manifest = Manifest(
-        store=store,
-        shape=tuple(content["shape"]),
-        shards=content["shards"],
-        splits=content["splits"],
-        made=content["made"],
-        files=content["files"],
-        identity=hashlib.sha256(text).hexdigest(),
-        **columns,
-    )
-    _check_samples(manifest, samples)
-    _check_places(manifest, samples)
+    return Contents(store, _check_content(path, text), hashlib.sha256(text).hexdigest())
+
+
+def allocate_columns(data_sets: Sequence[Contents]) -> Columns:
+    """Arrays for the samples of all of them; raises InputError where they cannot be held."""
+    samples = sum(each.samples for each in data_sets)
+    try:
+        return empty_columns(samples)
+    except (MemoryError, ValueError):
+        where = " and ".join(each.store.where(MANIFEST) for each in data_sets)
+        raise InputError(f"{where}: {samples} samples, more than fit into memory; pack again") from None
+
+
+def read_samples(contents: Contents, columns: Columns) -> Manifest:
+    """Read and check samples.parquet into `columns`, as `read_manifest` does after manifest.json."""
+    store, fields = contents.store, contents.fields
+    where = store.where(SAMPLES)
+    keys = read_columns(read_array(store, SAMPLES), where, fields, columns)
+    of_all: dict[str, Any] = {name: fields[name] for name in ("shards", "splits", "made", "files")}
+    of_rows: dict[str, Any] = {"keys": keys, **columns}
+    manifest = Manifest(store, tuple(fields["shape"]), identity=contents.identity, **of_all, **of_rows)
+    _check_samples(manifest, where)
+    _check_places(manifest, where)
     store.identify(manifest.identity)
     return manifest
 
@@ -243,11 +277,14 @@ def _check_places(manifest: Manifest, where: str) -> None:
     if manifest.shape[0] != PANELS:
         raise InputError(f"{where}: snippets of {manifest.shape[0]} panels, expected {PANELS}; pack again")
     sizes = np.array([shard.bytes for shard in manifest.shards], np.int64)
-    shard, offset, size = manifest.shard, manifest.offset, manifest.size
-    if shard.min() < 0 or shard.max() >= len(sizes):
+    if manifest.shard.min() < 0 or manifest.shard.max() >= len(sizes):
         raise InputError(f"{where}: samples of unknown shards; pack again")
     array_bytes = 2 * math.prod(manifest.shape)
-    # By subtraction: adding the size to an enormous offset would overflow.
-    inside = (offset >= TAR_BLOCK) & (size <= sizes[shard] - offset) & (size > array_bytes)
-    if not inside.all():
-        raise InputError(f"{where}: sample {int(np.argmin(inside))} lies outside its shard; pack again")
+    for start in range(0, len(manifest), _ROWS):
+        rows = slice(start, start + _ROWS)
+        offset, size = manifest.offset[rows], manifest.size[rows]
+        # By subtraction: adding the size to an enormous offset would overflow.
+        left = sizes[manifest.shard[rows]] - offset
+        inside = (offset >= TAR_BLOCK) & (size <= left) & (size > array_bytes)
+        if not inside.all():
+            raise InputError(f"{where}: sample {start + int(np.argmin(inside))} lies outside its shard; pack again")

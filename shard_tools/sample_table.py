@@ -2,6 +2,7 @@
 
 import hashlib
 import string
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from shard_tools.cadence import MAX_KEY_LENGTH
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS
+from shard_tools.storage.base import Bytes
 
 SAMPLES = "samples.parquet"
 _KEY_BYTES = (string.ascii_letters + string.digits + "_-").encode()
@@ -30,23 +32,35 @@ SAMPLES_SCHEMA = pa.schema(
 )
 
 
-def read_columns(table: bytes, where: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The columns of samples.parquet, whose row count must match the shards and the splits.
+Columns = dict[str, npt.NDArray[Any]]
 
-    `keys` is an Arrow array, the others are NumPy's. Raises InputError where the table is not the one that was packed,
-    has empty cells, or unsafe or repeated keys.
+_BATCH_ROWS = 1 << 20  # as `pack` writes row groups
+# Letters that are checked at a time: few enough to stay in the processor's cache.
+_LETTERS = 1 << 18
+
+
+def empty_columns(rows: int) -> Columns:
+    """Arrays to decode samples.parquet into, by name: one for each column but the keys."""
+    # Not to_numpy, which imports pandas.
+    return {field.name: np.empty(rows, field.type.to_pandas_dtype()) for field in list(SAMPLES_SCHEMA)[1:]}
+
+
+def read_columns(table: Bytes, where: str, content: dict[str, Any], columns: Columns) -> pa.ChunkedArray:
+    """Decode samples.parquet into `columns`, which have a row for each sample of the shards; gives the keys.
+
+    Raises InputError where the table is not the one that was packed, has empty cells, or unsafe or repeated keys.
     """
-    if hashlib.sha256(table).hexdigest() != content["files"].get(SAMPLES):
+    if hashlib.sha256(table.data).hexdigest() != content["files"].get(SAMPLES):
         raise InputError(f"{where}: missing or not the one that was packed with its manifest; pack again")
     try:
-        file = pq.ParquetFile(pa.BufferReader(table))
+        file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(table)))
         _check_footer(file, where, content)
-        keys, columns = _decode(file, where)
+        keys = _decode(file, where, columns)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: not a table of samples ({reason}); pack again") from None
     _check_keys(keys, columns["split"], where)
-    return {"keys": keys, **columns}
+    return keys
 
 
 def _check_footer(file: pq.ParquetFile, where: str, content: dict[str, Any]) -> None:
@@ -61,26 +75,20 @@ def _check_footer(file: pq.ParquetFile, where: str, content: dict[str, Any]) -> 
         )
 
 
-def _decode(file: pq.ParquetFile, where: str) -> tuple[pa.ChunkedArray, dict[str, Any]]:
-    """The keys and the other columns. Decoded group by group, so that no column is held twice."""
+def _decode(file: pq.ParquetFile, where: str, columns: Columns) -> pa.ChunkedArray:
+    """Fill `columns` and give the keys. Decoded batch by batch, so that no column is held twice."""
     rows, found = file.metadata.num_rows, 0
     keys: list[pa.StringArray] = []
-    # Not to_numpy, which imports pandas.
-    columns = {field.name: np.empty(rows, field.type.to_pandas_dtype()) for field in list(SAMPLES_SCHEMA)[1:]}
-    for number in range(file.num_row_groups):
-        group = file.read_row_group(number)
-        if any(column.null_count for column in group.columns):
+    for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+        if any(column.null_count for column in batch.columns):
             raise InputError(f"{where}: empty cells; pack again")
-        keys += group["key"].chunks
+        keys.append(batch["key"])
         for name, column in columns.items():
-            start = found
-            for chunk in group[name].chunks:
-                column[start : start + len(chunk)] = np.from_dlpack(chunk)
-                start += len(chunk)
-        found += len(group)
+            column[found : found + len(batch)] = np.from_dlpack(batch[name])
+        found += len(batch)
     if found != rows:
         raise InputError(f"{where}: holds {found} samples, but its footer says {rows}; pack again")
-    return pa.chunked_array(keys, pa.string()), columns
+    return pa.chunked_array(keys, pa.string())
 
 
 def _check_keys(keys: pa.ChunkedArray, split: npt.NDArray[np.int8], where: str) -> None:
@@ -89,8 +97,8 @@ def _check_keys(keys: pa.ChunkedArray, split: npt.NDArray[np.int8], where: str) 
     Only `verify` checks that no key is in both splits: no read depends on it.
     """
     lengths = pc.binary_length(keys)
-    letters = [memoryview(chunk.buffers()[2] or b"").tobytes().translate(None, _KEY_BYTES) for chunk in keys.chunks]
-    safe = pc.min(lengths).as_py() >= 1 and pc.max(lengths).as_py() <= MAX_KEY_LENGTH and not any(letters)
+    in_limits = pc.min(lengths).as_py() >= 1 and pc.max(lengths).as_py() <= MAX_KEY_LENGTH
+    safe = in_limits and not any(block.translate(None, _KEY_BYTES) for block in _letters(keys))
     # `pack` sorts each split by key, so that repeats are neighbours. Only a table in another order needs a
     # set of all keys, which is slow and large.
     descents = np.from_dlpack(pc.indices_nonzero(pc.greater_equal(keys.slice(0, len(keys) - 1), keys.slice(1))))
@@ -98,6 +106,14 @@ def _check_keys(keys: pa.ChunkedArray, split: npt.NDArray[np.int8], where: str) 
     in_order = steps.min(initial=0) >= 0 and (steps[descents] > 0).all()
     if not safe or (not in_order and has_repeats(keys)):
         raise InputError(f"{where}: unsafe or repeated keys; pack again")
+
+
+def _letters(keys: pa.ChunkedArray) -> Iterator[bytes]:
+    """The bytes of all keys, block by block."""
+    for chunk in keys.chunks:
+        letters = memoryview(chunk.buffers()[2] or b"")
+        for start in range(0, len(letters), _LETTERS):
+            yield letters[start : start + _LETTERS].tobytes()
 
 
 def has_repeats(keys: pa.ChunkedArray) -> bool:

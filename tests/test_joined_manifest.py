@@ -18,8 +18,8 @@ from pipeline.augment import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
-from shard_tools.joined_manifest import join_manifests, read_manifests
-from shard_tools.key_digests import fill_digests, find_repeated, rows_with
+from shard_tools.joined_manifest import read_manifests
+from shard_tools.key_digests import RANGES, find_repeated, rows_with, sorted_digests
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_snippet_of
@@ -274,13 +274,13 @@ keys = st.text("abc_-0", min_size=1, max_size=20)
 @given(st.lists(keys, min_size=2, max_size=40), st.integers(1, 39))
 def test_digests_find_exactly_the_keys_that_repeat(found: list[str], cut: int) -> None:
     array = pa.chunked_array([pa.array(found[:cut]), pa.array(found[cut:], pa.string())])
-    digests = np.empty(len(found), np.uint64)
-    fill_digests(array, digests)
-    rows = rows_with(array, find_repeated(digests))
+    parts = [sorted_digests(pa.chunked_array([chunk])) for chunk in array.chunks]
+    repeated = np.concatenate([find_repeated(parts, number) for number in range(RANGES)])
+    rows = rows_with(array, repeated)
     assert rows.tolist() == [row for row, key in enumerate(found) if found.count(key) > 1]
 
 
 def test_digests_that_are_equal_by_chance_refuse_nothing(roots: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shard_tools.key_digests._mix", lambda values: values & np.uint64(1))
-    joined = join_manifests([read_manifest(root) for root in roots])
+    joined = read_manifests(roots)
     assert len(joined) == 3 * (TRAIN + TEST)

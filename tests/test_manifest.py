@@ -121,6 +121,14 @@ def forge_samples(root: Path, column: str, row: int, value: object) -> None:
     forge(root, lambda content: content["files"].update({"samples.parquet": digest}))
 
 
+@pytest.mark.parametrize("samples", [2**47, 2**62])
+def test_more_samples_than_fit_into_memory_are_refused(packed: Manifest, samples: int) -> None:
+    """Memory for them is asked for before the table is opened."""
+    forge(packed.root, lambda content: content["shards"][0].update(samples=samples))
+    with pytest.raises(InputError, match=r"manifest\.json: \d+ samples, more than fit into memory; pack again"):
+        read_manifest(packed.root)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "expected"),
     [

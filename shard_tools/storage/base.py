@@ -71,3 +71,15 @@ class Store(Protocol):
 def read_file(store: Store, name: str) -> bytes | None:
     """A whole file; None where there is no such file."""
     return None if store.size(name) is None else b"".join(store.chunks(name))
+
+
+def read_array(store: Store, name: str) -> Bytes:
+    """A whole large file, held once while it is read; empty where there is no such file."""
+    content: Bytes = np.empty(store.size(name) or 0, np.uint8)
+    done = 0
+    for chunk in store.chunks(name) if len(content) else ():
+        # A file that grew or shrank since: what is there is checked by its SHA-256.
+        part = content[done : done + len(chunk)]
+        part[:] = np.frombuffer(chunk, np.uint8)[: len(part)]
+        done += len(part)
+    return content[:done]
