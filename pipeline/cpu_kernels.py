@@ -172,10 +172,7 @@ def _sum_and_add_signals(
 
 @_kernel
 def _has_signal(draws: SampleDraws, plane: int) -> bool:
-    for signal in range(len(draws.signal_level)):
-        if draws.signal_level[signal, plane].max() > 0:
-            return True
-    return False
+    return len(draws.signal_level) > 0 and draws.signal_level[:, plane].max() > 0
 
 
 @_kernel
