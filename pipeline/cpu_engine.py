@@ -1,7 +1,7 @@
 """The CPU's engine: each thread takes samples all the way from the shard to the image, one pair at a time.
 
-The threads decide nothing: they read and compute what was planned, each into its own slots of the batch. Replacing bad
-samples is planned on the thread that asks for the batch.
+The threads decide nothing: they read and compute what was planned, each into its own slots of the batch. A bad sample
+is replaced on the thread that asks for the batch, which also reads the replacement and makes its image.
 """
 
 import contextlib

@@ -33,8 +33,8 @@ class TrainConfig:
     """Folders or URLs like those of --shards, with cadences without needles, labelled or not. All of them are trained
     on, of both splits, with the signals that --needles adds; --shards is then only validated on."""
     preset: Preset = "full"
-    """Defaults of the other options. demo: minutes on a CPU. seed: the recipe of the original project, done
-    right. full: for the Kaggle data on a GPU."""
+    """Defaults of the other options. demo: minutes on a CPU. seed: the recipe of the project that
+    Needlestream is based on, done right. full: for the Kaggle data on a GPU."""
     fold: int | Literal["all"] = 0
     """Fold to validate on; the others train. all: every fold in turn, each a run of its own in run-dir/fold0,
     run-dir/fold1, ...; then oof.csv and cv.json put their scores together."""
@@ -57,7 +57,7 @@ class TrainConfig:
     class_weights: tuple[float, float] | None = None
     """With weighted sampling, the weights of one cadence without and with a needle; unset: both classes alike."""
     optimiser: Literal["adamw", "adam"] = "adamw"
-    """AdamW decays weights apart from the gradient, Adam through it."""
+    """AdamW applies weight decay directly to the weights; Adam adds it to the gradient."""
     learning_rate: float = 1e-4
     """Highest learning rate."""
     min_learning_rate: float = 1e-6

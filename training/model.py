@@ -64,7 +64,7 @@ class ModelConfig:
 
     @property
     def name(self) -> str:
-        """Of the network; `model` on the command line and in files of runs and weights."""
+        """The network's name. The command line, run files and weight files call it `model`."""
         return self.model
 
     @property
