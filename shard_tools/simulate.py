@@ -104,16 +104,19 @@ class Task(NamedTuple):
 def plan_tasks(config: SimulateConfig) -> list[Task]:
     """All cadences, with exactly the rounded share of needles in each split, at seeded positions."""
     tasks = []
-    for number in range(config.backgrounds):
-        tasks.append(Task("test", number, _digest(config.seed, _BACKGROUND, number).hex()[:15], 0))
-    if tasks:
-        return tasks
+    if config.backgrounds:
+        return [Task("test", *each, 0) for each in enumerate(_keys(config.seed, _BACKGROUND, config.backgrounds))]
     for split, count in (("train", config.train), ("test", config.test)):
         order = _generator(config.seed, split, "targets").permutation(count)
         positive = set(order[: round(config.positive_share * count)].tolist())
-        keys = [_digest(config.seed, split, number).hex()[:15] for number in range(count)]  # like the competition's
-        tasks += [Task(split, number, key, int(number in positive)) for number, key in enumerate(keys)]
+        keys = enumerate(_keys(config.seed, split, count))
+        tasks += [Task(split, number, key, int(number in positive)) for number, key in keys]
     return tasks
+
+
+def _keys(seed: int, split: str, count: int) -> list[str]:
+    """Keys like those of the competition."""
+    return [_digest(seed, split, number).hex()[:15] for number in range(count)]
 
 
 def _digest(*parts: object) -> bytes:
