@@ -93,7 +93,7 @@ def _draw_one(config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, 
     def number(stream: Stream) -> Float64s:
         return part.uniform(stream, 1 + signal)
 
-    panels = _draw_needle_panels(number) if signal == 0 else _draw_interference_panels(number)
+    panels = draw_needle_panels(number) if signal == 0 else draw_interference_panels(number)
     time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
     first, last = first_and_last(panels)
     kind = np.floor(len(_KINDS) * number(Stream.SIGNAL_KIND)).astype(int)
@@ -106,7 +106,7 @@ def _draw_one(config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, 
     return _Drawn(path, level, full_width * np.where(lorentzian, 0.5, SIGMA), lorentzian)
 
 
-def _draw_needle_panels(number: Numbers) -> Bools:
+def draw_needle_panels(number: Numbers) -> Bools:
     """(n, P) all three ON panels, or one or two of them."""
     subset = draw_subsets(number(Stream.SIGNAL_PANELS), _ALL_THREE)
     panels = np.zeros((len(subset), PANELS), bool)
@@ -114,9 +114,9 @@ def _draw_needle_panels(number: Numbers) -> Bools:
     return panels
 
 
-def _draw_interference_panels(number: Numbers) -> Bools:
+def draw_interference_panels(number: Numbers) -> Bools:
     """(n, P) all panels, OFF panels alone, or ON panels and one or two OFF panels: never ON panels alone."""
-    place, panels = number(Stream.SIGNAL_PLACE), _draw_needle_panels(number)
+    place, panels = number(Stream.SIGNAL_PLACE), draw_needle_panels(number)
     off_alone = place < _EVERYWHERE + _OFF_ALONE
     panels[off_alone] = np.roll(panels[off_alone], 1, axis=1)
     with_gaps = np.flatnonzero(~off_alone)
@@ -150,6 +150,7 @@ def _draw_presence(time: Float64s, panels: Bools, kind: Int64s, number: Numbers)
     first, last = first_and_last(panels)
     # Not too near to either end, or nothing would be left of it.
     earliest, latest = first + 0.1 * (last - first), first + 0.9 * (last - first)
+    latest = np.minimum(latest, last - 1 / len(time))  # where panels are short
     # Interference that ON panels hold too must stay in one OFF panel at least: else it would be a needle.
     off_end = (2 * panels[:, 1::2].argmax(axis=1) + 2) / PANELS  # of the first OFF panel that holds it
     off_start = (5 - 2 * panels[:, 5::-2].argmax(axis=1)) / PANELS  # of the last

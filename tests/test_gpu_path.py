@@ -32,7 +32,7 @@ from shard_tools.manifest import Manifest
 from tests import twin
 from tests.dali_schema import faults, moved
 from tests.fake_gpu import GPU, FakeLoader, Memory, Watch, fake_batch, fake_run
-from tests.test_dali_graph import CANVASES, WILD, short_name
+from tests.test_dali_graph import CANVASES, NEEDLES, WILD, short_name
 from tests.tiny import CANVAS, pack_tiny
 from training import run as run_module
 from training.accelerator import build_accelerator
@@ -60,7 +60,10 @@ def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
 
 
 def graphs_for_a_gpu(graph: ModuleType, canvas: CanvasConfig) -> list[Pipeline]:
-    built = [graph.build_train_graph(lambda: (), canvas, draws, KAGGLE_SHAPE, GPU_0) for draws in (DrawConfig(), WILD)]
+    built = [
+        graph.build_train_graph(lambda: (), canvas, draws, KAGGLE_SHAPE, GPU_0)
+        for draws in (DrawConfig(), WILD, NEEDLES)
+    ]
     return [*built, graph.build_eval_graph(lambda: (), canvas, KAGGLE_SHAPE, canvas.views, GPU_0)]
 
 
