@@ -17,7 +17,7 @@ from scipy.special import betaincinv
 from pipeline.canvas import CanvasConfig
 from pipeline.randomness import EpochPart, Int64s, Stream
 from pipeline.signals import Bools, Float64s, Numbers, SignalConfig, Signals, draw_signals, no_signals
-from pipeline.simulated_signals import NEEDLE_AND_OTHERS, SimulatedConfig, draw_simulated
+from pipeline.simulated_signals import MOST_SIGNALS, SimulatedConfig, draw_simulated
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
 from shard_tools.errors import InputError
 
@@ -129,7 +129,7 @@ class DrawConfig:
     @property
     def most_signals(self) -> int:
         """S: the largest number of signals that are added to a sample."""
-        return NEEDLE_AND_OTHERS if self.needles is not None else int(self.inject > 0)
+        return MOST_SIGNALS if self.needles is not None else int(self.inject > 0)
 
 
 @dataclass(frozen=True)

@@ -146,31 +146,36 @@ def _add_signals(
     """
     steps = math.sqrt(math.abs(planes[:, :, 1:] - planes[:, :, :-1]))
     noise = fn.reductions.mean(steps, axes=[1, 2], keep_dims=True) * np.float32(1 / NEIGHBOUR_ROOT)
-    noise = noise * noise * np.float32(sizes[2] ** -0.5)
+    noise = fn.reshape(noise * noise * np.float32(sizes[2] ** -0.5), shape=[sizes[0], 1, 1, 1])
     inputs = [_on(draws[name], on_gpu) for name in _signal_inputs(config)]
     # One signal after the other: all at once would take as many times the memory.
     for signal in range(config.most_signals):
-        drawn = [values[signal] for values in inputs]
-        planes = planes + _make_profile(drawn, sizes, on_gpu) * noise
+        path, level, width, *lorentzian = (values[signal] for values in inputs)
+        # A time bin of the snippet at a time, as the path moves on within a summed one: (N, T, t / T, F).
+        path, peak = fn.reshape(path, shape=[*sizes[:3], 1]), fn.reshape(level, shape=[*sizes[:3], 1]) * noise
+        column = types.Constant(np.arange(sizes[3], dtype=np.float32).reshape(1, 1, 1, -1), device=_device(on_gpu))
+        offset = column - path
+        profile = _make_profile(offset * offset, peak, width, lorentzian)
+        if sizes[2] > 1:
+            planes = planes + fn.reductions.sum(profile, axes=[2])
+        else:
+            planes = planes + fn.reshape(profile, shape=[*sizes[:2], sizes[3]])
     return planes
 
 
-def _make_profile(drawn: Sequence[DataNode], sizes: tuple[int, int, int, int], on_gpu: bool) -> DataNode:
-    """One signal (N, T, F), in standard deviations of a time bin's noise; `drawn` are its `_signal_inputs`."""
-    path, level, width, *lorentzian = drawn
-    # A time bin of the snippet at a time, as the path moves on within a summed one: (N, T, t / T, F).
-    path, level = (fn.reshape(values, shape=[*sizes[:3], 1]) for values in (path, level))
-    column = types.Constant(np.arange(sizes[3], dtype=np.float32).reshape(1, 1, 1, -1), device=_device(on_gpu))
-    offset = (column - path) / width
-    square = offset * offset
-    profile = math.exp(np.float32(-0.5) * square)
-    if lorentzian:
-        share = fn.cast(lorentzian[0], dtype=types.FLOAT)
-        end = np.float32(LORENTZIAN_END)
-        wings = math.max(np.float32(1) / (square + np.float32(1)) - end, np.float32(0)) / np.float32(1 - LORENTZIAN_END)
-        profile = profile * (np.float32(1) - share) + wings * share
-    profile = level * profile
-    return fn.reductions.sum(profile, axes=[2]) if sizes[2] > 1 else fn.reshape(profile, shape=[*sizes[:2], sizes[3]])
+def _make_profile(square: DataNode, peak: DataNode, width: DataNode, lorentzian: Sequence[DataNode]) -> DataNode:
+    """One signal (N, T, t / T, F), from the squared distances to its path, in channels.
+
+    `peak` has one channel, `width` is one number, and `lorentzian`, if given, says whether it is a Lorentzian. What has
+    one channel is computed first: each step over all channels moves as much as the whole panels.
+    """
+    narrow = width * width
+    if not lorentzian:
+        return math.exp(square * (np.float32(-0.5) / narrow)) * peak
+    share = fn.cast(lorentzian[0], dtype=types.FLOAT)
+    wings = peak * (share * np.float32(1 / (1 - LORENTZIAN_END)))
+    wings = math.max((wings * narrow) / (square + narrow) - wings * np.float32(LORENTZIAN_END), np.float32(0))
+    return math.exp(square * (np.float32(-0.5) / narrow)) * (peak * (np.float32(1) - share)) + wings
 
 
 def _normalise_where_added(panels: DataNode, draws: dict[str, DataNode], on_gpu: bool) -> DataNode:
@@ -178,8 +183,11 @@ def _normalise_where_added(panels: DataNode, draws: dict[str, DataNode], on_gpu:
     level = _on(draws["signal_level"], on_gpu)  # (S, N, t)
     brightest = fn.reductions.max(fn.reductions.max(level, axes=[0]), axes=[1])
     is_added = fn.cast(fn.reshape(brightest, shape=[-1, 1, 1]) > np.float32(0), dtype=types.FLOAT)
-    normalised = fn.normalize(panels, axes=[1, 2], epsilon=NORMALISE_EPSILON)
-    return panels * (np.float32(1) - is_added) + normalised * is_added
+    mean = fn.reductions.mean(panels, axes=[1, 2], keep_dims=True)
+    variance = fn.reductions.variance(panels, mean, axes=[1, 2], keep_dims=True)
+    # Elsewhere 0 is subtracted, and the factor is 1.
+    factor = is_added * math.rsqrt(variance + np.float32(NORMALISE_EPSILON)) + (np.float32(1) - is_added)
+    return (panels - mean * is_added) * factor
 
 
 def _subtract_means(values: DataNode, canvas: CanvasConfig) -> DataNode:

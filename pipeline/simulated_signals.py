@@ -23,8 +23,8 @@ from pipeline.signals import (
 )
 from shard_tools.cadence import KAGGLE_SHAPE, ON_POSITIONS, PANELS
 
-NEEDLE_AND_OTHERS = 3
-"""S: a needle comes first, then at most two signals of interference."""
+MOST_SIGNALS = 2
+"""S: a needle and one signal of interference, or two of interference; see _OTHERS."""
 # Probabilities of none, one and two signals of interference beside a needle, and without one.
 _OTHERS = {True: (0.8, 0.2, 0.0), False: (0.45, 0.4, 0.15)}
 _ALL_THREE = 0.7  # share of the needles that are in all three ON panels
@@ -67,16 +67,17 @@ def draw_simulated(
     """Needles and interference for the samples of a part, on the planes that show `positions`; `shape` is (t, F)."""
     is_needle = part.uniform(Stream.SIGNAL, 1) < config.needles
     others = _draw_counts(is_needle, part.uniform(Stream.SIGNAL_OTHERS, 1))
-    size = (len(part), NEEDLE_AND_OTHERS)
+    size = (len(part), MOST_SIGNALS)
     path, level = (np.zeros((*size, len(positions), shape[0]), np.float32) for _ in range(2))
     width, lorentzian = np.ones(size, np.float32), np.zeros(size, bool)
-    for number, present in enumerate((is_needle, others > 0, others > 1)):
+    # No sample has a needle and two signals of interference: the last of these takes the needle's place.
+    for number, (present, place) in enumerate(((is_needle, 0), (others > 0, 1), (others > 1, 0))):
         rows = np.flatnonzero(present)  # only these are computed
         drawn = _draw_one(config, shape, replace(part, positions=part.positions[rows]), number)
         by_panel = (len(rows), PANELS, shape[0])
-        path[rows, number] = drawn.path.reshape(by_panel)[:, positions]
-        level[rows, number] = drawn.level.reshape(by_panel)[:, positions]
-        width[rows, number], lorentzian[rows, number] = drawn.width, drawn.lorentzian
+        path[rows, place] = drawn.path.reshape(by_panel)[:, positions]
+        level[rows, place] = drawn.level.reshape(by_panel)[:, positions]
+        width[rows, place], lorentzian[rows, place] = drawn.width, drawn.lorentzian
     return Signals(path, level, width, lorentzian, is_needle)
 
 
