@@ -242,15 +242,25 @@ def _noise(plane: Float32s) -> float:
 
 @_kernel
 def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64s, width: float) -> None:
-    """Add a Gaussian profile with a peak (t,) along a path (t,) to a plane (T, F)."""
+    """Add a Gaussian profile with a peak (t,) along a path (t,) to a plane (T, F).
+
+    The ratio of a channel's value to the one before falls by one factor from channel to channel: two exponentials for
+    each time bin, not one for each channel.
+    """
+    step = 1 / width
+    fall = np.exp(-step * step)
     for time in range(len(path)):
         if peak[time] == 0:
             continue
         first = max(0, int(np.floor(path[time] - _REACH * width)))
         last = min(plane.shape[1] - 1, int(np.ceil(path[time] + _REACH * width)))
+        offset = (first - path[time]) * step
+        value = peak[time] * np.exp(-0.5 * offset * offset)
+        ratio = np.exp(-step * (offset + 0.5 * step))
         for channel in range(first, last + 1):
-            offset = (channel - path[time]) / width
-            plane[time // time_bins, channel] += np.float32(peak[time] * np.exp(-0.5 * offset * offset))
+            plane[time // time_bins, channel] += np.float32(value)
+            value *= ratio
+            ratio *= fall
 
 
 @_kernel

@@ -1,7 +1,7 @@
 """Counter-based random numbers: each is a pure function of (seed, epoch, position, stream)."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -82,6 +82,10 @@ class EpochPart:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def at(self, places: Int64s) -> "EpochPart":
+        """The positions at these places of this part."""
+        return replace(self, positions=self.positions[places])
 
     def uniform(self, stream: Stream, signal: int = 0) -> npt.NDArray[np.float64]:
         """Uniform numbers in [0, 1), one for each position; other ones for each `signal`, of several in a sample."""

@@ -4,7 +4,7 @@ Axes: n samples, S signals of a sample, P panels, N planes of the canvas, t time
 channels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def draw_simulated(
     # No sample has a needle and two signals of interference: the last of these takes the needle's place.
     for number, (present, place) in enumerate(((is_needle, 0), (others > 0, 1), (others > 1, 0))):
         rows = np.flatnonzero(present)  # only these are computed
-        drawn = _draw_one(config, shape, replace(part, positions=part.positions[rows]), number)
+        drawn = _draw_one(config, shape, part.at(rows), number)
         by_panel = (len(rows), PANELS, shape[0])
         path[rows, place] = drawn.path.reshape(by_panel)[:, positions]
         level[rows, place] = drawn.level.reshape(by_panel)[:, positions]
@@ -90,10 +90,7 @@ def _draw_counts(is_needle: Bools, which: Float64s) -> Int64s:
 def _draw_one(config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, signal: int) -> _Drawn:
     """Signal number `signal` of each sample: number 0 is the needle."""
     bins, channels = shape
-
-    def number(stream: Stream) -> Float64s:
-        return part.uniform(stream, 1 + signal)
-
+    number = _numbers(part, signal)
     panels = draw_needle_panels(number) if signal == 0 else draw_interference_panels(number)
     time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
     first, last = first_and_last(panels)
@@ -102,9 +99,16 @@ def _draw_one(config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, 
     # setigen's definition: the peak of the mean over all time bins, in standard deviations of such a mean.
     peak = draw_snr(config.snr_min, config.snr_max, number) / np.sqrt(PANELS * bins)
     level = peak[:, None] * np.repeat(panels, bins, axis=1)
-    level *= _draw_pulses(time, kind, number) & _draw_presence(time, panels, kind, number)
+    pulsed, intermittent = (np.flatnonzero(kind == one) for one in (_PULSED, _INTERMITTENT))
+    level[pulsed] *= _draw_pulses(time, _numbers(part.at(pulsed), signal))
+    level[intermittent] *= _draw_presence(time, panels[intermittent], _numbers(part.at(intermittent), signal))
     full_width, lorentzian = _draw_profiles(kind, number)
     return _Drawn(path, level, full_width * np.where(lorentzian, 0.5, SIGMA), lorentzian)
+
+
+def _numbers(part: EpochPart, signal: int) -> Numbers:
+    """The numbers of signal number `signal`; the first is for signals of which a sample has one (--inject)."""
+    return lambda stream: part.uniform(stream, 1 + signal)
 
 
 def draw_needle_panels(number: Numbers) -> Bools:
@@ -137,29 +141,29 @@ def _draw_curves(channels: int, first: Float64s, last: Float64s, kind: Int64s, n
     return Curves(drift, bend, turns, number(Stream.SIGNAL_BEND_PHASE), number(Stream.SIGNAL_CENTRE))
 
 
-def _draw_pulses(time: Float64s, kind: Int64s, number: Numbers) -> Bools:
-    """(n, P t) when a pulsed signal is on; True for all others."""
+def _draw_pulses(time: Float64s, number: Numbers) -> Bools:
+    """(n, P t) when a pulsed signal is on."""
     period = (14 + 76 * number(Stream.SIGNAL_PULSE_PERIOD)) / _KAGGLE_BINS
     period = np.maximum(period, _FEWEST_BINS / len(time))[:, None]
     duty = (0.3 + 0.4 * number(Stream.SIGNAL_PULSE_DUTY))[:, None]
-    return np.asarray((time % period < duty * period) | (kind != _PULSED)[:, None])
+    return np.asarray(time % period < duty * period)
 
 
-def _draw_presence(time: Float64s, panels: Bools, kind: Int64s, number: Numbers) -> Bools:
-    """(n, P t) from or until when an intermittent signal is on; True for all others."""
+def _draw_presence(time: Float64s, panels: Bools, number: Numbers) -> Bools:
+    """(n, P t) from or until when an intermittent signal is on; `panels` (n, P) hold it."""
     begins = number(Stream.SIGNAL_GATE) < 0.5
     first, last = first_and_last(panels)
     # Not too near to either end, or nothing would be left of it.
     earliest, latest = first + 0.1 * (last - first), first + 0.9 * (last - first)
     latest = np.minimum(latest, last - 1 / len(time))  # where panels are short
     # Interference that ON panels hold too must stay in one OFF panel at least: else it would be a needle.
+    is_mixed = panels[:, 0::2].any(axis=1) & panels[:, 1::2].any(axis=1)
     off_end = (2 * panels[:, 1::2].argmax(axis=1) + 2) / PANELS  # of the first OFF panel that holds it
     off_start = (5 - 2 * panels[:, 5::-2].argmax(axis=1)) / PANELS  # of the last
-    is_mixed = panels[:, 0::2].any(axis=1) & panels[:, 1::2].any(axis=1)
     earliest = np.where(is_mixed, np.where(begins, first, off_end), earliest)
     latest = np.where(is_mixed, np.where(begins, off_start, last), latest)
     turn = (earliest + (latest - earliest) * number(Stream.SIGNAL_TURN))[:, None]
-    return np.asarray(np.where(begins[:, None], time >= turn, time < turn) | (kind != _INTERMITTENT)[:, None])
+    return np.asarray(np.where(begins[:, None], time >= turn, time < turn))
 
 
 def _draw_profiles(kind: Int64s, number: Numbers) -> tuple[Float64s, Bools]:
