@@ -26,7 +26,7 @@ from training.checkpoint import save_checkpoint
 from training.metrics import roc_auc
 from training.model import ModelConfig, build_model
 from training.prediction import predict_rows
-from training.search import Candidates
+from training.candidates import Candidates
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
