@@ -18,7 +18,6 @@ from torch.random import fork_rng
 
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
-from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
 from training.candidates import (
     CUTOUT_CHANNELS,
     CUTOUT_PLANES,
@@ -30,6 +29,7 @@ from training.candidates import (
     SumWindows,
     upright_shape,
 )
+from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
 from training.weights import fill_model
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); and one without its
