@@ -21,8 +21,9 @@ from shard_tools.sample import read_snippets
 from tests import twin
 from tests.tiny import pack_tiny, tiny_config
 from train import train
+from training.candidates import CUTOUT_CHANNELS, CUTOUT_PLANES, Candidates, upright_shape
 from training.model import ModelConfig, build_model
-from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, EVIDENCE, Candidates, flatten, upright_shape
+from training.search import EVIDENCE, flatten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256

@@ -112,7 +112,7 @@ class TrainConfig:
             )
         if self.draws.flip_time and not self.model.sees_time_reversed:
             raise InputError(
-                f"--flip-time {self.draws.flip_time}: expected 0 with --stem candidates, which follows time"
+                f"--flip-time {self.draws.flip_time}: expected 0 with --stem {self.model.stem}, which follows time"
             )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: expected 0 to below 1")

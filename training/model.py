@@ -18,8 +18,18 @@ from torch.random import fork_rng
 
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
+from training.candidates import (
+    CUTOUT_CHANNELS,
+    CUTOUT_PLANES,
+    WINDOW_CHANNELS,
+    WINDOW_PLANES,
+    WINDOW_RATES,
+    CandidateModel,
+    Candidates,
+    SumWindows,
+    upright_shape,
+)
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
-from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, CandidateModel, upright_shape
 from training.weights import fill_model
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); and one without its
@@ -45,12 +55,12 @@ class ModelConfig:
     pretrained: str = "none"
     """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
     Anything else: a file of weights (.safetensors, .pth) for this model."""
-    stem: Literal["none", "candidates"] = "none"
-    """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
-    turned upright (training/search.py); needs --canvas panels, and is made for unresized, unnormalised ones, as preset
-    demo has them."""
+    stem: Literal["none", "sums", "candidates"] = "none"
+    """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
+    most (training/candidates.py): sums at the de-Doppler sums around each, candidates at the cadence along each, turned
+    upright. They need --canvas panels, and are made for unresized, unnormalised ones, as preset demo has them."""
     candidates: int = 2
-    """With --stem candidates, the number of lines; the control (ON and OFF exchanged) has the same number."""
+    """With --stem sums or candidates, the number of lines; the control (ON and OFF exchanged) has the same number."""
     drop_path: float = 0.0
     """Probability of skipping a residual branch in training (stochastic depth)."""
 
@@ -93,22 +103,33 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
     if config.stem == "none":
         return _create_backbone(name, (height, width), options, config.pretrained)
-    if channels != PANELS:
-        raise InputError("--stem candidates: needs the six panels apart, --canvas panels")
-    if width < CUTOUT_CHANNELS:
-        raise InputError(f"--stem candidates: needs {CUTOUT_CHANNELS} channels or more, and the canvas has {width}")
-    if config.candidates > 2 * width:
-        raise InputError(f"--candidates {config.candidates}: a canvas of {width} channels has {2 * width} at most")
-    options["in_chans"] = CUTOUT_PLANES
+    _check_candidates(config, channels, width)
+    planes, size = (
+        (WINDOW_PLANES, (WINDOW_RATES, WINDOW_CHANNELS))
+        if config.stem == "sums"
+        else (CUTOUT_PLANES, upright_shape(height))
+    )
+    options["in_chans"] = planes
     path = config.pretrained
     state = {} if path in ("none", "hub") else read_state(path)
     # Whether the weights are a whole model's, with the stem, and not just a backbone's.
     ours = any(name.split(".")[-1] == "control_share" for name in state)
-    backbone = _create_backbone(name, upright_shape(height), options, "none" if ours else path)
-    model = CandidateModel(backbone, height, width, config.candidates)
+    backbone = _create_backbone(name, size, options, "none" if ours else path)
+    search = SumWindows if config.stem == "sums" else Candidates
+    model = CandidateModel(backbone, search(height, width, config.candidates))
     if ours:
         fill_model(model, without_prefixes(state, model.state_dict().keys()), f"--pretrained {path}")
     return model
+
+
+def _check_candidates(config: ModelConfig, channels: int, width: int) -> None:
+    """Raise InputError where the search for candidates cannot work on this canvas."""
+    if channels != PANELS:
+        raise InputError(f"--stem {config.stem}: needs the six panels apart, --canvas panels")
+    if width < CUTOUT_CHANNELS:
+        raise InputError(f"--stem {config.stem}: needs {CUTOUT_CHANNELS} channels or more, and the canvas has {width}")
+    if config.candidates > 2 * width:
+        raise InputError(f"--candidates {config.candidates}: a canvas of {width} channels has {2 * width} at most")
 
 
 def _check_name(given: str, name: str) -> None:
