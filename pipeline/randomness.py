@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +84,7 @@ class EpochPart:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def at(self, places: Int64s) -> "EpochPart":
+    def at(self, places: Int64s) -> Self:
         """The positions at these places of this part."""
         return replace(self, positions=self.positions[places])
 

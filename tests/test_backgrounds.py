@@ -133,6 +133,23 @@ def test_both_engines_make_the_same_batches_of_backgrounds(backgrounds: Manifest
         theirs.close()
 
 
+def test_images_of_backgrounds_do_not_depend_on_the_batch_size_or_the_number_of_threads(backgrounds: Manifest) -> None:
+    config, found = DrawConfig(needles=0.6, cutmix=0.5), []
+    for batch_size, threads in ((5, 1), (8, 3), (64, 2)):
+        with open_loader(
+            backgrounds,
+            batch_size=batch_size,
+            canvas=CANVAS,
+            augment=config,
+            seed=9,
+            config=LoaderConfig("cpu", threads),
+        ) as loader:
+            found.append(epoch_of(list(loader)))
+    for other in found[1:]:
+        assert all(torch.equal(other[row][0], found[0][row][0]) for row in range(COUNT))
+        assert all(other[row][1] == found[0][row][1] for row in range(COUNT))
+
+
 @on_each_engine
 def test_permuted_panels_show_on_panels_in_on_positions_in_an_order_of_their_own(
     backgrounds: Manifest, engine: Engine
