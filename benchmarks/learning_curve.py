@@ -126,7 +126,7 @@ def measure(curve: Curve) -> list[Figure]:
     """A figure for each point, for the untrained network and for the classical search."""
     config = curve.config
     rows: dict[str, tuple[Figure, dict[str, Runs]]] = {}
-    classical = {name: (classical_scores(needles)[0],) for name, needles in curve.sets.items()}
+    classical: dict[str, Runs] = {name: (classical_scores(needles)[0],) for name, needles in curve.sets.items()}
     rows[CLASSICAL] = {"row": CLASSICAL}, classical
     points = [(UNTRAINED, config.cadences[0], config.runs[0], _NOTHING)]
     points += [(f"{count:,}", count, runs, "") for count, runs in zip(config.cadences, config.runs, strict=True)]

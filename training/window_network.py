@@ -44,10 +44,11 @@ class WindowNetwork(nn.Module):
         """(B, num_classes) from images (B, in_chans, H, W); H and W are multiples of 4."""
         seen = self.blocks(self.stem(image))
         # The mean says what the window is like, the maximum what stands out in it.
-        return self.head(self.norm(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1)))
+        logits: Tensor = self.head(self.norm(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1)))
+        return logits
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def convnext_window(pretrained: bool = False, **options: Any) -> WindowNetwork:
     """The network by timm's name. There are no pretrained weights of it, so that what timm says of them is left out."""
     assert not pretrained
