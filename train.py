@@ -34,7 +34,7 @@ from training.interruption import RunInterruptedError, exit_when_asked, launcher
 from training.presets import parse_train_config
 from training.results import add_to_history, read_best_scores, write_best, write_history, write_summary
 from training.resume import resume
-from training.run import Run, build_network, build_run, log_start, own_run_dir, write_config
+from training.run import Run, build_network, build_run, log_start, own_run_dir, read_backgrounds, write_config
 from training.tracker import start_tracker
 from training.validation import check_weights, validate
 
@@ -136,8 +136,9 @@ def train(config: TrainConfig) -> None:
     accelerator = build_accelerator(config.precision, **start_tracker(config))
     network = build_network(config, accelerator)
     manifest = read_manifests(config.shards, config.store)
-    with own_run_dir(config, accelerator, manifest):
-        run = build_run(config, accelerator, manifest, network)
+    backgrounds = read_backgrounds(config, manifest)
+    with own_run_dir(config, accelerator, manifest, backgrounds):
+        run = build_run(config, accelerator, manifest, network, backgrounds)
         write_config(run)
         accelerator.init_trackers("needlestream", to_dict(config))
         if config.resume:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.augment import DrawConfig, mixed_targets
+from pipeline.backgrounds import check_no_needles
 from pipeline.bad_samples import BadSamples, Policy
 from pipeline.canvas import CanvasConfig
 from pipeline.devices import with_index
@@ -108,6 +109,8 @@ class Loader:
         """
         if share.length != len(order):
             raise ValueError(f"a share of {share.length} positions, for an order of {len(order)}")
+        if draws is not None and draws.needles is not None:
+            check_no_needles(manifest)
         self.share = share
         self.manifest = manifest
         self._draws, self._config = draws, config
@@ -225,6 +228,8 @@ class Loader:
         own = self.manifest.target[planned.rows]
         if self._draws is None or planned.draws is None:
             return own.astype(np.float32)
+        if self._draws.needles is not None:
+            own = np.zeros_like(own)  # backgrounds, labelled or not
         own = np.where(planned.draws.has_needle, np.int8(1), own)
         return mixed_targets(self._draws, planned.draws, own, own[planned.draws.partner])
 

@@ -181,7 +181,9 @@ def _run_rows(
     config: dict[str, Any], summary: dict[str, Any], history: Sequence[dict[str, float]], manifest: Manifest,
     accelerator: Accelerator,
 ) -> list[tuple[str, str]]:  # fmt: skip
-    trained = len(manifest.rows("train", config["fold"]))
+    trained = f"{len(manifest.rows('train', config['fold'])):,} to train on"
+    if "backgrounds" in config:
+        trained = f"backgrounds of {', '.join(config['backgrounds'])} to train on"
     held_out = manifest.rows("train", config["fold"], held_out=True)
     best = max(history, key=lambda line: line["auc"])
     world_size = accelerator.num_processes
@@ -189,7 +191,7 @@ def _run_rows(
         ("preset", config["preset"]),
         ("model", config["model"]["model"]),
         ("shards", f"{', '.join(listed(config['shards']))} ({len(manifest.shards)} shards)"),
-        ("cadences", f"{trained:,} to train on; {len(held_out):,} of fold {config['fold']} to validate on"),
+        ("cadences", f"{trained}; {len(held_out):,} of fold {config['fold']} to validate on"),
         ("needles in validation", f"{int((manifest.target[held_out] == 1).sum()):,}"),
         ("epochs", f"{len(history)}, the best was {best['epoch']:.0f}"),
         ("devices", f"{world_size} x {accelerator.device.type}, in {_precision(accelerator)}"),
