@@ -16,6 +16,7 @@ from torch.nn.functional import pad, softplus
 
 from shard_tools.cadence import PANELS
 from training.dedoppler import CLIP
+from training.float32_linear import Float32Linear
 from training.search import EVIDENCE, ON, RATES, Lines, Search, flatten, near
 
 CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
@@ -23,6 +24,7 @@ CUTOUT_PLANES = PANELS + 1
 WINDOW_RATES, WINDOW_CHANNELS = 16, 32
 # The sums of the six panels, the largest near each line in the ON and in the OFF panels, steepness, and nearness.
 WINDOW_PLANES = PANELS + 4
+FEATURES = 64  # of a window, as the backbone describes it
 _TYPICAL = 2.9  # asinh of a score that is as likely interference as a needle
 
 
@@ -142,3 +144,42 @@ class CandidateModel(nn.Module):
         logit = seen + self.weigh(evidence).float()[..., 0] + self.slope * (evidence[..., 0] - _TYPICAL)
         needle, control = torch.logsumexp(logit, 1, keepdim=True).chunk(2)
         return needle + self.control_share * softplus(-control)
+
+
+class WindowModel(nn.Module):
+    """Compares the candidates of an image (B, P, T, F) with those of the control, by windows of the de-Doppler sums."""
+
+    def __init__(self, backbone: nn.Module, candidates: SumWindows) -> None:
+        """`backbone` takes windows (B K, WINDOW_PLANES, 16, 32) to features (B K, FEATURES)."""
+        super().__init__()
+        self.candidates = candidates
+        self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in candidates.named_buffers()]
+        self.backbone = backbone
+        self.describe = nn.Sequential(Float32Linear(EVIDENCE, 32), nn.GELU(), Float32Linear(32, FEATURES))
+        self.compare = nn.Sequential(Float32Linear(3 * FEATURES, 128), nn.GELU(), Float32Linear(128, 1))
+        self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
+        # It starts close to the classical search, and learns to correct it. Not at 0, which would hide all that lies
+        # before from the first gradient.
+        last = cast(nn.Linear, self.compare[2])
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
+        return {"slope", "control_share"}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
+
+        Each candidate is judged by its own features, and by the mean and the largest of the control's: what the control
+        finds shows what in this sky looks like a needle and is none.
+        """
+        with torch.no_grad():
+            windows, evidence = self.candidates(image)
+        seen = cast(Tensor, self.backbone(windows.flatten(0, 1))).float().view(*evidence.shape[:2], FEATURES)
+        needle, control = (seen + self.describe(evidence)).chunk(2)
+        beside = torch.cat([control.amax(1, keepdim=True), control.mean(1, keepdim=True)], 2)
+        compared = self.compare(torch.cat([needle, beside.expand(-1, needle.shape[1], -1)], 2))[..., 0]
+        searched, controls = (self.slope * (evidence[..., 0] - _TYPICAL)).chunk(2)
+        logit = torch.logsumexp(compared + searched, 1, keepdim=True)
+        return logit + self.control_share * softplus(-torch.logsumexp(controls, 1, keepdim=True))

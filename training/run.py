@@ -34,6 +34,7 @@ from training.finite import FiniteWatch
 from training.interruption import Interruption
 from training.model import build_model, check_compiler
 from training.optimiser import build_optimiser
+from training.part_norms import PartNorms
 
 CONFIG = "config.json"
 _log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class Progress:
     """Loss, rate and stall of an epoch that is trained and not yet validated."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Key and reason of every bad sample that was replaced, over all ranks."""
+    norms: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of part_norms.py: one for each part of the network at each recorded step."""
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""
@@ -81,6 +84,7 @@ class Run:
     schedule: CosineLRScheduler
     interruption: Interruption
     watch: FiniteWatch
+    norms: PartNorms
     progress: Progress = field(default_factory=Progress)
     backgrounds: Manifest | None = None
     """What is trained on in place of the other folds, with --backgrounds."""
@@ -142,7 +146,7 @@ def build_run(
     watch = FiniteWatch(config, accelerator, bare_optimiser, share.steps)
     run = Run(
         config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule,
-        interruption, watch, backgrounds=backgrounds,
+        interruption, watch, PartNorms(accelerator, bare_model), backgrounds=backgrounds,
     )  # fmt: skip
     accelerator.register_for_checkpointing(run.progress, train_loader, *([ema] if ema else []))
     return run
