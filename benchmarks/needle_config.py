@@ -21,7 +21,7 @@ class NeedleBenchConfig:
     """Train recipes on the same simulated data for the same time, and measure how well each finds needles."""
 
     real: Path | None = None
-    """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels swapped, are scored too."""
+    """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels exchanged, are scored too."""
     quick: bool = False
     """Seconds instead of half an hour: one epoch over 64 cadences. The figures mean nothing and are not recorded."""
     train: int = 0

@@ -193,8 +193,16 @@ def _setigen() -> tuple[Any, Any, Any, npt.NDArray[np.float64]]:
     return setigen, frame, panel_frame, means
 
 
-def simulate_cadence(config: SimulateConfig, task: Task) -> tuple[npt.NDArray[np.float16], dict[str, Any]]:
-    """One snippet (6, 273, 256), each panel of mean 0 and standard deviation 1, and its row of truth.csv."""
+def draw_cadence(
+    config: SimulateConfig, task: Task, *, twin: bool = False
+) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+    """Brightness (6, 273, 256) of one cadence, and its row of truth.csv.
+
+    With `twin` the needle is in the OFF panels that follow its ON panels, as the interference "narrowband_off" is. All
+    else is the same to the bit, so a twin is a negative with the background of its original. A task without a needle
+    has no twin.
+    """
+    assert task.target or not twin, f"{task.key}: has no needle, so no twin"
     rng = _generator(config.seed, task.split, task.number)
     _, frame, _, gbt_means = _setigen()
     frame.rng = rng
@@ -211,12 +219,25 @@ def simulate_cadence(config: SimulateConfig, task: Task) -> tuple[npt.NDArray[np
     for _ in range(rng.integers(3)):
         add_blip(frame, rng, config)
         interference.append("blip")
-    needle = add_narrowband(rng, draw_needle_panels(rng), config, kinds) if task.target else {}
-    panels = frame.data.astype(np.float32).reshape(KAGGLE_SHAPE)
+    needle: dict[str, Any] = {}
+    if twin:
+        add_narrowband(rng, tuple(panel + 1 for panel in draw_needle_panels(rng)), config, kinds)
+        interference.append("narrowband_off")
+    elif task.target:
+        needle = add_narrowband(rng, draw_needle_panels(rng), config, kinds)
+    about = {"id": task.key, "split": task.split, "target": 0 if twin else task.target}
+    return frame.data.reshape(KAGGLE_SHAPE), about | {"interference": ";".join(sorted(interference))} | needle
+
+
+def simulate_cadence(
+    config: SimulateConfig, task: Task, *, twin: bool = False
+) -> tuple[npt.NDArray[np.float16], dict[str, Any]]:
+    """As `draw_cadence`, each panel brought to mean 0 and standard deviation 1."""
+    brightness, row = draw_cadence(config, task, twin=twin)
+    panels = brightness.astype(np.float32)
     panels -= panels.mean(axis=(1, 2), keepdims=True)
     panels /= panels.std(axis=(1, 2), keepdims=True)
-    row = {"id": task.key, "split": task.split, "target": task.target, "interference": ";".join(sorted(interference))}
-    return panels.astype(np.float16), row | needle
+    return panels.astype(np.float16), row
 
 
 def write_cadence(config: SimulateConfig, task: Task) -> dict[str, Any]:
