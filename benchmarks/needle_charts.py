@@ -78,12 +78,12 @@ def _point(group: pd.DataFrame) -> tuple[float, float, float, float]:
 
 
 def write_histograms(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Series]) -> None:
-    """Draw each row's scores of negatives, of positives and of the positives with ON and OFF panels swapped."""
+    """Draw each row's scores of negatives, of positives and of the positives' twins."""
     truth = needles.truth["target"]
     groups = {
         "without a needle": list(truth.index[truth == 0]),
         "with a needle": needles.twins,
-        "the same, ON and OFF swapped": [f"{key}{TWIN}" for key in needles.twins],
+        "the same, its needle in OFF panels": [f"{key}{TWIN}" for key in needles.twins],
     }
     figure = Figure(figsize=(7, 1.8 * len(scores) + 0.6), layout="constrained")
     for number, (name, score) in enumerate(scores.items(), start=1):

@@ -1,7 +1,9 @@
-"""The data of the needle benchmark: simulated cadences, real ones, and twins with swapped panels.
+"""The data of the needle benchmark: simulated cadences, real ones, and their twins.
 
-The twin of a positive is the same cadence with ON and OFF panels swapped: its signal is in OFF panels, so it is a
-negative, of the same background and brightness. A detector that tells the two apart uses the OFF panels.
+The twin of a positive is the same cadence with its signal in OFF panels, so it is a negative with the same background.
+A detector that tells the two apart uses the OFF panels. A simulated twin is drawn anew: only the needle moves. In a
+real cadence the needle cannot be taken out, so ON and OFF panels are exchanged. That moves the interference too:
+a signal in the OFF panels alone is then in the ON panels alone, as a needle would be.
 """
 
 import csv
@@ -20,10 +22,10 @@ from shard_tools.cadence import npy_header, read_snippet
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import LABELS, SUBMISSION, read_catalog
 from shard_tools.pack import PackConfig, pack
-from shard_tools.simulate import SimulateConfig, simulate
+from shard_tools.simulate import SimulateConfig, plan_tasks, simulate, simulate_cadence
 
 SWAPPED = (1, 0, 3, 2, 5, 4)  # ON and OFF change places, next to one another
-TWIN = "-swapped"  # behind the key
+TWIN = "-twin"  # behind the key
 FOLDS = 10  # one tenth is held out to choose the best epoch
 
 
@@ -46,9 +48,10 @@ def simulate_set(folder: Path, config: SimulateConfig) -> NeedleSet:
     data = folder / "data"
     simulate(dataclasses.replace(config, out=data))
     truth = pd.read_csv(data / "truth.csv", dtype={"id": str}).query("split == 'test'").set_index("id")
-    for key in truth.index[truth["target"] == 1]:
-        write_twin(data, key, read_snippet(snippet_path(data, key))[1])
-    write_submission_table(data, [*truth.index, *(f"{key}{TWIN}" for key in truth.index[truth["target"] == 1])])
+    with_twin = [task for task in plan_tasks(config) if task.split == "test" and task.target]
+    for task in with_twin:
+        write_snippet(snippet_path(data, f"{task.key}{TWIN}"), simulate_cadence(config, task, twin=True)[0])
+    write_submission_table(data, [*truth.index, *(f"{task.key}{TWIN}" for task in with_twin)])
     pack(PackConfig(data, str(folder / "shards"), folds=FOLDS, workers=config.workers))
     return NeedleSet(folder / "shards", truth)
 
@@ -86,7 +89,7 @@ def write_snippet(path: Path, snippet: npt.NDArray[np.float16]) -> None:
 
 
 def write_twin(data: Path, key: str, snippet: npt.NDArray[np.float16]) -> None:
-    """Write a cadence with ON and OFF panels swapped into the test split."""
+    """Write a cadence with ON and OFF panels exchanged into the test split."""
     write_snippet(snippet_path(data, f"{key}{TWIN}"), snippet[list(SWAPPED)])
 
 

@@ -28,7 +28,7 @@ Figure = dict[str, Any]
 Runs = Sequence[pd.Series]
 """The scores of every run of one recipe, by key; a search, which is not random, has one run."""
 _COLUMNS = (
-    ("recall_1e2", ".3f"), ("recall_1e3", ".3f"), ("half_snr", ".0f"), ("auc_swapped", ".3f"), ("drop", ".3f"),
+    ("recall_1e2", ".3f"), ("recall_1e3", ".3f"), ("half_snr", ".0f"), ("auc_twins", ".3f"), ("drop", ".3f"),
     ("epochs", "d"), ("train_s", ".0f"), ("cadences_per_s", ",.0f"),
 )  # fmt: skip
 _AHEAD = (("auc", "AUC"), ("recall_1e2", "recall at 1e-2"), ("recall_1e3", "recall at 1e-3"), ("real_auc", "real AUC"))
@@ -57,7 +57,7 @@ def simulated_figure(needles: NeedleSet, runs: Runs, seed: int) -> Figure:
 
 
 def real_figure(needles: NeedleSet, runs: Runs, seed: int) -> Figure:
-    """How often a real needle scores above its swapped twin, and the AUC between the two sets."""
+    """How often a real needle scores above its twin, and the AUC between the two sets."""
     each, count = [_real_statistics(needles, score) for score in runs], len(needles.twins)
     figure: Figure = {"real": count}
     for name in each[0]:
@@ -88,14 +88,14 @@ def ahead_figure(
 def _simulated_statistics(needles: NeedleSet, score: pd.Series) -> dict[str, Statistic]:
     negative = score[needles.truth.index[needles.truth["target"] == 0]].to_numpy()
     positive, twin = _pairs(needles, score)
-    auc, swapped = (auc_statistic(values, negative) for values in (positive, twin))
+    auc, of_twins = (auc_statistic(values, negative) for values in (positive, twin))
     return {
         "auc": auc,
         "recall_1e2": recall_statistic(positive, negative, 1e-2),
         "recall_1e3": recall_statistic(positive, negative, 1e-3),
         # The same negatives, and the twins in place of the positives.
-        "auc_swapped": swapped,
-        "drop": lambda of_positive, of_negative: auc(of_positive, of_negative) - swapped(of_positive, of_negative),
+        "auc_twins": of_twins,
+        "drop": lambda of_positive, of_negative: auc(of_positive, of_negative) - of_twins(of_positive, of_negative),
     }
 
 
@@ -127,7 +127,7 @@ def _published(figure: Figure) -> Figure:
 
 def print_tables(figures: Sequence[Figure]) -> None:
     """The rows, in 80 columns; a dash where a number is not defined: too few negatives, or recall stays below half."""
-    head = (("1e-2", 6), ("1e-3", 6), ("SNR", 5), ("swap", 6), ("drop", 7), ("ep", 4), ("s", 5), ("/s", 6))
+    head = (("1e-2", 6), ("1e-3", 6), ("SNR", 5), ("twins", 6), ("drop", 7), ("ep", 4), ("s", 5), ("/s", 6))
     print(f"\n{'':<17}{'AUC':>6}{'95 %':>12}" + "".join(f"{name:>{width}}" for name, width in head))
     for figure in figures:
         if "failed" in figure:
@@ -139,7 +139,7 @@ def print_tables(figures: Sequence[Figure]) -> None:
             line += f"{_cell(figure, name, form):>{width}}"
         print(line)
     print("1e-2, 1e-3: recall at these false positive rates. SNR: where the former is 1/2.")
-    print("swap: AUC with ON and OFF panels of the positives swapped. ep: epochs.")
+    print("twins: AUC with the needles in OFF panels. ep: epochs.")
     print("s: seconds of training. /s: cadences/s of training, or of a search.")
     scored = [figure for figure in figures if "failed" not in figure]
     print(f"\nrecall at 1e-2 (SNR of one half)\n{'':<17}" + "".join(f"{kind:>15}" for kind in KINDS))
@@ -154,7 +154,7 @@ def print_tables(figures: Sequence[Figure]) -> None:
                 by, low, high = (_cell(figure, f"ahead_{name}{end}", "+.3f") for end in ("", "_low", "_high"))
                 print(f"{figure['row']:<34}{by:>8}{f'{low} to {high}':>28}")
     if any("real" in figure for figure in scored):
-        print(f"\nreal needles{'':<5}{'above their swapped twins':>30}{'AUC against the twins':>28}")
+        print(f"\nreal needles{'':<5}{'above their twins':>30}{'AUC against the twins':>28}")
         for figure in scored:
             cells = (
                 f"{_cell(figure, n, '.3f')} ({_cell(figure, f'{n}_low', '.3f')}-{_cell(figure, f'{n}_high', '.3f')})"

@@ -34,7 +34,7 @@ from shard_tools.cadence import (
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.progress import progress
-from shard_tools.sky import CHANNELS, PANEL_BINS, TIME_BINS, Broad, draw_sky, log_uniform
+from shard_tools.sky import CHANNELS, NOISE, PANEL_BINS, TIME_BINS, Broad, draw_sky, log_uniform
 from shard_tools.snippet_files import clutter_kind
 
 Needle = Literal["straight", "s_curve", "pulsed", "broadened"]
@@ -152,7 +152,7 @@ def add_narrowband(
     Its path runs through the whole cadence, from `start_channel` in the first time bin of the cadence, and stays within
     the channels during `panels`. Needles and interference are both drawn here: only their panels differ.
     """
-    setigen, frame, panel_frame, _ = _setigen()
+    setigen, frame, panel_frame = _setigen()
     kind = str(rng.choice(kinds))
     first_bin, last_bin = panels[0] * PANEL_BINS, (panels[-1] + 1) * PANEL_BINS
     steepest = min(0.5, 180 / (last_bin - first_bin))  # channels a time bin
@@ -192,42 +192,63 @@ def add_blip(frame: Any, rng: np.random.Generator, config: SimulateConfig) -> No
 
 
 @functools.cache
-def _setigen() -> tuple[Any, Any, Any, npt.NDArray[np.float64]]:
-    """setigen, a Frame of six panels and of one (making one costs as much as its noise), and its GBT mean powers."""
+def _setigen() -> tuple[Any, Any, Any]:
+    """setigen, and a Frame of six panels and of one: making one costs as much as its noise."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # setigen imports it, and it logs about its fonts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         setigen: Any = importlib.import_module("setigen")  # here, as it takes two seconds
     units = {"df": CHANNEL_WIDTH_HZ, "dt": TIME_BIN_SECONDS, "fch1": 6e9, "ascending": True}
     frame, panel_frame = (setigen.Frame(shape=(bins, CHANNELS), **units) for bins in (TIME_BINS, PANEL_BINS))
-    means = np.load(Path(setigen.__file__).parent / "assets" / "sample_noise_params.npy")[:, 0]
-    return setigen, frame, panel_frame, means
+    return setigen, frame, panel_frame
 
 
-def simulate_cadence(config: SimulateConfig, task: Task) -> tuple[npt.NDArray[np.float16], dict[str, Any]]:
-    """One snippet (6, 273, 256), each panel of mean 0 and standard deviation 1, and its row of truth.csv."""
+def draw_cadence(
+    config: SimulateConfig, task: Task, *, twin: bool = False
+) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+    """Brightness (6, 273, 256) of one cadence, and its row of truth.csv.
+
+    With `twin` the needle is in the OFF panels that follow its ON panels, as the interference "narrowband_off" is. All
+    else is the same to the bit, so a twin is a negative with the background of its original. A task without a needle
+    has no twin.
+    """
+    assert task.target or not twin, f"{task.key}: has no needle, so no twin"
     rng = _generator(config.seed, _BACKGROUND if config.backgrounds else task.split, task.number)
-    _, frame, _, gbt_means = _setigen()
+    _, frame, _ = _setigen()
     frame.rng = rng
     frame.zero_data()
-    frame.add_noise_from_obs(x_mean_array=gbt_means)
+    frame.add_noise(1, NOISE, noise_type="gaussian")
     kinds, without = (config.train_kinds, config.train_without) if task.split == "train" else (KINDS, ())
     sky, interference = draw_sky(rng, without)
     frame.data *= sky
-    # A needle replaces a narrowband signal, so that their number reveals little.
-    others = rng.choice(3, p=(0.8, 0.2, 0) if task.target else (0.45, 0.4, 0.15)) if not config.backgrounds else 0
+    # Drifting interference is rarer in real snippets, but teaches what OFF panels are for. A needle replaces such a
+    # signal, so that their number reveals little.
+    others = rng.choice(3, p=(0.85, 0.15, 0) if task.target else (0.6, 0.32, 0.08)) if not config.backgrounds else 0
     for name, panels in [draw_interference_panels(rng) for _ in range(others)]:
         add_narrowband(rng, panels, config, kinds)
         interference.append(name)
-    for _ in range(rng.integers(3)):
+    for _ in range(rng.choice(3, p=(0.7, 0.2, 0.1))):
         add_blip(frame, rng, config)
         interference.append("blip")
-    needle = add_narrowband(rng, draw_needle_panels(rng), config, kinds) if task.target else {}
-    panels = frame.data.astype(np.float32).reshape(KAGGLE_SHAPE)
+    needle: dict[str, Any] = {}
+    if twin:
+        add_narrowband(rng, tuple(panel + 1 for panel in draw_needle_panels(rng)), config, kinds)
+        interference.append("narrowband_off")
+    elif task.target:
+        needle = add_narrowband(rng, draw_needle_panels(rng), config, kinds)
+    about = {"id": task.key, "split": task.split, "target": 0 if twin else task.target}
+    return frame.data.reshape(KAGGLE_SHAPE), about | {"interference": ";".join(sorted(interference))} | needle
+
+
+def simulate_cadence(
+    config: SimulateConfig, task: Task, *, twin: bool = False
+) -> tuple[npt.NDArray[np.float16], dict[str, Any]]:
+    """As `draw_cadence`, each panel brought to mean 0 and standard deviation 1."""
+    brightness, row = draw_cadence(config, task, twin=twin)
+    panels = brightness.astype(np.float32)
     panels -= panels.mean(axis=(1, 2), keepdims=True)
     panels /= panels.std(axis=(1, 2), keepdims=True)
-    row = {"id": task.key, "split": task.split, "target": task.target, "interference": ";".join(sorted(interference))}
-    return panels.astype(np.float16), row | needle
+    return panels.astype(np.float16), row
 
 
 def write_cadence(config: SimulateConfig, task: Task) -> dict[str, Any]:

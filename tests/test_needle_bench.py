@@ -1,4 +1,4 @@
-"""What the needle benchmark promises: rows judged alike, twins that swap ON and OFF, goals that can be missed."""
+"""What the needle benchmark promises: rows judged alike, twins with needles in OFF panels, goals that can be missed."""
 
 import dataclasses
 import itertools
@@ -12,14 +12,14 @@ import pytest
 
 from benchmarks import needle_bench
 from benchmarks.needle_config import NeedleBenchConfig
-from benchmarks.needle_data import TWIN, NeedleSet, pack_real, snippet_path
+from benchmarks.needle_data import TWIN, NeedleSet, pack_real, simulate_set, snippet_path
 from benchmarks.needle_recipes import CLASSICAL, OURS, RECIPES, Form
 from benchmarks.needle_rows import RowFailedError, epochs_in, run_program, split_sizes
 from benchmarks.needle_scores import ahead_figure, missed_goals, print_tables, real_figure, simulated_figure
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, read_snippet
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
-from shard_tools.simulate import KINDS
+from shard_tools.simulate import KINDS, SimulateConfig, plan_tasks, simulate_cadence
 from tests.conftest import MakeData
 from tests.tiny import pack_tiny
 from training.presets import parse_train_config
@@ -143,6 +143,19 @@ def test_every_recipe_is_a_command_line_of_train_py_that_is_unlike_the_others(fo
 def test_a_program_that_refuses_its_command_line_says_why() -> None:
     with pytest.raises(RowFailedError, match="--no-such-flag"):
         run_program("-m", "shard_tools", "info", "somewhere", "--no-such-flag", "1")
+
+
+def test_simulated_positives_are_packed_beside_twins_that_were_drawn_anew(tmp_path: Path) -> None:
+    config = SimulateConfig(out=tmp_path, train=20, test=6, positive_share=0.5, workers=1)
+    simulated = simulate_set(tmp_path / "simulated", config)
+    tasks = {task.key: task for task in plan_tasks(config) if task.split == "test" and task.target}
+    assert set(simulated.twins) == set(tasks) and len(tasks) == 3
+    manifest = read_manifest(simulated.shards)
+    expected = {*simulated.truth.index, *(f"{key}{TWIN}" for key in tasks)}
+    assert set(manifest.keys_of(manifest.rows("test"))) == expected
+    for key, task in tasks.items():
+        twin = read_snippet(snippet_path(tmp_path / "simulated" / "data", f"{key}{TWIN}"))[1]
+        assert np.array_equal(twin, simulate_cadence(config, task, twin=True)[0])
 
 
 def test_real_positives_are_packed_beside_twins_whose_on_and_off_panels_changed_places(

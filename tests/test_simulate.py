@@ -16,6 +16,7 @@ from shard_tools.errors import InputError
 from shard_tools.simulate import (
     KINDS,
     SimulateConfig,
+    draw_cadence,
     draw_interference_panels,
     draw_needle_panels,
     plan_tasks,
@@ -126,6 +127,21 @@ def test_needles_are_in_on_panels_only_and_interference_never_is() -> None:
     for name, panels in [draw_interference_panels(rng) for _ in range(2000)]:
         assert set(panels) & set(OFF_POSITIONS), name
         assert len(set(panels)) == len(panels)
+
+
+def test_a_twin_differs_from_its_original_only_in_the_needle_which_is_in_off_panels(tmp_path: Path) -> None:
+    config = SimulateConfig(out=tmp_path, train=20, test=20, positive_share=1)
+    for task in plan_tasks(config):
+        (original, row), (twin, about) = (draw_cadence(config, task, twin=twin) for twin in (False, True))
+        background = np.minimum(original, twin)  # signals only add, and never to the same panels
+        needle, moved = original - background, twin - background
+        panels = [int(panel) for panel in row["panels"].split(";")]
+        assert np.flatnonzero(needle.any(axis=(1, 2))).tolist() == panels
+        assert np.flatnonzero(moved.any(axis=(1, 2))).tolist() == [panel + 1 for panel in panels]
+        brightest = [part.max(axis=(1, 2))[part.any(axis=(1, 2))] for part in (needle, moved)]
+        np.testing.assert_allclose(*brightest, rtol=0.5)
+        assert (about["target"], "panels" in about) == (0, False)
+        assert "narrowband_off" in about["interference"]
 
 
 def path_excess(snippet: npt.NDArray[np.float16], row: dict[str, str]) -> float:
