@@ -29,9 +29,12 @@ endif
 BASE_PYTHON ?= python3
 # Bright needles, half of the cadences: enough for a small model to learn from in minutes.
 DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --snr-max 3000 --seed 0
+# The demonstration trains on cadences without needles, to which signals are added while it trains.
+DEMO_BACKGROUNDS := --backgrounds 3000 --seed 1
+BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
-.PRECIOUS: demo/input/train_labels.csv $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
+.PRECIOUS: demo/input/train_labels.csv demo/backgrounds/truth.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
 .PHONY: help shards train infer test fuzz chaos bench needles learning-check bench-check gpu-check lint format clean
 
 help:
@@ -83,12 +86,18 @@ demo/input/train_labels.csv: | $(READY)
 	@echo 'input/ has no data: simulating a demonstration data set under demo/'
 	$(PYTHON) -m shard_tools simulate --out demo/input $(DEMO_SIMULATE)
 
+demo/backgrounds/truth.csv: | $(READY)
+	$(PYTHON) -m shard_tools simulate --out demo/backgrounds $(DEMO_BACKGROUNDS)
+
+demo/background-shards/manifest.json: demo/backgrounds/truth.csv | $(READY)
+	$(PYTHON) -m shard_tools pack --input demo/backgrounds --out demo/background-shards
+
 $(SHARDS)/manifest.json: $(if $(IS_DEMO),demo/input/train_labels.csv) | $(READY)
 	$(PYTHON) -m shard_tools pack --input $(DATA) --out $(SHARDS)$(if $(filter shards,$(MAKECMDGOALS)), $(ARGS))
 	$(PYTHON) -m shard_tools info $(SHARDS)
 
-$(TRAINED): $(SHARDS)/manifest.json | $(READY)
-	$(PYTHON) train.py --shards $(SHARDS) --run-dir $(HERE) --preset $(PRESET)$(if $(FOLD), --fold $(FOLD)) --resume$(if $(filter train,$(MAKECMDGOALS)), $(ARGS))
+$(TRAINED): $(SHARDS)/manifest.json $(if $(IS_DEMO),demo/background-shards/manifest.json) | $(READY)
+	$(PYTHON) train.py --shards $(SHARDS)$(if $(BACKGROUNDS), --backgrounds $(BACKGROUNDS)) --run-dir $(HERE) --preset $(PRESET)$(if $(FOLD), --fold $(FOLD)) --resume$(if $(filter train,$(MAKECMDGOALS)), $(ARGS))
 
 $(HERE)/submission.csv: $(TRAINED) | $(READY)
 	$(PYTHON) infer.py --shards $(SHARDS) --weights $(WEIGHTS) --tta --out $@$(if $(filter infer,$(MAKECMDGOALS)), $(ARGS))

@@ -20,11 +20,12 @@ PRESETS: dict[Preset, TrainConfig] = {
         **_NOWHERE,
         preset="demo",
         epochs=8,
-        batch_size=16,
-        learning_rate=1.5e-3,
-        warmup_epochs=1.0,
-        model=ModelConfig("swin_pico", stem="candidates"),
-        # The candidates stem removes the background itself.
+        batch_size=32,
+        learning_rate=2e-3,
+        warmup_epochs=0.5,
+        ema=0.995,
+        model=ModelConfig("convnext_window", stem="sums"),
+        # The search for candidates removes the background itself.
         canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
         draws=DrawConfig(flip_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0),
     ),
