@@ -32,7 +32,7 @@ DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --sn
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help shards train infer test fuzz chaos bench needles bench-check gpu-check lint format clean
+.PHONY: help shards train infer test fuzz chaos bench needles learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make shards   pack the data into WebDataset shards'
@@ -44,6 +44,7 @@ help:
 	@echo 'make bench    measure loading, training, prediction and packing against others'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
+	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'
 	@echo
@@ -122,6 +123,9 @@ bench: $(READY_BENCH)
 needles: $(READY_DEV)
 	$(PYTHON) benchmarks/needle_bench.py $(ARGS)
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
+
+learning-check: $(READY_DEV)
+	$(PYTHON) benchmarks/learning_check.py $(ARGS)
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl

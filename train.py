@@ -32,9 +32,17 @@ from training.environment import cpu_is_asked_for
 from training.finite import clip_gradients
 from training.interruption import RunInterruptedError, exit_when_asked, launcher_of
 from training.presets import parse_train_config
-from training.results import add_to_history, read_best_scores, write_best, write_history, write_summary
+from training.results import (
+    add_norms,
+    add_to_history,
+    read_best_scores,
+    write_best,
+    write_history,
+    write_norms,
+    write_summary,
+)
 from training.resume import resume
-from training.run import Run, build_network, build_run, log_start, own_run_dir, write_config
+from training.run import Run, build_network, build_run, log_start, own_run_dir, read_backgrounds, write_config
 from training.tracker import start_tracker
 from training.validation import check_weights, validate
 
@@ -63,9 +71,10 @@ def train_step(run: Run, batch: Batch, ends_step: bool = True) -> Tensor:
     run.watch.add_loss(loss)
     if ends_step:
         run.schedule.step_update(state.step)
-        norm = clip_gradients(run.accelerator, run.model, run.config.clip)
-        run.watch.before_update(state.step + 1, norm)
-        run.optimiser.step()
+        with run.norms.around_update(state.step + 1):
+            norm = clip_gradients(run.accelerator, run.model, run.config.clip)
+            run.watch.before_update(state.step + 1, norm)
+            run.optimiser.step()
         run.optimiser.zero_grad(set_to_none=True)
         state.step += 1
         if run.ema is not None:
@@ -127,6 +136,7 @@ def _sum_over_ranks(run: Run, losses: Tensor) -> float:
 
 def _save(run: Run, best: bool = False) -> None:
     run.progress.skipped |= dict(gather_object(list(run.train_loader.skipped.items())))
+    add_norms(run)
     save_checkpoint(run.accelerator, run.config.run_dir, run.progress.step, best)
     run.interruption.checkpoint_was_made()
 
@@ -136,8 +146,9 @@ def train(config: TrainConfig) -> None:
     accelerator = build_accelerator(config.precision, **start_tracker(config))
     network = build_network(config, accelerator)
     manifest = read_manifests(config.shards, config.store)
-    with own_run_dir(config, accelerator, manifest):
-        run = build_run(config, accelerator, manifest, network)
+    backgrounds = read_backgrounds(config, manifest)
+    with own_run_dir(config, accelerator, manifest, backgrounds):
+        run = build_run(config, accelerator, manifest, network, backgrounds)
         write_config(run)
         accelerator.init_trackers("needlestream", to_dict(config))
         if config.resume:
@@ -167,6 +178,7 @@ def _finish_epoch(run: Run, trained: dict[str, float]) -> None:
         if is_best:
             write_best(run, validation)
         write_history(run)
+        write_norms(run)
         write_curves(run.config.run_dir / "curves.png", run.progress.history)
     run.accelerator.log(line, step=run.progress.step)
     _log.info(

@@ -3,10 +3,11 @@
     python benchmarks/loader_bench.py                    a minute or two
     python benchmarks/loader_bench.py --peers all        every peer that is installed (requirements-bench.txt)
 
-Every contestant runs in a process of its own, with as many threads or workers; its batches are compared with a
-reference before it is timed. Then all take turns, round by round, in an order that is reversed each time, so that other
-work on the machine affects all alike. Memory is the PSS of a process and its workers (shared pages are divided among
-them) without mapped files, in an epoch before the timed ones. How to add a loader: benchmarks/peers/__init__.py.
+Every contestant runs in a process of its own, with `--threads` threads or workers if it has any; its batches are
+compared with a reference before it is timed. Then all take turns, round by round, in an order that is reversed each
+time, so that other work on the machine affects all alike. Memory is the PSS of a process and its workers (shared pages
+are divided among them) without mapped files, in an epoch before the timed ones. How to add a loader:
+benchmarks/peers/__init__.py.
 """
 
 import os

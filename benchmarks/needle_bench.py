@@ -27,7 +27,7 @@ import tyro
 
 from benchmarks.history import RESULTS, record
 from benchmarks.needle_charts import write_histograms, write_recall, write_rocs
-from benchmarks.needle_config import NeedleBenchConfig
+from benchmarks.needle_config import NeedleBenchConfig, simulated_splits
 from benchmarks.needle_data import NeedleSet, pack_real, simulate_set
 from benchmarks.needle_recipes import CLASSICAL, OURS, TRIVIAL, Form, Recipe
 from benchmarks.needle_rows import (
@@ -51,16 +51,10 @@ from benchmarks.needle_scores import (
 )
 from shard_tools.cores import usable_cores
 from shard_tools.errors import run_command
-from shard_tools.simulate import KINDS, Needle, SimulateConfig
-from shard_tools.sky import Broad
 from training.metrics import roc_auc
 
 Row = tuple[Figure, dict[str, Runs]]
 """What is known of a row beside its scores, and the scores of the sets "simulated" and, where there are any, "real"."""
-
-_HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
-# Not comb or bursts, which most real skies have.
-_HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("stripes", "dashes")
 
 
 @dataclass(frozen=True)
@@ -84,19 +78,8 @@ class Bench:
 
 def build_bench(config: NeedleBenchConfig, folder: Path) -> Bench:
     """Simulate and pack everything."""
-    train_count, test_count, calibration_count, minutes = config.sizes
-    base = SimulateConfig(
-        out=folder,
-        train=train_count,
-        test=test_count,
-        seed=config.seed,
-        positive_share=config.positive_share,
-        snr_min=config.snr_min,
-        snr_max=config.snr_max,
-        train_kinds=tuple(kind for kind in KINDS if kind not in _HELD_OUT_KINDS),
-        train_without=_HELD_OUT_INTERFERENCE,
-        workers=1 if config.quick else SimulateConfig.workers,  # each takes seconds to import setigen
-    )
+    base = simulated_splits(config, folder)
+    _, _, calibration_count, minutes = config.sizes
     few = dataclasses.replace(base, train=calibration_count, test=2)
     return Bench(
         config,

@@ -1,8 +1,9 @@
 """The pictures of the needle benchmark: ROC, recall against SNR by kind, and histograms of scores."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,4 +97,28 @@ def write_histograms(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Ser
         if number == 1:
             figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside upper center")
     figure.supxlabel("rank of the score among all", fontsize=10)
+    write_figure(path, figure)
+
+
+def write_learning_curve(path: Path, figures: Sequence[Mapping[str, Any]]) -> None:
+    """Draw AUC and recall against the cadences seen; the untrained network at the left end, the search as a line."""
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    points = sorted((row for row in figures if "cadences" in row), key=lambda row: row["cadences"])
+    searched = next(row for row in figures if "cadences" not in row)
+    seen = np.array([row["cadences"] for row in points], float)
+    left = seen[seen > 0].min() / 3
+    seen[seen == 0] = left
+    names = (("auc", "ROC AUC"), ("recall_1e2", "recall at FPR 0.01"), ("recall_1e3", "recall at FPR 0.001"))
+    for (name, label), colour in zip(names, _COLOURS, strict=False):
+        values, low, high = (np.array([row[f"{name}{end}"] for row in points], float) for end in ("", "_low", "_high"))
+        axes.plot(seen, values, "o-", color=colour, label=label)
+        axes.fill_between(seen, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(searched[name], color=colour, linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xticks(seen, ["none", *(f"{int(count):,}" for count in seen[1:])])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(top=1)
+    label_axes(axes, "dotted: the classical search; bands: 95 %", "cadences trained on", "")
+    figure.legend(fontsize=9, loc="outside right upper")
     write_figure(path, figure)

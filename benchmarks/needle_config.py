@@ -9,11 +9,16 @@ import torch
 from benchmarks.needle_data import FOLDS
 from benchmarks.needle_recipes import RECIPES, Form, Recipe, quick
 from shard_tools.errors import InputError
+from shard_tools.simulate import KINDS, Needle, SimulateConfig
+from shard_tools.sky import Broad
 from training.environment import cpu_is_asked_for
 
 # Cadences to train on, to test on and to calibrate with, and minutes of training for each row.
 _SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 480, 3.0), "gpu": (20_000, 8000, 3840, 10.0)}
 _QUICK = 64  # cadences of either split
+_HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
+# Not comb or bursts, which most real skies have.
+_HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("stripes", "dashes")
 
 
 @dataclass(frozen=True)
@@ -105,3 +110,20 @@ class NeedleBenchConfig:
         known = RECIPES[self.form]
         chosen = tuple(r for r in known if (r.name in self.rows if self.rows else r.is_default))
         return quick(chosen) if self.quick else chosen
+
+
+def simulated_splits(config: NeedleBenchConfig, out: Path) -> SimulateConfig:
+    """What is simulated: a train split that lacks kinds of needles and of interference that the test split has."""
+    train, test, _, _ = config.sizes
+    return SimulateConfig(
+        out=out,
+        train=train,
+        test=test,
+        seed=config.seed,
+        positive_share=config.positive_share,
+        snr_min=config.snr_min,
+        snr_max=config.snr_max,
+        train_kinds=tuple(kind for kind in KINDS if kind not in _HELD_OUT_KINDS),
+        train_without=_HELD_OUT_INTERFERENCE,
+        workers=1 if config.quick else SimulateConfig.workers,  # each takes seconds to import setigen
+    )

@@ -1,18 +1,20 @@
 """From shards to batches on the device. `open_loader` is what other programs call.
 
-Decided beforehand, in the thread that iterates: which sample comes next (plan.py), what happens to it (augment.py, with
-the weights of mixed targets, CutMix's too), and both for one batch (planner.py). This is pure: it depends on the table
-of samples, the settings, the seed and the place in the epoch, never on threads or timing.
+Before any work on a batch starts, the iterating thread decides which sample comes next (plan.py) and what happens to it
+(augment.py, which also computes the weights of CutMix and mixup targets); planner.py puts both together for a batch.
+This is pure: it depends on the table of samples, the settings, the seed and the place in the epoch, never on threads or
+timing.
 
-Done by worker threads: reading (reader.py; on a CPU cpu_engine.py, which makes the images too). They decide nothing. A
-sample that cannot be read is replaced by the thread that iterates (bad_samples.py).
+Worker threads read the samples (reader.py), or with the CPU engine read them and make their images (cpu_engine.py).
+They decide nothing. A sample that cannot be read is replaced by the thread that iterates (bad_samples.py).
 
-Images are made by an engine, both with the same steps under the same names:
+Two engines make images, with the same steps under the same names:
 
 - dali_engine.py with dali_graph.py: on a GPU, DALI makes all images of a batch at once
 - cpu_engine.py with cpu_canvas.py and cpu_kernels.py: on a CPU, each worker thread takes one sample at a time from the
   shard to the image, through compiled kernels
-- raw_batches.py: makes no images; hands out snippets as they are
+
+A third, raw_batches.py, makes none: it hands out snippets as they are.
 
 The steps are sum_time_bins (float16 to float32, and the choice of panels), add_signal, subtract_means, normalise,
 compress, augment (flip, roll, shift, gain and offset, erase), mix (CutMix, mixup), resize (stack and resize) and

@@ -6,6 +6,7 @@ clipped box in whole bins (`Draws.kept`), and `mixed_targets` weighs its target 
 Axes: n samples; boxes are (time start, time end, channel start, channel end) in bins of the planes, ends excluded.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +16,16 @@ from scipy.special import betaincinv
 
 from pipeline.canvas import CanvasConfig
 from pipeline.randomness import EpochPart, Int64s, Stream
-from pipeline.signals import Float64s, Numbers, SignalConfig, Signals, draw_signals, no_signals
+from pipeline.signals import Bools, Float64s, Numbers, SignalConfig, Signals, draw_signals, no_signals
+from pipeline.simulated_signals import MOST_SIGNALS, SimulatedConfig, draw_simulated
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
 from shard_tools.errors import InputError
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
+
+_ORDERS = np.array(list(itertools.permutations(range(PANELS // 2))))  # of three panels; the first is their own
+_PERMUTED = 0.5  # default of --permute-panels where needles are added
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,25 @@ class DrawConfig:
     inject_snr_max: float = 5.0
     """Upper end of the drawn peak. Peaks are log-uniform between the two; each pair of panels is then scaled by 0.58 to
     1.73."""
+    needles: float | None = None
+    """For cadences without needles (--backgrounds): probability of adding a needle (0 to 1), whose target is then 1.
+    Narrowband interference is added too, whether or not there is a needle, as `shard_tools simulate` does. Unset: 0.5
+    with --backgrounds, else nothing is added."""
+    signal_snr_min: float = 100.0
+    """With needles, SNR of the faintest added signal, as setigen defines it: its peak in standard deviations of a
+    pixel's noise, times the square root of the cadence's time bins. 100 is 2.5 standard deviations of 1638 bins."""
+    signal_snr_max: float = 3000.0
+    """With needles, SNR of the brightest added signal; they are log-uniform between the two."""
+    permute_panels: float | None = None
+    """Probability of reading the ON panels in another order, and the OFF panels in another, before any signal is added
+    (0 to 1). Unset: 0.5 with needles, else 0."""
 
     def __post_init__(self) -> None:
         shares = ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix")
         for name in (*shares, "mixup", "inject", "inject_interference"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        self._check_added()
         if not 0 <= self.gain < 1 or self.offset < 0 or min(self.cutmix_alpha, self.mixup_alpha) <= 0:
             raise InputError(
                 f"--gain {self.gain} --offset {self.offset} --cutmix-alpha {self.cutmix_alpha} --mixup-alpha "
@@ -84,6 +103,33 @@ class DrawConfig:
                 f"--inject-snr-min {self.inject_snr_min} --inject-snr-max {self.inject_snr_max}: "
                 "expected 0 < min <= max <= 10000"
             )
+
+    def _check_added(self) -> None:
+        for name in ("needles", "permute_panels"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        if not 0 < self.signal_snr_min <= self.signal_snr_max <= 1e6:
+            raise InputError(
+                f"--signal-snr-min {self.signal_snr_min} --signal-snr-max {self.signal_snr_max}: "
+                "expected 0 < min <= max <= 1000000"
+            )
+        if self.needles is not None and self.inject:
+            raise InputError(
+                f"--needles {self.needles} --inject {self.inject}: expected one of the two; needles are for cadences "
+                "without any, inject is for labelled ones"
+            )
+
+    @property
+    def permuted(self) -> float:
+        """Probability of reading panels in another order."""
+        if self.permute_panels is None:
+            return 0.0 if self.needles is None else _PERMUTED
+        return self.permute_panels
+
+    @property
+    def most_signals(self) -> int:
+        """S: the largest number of signals that are added to a sample."""
+        return MOST_SIGNALS if self.needles is not None else int(self.inject > 0)
 
 
 @dataclass(frozen=True)
@@ -115,13 +161,19 @@ class Draws:
     kept: Float64s
     """(n,) the share of the image that is the sample's own after CutMix or mixup."""
     signal_path: Float32s
-    """(n, N, t) empty where nothing is added; see Signals, as for the two below."""
+    """(n, S, N, t) empty where nothing is added; see Signals, as for the three below."""
     signal_level: Float32s
-    """(n, N, t)"""
+    """(n, S, N, t)"""
     signal_width: Float32s
-    """(n,)"""
-    has_needle: npt.NDArray[np.bool_]
+    """(n, S)"""
+    signal_lorentzian: Bools
+    """(n, S)"""
+    signal_normalised: Bools
+    """(n,) whether signals are added before time bins are summed, and the panels that hold one normalised again."""
+    has_needle: Bools
     """(n,) whether a needle was added."""
+    panel_order: Int32s
+    """(n, P) which of the cadence's panels each position shows."""
 
 
 def partner_positions(positions: Int64s, length: int) -> Int64s:
@@ -166,7 +218,10 @@ def draw(config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int],
         signal_path=signals.path,
         signal_level=signals.level,
         signal_width=signals.width,
+        signal_lorentzian=signals.lorentzian,
+        signal_normalised=np.full(len(part), config.needles is not None),
         has_needle=signals.is_needle,
+        panel_order=_draw_panel_order(config, part.uniform),
     )
 
 
@@ -180,11 +235,25 @@ def mixed_targets(
 
 
 def _draw_signals(config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int], part: EpochPart) -> Signals:
-    if not config.inject:
+    if not config.most_signals:
         return no_signals(len(part))
     _, time_bins, channels = planes
+    shape = (time_bins * canvas.sum_time_bins, channels)
+    if config.needles is not None:
+        simulated = SimulatedConfig(config.needles, config.signal_snr_min, config.signal_snr_max)
+        return draw_simulated(simulated, canvas.positions, shape, part)
     kinds = SignalConfig(config.inject, config.inject_interference, config.inject_snr_min, config.inject_snr_max)
-    return draw_signals(kinds, canvas.positions, (time_bins * canvas.sum_time_bins, channels), part.uniform)
+    return draw_signals(kinds, canvas.positions, shape, part.uniform)
+
+
+def _draw_panel_order(config: DrawConfig, number: Numbers) -> Int32s:
+    """(n, P) an order of the ON panels among themselves, and one of the OFF panels."""
+    is_permuted = number(Stream.PERMUTE) < config.permuted
+    order = np.empty((len(is_permuted), PANELS), np.int32)
+    for positions, stream in ((ON_POSITIONS, Stream.PERMUTE_ON), (OFF_POSITIONS, Stream.PERMUTE_OFF)):
+        drawn = _ORDERS[np.floor(len(_ORDERS) * number(stream)).astype(int) * is_permuted]
+        order[:, positions] = np.array(positions)[drawn]
+    return order
 
 
 def _draw_mixed(config: DrawConfig, part: EpochPart) -> Float32s:

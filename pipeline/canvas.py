@@ -27,8 +27,8 @@ class CanvasConfig:
     width: int = 224
     """Width of the image (frequency), in pixels."""
     sum_time_bins: int = 1
-    """Number of neighbouring time bins to sum before all other steps, divided by its square root so that noise stays 1;
-    must divide the snippet's time bins."""
+    """Number of neighbouring time bins to sum before all other steps. The sum is divided by the square root of this
+    number, so that the noise stays 1. Must divide the snippet's time bins."""
     subtract: Literal["none", "lines", "lines_bursts"] = "none"
     """Background to subtract. lines: each channel's mean over all six panels (bandpass, persistent lines).
     lines_bursts: then also each time bin's mean over the channels (broadband bursts)."""
@@ -48,7 +48,7 @@ class CanvasConfig:
 
     @property
     def layout(self) -> Layout:
-        """Which panels the canvas shows, and how; `canvas` on the command line and in files of runs and weights."""
+        """Which panels the canvas shows, and how. The command line, run files and weight files call it `canvas`."""
         return self.canvas
 
     @property

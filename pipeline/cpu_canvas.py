@@ -69,7 +69,9 @@ class CpuCanvas:
             mixed=float(draws.mixed[slot]) if is_mixed else 0.0,
             signal_path=draws.signal_path[slot],
             signal_level=draws.signal_level[slot],
-            signal_width=float(draws.signal_width[slot]),
+            signal_width=draws.signal_width[slot],
+            signal_lorentzian=draws.signal_lorentzian[slot],
+            signal_normalised=bool(draws.signal_normalised[slot]),
         )
 
     def _scratch(self) -> kernels.Scratch:
@@ -80,6 +82,7 @@ class CpuCanvas:
             self._of_thread.scratch = kernels.Scratch(
                 planes=np.zeros((2, count + 1, time_bins, channels), np.float32),
                 sums=np.zeros((2, stacks, height, channels), np.float32),
+                panel=np.zeros((time_bins * self.canvas.sum_time_bins, channels), np.float32),
             )
         scratch: kernels.Scratch = self._of_thread.scratch
         return scratch

@@ -1,7 +1,7 @@
 """The CPU's engine: each thread takes samples all the way from the shard to the image, one pair at a time.
 
-The threads decide nothing: they read and compute what was planned, each into its own slots of the batch. Replacing bad
-samples is planned on the thread that asks for the batch.
+The threads decide nothing: they read and compute what was planned, each into its own slots of the batch. A bad sample
+is replaced on the thread that asks for the batch, which also reads the replacement and makes its image.
 """
 
 import contextlib
@@ -109,8 +109,9 @@ class CpuImages:
     def _read_group(self, planned: Planned, group: Group, snippets: Float16s) -> bool:
         """Read the snippets of a group; return whether all could be read, and note in the plan which could not."""
         for slot, snippet in zip(group, snippets, strict=True):
+            values = snippet.reshape(-1).view(np.uint8)
             try:
-                read_values(self._manifest, int(planned.rows[slot]), snippet.reshape(-1).view(np.uint8))
+                read_values(self._manifest, int(planned.rows[slot]), values, planned.panels(slot))
             except StoreError:
                 raise  # the store failed, not the sample: no other could be read either
             except InputError as error:

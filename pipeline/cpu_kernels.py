@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from pipeline.signals import NEIGHBOUR_ROOT
+from pipeline.signals import LORENTZIAN_END, LORENTZIAN_REACH, NEIGHBOUR_ROOT
 
 Float32s = npt.NDArray[np.float32]
 UInt16s = npt.NDArray[np.uint16]
 UInt32s = npt.NDArray[np.uint32]
+Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Weights = tuple[Int64s, Float32s]
 """A resize along one axis: the first old pixel of each new pixel, and the weights (K, new) of it and the next K - 1. K
 is 1 where the size stays the same, else a multiple of 4."""
@@ -61,11 +63,15 @@ class SampleDraws(NamedTuple):
     mixed: float
     """Weight of the partner in mixup."""
     signal_path: Float32s
-    """(N, t) channel of the added signal in each plane; empty where none is added."""
+    """(S, N, t) channel of each added signal in each plane; empty where none is added."""
     signal_level: Float32s
-    """(N, t) its brightness, in standard deviations of the plane's noise."""
-    signal_width: float
-    """Its standard deviation, in channels."""
+    """(S, N, t) its brightness, in standard deviations of the plane's noise."""
+    signal_width: Float32s
+    """(S,) its standard deviation, or half width at half maximum, in channels."""
+    signal_lorentzian: Bools
+    """(S,) whether its profile is a Lorentzian, not a Gaussian."""
+    signal_normalised: bool
+    """Whether signals are added before time bins are summed, and the panels that hold one normalised again."""
 
 
 class Scratch(NamedTuple):
@@ -75,6 +81,8 @@ class Scratch(NamedTuple):
     """(2, N + 1, T, F): the planes of two samples, and one more for each."""
     sums: Float32s
     """(2, C, H, F): their images before the columns are resized."""
+    panel: Float32s
+    """(t, F): a panel before its time bins are summed."""
 
 
 # Sums in any order, as vectors need; infinity and NaN keep their meaning.
@@ -122,7 +130,7 @@ def write_train_images(
     for sample in range(len(panels)):
         if together:
             for plane in range(planes):
-                _sum_and_add_signal(panels[sample], steps, draws[sample], plane, work[sample, plane])
+                _sum_and_add_signals(panels[sample], steps, draws[sample], plane, scratch.panel, work[sample, plane])
             _subtract_means(work[sample, :planes], steps.subtract > 1)
     for plane in range(planes):
         for sample in range(len(panels)):
@@ -131,7 +139,7 @@ def write_train_images(
             source = plane // size * size + size - 1 - plane % size if drawn.flip_time else plane
             values = work[sample, source if together else 0]
             if not together:
-                _sum_and_add_signal(panels[sample], steps, drawn, source, values)
+                _sum_and_add_signals(panels[sample], steps, drawn, source, scratch.panel, values)
             _normalise_and_compress(values, steps)
             _augment(values, drawn, plane, work[sample, planes])
         if len(panels) == 2:
@@ -145,12 +153,26 @@ def write_train_images(
 
 
 @_kernel
-def _sum_and_add_signal(panels: UInt16s, steps: Steps, draws: SampleDraws, plane: int, values: Float32s) -> None:
-    """Plane number `plane` (T, F) of panels (P, t, F), with the signal that is added to it."""
-    _sum_time_bins(panels[steps.positions[plane]], steps.sum_time_bins, values)
-    if len(draws.signal_level):
-        path, level = draws.signal_path[plane], draws.signal_level[plane]
-        _add_signal(values, steps.sum_time_bins, path, level, draws.signal_width)
+def _sum_and_add_signals(
+    panels: UInt16s, steps: Steps, draws: SampleDraws, plane: int, wide: Float32s, values: Float32s
+) -> None:
+    """Plane number `plane` (T, F) of panels (P, t, F), with the signals that are added to it; `wide` is memory."""
+    panel = panels[steps.positions[plane]]
+    if not _has_signal(draws, plane):
+        _sum_time_bins(panel, steps.sum_time_bins, values)
+    elif draws.signal_normalised:
+        _sum_time_bins(panel, 1, wide)
+        _add_signals(wide, 1, draws, plane)
+        _normalise(wide, steps.epsilon)
+        _sum_rows(wide, steps.sum_time_bins, values)
+    else:
+        _sum_time_bins(panel, steps.sum_time_bins, values)
+        _add_signals(values, steps.sum_time_bins, draws, plane)
+
+
+@_kernel
+def _has_signal(draws: SampleDraws, plane: int) -> bool:
+    return len(draws.signal_level) > 0 and draws.signal_level[:, plane].max() > 0
 
 
 @_kernel
@@ -179,10 +201,35 @@ def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
 
 
 @_kernel
-def _add_signal(plane: Float32s, time_bins: int, path: Float32s, level: Float32s, width: float) -> None:
-    """Add a Gaussian profile along a path (t,) to a plane (T, F) of sums of `time_bins` rows (dali_graph.py)."""
-    if level.max() == 0:
-        return
+def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
+    """A panel (t, F) to a plane (T, F), as `_sum_time_bins`."""
+    factor = np.float32(1 / np.sqrt(time_bins))
+    for row in range(plane.shape[0]):
+        total = plane[row]
+        total[:] = 0
+        for part in range(time_bins):
+            values = panel[row * time_bins + part]
+            for channel in range(len(total)):
+                total[channel] += values[channel] * factor
+
+
+@_kernel
+def _add_signals(values: Float32s, time_bins: int, draws: SampleDraws, plane: int) -> None:
+    """Add the signals of plane number `plane` to its values (T, F), sums of `time_bins` rows (dali_graph.py)."""
+    noise = _noise(values) / np.sqrt(time_bins)
+    for signal in range(len(draws.signal_level)):
+        path, level = draws.signal_path[signal, plane], draws.signal_level[signal, plane]
+        if level.max() > 0:
+            width = draws.signal_width[signal]
+            if draws.signal_lorentzian[signal]:
+                _add_lorentzian(values, time_bins, path, level * noise, width)
+            else:
+                _add_gaussian(values, time_bins, path, level * noise, width)
+
+
+@_kernel
+def _noise(plane: Float32s) -> float:
+    """Standard deviation of the noise of a plane (T, F), from the steps between neighbouring channels."""
     channels = plane.shape[1]
     total = np.float64(0)
     for row in range(len(plane)):
@@ -190,16 +237,44 @@ def _add_signal(plane: Float32s, time_bins: int, path: Float32s, level: Float32s
         for channel in range(channels - 1):
             part += np.sqrt(abs(plane[row, channel + 1] - plane[row, channel]))
         total += part
-    noise = (total / (len(plane) * (channels - 1)) / NEIGHBOUR_ROOT) ** 2
+    return float((total / (len(plane) * (channels - 1)) / NEIGHBOUR_ROOT) ** 2)
+
+
+@_kernel
+def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64s, width: float) -> None:
+    """Add a Gaussian profile with a peak (t,) along a path (t,) to a plane (T, F).
+
+    The ratio of a channel's value to the one before falls by one factor from channel to channel: two exponentials for
+    each time bin, not one for each channel.
+    """
+    step = 1 / width
+    fall = np.exp(-step * step)
     for time in range(len(path)):
-        if level[time] == 0:
+        if peak[time] == 0:
             continue
-        peak = level[time] * noise / np.sqrt(time_bins)
         first = max(0, int(np.floor(path[time] - _REACH * width)))
-        last = min(channels - 1, int(np.ceil(path[time] + _REACH * width)))
+        last = min(plane.shape[1] - 1, int(np.ceil(path[time] + _REACH * width)))
+        offset = (first - path[time]) * step
+        value = peak[time] * np.exp(-0.5 * offset * offset)
+        ratio = np.exp(-step * (offset + 0.5 * step))
+        for channel in range(first, last + 1):
+            plane[time // time_bins, channel] += np.float32(value)
+            value *= ratio
+            ratio *= fall
+
+
+@_kernel
+def _add_lorentzian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64s, width: float) -> None:
+    """Add a Lorentzian profile, as `_add_gaussian`; it ends in 0 at its reach (pipeline/signals.py)."""
+    for time in range(len(path)):
+        if peak[time] == 0:
+            continue
+        first = max(0, int(np.ceil(path[time] - LORENTZIAN_REACH * width)))
+        last = min(plane.shape[1] - 1, int(np.floor(path[time] + LORENTZIAN_REACH * width)))
+        scale = peak[time] / (1 - LORENTZIAN_END)
         for channel in range(first, last + 1):
             offset = (channel - path[time]) / width
-            plane[time // time_bins, channel] += np.float32(peak * np.exp(-0.5 * offset * offset))
+            plane[time // time_bins, channel] += np.float32(scale * (1 / (1 + offset * offset) - LORENTZIAN_END))
 
 
 @_kernel

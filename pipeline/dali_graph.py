@@ -17,7 +17,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from pipeline.augment import DrawConfig
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
-from pipeline.signals import NEIGHBOUR_ROOT
+from pipeline.signals import LORENTZIAN_END, NEIGHBOUR_ROOT
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 
 PREFETCH_DEPTH = 2
@@ -26,6 +26,7 @@ DRAW_INPUTS = (
     "mixed", "partner",
 )  # fmt: skip
 SIGNAL_INPUTS = ("signal_path", "signal_level", "signal_width")  # where signals are added
+PROFILE_INPUTS = ("signal_lorentzian",)  # where their profiles differ
 
 Feed = Callable[[], Sequence[Any]]
 
@@ -59,7 +60,13 @@ class GraphPlace:
 
 def train_inputs(draws: DrawConfig) -> tuple[str, ...]:
     """What the training graph takes besides the snippets, in order: fields of Draws, partners as places in batch."""
-    return (*DRAW_INPUTS, *(SIGNAL_INPUTS if draws.inject else ()))
+    return (*DRAW_INPUTS, *_signal_inputs(draws))
+
+
+def _signal_inputs(draws: DrawConfig) -> tuple[str, ...]:
+    if draws.needles is not None:
+        return (*SIGNAL_INPUTS, *PROFILE_INPUTS)
+    return SIGNAL_INPUTS if draws.inject else ()
 
 
 def build_train_graph(
@@ -75,9 +82,15 @@ def build_train_graph(
     def graph() -> DataNode:
         data, *values = fn.external_source(source=feed, num_outputs=1 + len(inputs), batch=True, no_copy=True)
         drawn = dict(zip(inputs, values, strict=True))
-        planes = _sum_time_bins(data, canvas, shape, place.on_gpu)
+        panels = _select_panels(data, canvas, shape, place.on_gpu)
+        if draws.needles is not None:
+            panels = _add_signals(panels, (canvas.planes, shape[1], 1, shape[2]), draws, drawn, place.on_gpu)
+            panels = _normalise_where_added(panels, drawn, place.on_gpu)
+        planes = _sum_time_bins(panels, canvas, shape)
         if draws.inject:
-            planes = _add_signal(planes, canvas, planes_shape, drawn, place.on_gpu)
+            count, time_bins, channels = planes_shape
+            sizes = (count, time_bins, canvas.sum_time_bins, channels)
+            planes = _add_signals(planes, sizes, draws, drawn, place.on_gpu)
         planes = _compress(_normalise(_subtract_means(planes, canvas), canvas), canvas)
         planes = _augment(planes, canvas, planes_shape, drawn, place.on_gpu)
         planes = _mix(planes, planes_shape, drawn, place.on_gpu)
@@ -93,17 +106,16 @@ def build_eval_graph(
 
     def graph() -> DataNode:
         (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, no_copy=True)
-        planes = _sum_time_bins(data, canvas, shape, place.on_gpu)
+        planes = _sum_time_bins(_select_panels(data, canvas, shape, place.on_gpu), canvas, shape)
         planes = _compress(_normalise(_subtract_means(planes, canvas), canvas), canvas)
         return _make_views(_resize(planes, canvas, canvas.plane_shape(shape)), canvas, views)
 
     return place.pipeline_def(graph)
 
 
-def _sum_time_bins(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
-    """Snippets (P, t, F) to planes (N, T, F) float32 of summed time bins, in the order of the canvas."""
+def _select_panels(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], on_gpu: bool) -> DataNode:
+    """Snippets (P, t, F) to the panels (N, t, F) float32 of the canvas, in its order."""
     _, raw_bins, channels = shape
-    count, time_bins, _ = canvas.plane_shape(shape)
     # Cross PCIe as float16 and widen on the device: half the bytes, nothing lost.
     halves = _on(data, on_gpu)
     if canvas.layout != "stack6":
@@ -111,7 +123,12 @@ def _sum_time_bins(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, 
         pairs = fn.reshape(halves, shape=[len(ON_POSITIONS), 2, raw_bins, channels])
         on, off = pairs[:, ON_POSITIONS[0]], pairs[:, OFF_POSITIONS[0]]
         halves = on if canvas.layout == "on" else fn.cat(on, off, axis=0)
-    values = fn.cast(halves, dtype=types.FLOAT)
+    return fn.cast(halves, dtype=types.FLOAT)
+
+
+def _sum_time_bins(values: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int]) -> DataNode:
+    """Panels (N, t, F) to planes (N, T, F) of summed time bins; `shape` is a snippet's."""
+    count, time_bins, channels = canvas.plane_shape(shape)
     if canvas.sum_time_bins > 1:
         values = fn.reshape(values, shape=[count, time_bins, canvas.sum_time_bins, channels])
         # Over the square root, so that white noise keeps its standard deviation.
@@ -119,24 +136,58 @@ def _sum_time_bins(data: DataNode, canvas: CanvasConfig, shape: tuple[int, int, 
     return values
 
 
-def _add_signal(
-    planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool
+def _add_signals(
+    planes: DataNode, sizes: tuple[int, int, int, int], config: DrawConfig, draws: dict[str, DataNode], on_gpu: bool
 ) -> DataNode:
-    """Add to planes (N, T, F) a Gaussian profile along a path; its peak is its level times the plane's noise.
+    """Add signals to planes (N, T, F): profiles along paths, whose peak is their level times the plane's noise.
 
-    The noise is measured on steps between neighbouring channels, by the mean of their roots: bright lines hardly
-    change it.
+    `sizes` is N, T, the number of time bins that were summed, and F. The noise is measured on steps between
+    neighbouring channels, by the mean of their roots: bright lines hardly change it.
     """
-    count, time_bins, channels = shape
-    # A time bin of the snippet at a time, as the path moves on within a summed one: (N, T, t / T, F).
-    shown = [count, time_bins, canvas.sum_time_bins, 1]
-    path, level = (fn.reshape(_on(draws[name], on_gpu), shape=shown) for name in ("signal_path", "signal_level"))
-    column = types.Constant(np.arange(channels, dtype=np.float32).reshape(1, 1, 1, -1), device=_device(on_gpu))
-    offset = (column - path) / _on(draws["signal_width"], on_gpu)
-    profile = fn.reductions.sum(level * math.exp(np.float32(-0.5) * offset * offset), axes=[2])
     steps = math.sqrt(math.abs(planes[:, :, 1:] - planes[:, :, :-1]))
     noise = fn.reductions.mean(steps, axes=[1, 2], keep_dims=True) * np.float32(1 / NEIGHBOUR_ROOT)
-    return planes + profile * noise * noise * np.float32(canvas.sum_time_bins**-0.5)
+    noise = fn.reshape(noise * noise * np.float32(sizes[2] ** -0.5), shape=[sizes[0], 1, 1, 1])
+    inputs = [_on(draws[name], on_gpu) for name in _signal_inputs(config)]
+    # One signal after the other: all at once would take as many times the memory.
+    for signal in range(config.most_signals):
+        path, level, width, *lorentzian = (values[signal] for values in inputs)
+        # A time bin of the snippet at a time, as the path moves on within a summed one: (N, T, t / T, F).
+        path, peak = fn.reshape(path, shape=[*sizes[:3], 1]), fn.reshape(level, shape=[*sizes[:3], 1]) * noise
+        column = types.Constant(np.arange(sizes[3], dtype=np.float32).reshape(1, 1, 1, -1), device=_device(on_gpu))
+        offset = column - path
+        profile = _make_profile(offset * offset, peak, width, lorentzian)
+        if sizes[2] > 1:
+            planes = planes + fn.reductions.sum(profile, axes=[2])
+        else:
+            planes = planes + fn.reshape(profile, shape=[*sizes[:2], sizes[3]])
+    return planes
+
+
+def _make_profile(square: DataNode, peak: DataNode, width: DataNode, lorentzian: Sequence[DataNode]) -> DataNode:
+    """One signal (N, T, t / T, F), from the squared distances to its path, in channels.
+
+    `peak` has one channel, `width` is one number, and `lorentzian`, if given, says whether it is a Lorentzian. What has
+    one channel is computed first: each step over all channels moves as much as the whole panels.
+    """
+    narrow = width * width
+    if not lorentzian:
+        return math.exp(square * (np.float32(-0.5) / narrow)) * peak
+    share = fn.cast(lorentzian[0], dtype=types.FLOAT)
+    wings = peak * (share * np.float32(1 / (1 - LORENTZIAN_END)))
+    wings = math.max((wings * narrow) / (square + narrow) - wings * np.float32(LORENTZIAN_END), np.float32(0))
+    return math.exp(square * (np.float32(-0.5) / narrow)) * (peak * (np.float32(1) - share)) + wings
+
+
+def _normalise_where_added(panels: DataNode, draws: dict[str, DataNode], on_gpu: bool) -> DataNode:
+    """Bring the panels (N, t, F) that hold a signal back to mean 0 and standard deviation 1."""
+    level = _on(draws["signal_level"], on_gpu)  # (S, N, t)
+    brightest = fn.reductions.max(fn.reductions.max(level, axes=[0]), axes=[1])
+    is_added = fn.cast(fn.reshape(brightest, shape=[-1, 1, 1]) > np.float32(0), dtype=types.FLOAT)
+    mean = fn.reductions.mean(panels, axes=[1, 2], keep_dims=True)
+    variance = fn.reductions.variance(panels, mean, axes=[1, 2], keep_dims=True)
+    # Elsewhere 0 is subtracted, and the factor is 1.
+    factor = is_added * math.rsqrt(variance + np.float32(NORMALISE_EPSILON)) + (np.float32(1) - is_added)
+    return (panels - mean * is_added) * factor
 
 
 def _subtract_means(values: DataNode, canvas: CanvasConfig) -> DataNode:

@@ -18,7 +18,8 @@ class ImageConfig:
     shape: tuple[int, int, int]
     """A snippet's (P, t, F)."""
     draws: DrawConfig | None = None
-    """Training images, float32 (B, C, H, W). None: evaluation images of `views`, (B, V, C, H, W)."""
+    """How training images are augmented; images are then (B, C, H, W) float32. None: evaluation images of `views`,
+    (B, V, C, H, W) float32."""
     views: tuple[str, ...] = ("identity",)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.augment import DrawConfig, mixed_targets
+from pipeline.backgrounds import check_no_needles
 from pipeline.bad_samples import BadSamples, Policy
 from pipeline.canvas import CanvasConfig
 from pipeline.devices import with_index
@@ -46,14 +47,14 @@ class LoaderConfig:
     loader_threads: int = rank_cores()
     """Threads that decode and augment on the CPU. Default: the usable cores, divided by this machine's ranks."""
     read_threads: int = 0
-    """Samples that are read at once. 0: as many as loader-threads from a local folder, 32 from a remote store. On a CPU
-    the same threads make the images, so fewer than loader-threads change nothing."""
+    """Samples that are read at once. 0: as many as loader-threads from a local folder, 32 from a remote store. With
+    the CPU engine the same threads make the images, so a number below loader-threads changes nothing."""
     read_ahead: int = 4
     """Batches that are made in advance."""
     on_bad_sample: Policy = "fail"
     """In training, what to do with a sample that is missing, cut short or swapped (flipped bits are found by
     `shard_tools verify` alone): fail stops; skip reads the epoch's next sample in its place and names the bad one at
-    the end. Validation and prediction always stop."""
+    the end. Validation, prediction and `open_loader` without `augment` always stop."""
     max_bad: int = 10
     """With skip, the number of bad samples that one rank tolerates before it stops."""
 
@@ -71,7 +72,7 @@ class Batch:
     """What the model is fed."""
 
     image: Tensor
-    """(B, C, H, W) float32 in training, (B, V, C, H, W) in evaluation, (B, P, T, F) float16 without a canvas; on the
+    """(B, C, H, W) float32 with draws, (B, V, C, H, W) float32 without, (B, P, T, F) float16 without a canvas; on the
     device."""
     target: Tensor
     """(B,) float32 on the device, in 0 to 1; -1 where unknown."""
@@ -101,12 +102,15 @@ class Loader:
         device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
         config: LoaderConfig = LoaderConfig(),
     ) -> None:
-        """With `draws` training batches, without them evaluation batches of `views`, without `canvas` raw snippets.
+        """Make training batches if `draws` is given, else evaluation batches of `views`; without `canvas`, hand out raw
+        snippets.
 
         Raises ValueError where `order` and `share` differ in length, InputError where the canvas does not fit.
         """
         if share.length != len(order):
             raise ValueError(f"a share of {share.length} positions, for an order of {len(order)}")
+        if draws is not None and draws.needles is not None:
+            check_no_needles(manifest)
         self.share = share
         self.manifest = manifest
         self._draws, self._config = draws, config
@@ -148,7 +152,9 @@ class Loader:
         self.close()
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and position in it of the next batch, valid for any number of ranks. Raises RuntimeError between the
+        """The epoch and the position at which the next batch begins.
+
+        Another number of ranks can load it if its global batch divides the position. Raises RuntimeError between the
         micro-batches of a step.
         """
         step, within = divmod(self._micro, self.share.accumulate)
@@ -222,6 +228,8 @@ class Loader:
         own = self.manifest.target[planned.rows]
         if self._draws is None or planned.draws is None:
             return own.astype(np.float32)
+        if self._draws.needles is not None:
+            own = np.zeros_like(own)  # backgrounds, labelled or not
         own = np.where(planned.draws.has_needle, np.int8(1), own)
         return mixed_targets(self._draws, planned.draws, own, own[planned.draws.partner])
 

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from pipeline.augment import DrawConfig
+from pipeline.backgrounds import backgrounds_order
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Sampling, Share
+from pipeline.randomness import Int64s
 from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.kaggle_layout import SPLITS
@@ -56,7 +58,9 @@ def open_loader(
         batch_size: Samples in a batch of one rank.
         canvas: How a snippet becomes an image, for example `CanvasConfig("on_off", 224, 224)`.
         augment: How strongly training images are augmented; `DrawConfig()` has the defaults of train.py. Needs
-            `canvas`. None: nothing is augmented, whatever the split.
+            `canvas`. None: nothing is augmented, whatever the split. With `DrawConfig(needles=0.5)` the data set holds
+            cadences without needles: all of them are read, of both splits, signals are added to them, and a target is 1
+            where a needle was added.
         views: The images of each sample for test-time augmentation, some of `canvas.views`. Not with `augment`.
         sampling: "uniform" (each sample once, shuffled), "weighted" (both classes equally often, with replacement) or
             "sequential". None: uniform for training, sequential for the held-out fold and the test split.
@@ -75,17 +79,27 @@ def open_loader(
                 logits = model(batch.image)
     """
     manifest = shards if isinstance(shards, Manifest) else read_manifests(shards)
-    _check_split(manifest, split, fold, held_out)
     _check_images(canvas, augment, views)
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: expected at least 1")
+    if augment is not None and augment.needles is not None:
+        if fold is not None or held_out or sampling not in (None, "uniform"):
+            raise InputError("fold, held_out, sampling: none of them with needles; every background is read once")
+        order = backgrounds_order(manifest, seed)
+    else:
+        rows = _chosen_rows(manifest, split, fold, held_out)
+        is_training = split == "train" and not held_out
+        order = Order(rows, manifest.targets(rows), sampling or ("uniform" if is_training else "sequential"), seed)
+    share = Share(len(order), batch_size, 1, *_rank_and_world_size())
+    return Loader(manifest, order, share, canvas, augment, views, _device(device), config)
+
+
+def _chosen_rows(manifest: Manifest, split: str, fold: int | None, held_out: bool) -> Int64s:
+    _check_split(manifest, split, fold, held_out)
     rows = manifest.rows(split, fold, held_out)
     if not len(rows):
         raise InputError(f"{manifest.root}: no samples of the {split} split are left; it holds {manifest.splits}")
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size}: expected at least 1")
-    is_training = split == "train" and not held_out
-    order = Order(rows, manifest.targets(rows), sampling or ("uniform" if is_training else "sequential"), seed)
-    share = Share(len(rows), batch_size, 1, *_rank_and_world_size())
-    return Loader(manifest, order, share, canvas, augment, views, _device(device), config)
+    return rows
 
 
 def _check_split(manifest: Manifest, split: str, fold: int | None, held_out: bool) -> None:

@@ -29,6 +29,11 @@ class Planned:
     failed: dict[int, InputError] = field(default_factory=dict)
     """Why a slot's sample could not be read."""
 
+    def panels(self, slot: int) -> list[int] | None:
+        """Which of its sample's panels a slot shows at each position; None where all are where they were."""
+        order = [] if self.draws is None else self.draws.panel_order[slot].tolist()
+        return None if order == sorted(order) else order
+
 
 @dataclass(frozen=True)
 class Planner:

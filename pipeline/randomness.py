@@ -1,8 +1,9 @@
 """Counter-based random numbers: each is a pure function of (seed, epoch, position, stream)."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,15 @@ class Stream(IntEnum):
     SIGNAL_PAIR_1 = 35
     SIGNAL_PAIR_2 = 36
     SIGNAL_PAIR_3 = 37
+    SIGNAL_OTHERS = 38
+    SIGNAL_OFF_PANELS = 39
+    SIGNAL_PROFILE = 40
+    PERMUTE = 41
+    PERMUTE_ON = 42
+    PERMUTE_OFF = 43
+
+
+_STREAMS = 1000  # more than there are, so that the numbers of streams of several signals differ
 
 
 @dataclass(frozen=True)
@@ -74,12 +84,16 @@ class EpochPart:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def uniform(self, stream: Stream) -> npt.NDArray[np.float64]:
-        """Uniform numbers in [0, 1), one for each position."""
-        return uniform(self.seed, self.epoch, self.positions, stream)
+    def at(self, places: Int64s) -> Self:
+        """The positions at these places of this part."""
+        return replace(self, positions=self.positions[places])
+
+    def uniform(self, stream: Stream, signal: int = 0) -> npt.NDArray[np.float64]:
+        """Uniform numbers in [0, 1), one for each position; other ones for each `signal`, of several in a sample."""
+        return uniform(self.seed, self.epoch, self.positions, stream + _STREAMS * signal)
 
 
-def uniform(seed: int, epoch: int, positions: Int64s, stream: Stream) -> npt.NDArray[np.float64]:
+def uniform(seed: int, epoch: int, positions: Int64s, stream: int) -> npt.NDArray[np.float64]:
     """Uniform numbers in [0, 1), one for each position."""
     bits = _hash(_hash_key(seed, epoch, stream) + positions.astype(np.uint64) * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -119,7 +133,7 @@ def _hash(values: UInt64s) -> UInt64s:
 
 
 @functools.lru_cache(maxsize=256)  # the same few for every batch of an epoch, and half of the cost of its draws
-def _hash_key(seed: int, epoch: int, stream: Stream) -> np.uint64:
+def _hash_key(seed: int, epoch: int, stream: int) -> np.uint64:
     key = np.zeros(1, np.uint64)
     for word in (seed, epoch, int(stream)):
         key = _hash(key + np.array([word & (2**64 - 1)], np.uint64) + _GOLDEN)

@@ -57,7 +57,7 @@ class Reader:
         for slot in slots:
             values = block.snippets[slot].numpy().reshape(-1).view(np.uint8)
             try:
-                read_values(self._manifest, int(block.planned.rows[slot]), values)
+                read_values(self._manifest, int(block.planned.rows[slot]), values, block.planned.panels(slot))
             except StoreError:
                 raise  # the store failed, not the sample: no other could be read either
             except InputError as error:

@@ -1,6 +1,9 @@
 """Signals that are added to training samples: needles, and interference that looks like them. Pure.
 
-Axes: n samples, N planes of the canvas, t time bins of a snippet's panel; F frequency channels.
+Here are the signals of --inject, at most one a sample; pipeline/simulated_signals.py has those of --needles.
+
+Axes: n samples, S signals of a sample, N planes of the canvas, t time bins of a snippet's panel, P panels;
+F frequency channels.
 """
 
 from collections.abc import Callable
@@ -26,8 +29,12 @@ _BALANCE = 3.0
 _PAIRS = (Stream.SIGNAL_PAIR_1, Stream.SIGNAL_PAIR_2, Stream.SIGNAL_PAIR_3)
 # The mean of sqrt|x - y| of two values of white noise of standard deviation 1: 2^(1/2) Gamma(3/4) / pi^(1/2).
 NEIGHBOUR_ROOT = 0.9777412
+# Half widths at half maximum from its centre at which a Lorentzian profile ends. What is left there is subtracted from
+# all of it, so that it ends in 0 and not in a step.
+LORENTZIAN_REACH = 15.0
+LORENTZIAN_END = 1 / (1 + LORENTZIAN_REACH**2)
 _MARGIN = 4.0  # channels that a path keeps from the edges
-_SIGMA = 1 / 2.355  # standard deviation of a Gaussian over its full width at half its maximum
+SIGMA = 1 / 2.355  # standard deviation of a Gaussian over its full width at half its maximum
 
 
 @dataclass(frozen=True)
@@ -44,22 +51,40 @@ class SignalConfig:
 
 @dataclass(frozen=True)
 class Signals:
-    """One signal a sample; its level is 0 where a sample has none."""
+    """The signals of each sample; the level is 0 where a sample has fewer than S."""
 
     path: Float32s
-    """(n, N, t) channel of its centre in each time bin."""
+    """(n, S, N, t) channel of its centre in each time bin."""
     level: Float32s
-    """(n, N, t) its peak there, in standard deviations of the panel's noise."""
+    """(n, S, N, t) its peak there, in standard deviations of the panel's noise."""
     width: Float32s
-    """(n,) standard deviation of its Gaussian profile, in channels."""
+    """(n, S) of its profile in channels: a Gaussian's standard deviation, a Lorentzian's half width at half maximum."""
+    lorentzian: Bools
+    """(n, S) whether its profile is a Lorentzian."""
     is_needle: Bools
-    """(n,) whether it is a needle, so that the target is 1."""
+    """(n,) whether one of them is a needle, so that the target is 1."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What n paths are made of."""
+
+    drift: Float64s
+    """(n,) channels over the cadence."""
+    bend: Float64s
+    """(n,) channels that it swings to either side."""
+    turns: Float64s
+    """(n,) swings in a cadence."""
+    phase: Float64s
+    """(n,) of its swing, 0 to 1."""
+    centre: Float64s
+    """(n,) where it lies among the places that it may take, 0 to 1."""
 
 
 def no_signals(count: int) -> Signals:
     """Empty signals for `count` samples, so that engines skip the step."""
-    nothing = np.zeros((count, 0, 0), np.float32)
-    return Signals(nothing, nothing, np.ones(count, np.float32), np.zeros(count, bool))
+    nothing, none = np.zeros((count, 0, 0, 0), np.float32), np.zeros((count, 0), bool)
+    return Signals(nothing, nothing, none.astype(np.float32), none, np.zeros(count, bool))
 
 
 def draw_signals(config: SignalConfig, positions: tuple[int, ...], shape: tuple[int, int], number: Numbers) -> Signals:
@@ -73,50 +98,68 @@ def draw_signals(config: SignalConfig, positions: tuple[int, ...], shape: tuple[
     time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
     panels, is_needle = _draw_panels(config.interference, number)
     present = number(Stream.SIGNAL) < config.share
-    first = panels.argmax(axis=1) / PANELS
-    last = 1 - panels[:, ::-1].argmax(axis=1) / PANELS
-    path = _draw_paths(time, channels, first, last, number)
-    levels = (
-        np.exp(np.log(config.snr_min) + number(Stream.SIGNAL_SNR) * np.log(config.snr_max / config.snr_min)) * present
-    )
+    first, last = first_and_last(panels)
+    path = lay_paths(time, channels, first, last, _draw_curves(channels, first, last, number))
+    levels = draw_snr(config.snr_min, config.snr_max, number) * present
     everywhere = np.asarray(panels.all(axis=1))
     gate = _draw_gates(time, first, last, everywhere, number)
     balance = _BALANCE ** (np.stack([number(pair) for pair in _PAIRS], axis=1) - 0.5)
     level = levels[:, None] * np.repeat(panels * np.repeat(balance, 2, axis=1), bins, axis=1) * gate
-    by_panel = (len(path), PANELS, bins)
+    by_panel = (len(path), 1, PANELS, bins)
     return Signals(
-        path=path.reshape(by_panel)[:, positions].astype(np.float32, order="C"),
-        level=level.reshape(by_panel)[:, positions].astype(np.float32, order="C"),
-        width=(_SIGMA * _draw_widths(number)).astype(np.float32),
+        path=path.reshape(by_panel)[:, :, positions].astype(np.float32, order="C"),
+        level=level.reshape(by_panel)[:, :, positions].astype(np.float32, order="C"),
+        width=(SIGMA * _draw_widths(number)).astype(np.float32)[:, None],
+        lorentzian=np.zeros((len(path), 1), bool),
         is_needle=is_needle & present,
     )
 
 
+def draw_subsets(which: Float64s, all_three: float) -> Bools:
+    """(n, 3) all of three panels for a share `all_three` of the numbers `which`, else one or two of them."""
+    rest = np.floor((which - all_three) / (1 - all_three) * (len(_SUBSETS) - 1)).astype(int) + 1
+    return np.asarray(_SUBSETS[np.where(which < all_three, 0, np.minimum(rest, len(_SUBSETS) - 1))])
+
+
+def first_and_last(panels: Bools) -> tuple[Float64s, Float64s]:
+    """Start of the first and end of the last of the panels (n, P) that hold a signal, 0 to 1 over the cadence."""
+    return panels.argmax(axis=1) / PANELS, 1 - panels[:, ::-1].argmax(axis=1) / PANELS
+
+
+def draw_snr(smallest: float, largest: float, number: Numbers) -> Float64s:
+    """(n,) log-uniform between the two."""
+    return np.asarray(np.exp(np.log(smallest) + number(Stream.SIGNAL_SNR) * np.log(largest / smallest)))
+
+
+def lay_paths(time: Float64s, channels: int, first: Float64s, last: Float64s, curves: Curves) -> Float64s:
+    """(n, P t) centres that stay among the channels from time `first` to `last`."""
+    drift, bend = curves.drift, curves.bend
+    half_extent = np.minimum(np.abs(drift) * (last - first) / 2 + bend + _MARGIN, channels / 2)
+    centre = half_extent + curves.centre * (channels - 2 * half_extent)
+    path = centre[:, None] + drift[:, None] * (time - (first + last)[:, None] / 2)
+    bent = np.flatnonzero(bend)  # few of them, and a sine takes longer than all the rest
+    swing = np.sin(2 * np.pi * (curves.turns[bent, None] * time + curves.phase[bent, None]))
+    path[bent] += bend[bent, None] * swing
+    return np.asarray(path)
+
+
 def _draw_panels(interference: float, number: Numbers) -> tuple[Bools, Bools]:
     """(n, P) which panels hold the signal, and (n,) whether these are ON panels alone."""
-    which = number(Stream.SIGNAL_PANELS)
-    rest = np.floor((which - _ALL_THREE) / (1 - _ALL_THREE) * (len(_SUBSETS) - 1)).astype(int) + 1
-    subset = _SUBSETS[np.where(which < _ALL_THREE, 0, np.minimum(rest, len(_SUBSETS) - 1))]
     place = number(Stream.SIGNAL_PLACE)
     panels = np.zeros((len(place), PANELS), bool)
-    panels[:, ON_POSITIONS[0] :: 2] = subset
+    panels[:, ON_POSITIONS[0] :: 2] = draw_subsets(number(Stream.SIGNAL_PANELS), _ALL_THREE)
     panels[place < interference] = panels[place < interference][:, [1, 0, 3, 2, 5, 4]]
     panels[place < interference / 4] = True
     return panels, place >= interference
 
 
-def _draw_paths(time: Float64s, channels: int, first: Float64s, last: Float64s, number: Numbers) -> Float64s:
-    """(n, P t) centres: a drift and a bend that stay among the channels from time `first` to `last`."""
+def _draw_curves(channels: int, first: Float64s, last: Float64s, number: Numbers) -> Curves:
     which = number(Stream.SIGNAL_DRIFT)
     # Squared: most drifts are slow, as in the real data.
     drift = np.where(which < 0.5, -1, 1) * (2 * which % 1) ** 2 * np.minimum(0.7 * channels / (last - first), 800)
     bend = np.where(number(Stream.SIGNAL_KIND) < 0.3, 2 + 18 * number(Stream.SIGNAL_BEND), 0)
     turns = 1 / (0.3 + 1.2 * number(Stream.SIGNAL_BEND_PERIOD))
-    phase = number(Stream.SIGNAL_BEND_PHASE)
-    half_extent = np.minimum(np.abs(drift) * (last - first) / 2 + bend + _MARGIN, channels / 2)
-    centre = half_extent + number(Stream.SIGNAL_CENTRE) * (channels - 2 * half_extent)
-    bent = bend[:, None] * np.sin(2 * np.pi * (turns[:, None] * time + phase[:, None]))
-    return np.asarray(centre[:, None] + drift[:, None] * (time - (first + last)[:, None] / 2) + bent)
+    return Curves(drift, bend, turns, number(Stream.SIGNAL_BEND_PHASE), number(Stream.SIGNAL_CENTRE))
 
 
 def _draw_gates(time: Float64s, first: Float64s, last: Float64s, everywhere: Bools, number: Numbers) -> Bools:

@@ -1,7 +1,7 @@
 """Charts: curves of a run over its epochs, and how well its scores tell needles from the rest."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from shard_tools.atomic_files import whole_file
+from training.part_norms import Norms, gradient_norm, update_share
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -108,6 +109,28 @@ def _draw_measure(axes: Axes, history: History, measure: Measure) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if measure.is_from_zero:
         axes.set_ylim(0, 1.1 * max(values) if max(values) > 0 else 1)
+
+
+def draw_gradients(rows: Sequence[Norms]) -> Figure:
+    """Each part's gradient before clipping, over the steps."""
+    return _draw_parts(rows, gradient_norm, "gradients before clipping", "L2 norm")
+
+
+def draw_updates(rows: Sequence[Norms]) -> Figure:
+    """What a step changed each part by, as a share of its weights, over the steps."""
+    return _draw_parts(rows, update_share, "updates", "norm of update / of weights")
+
+
+def _draw_parts(rows: Sequence[Norms], value: Callable[[Norms], float], title: str, unit: str) -> Figure:
+    figure, axes = _chart()
+    for part in dict.fromkeys(row["part"] for row in rows):
+        own = [row for row in rows if row["part"] == part]
+        plot_curve(axes, Curve([row["step"] for row in own], [value(row) for row in own], part, _POINTS))
+    label_axes(axes, title, "step", unit)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+    return figure
 
 
 def write_roc(path: Path, target: Ints, score: Floats, auc: float) -> None:

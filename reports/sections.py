@@ -28,10 +28,12 @@ from reports.page import (
 from reports.plots import (
     MEASURES,
     draw_calibration,
+    draw_gradients,
     draw_measure,
     draw_precision_recall,
     draw_roc,
     draw_score_histogram,
+    draw_updates,
     to_png,
 )
 from shard_tools.errors import InputError
@@ -39,6 +41,7 @@ from shard_tools.manifest import Manifest
 from training.config import listed
 from training.metrics import average_precision, calibration, recall_at_fpr, roc_auc
 from training.out_of_fold import read_scores
+from training.results import NORMS
 from training.system_info import machine, versions
 
 _CANDIDATES = 12  # of a prediction
@@ -53,6 +56,7 @@ _FILES = {
     "best.safetensors": "weights of the best epoch",
     "oof.csv": "their score and logit of each cadence of validation",
     "metrics.jsonl": "a line of figures for each epoch",
+    NORMS: "norms of gradient, weights and update, by part of the network and step",
     "config.json": "the configuration",
     "summary.json": "ROC AUC, trivial statistics, skipped samples",
     "curves.png": "curves over the epochs",
@@ -77,6 +81,7 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
         Block("", numbers=_headline(scored)),
         Block("The run", rows=_run_rows(config, summary, history, manifest, accelerator)),
         Block("Over the epochs", pictures=_curves(history)),
+        *_learning(run_dir),
         Block("What the scores of validation are worth", pictures=_judgements(scored)),
         *build_galleries(manifest, scored),
         Block("Configuration", rows=to_rows(config), is_folded=True),
@@ -181,7 +186,9 @@ def _run_rows(
     config: dict[str, Any], summary: dict[str, Any], history: Sequence[dict[str, float]], manifest: Manifest,
     accelerator: Accelerator,
 ) -> list[tuple[str, str]]:  # fmt: skip
-    trained = len(manifest.rows("train", config["fold"]))
+    trained = f"{len(manifest.rows('train', config['fold'])):,} to train on"
+    if "backgrounds" in config:
+        trained = f"backgrounds of {', '.join(config['backgrounds'])} to train on"
     held_out = manifest.rows("train", config["fold"], held_out=True)
     best = max(history, key=lambda line: line["auc"])
     world_size = accelerator.num_processes
@@ -189,7 +196,7 @@ def _run_rows(
         ("preset", config["preset"]),
         ("model", config["model"]["model"]),
         ("shards", f"{', '.join(listed(config['shards']))} ({len(manifest.shards)} shards)"),
-        ("cadences", f"{trained:,} to train on; {len(held_out):,} of fold {config['fold']} to validate on"),
+        ("cadences", f"{trained}; {len(held_out):,} of fold {config['fold']} to validate on"),
         ("needles in validation", f"{int((manifest.target[held_out] == 1).sum()):,}"),
         ("epochs", f"{len(history)}, the best was {best['epoch']:.0f}"),
         ("devices", f"{world_size} x {accelerator.device.type}, in {_precision(accelerator)}"),
@@ -209,6 +216,17 @@ def _precision(accelerator: Accelerator) -> str:
 def _curves(history: Sequence[dict[str, float]]) -> list[Picture]:
     figures = {measure.title: draw_measure(history, measure) for measure in MEASURES}
     return [to_picture(to_png(figure), f"{title} over the epochs") for title, figure in figures.items()]
+
+
+def _learning(run_dir: Path) -> list[Block]:
+    """How strongly each part of the network learns; nothing for a run of an earlier version, which has no norms."""
+    path = run_dir / NORMS
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if not rows:
+        return []
+    figures = {"gradients": draw_gradients(rows), "updates": draw_updates(rows)}
+    pictures = [to_picture(to_png(figure), f"{name} by part of the network") for name, figure in figures.items()]
+    return [Block("What each part of the network learns", "At steps 1, 10, 100, ...", pictures=pictures)]
 
 
 def _judgements(scored: Scored) -> list[Picture]:

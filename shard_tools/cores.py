@@ -14,7 +14,7 @@ def bound_cores() -> int:
 
 
 def usable_cores(cgroup: Path = _CGROUP, mount: Path = _MOUNT) -> int:
-    """The bound cores, limited by the quota of the control group (containers); at least 1.
+    """The cores from `bound_cores`, or fewer if the container's CPU quota (control group) allows fewer; at least 1.
 
     `cgroup` and `mount` are where Linux describes control groups (man 7 cgroups); both versions are read. A quota of
     one and a half cores counts as two. joblib's count is not used: it is slower to import than this whole package, and

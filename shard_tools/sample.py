@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,19 @@ def array_bytes(manifest: Manifest) -> int:
     return 2 * math.prod(manifest.shape)
 
 
-def read_values(manifest: Manifest, row: int, values: Bytes) -> None:
+def read_values(manifest: Manifest, row: int, values: Bytes, panels: Sequence[int] | None = None) -> None:
     """Read one sample's values, C order float16, into `values` and check the headers before them.
 
-    Raises InputError naming shard and key where a file is missing, cut short or not what the manifest says.
+    `panels` is the panel of the sample to put at each position; None keeps their order. Raises InputError naming shard
+    and key where a file is missing, cut short or not what the manifest says.
     """
     # The tar header is read too: its member name shows whether the manifest's offset is still right.
-    _read_parts(manifest, row, np.empty(TAR_BLOCK + int(manifest.size[row]) - len(values), np.uint8), values)
+    head = np.empty(TAR_BLOCK + int(manifest.size[row]) - len(values), np.uint8)
+    if panels is None:
+        _read_parts(manifest, row, head, values)
+    else:
+        by_position = values.reshape(len(panels), -1)
+        _read_parts(manifest, row, head, *(by_position[position] for position in np.argsort(panels)))
 
 
 def read_record(manifest: Manifest, row: int) -> Bytes:
@@ -49,17 +56,17 @@ def read_snippets(manifest: Manifest, rows: Int64s) -> npt.NDArray[np.float16]:
     return values
 
 
-def _read_parts(manifest: Manifest, row: int, head: Bytes, values: Bytes) -> None:
+def _read_parts(manifest: Manifest, row: int, head: Bytes, *values: Bytes) -> None:
     size, key = int(manifest.size[row]), manifest.key(row)
     name, offset = manifest.shards[manifest.shard[row]].name, int(manifest.offset[row])
-    where = f"{manifest.store.where(name)}, {key}"
+    where, expected = f"{manifest.store.where(name)}, {key}", len(head) + sum(map(len, values))
 
     def check(found: int) -> None:
-        if found != len(head) + len(values):
+        if found != expected:
             raise InputError(f"{where}: {max(found - TAR_BLOCK, 0)} bytes, expected {size}; pack again")
         check_head(head.data, key, size, manifest.shape, where)
 
-    manifest.store.read_record(name, offset - TAR_BLOCK, (head, values), check)
+    manifest.store.read_record(name, offset - TAR_BLOCK, (head, *values), check)
 
 
 def check_head(head: bytes | memoryview, key: str, size: int, shape: tuple[int, int, int], where: str) -> None:

@@ -41,6 +41,7 @@ Needle = Literal["straight", "s_curve", "pulsed", "broadened"]
 KINDS: tuple[Needle, ...] = ("straight", "s_curve", "pulsed", "broadened")
 _SIGNAL_COLUMNS = ("kind", "snr", "drift_rate_hz_s", "width_hz", "panels", "start_channel")
 TRUTH_COLUMNS = ("id", "split", "target", *_SIGNAL_COLUMNS, "interference")
+_BACKGROUND = "background"  # seeds them, so that they are no cadences of a data set with labels
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +55,9 @@ class SimulateConfig:
     """Cadences with a label; each takes 0.84 MB of disk."""
     test: int = 300
     """Cadences without a label (truth.csv has it)."""
+    backgrounds: int = 0
+    """In place of both: this many cadences without a needle, narrowband interference or label, all under test/, to
+    which `train.py --backgrounds` adds signals."""
     seed: int = 0
     """Same seed, same bytes; 0 or more."""
     workers: int = usable_cores()
@@ -71,7 +75,7 @@ class SimulateConfig:
     """Kinds of broadband interference that the train split lacks; test always has all."""
 
     def __post_init__(self) -> None:
-        for name, least in (("train", 1), ("test", 1), ("seed", 0), ("workers", 1)):
+        for name, least in (("train", 1), ("test", 1), ("backgrounds", 0), ("seed", 0), ("workers", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} {getattr(self, name)}: expected {least} or more")
         if not 0 <= self.positive_share <= 1:
@@ -100,12 +104,19 @@ class Task(NamedTuple):
 def plan_tasks(config: SimulateConfig) -> list[Task]:
     """All cadences, with exactly the rounded share of needles in each split, at seeded positions."""
     tasks = []
+    if config.backgrounds:
+        return [Task("test", *each, 0) for each in enumerate(_keys(config.seed, _BACKGROUND, config.backgrounds))]
     for split, count in (("train", config.train), ("test", config.test)):
         order = _generator(config.seed, split, "targets").permutation(count)
         positive = set(order[: round(config.positive_share * count)].tolist())
-        keys = [_digest(config.seed, split, number).hex()[:15] for number in range(count)]  # like the competition's
-        tasks += [Task(split, number, key, int(number in positive)) for number, key in enumerate(keys)]
+        keys = enumerate(_keys(config.seed, split, count))
+        tasks += [Task(split, number, key, int(number in positive)) for number, key in keys]
     return tasks
+
+
+def _keys(seed: int, split: str, count: int) -> list[str]:
+    """Keys like those of the competition."""
+    return [_digest(seed, split, number).hex()[:15] for number in range(count)]
 
 
 def _digest(*parts: object) -> bytes:
@@ -202,7 +213,7 @@ def draw_cadence(
     has no twin.
     """
     assert task.target or not twin, f"{task.key}: has no needle, so no twin"
-    rng = _generator(config.seed, task.split, task.number)
+    rng = _generator(config.seed, _BACKGROUND if config.backgrounds else task.split, task.number)
     _, frame, _ = _setigen()
     frame.rng = rng
     frame.zero_data()
@@ -212,7 +223,8 @@ def draw_cadence(
     frame.data *= sky
     # Drifting interference is rarer in real snippets, but teaches what OFF panels are for. A needle replaces such a
     # signal, so that their number reveals little.
-    others = rng.choice(3, p=(0.85, 0.15, 0) if task.target else (0.6, 0.32, 0.08))
+    shares = (1, 0, 0) if config.backgrounds else (0.85, 0.15, 0) if task.target else (0.6, 0.32, 0.08)
+    others = rng.choice(3, p=shares)
     for name, panels in [draw_interference_panels(rng) for _ in range(others)]:
         add_narrowband(rng, panels, config, kinds)
         interference.append(name)
@@ -271,8 +283,9 @@ def simulate(config: SimulateConfig) -> None:
     submission = truth.loc[truth["split"] == "test", ["id"]].assign(target=0.5)
     # The folder counts as a data set only once the tables that users read are there: they come last.
     for name, table in (("truth", truth), ("train_labels", labels), ("sample_submission", submission)):
-        write_whole(config.out / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-    _log.info("simulated %d train and %d test cadences in %s", config.train, config.test, config.out)
+        if len(table):  # of backgrounds there are no labels
+            write_whole(config.out / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    _log.info("simulated %d train and %d test cadences in %s", len(labels), len(submission), config.out)
 
 
 def _write_cadences(config: SimulateConfig, tasks: Sequence[Task]) -> list[dict[str, Any]]:

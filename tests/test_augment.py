@@ -29,7 +29,7 @@ CONFIGS = st.builds(
     cutmix_box=st.sampled_from(["box", "band"]),
     mixup=st.floats(0, 1),
     inject=st.sampled_from([0.0, 0.5, 1.0]),
-)
+) | st.builds(DrawConfig, needles=st.floats(0, 1), permute_panels=st.none() | st.floats(0, 1))
 
 
 def draws_at(positions: np.ndarray, config: DrawConfig, seed: int = 0, epoch: int = 0, length: int = 10**6) -> Draws:
@@ -128,11 +128,11 @@ def test_an_added_signal_is_a_needle_if_and_only_if_it_is_in_on_panels_alone(
     canvas = CanvasConfig(layout, 112, 224, sum_time_bins=7)
     planes = canvas.plane_shape((6, 273, 256))
     found = draw(config, canvas, planes, EpochPart(seed, 0, np.arange(40), 40))
-    assert found.signal_level.shape == found.signal_path.shape == (40, planes[0], 273)
-    present = found.signal_level.max(axis=2) > 0
+    assert found.signal_level.shape == found.signal_path.shape == (40, 1, planes[0], 273)
+    present = found.signal_level[:, 0].max(axis=2) > 0
     is_on = np.isin(canvas.positions, (0, 2, 4))
     for in_planes, is_needle, level, path in zip(
-        present, found.has_needle, found.signal_level, found.signal_path, strict=True
+        present, found.has_needle, found.signal_level[:, 0], found.signal_path[:, 0], strict=True
     ):
         if is_needle:
             assert not in_planes[~is_on].any()
@@ -146,10 +146,10 @@ def test_an_added_signal_is_a_needle_if_and_only_if_it_is_in_on_panels_alone(
 def test_signals_are_as_frequent_as_asked_and_last_long_enough_to_be_seen() -> None:
     config = DrawConfig(inject=0.6, inject_interference=0.3)
     found = draws_at(np.arange(5000), config)
-    present = found.signal_level.max(axis=(1, 2)) > 0
+    present = found.signal_level.max(axis=(1, 2, 3)) > 0
     assert abs(present.mean() - 0.6) < 0.02
     assert abs(found.has_needle.mean() - 0.6 * 0.7) < 0.02
-    assert ((found.signal_level[present] > 0).mean(axis=(1, 2)) > 0.009).all()  # 15 of 1638 time bins
+    assert ((found.signal_level[present] > 0).mean(axis=(1, 2, 3)) > 0.009).all()  # 15 of 1638 time bins
     nothing = draws_at(np.arange(50), DrawConfig())
     assert not nothing.signal_level.size and not nothing.has_needle.any()
 
@@ -174,6 +174,10 @@ def test_targets_are_mixed_by_area_or_by_or() -> None:
         ("mixup_epochs", -1),
         ("inject_snr_min", 0.0),
         ("inject_snr_max", 0.1),
+        ("needles", 1.5),
+        ("permute_panels", -0.1),
+        ("signal_snr_min", 0.0),
+        ("signal_snr_max", 50.0),
     ],
 )
 def test_impossible_draws_are_refused_by_the_name_of_their_flag(name: str, value: float) -> None:

@@ -1,5 +1,6 @@
 """Every graph, and the CPU's own arithmetic, against their NumPy twin, at full size, on real and simulated snippets."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ TOLERANCE = 1e-3
 WILD = DrawConfig(
     roll_frequency=0.5, shift_time=0.3, erase=0.8, gain=0.5, offset=1.0, cutmix=0.8, mixup=0.4, inject=0.7
 )
+NEEDLES = dataclasses.replace(WILD, inject=0.0, needles=0.6)
 MAKERS = ["cpu", "dali", pytest.param("dali on a GPU", marks=pytest.mark.gpu)]
 CANVASES = [
     CanvasConfig("stack6", 224, 224, normalise=False),
@@ -64,7 +66,7 @@ def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: 
     """(n, C, H, W) as `maker` makes them for training."""
     shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
     if maker != "cpu":
-        config = WILD if draws.signal_level.size else DrawConfig()
+        config = {0: DrawConfig(), 1: WILD}.get(draws.signal_level.shape[1], NEEDLES)
         return run_once(build_train_graph, (snippets, *as_inputs(draws, config)), canvas, config, shape, place(maker))
     arithmetic = cpu_canvas().CpuCanvas(canvas, shape)
     images = np.empty((SAMPLES, *arithmetic.image_shape), np.float32)
@@ -146,7 +148,7 @@ def real(kaggle_seti: Path) -> Snippets:
 
 STEPS = (
     "sum_time_bins",
-    "add_signal",
+    "add_signals",
     "subtract_means",
     "normalise",
     "compress",
@@ -169,8 +171,15 @@ def test_a_step_has_the_same_name_in_both_engines_and_in_the_twin(step: str) -> 
 
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("canvas", CANVASES, ids=short_name)
-def test_training_images_equal_the_twins(structured: Snippets, canvas: CanvasConfig, maker: str) -> None:
-    check_training(structured, canvas, draws_for(canvas, KAGGLE_SHAPE), maker)
+@pytest.mark.parametrize("config", [WILD, NEEDLES], ids=["inject", "needles"])
+def test_training_images_equal_the_twins(
+    structured: Snippets, canvas: CanvasConfig, config: DrawConfig, maker: str
+) -> None:
+    draws = draws_for(canvas, KAGGLE_SHAPE, config, seed=6)
+    if config is NEEDLES:  # both profiles, and as many signals as there are
+        is_there = draws.signal_level.max(axis=(2, 3)) > 0
+        assert (draws.signal_lorentzian & is_there).any() and is_there.all(axis=1).any()
+    check_training(structured, canvas, draws, maker)
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -182,7 +191,8 @@ def test_evaluation_images_equal_the_twins(structured: Snippets, canvas: CanvasC
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("canvas", CANVASES[::3], ids=short_name)
 def test_images_equal_the_twins_on_simulated_snippets(simulated: Snippets, canvas: CanvasConfig, maker: str) -> None:
-    check_training(simulated, canvas, draws_for(canvas, KAGGLE_SHAPE, seed=6), maker)
+    for config in (WILD, NEEDLES):
+        check_training(simulated, canvas, draws_for(canvas, KAGGLE_SHAPE, config, seed=6), maker)
     check_evaluation(simulated, canvas, maker)
 
 

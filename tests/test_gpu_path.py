@@ -32,7 +32,7 @@ from shard_tools.manifest import Manifest
 from tests import twin
 from tests.dali_schema import faults, moved
 from tests.fake_gpu import GPU, FakeLoader, Memory, Watch, fake_batch, fake_run
-from tests.test_dali_graph import CANVASES, WILD, short_name
+from tests.test_dali_graph import CANVASES, NEEDLES, WILD, short_name
 from tests.tiny import CANVAS, pack_tiny
 from training import run as run_module
 from training.accelerator import build_accelerator
@@ -60,7 +60,10 @@ def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
 
 
 def graphs_for_a_gpu(graph: ModuleType, canvas: CanvasConfig) -> list[Pipeline]:
-    built = [graph.build_train_graph(lambda: (), canvas, draws, KAGGLE_SHAPE, GPU_0) for draws in (DrawConfig(), WILD)]
+    built = [
+        graph.build_train_graph(lambda: (), canvas, draws, KAGGLE_SHAPE, GPU_0)
+        for draws in (DrawConfig(), WILD, NEEDLES)
+    ]
     return [*built, graph.build_eval_graph(lambda: (), canvas, KAGGLE_SHAPE, canvas.views, GPU_0)]
 
 
@@ -153,6 +156,7 @@ def test_a_graph_that_nothing_rolled_or_one_sample_breaks_is_caught(old: str, ne
 # 64 of `full` in 0.8 ms.
 BYTES = {
     ("full", "train"): (30.5, 32e6),
+    ("full", "needles"): (141.4, 147e6),
     ("full", "eval"): (22.5, 23.7e6),
     ("seed", "train"): (45.1, 47.5e6),
     ("seed", "eval"): (5.6, 6e6),
@@ -170,10 +174,11 @@ def moved_by(graph: ModuleType, preset: Preset, what: str) -> tuple[float, int]:
         found = moved(lambda feed: graph.build_eval_graph(feed, config.canvas, KAGGLE_SHAPE, views, place), (snippets,))
         return found.nbytes, found.widest
     planes = config.canvas.plane_shape(KAGGLE_SHAPE)
-    draws = draw(config.draws, config.canvas, planes, EpochPart(0, 0, np.arange(2), 2))
+    drawing = replace(config.draws, needles=0.5) if what == "needles" else config.draws
+    draws = draw(drawing, config.canvas, planes, EpochPart(0, 0, np.arange(2), 2))
     draws = replace(draws, partner=np.array([1, 0], np.int32))
-    inputs = as_inputs(snippets, draws, config.draws)
-    found = moved(lambda feed: graph.build_train_graph(feed, config.canvas, config.draws, KAGGLE_SHAPE, place), inputs)
+    inputs = as_inputs(snippets, draws, drawing)
+    found = moved(lambda feed: graph.build_train_graph(feed, config.canvas, drawing, KAGGLE_SHAPE, place), inputs)
     return found.nbytes, found.widest
 
 

@@ -18,7 +18,14 @@ def test_any_timm_model_takes_a_canvas_and_gives_one_logit(name: str) -> None:
         assert model(torch.randn(2, 2, 112, 224)).shape == (2, 1)
 
 
-@pytest.mark.parametrize("model", [ModelConfig("swin_nano"), ModelConfig("swin_pico", stem="candidates")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig("swin_nano"),
+        ModelConfig("swin_pico", stem="candidates"),
+        ModelConfig("convnext_window", stem="sums", candidates=4),
+    ],
+)
 def test_near_scores_stay_apart_under_bf16_too(model: ModelConfig) -> None:
     torch.manual_seed(0)
     network = build_model(model, channels=6, height=56, width=56).eval()

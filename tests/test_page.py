@@ -102,6 +102,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(run_dir: Path) -> None:
     assert "url(" not in style and "@import" not in style
     assert "default-src 'none'" in html
     for word in ("ROC AUC", "average precision", "recall at", "calibration", "Hz/s", "from channel", "truth: needle",
+                 "What each part of the network learns",
                  "learning_rate", "torch", "cores", "submission.csv", "Prediction: test", "infer.py"):  # fmt: skip
         assert word in page.text, word
     assert (run_dir / PAGE).stat().st_size < 3e6

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,18 @@ from shard_tools.sample import read_snippets
 from tests import twin
 from tests.tiny import pack_tiny, tiny_config
 from train import train
+from training.candidates import (
+    CUTOUT_CHANNELS,
+    CUTOUT_PLANES,
+    WINDOW_CHANNELS,
+    WINDOW_PLANES,
+    WINDOW_RATES,
+    Candidates,
+    SumWindows,
+    upright_shape,
+)
 from training.model import ModelConfig, build_model
-from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, EVIDENCE, Candidates, flatten, upright_shape
+from training.search import EVIDENCE, flatten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256
@@ -46,7 +57,7 @@ def noise(seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(size=(6, BINS, CHANNELS))
 
 
-def found_at(candidates: Candidates, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def found_at(candidates: Candidates | SumWindows, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         cutouts, evidence = candidates(image)
     return cutouts[0], evidence[0].sinh()
@@ -81,6 +92,43 @@ def test_a_line_in_the_on_panels_is_the_first_candidate_and_stands_upright(
     assert abs(int(columns.argmax()) - (CUTOUT_CHANNELS - 1) / 2) <= 1.5
     others = cutouts[0, 3:6, :BINS].mean(dim=(0, 1))
     assert columns.max() > 4 * others.abs().max()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.floats(-0.15, 0.15), st.floats(100, 156))
+def test_a_window_shows_the_sums_around_its_line(seed: int, rate: float, middle: float) -> None:
+    search = SumWindows(BINS, CHANNELS, 4)
+    windows, evidence = found_at(search, with_line(noise(seed), rate, middle, level=4.0))
+    assert windows.shape == (4, WINDOW_PLANES, WINDOW_RATES, WINDOW_CHANNELS) and evidence.shape == (4, EVIDENCE)
+    row, column = WINDOW_RATES // 2, WINDOW_CHANNELS // 2
+    on, off = windows[:, :3, row, column].sinh(), windows[:, 3:6, row, column].sinh()
+    torch.testing.assert_close(on.sort(1, descending=True).values, evidence[:, 1:4], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(off.sort(1, descending=True).values, evidence[:, 5:8], rtol=1e-3, atol=1e-3)
+    assert on[0].min() > 4 * off[0].abs().max()
+    # The search's own choice: no neighbour is brighter in all three ON panels together by more than noise.
+    assert windows[0, :3].sinh().sum(0).max() < 1.1 * on[0].sum()
+    assert windows[0, 9].argmax() == row * WINDOW_CHANNELS + column
+    assert windows[:, 8].unique().numel() <= 4
+
+
+def test_the_control_sees_the_windows_of_the_exchanged_cadence() -> None:
+    search, image = SumWindows(BINS, CHANNELS, 4), with_line(noise(), 0.0, 128, level=3.0)
+    exchanged = SumWindows(BINS, CHANNELS, 4)
+    exchanged.panel_turn = search.panel_turn.roll(3, 0)
+    with torch.no_grad():
+        windows, evidence = search(image)
+        again, same = exchanged(image.roll(3, 1))
+    torch.testing.assert_close(again.roll(1, 0), windows, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(same.roll(1, 0), evidence, rtol=1e-3, atol=1e-3)
+
+
+def test_what_lies_outside_of_the_sums_is_0_in_a_window() -> None:
+    search = SumWindows(BINS, CHANNELS, 4)
+    rate = float(search.rates[118])  # two rates below the steepest: five rows of the window are outside
+    middle = 128 - rate * (-(6 * BINS - 1) / 2 + (BINS - 1) / 2)
+    windows, _ = found_at(search, with_line(noise(), rate, middle, level=6.0, panels=(0,)))
+    rows = windows[0, :8].abs().amax((0, 2)) > 0
+    assert 9 <= int(rows.sum()) <= 13 and not rows[-1] and rows[0]
 
 
 @pytest.mark.parametrize("panels", [(3, 4, 5), (0, 1, 2, 3, 4, 5)])
@@ -154,17 +202,21 @@ def test_a_mirrored_cadence_has_mirrored_candidates() -> None:
     torch.testing.assert_close(mirrored[0].flip(2), cutouts[0], atol=0.02, rtol=0.02)
 
 
-def test_an_untrained_model_believes_brighter_needles_more_and_each_weight_is_in_its_gradient() -> None:
+@pytest.mark.parametrize(("name", "stem"), [("swin_pico", "candidates"), ("convnext_window", "sums")])
+def test_an_untrained_model_believes_brighter_needles_more_and_each_weight_is_in_its_gradient(
+    name: str, stem: Literal["candidates", "sums"]
+) -> None:
     torch.manual_seed(0)
-    config = ModelConfig("swin_pico", stem="candidates")
+    config = ModelConfig(name, stem=stem)
     model = build_model(config, 6, BINS, CHANNELS)
     images = torch.cat([with_line(noise(seed), 0.05, 128, level) for seed, level in enumerate((0, 0.5, 1, 2, 4))])
     logit = model(images)
     assert logit.shape == (5, 1) and (logit.diff(dim=0) > 0).all()
     logit.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())  # as DDP expects
-    first = model.backbone.patch_embed.proj.weight
-    for parameter in (first, model.backbone.head.fc.weight, model.weigh[2].weight, model.slope, model.control_share):
+    first = model.backbone.patch_embed.proj.weight if stem == "candidates" else model.backbone.stem[0].weight
+    last = model.weigh[2].weight if stem == "candidates" else model.compare[2].weight
+    for parameter in (first, model.backbone.get_classifier().weight, last, model.slope, model.control_share):
         assert parameter.grad.abs().max() > 0
     with torch.no_grad():
         model.eval()
@@ -187,16 +239,19 @@ def test_a_sky_with_lines_in_its_off_panels_is_believed_less_but_not_without_bou
     assert logit[0] - logit[1] > 0.5 and abs(logit[3] - logit[1]) < 0.5
 
 
-def test_weights_of_a_run_with_candidates_can_be_started_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "stem"), [("swin_pico", "candidates"), ("convnext_window", "sums")])
+def test_weights_of_a_run_with_candidates_can_be_started_from(
+    tmp_path: Path, name: str, stem: Literal["candidates", "sums"]
+) -> None:
     torch.manual_seed(0)
-    source = build_model(ModelConfig("swin_pico", stem="candidates"), 6, BINS, CHANNELS)
+    source = build_model(ModelConfig(name, stem=stem), 6, BINS, CHANNELS)
     for parameter in source.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     save_weights(tmp_path / "ours.safetensors", source.state_dict(), {})
     path = str(tmp_path / "ours.safetensors")
-    model = build_model(ModelConfig("swin_pico", path, stem="candidates"), 6, BINS, CHANNELS)
-    for name, value in load_weights(tmp_path / "ours.safetensors")[0].items():
-        assert torch.equal(model.state_dict()[name], value), name
+    model = build_model(ModelConfig(name, path, stem=stem), 6, BINS, CHANNELS)
+    for weight, value in load_weights(tmp_path / "ours.safetensors")[0].items():
+        assert torch.equal(model.state_dict()[weight], value), weight
 
 
 def test_a_run_with_candidates_and_added_signals_trains_saves_and_predicts(tmp_path: Path) -> None:

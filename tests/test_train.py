@@ -64,6 +64,7 @@ def test_a_run_leaves_everything_it_promises(manifest: Manifest, tmp_path: Path)
     promised = {
         "config.json",
         "metrics.jsonl",
+        "norms.jsonl",
         "curves.png",
         "roc.png",
         "best.safetensors",
@@ -145,6 +146,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         assert {k: v for k, v in ours.items() if k not in timings} == {
             k: v for k, v in theirs.items() if k not in timings
         }
+    norms = [(config.run_dir / "norms.jsonl").read_text() for config in (whole, cut)]
+    assert norms[0] == norms[1] and '"step": 10,' in norms[0]
     ours, theirs = (load_file(config.run_dir / "best.safetensors") for config in (whole, cut))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -188,6 +191,8 @@ def test_two_ranks_train_and_predict_as_one_does(
     assert others - {"loader"} == {"batch_size", "run_dir"}  # ranks share the cores, where there are several
     ours, theirs = read_history(one.run_dir)[0], read_history(two.run_dir)[0]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    first = [json.loads((config.run_dir / "norms.jsonl").read_text().splitlines()[0]) for config in (one, two)]
+    assert first[0]["gradient"] == pytest.approx(first[1]["gradient"], rel=1e-2)
     weights = one.run_dir / "best.safetensors"
     for processes in (1, 2):
         out = tmp_path / f"{processes}.csv"

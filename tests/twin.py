@@ -14,11 +14,15 @@ Array = npt.NDArray[np.float64]
 
 
 def to_planes(snippet: npt.NDArray[np.float16], canvas: CanvasConfig, draws: Draws | None = None, k: int = 0) -> Array:
-    """(P, t, F) to (N, T, F), with sample k's signal."""
+    """(P, t, F) to (N, T, F), with sample k's signals."""
     order = {"stack6": [0, 1, 2, 3, 4, 5], "on": [0, 2, 4]}.get(canvas.layout, [0, 2, 4, 1, 3, 5])
-    values = sum_time_bins(snippet.astype(np.float64)[order], canvas.sum_time_bins)
-    if draws is not None and draws.signal_level[k].size:
-        values = add_signal(values, canvas, draws, k)
+    panels = snippet.astype(np.float64)[order]
+    is_normalised = draws is not None and bool(draws.signal_normalised[k])
+    if draws is not None and is_normalised:
+        panels = normalise_where_added(add_signals(panels, 1, draws, k), draws, k)
+    values = sum_time_bins(panels, canvas.sum_time_bins)
+    if draws is not None and not is_normalised:
+        values = add_signals(values, canvas.sum_time_bins, draws, k)
     return compress(normalise(subtract_means(values, canvas), canvas), canvas)
 
 
@@ -28,10 +32,22 @@ def sum_time_bins(values: Array, bins: int) -> Array:
     return np.asarray(values.reshape(count, raw_bins // bins, bins, channels).sum(axis=2) / np.sqrt(bins))
 
 
-def add_signal(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
-    """Sample k's signal on (N, T, F)."""
-    signal = signal_of(draws, k, planes.shape[2])
-    return planes + sum_time_bins(signal, canvas.sum_time_bins) * noise_of(planes)
+def add_signals(planes: Array, bins: int, draws: Draws, k: int) -> Array:
+    """Sample k's signals on (N, T, F), sums of so many time bins."""
+    values = planes
+    for signal in range(draws.signal_level.shape[1]):
+        values = values + sum_time_bins(signal_of(draws, k, signal, planes.shape[2]), bins) * noise_of(planes)
+    return values
+
+
+def normalise_where_added(panels: Array, draws: Draws, k: int) -> Array:
+    """(N, t, F), each panel that holds a signal with mean 0 and standard deviation 1."""
+    values = panels.copy()
+    for plane in range(len(panels)):
+        if (draws.signal_level[k][:, plane] > 0).any():
+            variance = panels[plane].var() + NORMALISE_EPSILON
+            values[plane] = (panels[plane] - panels[plane].mean()) / np.sqrt(variance)
+    return values
 
 
 def subtract_means(planes: Array, canvas: CanvasConfig) -> Array:
@@ -58,11 +74,15 @@ def compress(planes: Array, canvas: CanvasConfig) -> Array:
     return np.arcsinh(planes) if canvas.compress == "asinh" else planes
 
 
-def signal_of(draws: Draws, k: int, channels: int) -> Array:
-    """(N, t, F) brightness of sample k's signal, in standard deviations of a plane's noise."""
-    path, level = draws.signal_path[k].astype(np.float64), draws.signal_level[k].astype(np.float64)
-    offset = (np.arange(channels) - path[:, :, None]) / float(draws.signal_width[k])
-    return np.asarray(level[:, :, None] * np.exp(-0.5 * offset**2))
+def signal_of(draws: Draws, k: int, signal: int, channels: int) -> Array:
+    """(N, t, F) brightness of one of sample k's signals, in standard deviations of a plane's noise."""
+    path, level = (values[k, signal].astype(np.float64) for values in (draws.signal_path, draws.signal_level))
+    offset = (np.arange(channels) - path[:, :, None]) / float(draws.signal_width[k, signal])
+    profile = np.exp(-0.5 * offset**2)
+    if draws.signal_lorentzian[k, signal]:
+        end = 1 / (1 + 15**2)  # of a profile that ends 15 half widths from its centre
+        profile = np.maximum(1 / (1 + offset**2) - end, 0) / (1 - end)
+    return np.asarray(level[:, :, None] * profile)
 
 
 def noise_of(values: Array) -> Array:

@@ -17,6 +17,7 @@ from shard_tools.storage.base import StoreConfig
 from training.model import ModelConfig
 
 Preset = Literal["demo", "seed", "full"]
+_NEEDLES = 0.5  # share of the backgrounds that get a needle
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,17 @@ class TrainConfig:
     Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     run_dir: Path
     """Folder for everything that the run writes."""
+    backgrounds: tuple[str, ...] = ()
+    """Folders or URLs like those of --shards, with cadences without needles, labelled or not. All of them are trained
+    on, of both splits, with the signals that --needles adds; --shards is then only validated on."""
     preset: Preset = "full"
-    """Defaults of the other options. demo: minutes on a CPU. seed: the recipe of the original project, done
-    right. full: for the Kaggle data on a GPU."""
+    """Defaults of the other options. demo: minutes on a CPU. seed: the recipe of the project that
+    Needlestream is based on, done right. full: for the Kaggle data on a GPU."""
     fold: int | Literal["all"] = 0
     """Fold to validate on; the others train. all: every fold in turn, each a run of its own in run-dir/fold0,
     run-dir/fold1, ...; then oof.csv and cv.json put their scores together."""
     epochs: int = 5
-    """Passes over the training folds."""
+    """Passes over the training folds, or over the backgrounds; added signals are other ones in each pass."""
     batch_size: int = 32
     """Cadences of one rank in one forward pass."""
     accumulate: int = 1
@@ -53,7 +57,7 @@ class TrainConfig:
     class_weights: tuple[float, float] | None = None
     """With weighted sampling, the weights of one cadence without and with a needle; unset: both classes alike."""
     optimiser: Literal["adamw", "adam"] = "adamw"
-    """AdamW decays weights apart from the gradient, Adam through it."""
+    """AdamW applies weight decay directly to the weights; Adam adds it to the gradient."""
     learning_rate: float = 1e-4
     """Highest learning rate."""
     min_learning_rate: float = 1e-6
@@ -90,6 +94,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", listed(self.shards))
+        object.__setattr__(self, "backgrounds", listed(self.backgrounds))
+        self._settle_needles()
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
@@ -106,10 +112,24 @@ class TrainConfig:
             )
         if self.draws.flip_time and not self.model.sees_time_reversed:
             raise InputError(
-                f"--flip-time {self.draws.flip_time}: expected 0 with --stem candidates, which follows time"
+                f"--flip-time {self.draws.flip_time}: expected 0 with --stem {self.model.stem}, which follows time"
             )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: expected 0 to below 1")
+
+    def _settle_needles(self) -> None:
+        """Check the options of --backgrounds, and set its default of --needles."""
+        needles = self.draws.needles
+        if not self.backgrounds:
+            if needles is not None:
+                raise InputError(f"--needles {needles}: needs --backgrounds; use --inject with labelled cadences")
+            return
+        if self.sampling != "uniform":
+            raise InputError(f"--sampling {self.sampling}: expected uniform with --backgrounds, which have no classes")
+        if needles is None:
+            object.__setattr__(self, "draws", dataclasses.replace(self.draws, needles=_NEEDLES))
+        elif not 0 < needles < 1:
+            raise InputError(f"--needles {needles}: expected more than 0 and less than 1 with --backgrounds")
 
     @property
     def held_out(self) -> int:
@@ -122,9 +142,12 @@ class TrainConfig:
 # These may change when a run is resumed: they set where and how fast it runs, not what it computes. Batch size,
 # accumulation and ranks may change as long as their product, the global batch, stays the same.
 _FREE_FIELDS = (
-    "run_dir", "shards", "resume", "override", "tracker", "report", "loader", "store", "checkpoint_every",
-    "checkpoint_minutes", "eval_batch_size", "compile", "batch_size", "accumulate",
+    "run_dir", "shards", "backgrounds", "resume", "override", "tracker", "report", "loader", "store",
+    "checkpoint_every", "checkpoint_minutes", "eval_batch_size", "compile", "batch_size", "accumulate",
 )  # fmt: skip
+
+
+_OF_BACKGROUNDS = ("needles", "signal_snr_min", "signal_snr_max", "permute_panels")
 
 
 def listed(shards: Any) -> Any:
@@ -136,13 +159,23 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     """A configuration as plain JSON values; a single data set is a string, as in older runs."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     plain["shards"] = plain["shards"][0] if len(plain["shards"]) == 1 else plain["shards"]
+    if not config.backgrounds:
+        # As in runs of before there were backgrounds, which can be resumed.
+        del plain["backgrounds"]
+        unset = json.loads(json.dumps(dataclasses.asdict(DrawConfig())))
+        for name in _OF_BACKGROUNDS:
+            if plain["draws"][name] == unset[name]:
+                del plain["draws"][name]
     return plain
 
 
-def run_identity(config: TrainConfig, shards_identity: str, world_size: int) -> dict[str, Any]:
+def run_identity(
+    config: TrainConfig, shards_identity: str, world_size: int, backgrounds_identity: str | None = None
+) -> dict[str, Any]:
     """What config.json holds: the configuration, and other values that must not change when a run is resumed."""
     global_batch = config.batch_size * config.accumulate * world_size
-    return {**to_dict(config), "global_batch": global_batch, "shards_identity": shards_identity}
+    identity = {**to_dict(config), "global_batch": global_batch, "shards_identity": shards_identity}
+    return identity if backgrounds_identity is None else {**identity, "backgrounds_identity": backgrounds_identity}
 
 
 def check_same_run(old: dict[str, Any], new: dict[str, Any], run_dir: Path, override: Sequence[str]) -> None:

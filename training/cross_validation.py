@@ -22,7 +22,7 @@ from training.accelerator import build_accelerator
 from training.config import TrainConfig
 from training.metrics import average_precision, roc_auc
 from training.out_of_fold import read_scores, write_scores
-from training.run import CONFIG, build_network, check_fold, check_run_dir, is_trained
+from training.run import CONFIG, build_network, check_fold, check_run_dir, is_trained, read_backgrounds
 
 Draw = Callable[[Path, npt.NDArray[np.int8], npt.NDArray[np.float64], float], None]
 """Draws the ROC curve of targets and logits to a file, labelled with their ROC AUC."""
@@ -38,8 +38,9 @@ def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None], draw_
         build_network(config, accelerator)  # for its checks, before any data is read
     manifest = read_manifests(config.shards, config.store)
     runs = plan_folds(config, manifest)
+    backgrounds = read_backgrounds(config, manifest)
     if accelerator.is_main_process:
-        check_folds(config, runs, accelerator, manifest)
+        check_folds(config, runs, accelerator, manifest, backgrounds)
     for one in runs:
         train(one)
         release_memory()  # reference cycles and CUDA's cached memory, before the next model needs it
@@ -55,7 +56,13 @@ def plan_folds(config: TrainConfig, manifest: Manifest) -> list[TrainConfig]:
     ]
 
 
-def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: Accelerator, manifest: Manifest) -> None:
+def check_folds(
+    config: TrainConfig,
+    runs: Sequence[TrainConfig],
+    accelerator: Accelerator,
+    manifest: Manifest,
+    backgrounds: Manifest | None = None,
+) -> None:
     """Check all folds and their folders before the first is trained, so that the last is not refused hours later."""
     if (config.run_dir / CONFIG).exists():
         raise InputError(f"{config.run_dir}: holds the run of one fold; choose another --run-dir for --fold all")
@@ -65,7 +72,7 @@ def check_folds(config: TrainConfig, runs: Sequence[TrainConfig], accelerator: A
     for one in runs:
         check_fold(one, manifest)
         if one.run_dir.is_dir():
-            check_run_dir(one, accelerator, manifest)
+            check_run_dir(one, accelerator, manifest, backgrounds)
 
 
 def write_cross_validation(run_dir: Path, runs: Sequence[TrainConfig], manifest: Manifest, draw_roc: Draw) -> None:

@@ -4,7 +4,6 @@ import difflib
 import os
 import shlex
 import shutil
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,17 +12,30 @@ import timm
 import torch
 from timm.models import split_model_name_tag
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.random import fork_rng
 
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
+from training.candidates import (
+    CUTOUT_CHANNELS,
+    CUTOUT_PLANES,
+    FEATURES,
+    WINDOW_CHANNELS,
+    WINDOW_PLANES,
+    WINDOW_RATES,
+    CandidateModel,
+    Candidates,
+    SumWindows,
+    WindowModel,
+    upright_shape,
+)
+from training.float32_linear import Float32Linear
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
-from training.search import CUTOUT_CHANNELS, CUTOUT_PLANES, CandidateModel, upright_shape
 from training.weights import fill_model
+from training.window_network import convnext_window
 
-# Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); and one without its
-# last stage (2 million), for small images.
+# Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
+# stage (2 million), for small images; and convolutions (0.1 million) for windows of the de-Doppler sums.
 _OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin_nano": (
         "swin_tiny_patch4_window7_224",
@@ -33,6 +45,7 @@ _OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "swin_tiny_patch4_window7_224",
         {"embed_dim": 64, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
     ),
+    convnext_window.__name__: (convnext_window.__name__, {}),
 }
 
 
@@ -41,16 +54,16 @@ class ModelConfig:
     """The network and its initial weights."""
 
     model: str = "swin_small_patch4_window7_224"
-    """Name of a timm model, or swin_nano or swin_pico."""
+    """Name of a timm model, or swin_nano, swin_pico or convnext_window."""
     pretrained: str = "none"
     """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
     Anything else: a file of weights (.safetensors, .pth) for this model."""
-    stem: Literal["none", "candidates"] = "none"
-    """What the network looks at. none: the whole canvas. candidates: the lines on which the ON panels stand out most,
-    turned upright (training/search.py); needs --canvas panels, and is made for unresized, unnormalised ones, as preset
-    demo has them."""
+    stem: Literal["none", "sums", "candidates"] = "none"
+    """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
+    most (training/candidates.py): sums at the de-Doppler sums around each, candidates at the cadence along each, turned
+    upright. They need --canvas panels, and are made for unresized, unnormalised ones, as preset demo has them."""
     candidates: int = 2
-    """With --stem candidates, the number of lines; the control (ON and OFF exchanged) has the same number."""
+    """With --stem sums or candidates, the number of lines; the control (ON and OFF exchanged) has the same number."""
     drop_path: float = 0.0
     """Probability of skipping a residual branch in training (stochastic depth)."""
 
@@ -64,7 +77,7 @@ class ModelConfig:
 
     @property
     def name(self) -> str:
-        """Of the network; `model` on the command line and in files of runs and weights."""
+        """The network's name. The command line, run files and weight files call it `model`."""
         return self.model
 
     @property
@@ -85,7 +98,7 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     """
     name, own = _OWN_MODELS.get(config.model, (config.model, {}))
     _check_name(config.model, name)
-    if own and config.pretrained == "hub":
+    if config.model in _OWN_MODELS and config.pretrained == "hub":
         raise NoPretrainedError(
             f"--pretrained hub: there are no pretrained weights of {config.model}; start from scratch with "
             "--pretrained none, or give a file of weights with --pretrained FILE"
@@ -93,22 +106,36 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
     if config.stem == "none":
         return _create_backbone(name, (height, width), options, config.pretrained)
-    if channels != PANELS:
-        raise InputError("--stem candidates: needs the six panels apart, --canvas panels")
-    if width < CUTOUT_CHANNELS:
-        raise InputError(f"--stem candidates: needs {CUTOUT_CHANNELS} channels or more, and the canvas has {width}")
-    if config.candidates > 2 * width:
-        raise InputError(f"--candidates {config.candidates}: a canvas of {width} channels has {2 * width} at most")
-    options["in_chans"] = CUTOUT_PLANES
+    _check_candidates(config, channels, width)
+    if config.stem == "sums":
+        size, planes, outputs = (WINDOW_RATES, WINDOW_CHANNELS), WINDOW_PLANES, FEATURES
+    else:
+        size, planes, outputs = upright_shape(height), CUTOUT_PLANES, 1
+    options |= {"in_chans": planes, "num_classes": outputs}
     path = config.pretrained
     state = {} if path in ("none", "hub") else read_state(path)
     # Whether the weights are a whole model's, with the stem, and not just a backbone's.
     ours = any(name.split(".")[-1] == "control_share" for name in state)
-    backbone = _create_backbone(name, upright_shape(height), options, "none" if ours else path)
-    model = CandidateModel(backbone, height, width, config.candidates)
+    backbone = _create_backbone(name, size, options, "none" if ours else path)
+    shape = height, width, config.candidates
+    model = (
+        WindowModel(backbone, SumWindows(*shape))
+        if config.stem == "sums"
+        else CandidateModel(backbone, Candidates(*shape))
+    )
     if ours:
         fill_model(model, without_prefixes(state, model.state_dict().keys()), f"--pretrained {path}")
     return model
+
+
+def _check_candidates(config: ModelConfig, channels: int, width: int) -> None:
+    """Raise InputError where the search for candidates cannot work on this canvas."""
+    if channels != PANELS:
+        raise InputError(f"--stem {config.stem}: needs the six panels apart, --canvas panels")
+    if width < CUTOUT_CHANNELS:
+        raise InputError(f"--stem {config.stem}: needs {CUTOUT_CHANNELS} channels or more, and the canvas has {width}")
+    if config.candidates > 2 * width:
+        raise InputError(f"--candidates {config.candidates}: a canvas of {width} channels has {2 * width} at most")
 
 
 def _check_name(given: str, name: str) -> None:
@@ -120,15 +147,6 @@ def _check_name(given: str, name: str) -> None:
     tags = timm.list_models(bare, include_tags=True)
     if tag and name not in tags:
         raise InputError(f"--model {given}: timm has no such variant of {bare}; expected {bare} or one of {tags}")
-
-
-class _Float32Linear(nn.Linear):
-    """A head whose logits are float32 under autocast too: the 8 bits of bf16 would make close scores equal."""
-
-    def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
-        # Not is_autocast_available: Dynamo of torch 2.11 breaks the graph there. Meta tensors have no autocast.
-        with nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False):
-            return linear(input.float(), self.weight, self.bias)
 
 
 def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], pretrained: str) -> nn.Module:
@@ -145,10 +163,10 @@ def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], 
     classifier = cast(Any, model).get_classifier()
     for path, module in list(model.named_modules()):
         if module is classifier and isinstance(module, nn.Linear):
-            head = _Float32Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+            head = Float32Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
             head.load_state_dict(module.state_dict(), assign=True)
             model.set_submodule(path, head)
-    _try_out(model, where, (options["in_chans"], *size))
+    _try_out(model, where, (options["in_chans"], *size), options["num_classes"])
     return model
 
 
@@ -176,7 +194,7 @@ def _create(name: str, where: str, size: tuple[int, int], options: dict[str, Any
     raise _refusal(where, reason) from reason
 
 
-def _try_out(model: nn.Module, where: str, shape: tuple[int, ...]) -> None:
+def _try_out(model: nn.Module, where: str, shape: tuple[int, ...], outputs: int) -> None:
     """Run the model on one empty canvas (C, H, W): some can be built for sizes on which they then fail."""
     device = next(model.parameters()).device
     model.eval()
@@ -186,8 +204,8 @@ def _try_out(model: nn.Module, where: str, shape: tuple[int, ...]) -> None:
     except Exception as error:
         raise _refusal(where, error) from error
     model.train()
-    if not isinstance(logit, Tensor) or logit.shape != (1, 1):
-        raise InputError(f"{where}: does not give one logit; choose another model")
+    if not isinstance(logit, Tensor) or logit.shape != (1, outputs):
+        raise InputError(f"{where}: does not give {outputs} numbers; choose another model")
 
 
 def _refusal(where: str, error: Exception) -> InputError:

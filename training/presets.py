@@ -28,7 +28,8 @@ PRESETS: dict[Preset, TrainConfig] = {
         canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
         draws=DrawConfig(flip_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0),
     ),
-    # The original recipe without its bugs: CutMix mixes pixels, weights are the classes', flips keep ON panels ON.
+    # The recipe of the project that Needlestream is based on, without its bugs: CutMix mixes pixels, weights are the
+    # classes', flips keep ON panels ON.
     "seed": TrainConfig(
         **_NOWHERE,
         preset="seed",

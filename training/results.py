@@ -1,7 +1,8 @@
 """The result files that a run writes into its folder: after each epoch, and at its end.
 
-metrics.jsonl has a line for each epoch; best.safetensors and oof.csv are of the epoch with the highest validation
-ROC AUC; summary.json is written when all epochs are done. The pictures and the page are drawn from these by reports/.
+metrics.jsonl has a line for each epoch, norms.jsonl a line for each part of the network at steps 1, 10, 100, ...;
+best.safetensors and oof.csv are of the epoch with the highest validation ROC AUC; summary.json is written when all
+epochs are done. The pictures and the page are drawn from these by reports/.
 """
 
 import json
@@ -17,6 +18,7 @@ from training.validation import Validation
 from training.weights import save_weights
 
 WEIGHTS, SCORES, HISTORY, SUMMARY = "best.safetensors", "oof.csv", "metrics.jsonl", "summary.json"
+NORMS = "norms.jsonl"  # not among FILES: older runs are finished without it
 FILES = (WEIGHTS, SCORES, HISTORY, SUMMARY)
 _TRIVIAL_SAMPLES = 2000  # cadences of the held-out fold, evenly spaced: the trivial statistics need no more
 _NAMED = 10  # bad samples that the final output names
@@ -53,6 +55,25 @@ def write_history(run: Run) -> None:
     """Write a line of JSON for each finished epoch."""
     lines = "".join(json.dumps(entry) + "\n" for entry in run.progress.history)
     write_whole(run.config.run_dir / HISTORY, lines)
+
+
+def add_norms(run: Run) -> None:
+    """Add the norms of the steps since the last checkpoint to the run's progress, and hand them to its tracker."""
+    rows = run.norms.read()
+    run.progress.norms += rows
+    for step in dict.fromkeys(row["step"] for row in rows):
+        found = {
+            f"{name}_norm/{row['part']}": row[name]
+            for row in rows
+            for name in ("gradient", "weight", "update")
+            if row["step"] == step and row[name] is not None
+        }
+        run.accelerator.log(found, step=step)
+
+
+def write_norms(run: Run) -> None:
+    """Write a line of JSON for each part of the network at each recorded step."""
+    write_whole(run.config.run_dir / NORMS, "".join(json.dumps(row) + "\n" for row in run.progress.norms))
 
 
 def write_summary(run: Run) -> None:

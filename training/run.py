@@ -20,10 +20,12 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from pipeline.backgrounds import backgrounds_order, check_backgrounds
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import Manifest
 from training.checkpoint import has_checkpoint, rehearse_checkpoint
@@ -32,6 +34,7 @@ from training.finite import FiniteWatch
 from training.interruption import Interruption
 from training.model import build_model, check_compiler
 from training.optimiser import build_optimiser
+from training.part_norms import PartNorms
 
 CONFIG = "config.json"
 _log = logging.getLogger(__name__)
@@ -51,6 +54,8 @@ class Progress:
     """Loss, rate and stall of an epoch that is trained and not yet validated."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Key and reason of every bad sample that was replaced, over all ranks."""
+    norms: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of part_norms.py: one for each part of the network at each recorded step."""
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""
@@ -79,7 +84,10 @@ class Run:
     schedule: CosineLRScheduler
     interruption: Interruption
     watch: FiniteWatch
+    norms: PartNorms
     progress: Progress = field(default_factory=Progress)
+    backgrounds: Manifest | None = None
+    """What is trained on in place of the other folds, with --backgrounds."""
 
     @property
     def judged_model(self) -> nn.Module:
@@ -104,18 +112,19 @@ def build_network(config: TrainConfig, accelerator: Accelerator) -> nn.Module:
 
 
 def build_run(
-    config: TrainConfig, accelerator: Accelerator, manifest: Manifest, network: nn.Module | None = None
+    config: TrainConfig,
+    accelerator: Accelerator,
+    manifest: Manifest,
+    network: nn.Module | None = None,
+    backgrounds: Manifest | None = None,
 ) -> Run:
     """Put the parts of a run together, on this rank; unless given, its network too."""
     check_fold(config, manifest)
     set_seed(config.seed)
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    rows, held_out = (manifest.rows("train", config.held_out, held_out=out) for out in (False, True))
-    order = Order(rows, manifest.targets(rows), config.sampling, config.seed, config.class_weights)
-    share = Share(len(order), config.batch_size, config.accumulate, rank, world_size)
-    train_loader = Loader(
-        manifest, order, share, config.canvas, config.draws, device=accelerator.device, config=config.loader
-    )
+    train_loader = build_train_loader(config, accelerator, manifest, backgrounds)
+    share = train_loader.share
+    held_out = manifest.rows("train", config.held_out, held_out=True)
     valid_order = Order(held_out, manifest.target[held_out], "sequential")
     valid_share = Share(len(valid_order), config.eval_batch_size, 1, rank, world_size)
     valid_loader = Loader(
@@ -137,10 +146,36 @@ def build_run(
     watch = FiniteWatch(config, accelerator, bare_optimiser, share.steps)
     run = Run(
         config, accelerator, manifest, train_loader, valid_loader, bare_model, model, ema, optimiser, schedule,
-        interruption, watch,
+        interruption, watch, PartNorms(accelerator, bare_model), backgrounds=backgrounds,
     )  # fmt: skip
     accelerator.register_for_checkpointing(run.progress, train_loader, *([ema] if ema else []))
     return run
+
+
+def read_backgrounds(config: TrainConfig, manifest: Manifest) -> Manifest | None:
+    """The data sets of --backgrounds, joined; None without. Raises InputError where they do not fit `manifest`."""
+    if not config.backgrounds:
+        return None
+    backgrounds = read_manifests(config.backgrounds, config.store)
+    all_folds = config.fold == "all"
+    held_out = manifest.rows("train") if all_folds else manifest.rows("train", config.held_out, held_out=True)
+    check_backgrounds(backgrounds, manifest, held_out)
+    return backgrounds
+
+
+def build_train_loader(
+    config: TrainConfig, accelerator: Accelerator, manifest: Manifest, backgrounds: Manifest | None
+) -> Loader:
+    """The loader of this rank's training batches: of the backgrounds, or else of all folds but the held-out one."""
+    if backgrounds is None:
+        data, rows = manifest, manifest.rows("train", config.held_out)
+        order = Order(rows, manifest.targets(rows), config.sampling, config.seed, config.class_weights)
+    else:
+        data, order = backgrounds, backgrounds_order(backgrounds, config.seed)
+    share = Share(
+        len(order), config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
+    )
+    return Loader(data, order, share, config.canvas, config.draws, device=accelerator.device, config=config.loader)
 
 
 def make_ranks_alike(accelerator: Accelerator, model: nn.Module) -> None:
@@ -181,7 +216,7 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
             "folder with train_labels.csv and train/"
         )
     held_out = manifest.rows("train", config.held_out, held_out=True)
-    if len(held_out) == samples:
+    if len(held_out) == samples and not config.backgrounds:
         raise InputError(
             f"--fold {config.held_out}: all {samples:,} training cadences of {manifest.root} are in this fold, so that "
             "none is left to train on; hold out another fold, or pack more cadences"
@@ -218,24 +253,29 @@ def log_start(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def own_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> Iterator[None]:
+def own_run_dir(
+    config: TrainConfig, accelerator: Accelerator, manifest: Manifest, backgrounds: Manifest | None = None
+) -> Iterator[None]:
     """Lock the run folder, and check that it holds nothing but this run."""
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock(config.run_dir, ".lock"))
-            check_run_dir(config, accelerator, manifest)
+            check_run_dir(config, accelerator, manifest, backgrounds)
             rehearse_checkpoint(config.run_dir)
         accelerator.wait_for_everyone()
         yield
 
 
-def check_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manifest) -> None:
+def check_run_dir(
+    config: TrainConfig, accelerator: Accelerator, manifest: Manifest, backgrounds: Manifest | None = None
+) -> None:
     """Refuse a run folder that holds anything but this run, or this run without --resume."""
     path = config.run_dir / CONFIG
     others = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
     if path.is_file() and config.resume:
-        mine = run_identity(config, manifest.identity, accelerator.num_processes)
+        identity = None if backgrounds is None else backgrounds.identity
+        mine = run_identity(config, manifest.identity, accelerator.num_processes, identity)
         check_same_run(_read_config(path), mine, config.run_dir, config.override)
     elif others and config.resume:
         raise InputError(
@@ -249,7 +289,8 @@ def check_run_dir(config: TrainConfig, accelerator: Accelerator, manifest: Manif
 def write_config(run: Run) -> None:
     """Write config.json, by which --resume recognises this run; on the first rank."""
     if run.accelerator.is_main_process:
-        identity = run_identity(run.config, run.manifest.identity, run.accelerator.num_processes)
+        backgrounds = None if run.backgrounds is None else run.backgrounds.identity
+        identity = run_identity(run.config, run.manifest.identity, run.accelerator.num_processes, backgrounds)
         write_whole(run.config.run_dir / CONFIG, json.dumps(identity, indent=1) + "\n")
 
 
@@ -275,9 +316,20 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         "shards_identity": run.manifest.identity,
         # Only where several were joined: weights of one data set keep the older form.
         **({"data_sets": [each.identity for each in run.manifest.parts]} if run.manifest.parts else {}),
+        **(
+            {"backgrounds": [each.identity for each in run.backgrounds.data_sets]}
+            if run.backgrounds is not None
+            else {}
+        ),
     }
 
 
 def trained_on(abouts: Iterable[dict[str, Any]]) -> set[str]:
     """The identities of all data sets that some weights were trained on, from their metadata."""
-    return {name for about in abouts for name in about.get("data_sets", [about.get("shards_identity", "")])}
+    return {name for about in abouts for name in _trained_on(about)}
+
+
+def _trained_on(about: dict[str, Any]) -> list[str]:
+    shards: list[str] = about.get("data_sets", [about.get("shards_identity", "")])
+    backgrounds: list[str] = about.get("backgrounds", shards)
+    return backgrounds

@@ -1,10 +1,10 @@
 """The loaders that the loader benchmark compares ours with, a file for each. How to add one:
 
-1. Copy `plain_loop.py`, the smallest peer, to a file of this folder. Its `build(spec, workers)` returns a `Loading`:
-   an iterable whose every iteration is an epoch of `(keys, batch)`. `spec.py` says what a batch holds in each workload
-   (`Spec.workload`); `transforms.py` makes it from a snippet. A peer that ends in a torch DataLoader needs only a
-   Dataset: see `torch_dataloader.py`. One with files of its own format writes them once, with `bench_data.made_once`:
-   see `lit_data.py`.
+1. Copy `plain_loop.py`, the smallest peer, to a file of this folder. Its `build(spec, workers)` returns a `Loading`.
+   Each iteration of `Loading.epochs` is one epoch of pairs `(keys, batch)`. `spec.py` says what a batch holds in each
+   workload (`Spec.workload`); `transforms.py` makes it from a snippet. A peer that ends in a torch DataLoader needs
+   only a Dataset: see `torch_dataloader.py`. One with files of its own format writes them once, with
+   `bench_data.made_once`: see `lit_data.py`.
 2. Add a `Contestant` with its name, module and packages to `CONTESTANTS` in `spec.py`.
 3. Pin its packages in requirements-bench.txt. Where they are not installed, its row says so and the others still run.
 4. Try it: `python benchmarks/loader_bench.py --quick --peers NAME`. Every contestant runs in a process of its own

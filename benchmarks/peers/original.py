@@ -1,4 +1,4 @@
-"""The original project's Dataset and DataLoader, whose code read one .npy a sample and augmented it one by one.
+"""Dataset and DataLoader of the project that Needlestream is based on: one .npy a sample, augmented one by one.
 
 What it did: np.load, astype float32, np.vstack of the six panels, Resize(224, 224) and HorizontalFlip of
 albumentations, ToTensor. Its resize had no antialiasing and so made another canvas; it gets torch's antialiased one,

@@ -1,0 +1,59 @@
+"""Backgrounds: data sets of cadences without needles, to which the plan adds signals while it trains."""
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.plan import Order
+from pipeline.randomness import Int64s
+from shard_tools.errors import InputError
+from shard_tools.key_digests import rows_with, sorted_digests
+from shard_tools.manifest import Manifest
+
+
+def backgrounds_order(backgrounds: Manifest, seed: int) -> Order:
+    """Every cadence of the data sets once an epoch, of whichever split, shuffled. Raises as `check_no_needles`."""
+    check_no_needles(backgrounds)
+    rows = np.arange(len(backgrounds))
+    return Order(rows, np.zeros(len(rows), np.int8), "uniform", seed)
+
+
+def check_no_needles(backgrounds: Manifest) -> None:
+    """Raise InputError naming a data set that has cadences with target 1."""
+    for each in backgrounds.data_sets:
+        positive = int((backgrounds.target[each.rows.start : each.rows.stop] == 1).sum())
+        if positive:
+            raise InputError(
+                f"{each.store.root}: {positive:,} cadences with target 1, expected cadences without needles; pack them "
+                "without train_labels.csv or with targets 0"
+            )
+
+
+def check_backgrounds(backgrounds: Manifest, validated: Manifest, rows: Int64s) -> None:
+    """Raise InputError where a model cannot be trained on `backgrounds` and validated on these `rows` of a data set.
+
+    Snippets and summed time bins must be alike, no background may have a needle, and none may be validated on.
+    """
+    check_no_needles(backgrounds)
+    for what, remedy, here, there in (
+        ("snippets of shape", "pack both to one shape", backgrounds.shape, validated.shape),
+        ("time bins summed by", "pack both with the same --time-bin", *map(_time_bin, (backgrounds, validated))),
+    ):
+        if here != there:
+            raise InputError(
+                f"{backgrounds.root} and {validated.root}: {what} {here} and {there}, expected the same in "
+                f"--backgrounds and --shards; {remedy}"
+            )
+    shared = np.intersect1d(sorted_digests(backgrounds.keys), sorted_digests(validated.keys.take(pa.array(rows))))
+    if not len(shared):
+        return
+    # Keys with equal digests are nearly always equal.
+    shared_keys = set(backgrounds.keys_of(rows_with(backgrounds.keys, shared))) & set(validated.keys_of(rows))
+    if shared_keys:
+        raise InputError(
+            f"{min(shared_keys)}: is in {backgrounds.root}, and in {validated.root} among the cadences that are "
+            f"validated on, as are {len(shared_keys):,} in all; pack the backgrounds again without them"
+        )
+
+
+def _time_bin(manifest: Manifest) -> int:
+    return int(manifest.made.get("time_bin", 1))

@@ -1,0 +1,172 @@
+"""Signals for backgrounds, drawn as shard_tools/simulate.py draws them: a needle, and interference. Pure.
+
+Axes: n samples, S signals of a sample, P panels, N planes of the canvas, t time bins of a snippet's panel, F frequency
+channels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.randomness import EpochPart, Int64s, Stream
+from pipeline.signals import (
+    SIGMA,
+    Bools,
+    Curves,
+    Float64s,
+    Numbers,
+    Signals,
+    draw_snr,
+    draw_subsets,
+    first_and_last,
+    lay_paths,
+)
+from shard_tools.cadence import KAGGLE_SHAPE, ON_POSITIONS, PANELS
+
+MOST_SIGNALS = 2
+"""S: a needle and one signal of interference, or two of interference; see _OTHERS."""
+# Probabilities of none, one and two signals of interference beside a needle, and without one.
+_OTHERS = {True: (0.85, 0.15, 0.0), False: (0.6, 0.32, 0.08)}
+_ALL_THREE = 0.7  # share of the needles that are in all three ON panels
+# Shares of the interference that are in all panels, and in OFF panels alone; the rest is in ON panels and one or two
+# OFF panels.
+_EVERYWHERE, _OFF_ALONE = 0.45, 0.30
+_KINDS = _STRAIGHT, _S_CURVE, _PULSED, _BROADENED, _INTERMITTENT = range(5)
+_KAGGLE_BINS, _KAGGLE_CHANNELS = PANELS * KAGGLE_SHAPE[1], KAGGLE_SHAPE[2]
+_STEEPEST = 0.5 * _KAGGLE_BINS  # channels over the cadence
+_WIDEST = 180 / _KAGGLE_CHANNELS  # share of the channels that a path drifts over while it is on
+_FEWEST_BINS = 4  # of a pulse and its pause, so that each pulse has a time bin
+
+
+@dataclass(frozen=True)
+class SimulatedConfig:
+    """How often a needle is added, and how bright signals are; see DrawConfig."""
+
+    needles: float
+    snr_min: float
+    snr_max: float
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One signal of each of m samples."""
+
+    path: Float64s
+    """(m, P t) as Signals has it."""
+    level: Float64s
+    """(m, P t)"""
+    width: Float64s
+    """(m,)"""
+    lorentzian: Bools
+    """(m,)"""
+
+
+def draw_simulated(
+    config: SimulatedConfig, positions: tuple[int, ...], shape: tuple[int, int], part: EpochPart
+) -> Signals:
+    """Needles and interference for the samples of a part, on the planes that show `positions`; `shape` is (t, F)."""
+    is_needle = part.uniform(Stream.SIGNAL, 1) < config.needles
+    others = _draw_counts(is_needle, part.uniform(Stream.SIGNAL_OTHERS, 1))
+    size = (len(part), MOST_SIGNALS)
+    path, level = (np.zeros((*size, len(positions), shape[0]), np.float32) for _ in range(2))
+    width, lorentzian = np.ones(size, np.float32), np.zeros(size, bool)
+    # No sample has a needle and two signals of interference: the last of these takes the needle's place.
+    for number, (present, place) in enumerate(((is_needle, 0), (others > 0, 1), (others > 1, 0))):
+        rows = np.flatnonzero(present)  # only these are computed
+        drawn = _draw_one(config, shape, part.at(rows), number)
+        by_panel = (len(rows), PANELS, shape[0])
+        path[rows, place] = drawn.path.reshape(by_panel)[:, positions]
+        level[rows, place] = drawn.level.reshape(by_panel)[:, positions]
+        width[rows, place], lorentzian[rows, place] = drawn.width, drawn.lorentzian
+    return Signals(path, level, width, lorentzian, is_needle)
+
+
+def _draw_counts(is_needle: Bools, which: Float64s) -> Int64s:
+    """(n,) how many signals of interference a sample has."""
+    steps = np.cumsum([_OTHERS[bool(needle)] for needle in (False, True)], axis=1)[:, :-1]
+    return np.asarray((which[:, None] >= steps[is_needle.astype(int)]).sum(axis=1))
+
+
+def _draw_one(config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, signal: int) -> _Drawn:
+    """Signal number `signal` of each sample: number 0 is the needle."""
+    bins, channels = shape
+    number = _numbers(part, signal)
+    panels = draw_needle_panels(number) if signal == 0 else draw_interference_panels(number)
+    time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
+    first, last = first_and_last(panels)
+    kind = np.floor(len(_KINDS) * number(Stream.SIGNAL_KIND)).astype(int)
+    path = lay_paths(time, channels, first, last, _draw_curves(channels, first, last, kind, number))
+    # setigen's definition: the peak of the mean over all time bins, in standard deviations of such a mean.
+    peak = draw_snr(config.snr_min, config.snr_max, number) / np.sqrt(PANELS * bins)
+    level = peak[:, None] * np.repeat(panels, bins, axis=1)
+    pulsed, intermittent = (np.flatnonzero(kind == one) for one in (_PULSED, _INTERMITTENT))
+    level[pulsed] *= _draw_pulses(time, _numbers(part.at(pulsed), signal))
+    level[intermittent] *= _draw_presence(time, panels[intermittent], _numbers(part.at(intermittent), signal))
+    full_width, lorentzian = _draw_profiles(kind, number)
+    return _Drawn(path, level, full_width * np.where(lorentzian, 0.5, SIGMA), lorentzian)
+
+
+def _numbers(part: EpochPart, signal: int) -> Numbers:
+    """The numbers of signal number `signal`; the first is for signals of which a sample has one (--inject)."""
+    return lambda stream: part.uniform(stream, 1 + signal)
+
+
+def draw_needle_panels(number: Numbers) -> Bools:
+    """(n, P) all three ON panels, or one or two of them."""
+    subset = draw_subsets(number(Stream.SIGNAL_PANELS), _ALL_THREE)
+    panels = np.zeros((len(subset), PANELS), bool)
+    panels[:, ON_POSITIONS[0] :: 2] = subset
+    return panels
+
+
+def draw_interference_panels(number: Numbers) -> Bools:
+    """(n, P) all panels, OFF panels alone, or ON panels and one or two OFF panels: never ON panels alone."""
+    place, panels = number(Stream.SIGNAL_PLACE), draw_needle_panels(number)
+    off_alone = place < _EVERYWHERE + _OFF_ALONE
+    panels[off_alone] = np.roll(panels[off_alone], 1, axis=1)
+    with_gaps = np.flatnonzero(~off_alone)
+    # Of OFF panels one or two: the subsets of three but for all of them.
+    panels[with_gaps, 1::2] = draw_subsets(number(Stream.SIGNAL_OFF_PANELS)[with_gaps], 0.0)
+    panels[place < _EVERYWHERE] = True
+    return panels
+
+
+def _draw_curves(channels: int, first: Float64s, last: Float64s, kind: Int64s, number: Numbers) -> Curves:
+    which = number(Stream.SIGNAL_DRIFT)
+    steepest = np.minimum(_STEEPEST, _WIDEST * channels / (last - first))
+    # Squared: most drifts are slow, as in the real data.
+    drift = np.where(which < 0.5, -1, 1) * (2 * which % 1) ** 2 * steepest
+    bend = np.where(kind == _S_CURVE, 4 + 16 * number(Stream.SIGNAL_BEND), 0) * min(1, channels / _KAGGLE_CHANNELS)
+    turns = 1 / (0.4 + 1.1 * number(Stream.SIGNAL_BEND_PERIOD))
+    return Curves(drift, bend, turns, number(Stream.SIGNAL_BEND_PHASE), number(Stream.SIGNAL_CENTRE))
+
+
+def _draw_pulses(time: Float64s, number: Numbers) -> Bools:
+    """(n, P t) when a pulsed signal is on."""
+    period = (14 + 76 * number(Stream.SIGNAL_PULSE_PERIOD)) / _KAGGLE_BINS
+    period = np.maximum(period, _FEWEST_BINS / len(time))[:, None]
+    duty = (0.3 + 0.4 * number(Stream.SIGNAL_PULSE_DUTY))[:, None]
+    return np.asarray(time % period < duty * period)
+
+
+def _draw_presence(time: Float64s, panels: Bools, number: Numbers) -> Bools:
+    """(n, P t) from or until when an intermittent signal is on; `panels` (n, P) hold it."""
+    begins = number(Stream.SIGNAL_GATE) < 0.5
+    first, last = first_and_last(panels)
+    # Not too near to either end, or nothing would be left of it.
+    earliest, latest = first + 0.1 * (last - first), first + 0.9 * (last - first)
+    latest = np.minimum(latest, last - 1 / len(time))  # where panels are short
+    # Interference that ON panels hold too must stay in one OFF panel at least: else it would be a needle.
+    is_mixed = panels[:, 0::2].any(axis=1) & panels[:, 1::2].any(axis=1)
+    off_end = (2 * panels[:, 1::2].argmax(axis=1) + 2) / PANELS  # of the first OFF panel that holds it
+    off_start = (5 - 2 * panels[:, 5::-2].argmax(axis=1)) / PANELS  # of the last
+    earliest = np.where(is_mixed, np.where(begins, first, off_end), earliest)
+    latest = np.where(is_mixed, np.where(begins, off_start, last), latest)
+    turn = (earliest + (latest - earliest) * number(Stream.SIGNAL_TURN))[:, None]
+    return np.asarray(np.where(begins[:, None], time >= turn, time < turn))
+
+
+def _draw_profiles(kind: Int64s, number: Numbers) -> tuple[Float64s, Bools]:
+    """(n,) full widths at half maximum in channels, and whether the profile is a Lorentzian."""
+    which, is_broad = number(Stream.SIGNAL_WIDTH), kind == _BROADENED
+    return np.where(is_broad, 4 + 6 * which, 1.2 + 1.3 * which), is_broad & (number(Stream.SIGNAL_PROFILE) < 0.5)

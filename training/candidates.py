@@ -1,0 +1,185 @@
+"""What the network sees of the candidates that the search proposes, and how it combines them to one logit.
+
+A needle is a thousandth of its cadence's pixels, so that a network that sees all of them learns slowly. Here it sees
+what lies around the few best lines (search.py), as windows of the de-Doppler sums or as cut-outs of the cadence, and
+says whether each is a needle.
+
+Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F frequency channel; R drift rate,
+K candidate, W channel of a cut-out.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, softplus
+
+from shard_tools.cadence import PANELS
+from training.dedoppler import CLIP
+from training.float32_linear import Float32Linear
+from training.search import EVIDENCE, ON, RATES, Lines, Search, flatten, near
+
+CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
+CUTOUT_PLANES = PANELS + 1
+WINDOW_RATES, WINDOW_CHANNELS = 16, 32
+# The sums of the six panels, the largest near each line in the ON and in the OFF panels, steepness, and nearness.
+WINDOW_PLANES = PANELS + 4
+FEATURES = 64  # of a window, as the backbone describes it
+_TYPICAL = 2.9  # asinh of a score that is as likely interference as a needle
+
+
+def upright_shape(time_bins: int) -> tuple[int, int]:
+    """Height and width of a cut-out of panels of `time_bins`; a Swin halves them several times."""
+    return -(-time_bins // 8) * 8, CUTOUT_CHANNELS
+
+
+class Candidates(Search):
+    """Cut-outs of the cadence along each line, which is turned upright."""
+
+    def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of panels (B, P, T, F), ON ones first: cut-outs (2 B, K, CUTOUT_PLANES, T', W), evidence (2 B, K, EVIDENCE).
+
+        The second half is a control, the same search with ON and OFF exchanged: it shows what in this sky looks like a
+        needle and is none.
+        """
+        values = flatten(panels.float())
+        sums = self.sums(values.clamp(-CLIP, CLIP))
+        on, off = sums[:, :ON], sums[:, ON:]
+        needles, controls = self.find(on, off, near(off)), self.find(off, on, near(on))
+        values = values.asinh()
+        images = [
+            self._cut_out(values, self.rows, needles),
+            self._cut_out(values.roll(ON, 1), self.rows.roll(ON, 0), controls),
+        ]
+        return torch.cat(images), torch.cat([needles.evidence, controls.evidence])
+
+    def _cut_out(self, values: Tensor, rows: Tensor, lines: Lines) -> Tensor:
+        """(B, K, P + 1, T', W): the channels around each line, which becomes upright; 0 outside of the snippet."""
+        channel = lines.channel - self.channels // 2
+        centre = channel[..., None, None] + self.rates[lines.rate][..., None, None] * rows  # (B, K, P, T)
+        centre = (centre + self.channels / 2).remainder(2 * self.channels) - self.channels / 2  # as the sums wrap
+        offset = torch.arange(CUTOUT_CHANNELS, device=values.device) - (CUTOUT_CHANNELS - 1) / 2
+        place = centre[..., None] + offset
+        below = place.floor()
+        share, lower = place - below, below.long()
+        inside = (lower >= 0) & (lower < self.channels - 1)
+        lower = lower.clamp(0, self.channels - 2)
+        each = values[:, None].expand(-1, self.count, -1, -1, -1)
+        found = (each.gather(4, lower) * (1 - share) + each.gather(4, lower + 1) * share) * inside
+        # A Swin sees only relative positions: the last plane marks where in the image the line is.
+        nearness = torch.exp(-offset.square() / 8).expand_as(found[:, :, :1])
+        height = upright_shape(values.shape[2])[0]
+        return pad(torch.cat([found, nearness], 2), (0, 0, 0, height - values.shape[2]))
+
+
+class SumWindows(Search):
+    """Windows of the de-Doppler sums around each line: its neighbours in drift rate and channel, in every panel."""
+
+    def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of panels (B, P, T, F), ON ones first: windows (2 B, K, WINDOW_PLANES, 16, 32), evidence (2 B, K, EVIDENCE).
+
+        The second half is a control, as in Candidates.
+        """
+        sums = self.sums(flatten(panels.float()).clamp(-CLIP, CLIP))
+        on, off = sums[:, :ON], sums[:, ON:]
+        on_near, off_near = near(on), near(off)
+        needles, controls = self.find(on, off, off_near), self.find(off, on, on_near)
+        windows = [
+            self._window([on, off, on_near[:, None], off_near[:, None]], needles),
+            self._window([off, on, off_near[:, None], on_near[:, None]], controls),
+        ]
+        return torch.cat(windows), torch.cat([needles.evidence, controls.evidence])
+
+    def _window(self, planes: list[Tensor], lines: Lines) -> Tensor:
+        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them."""
+        device = lines.rate.device
+        rows = torch.arange(WINDOW_RATES, device=device) - WINDOW_RATES // 2
+        columns = torch.arange(WINDOW_CHANNELS, device=device) - WINDOW_CHANNELS // 2
+        rate = (lines.rate[..., None] + rows)[:, :, None, :, None]
+        channel = (lines.channel[..., None] + columns)[:, :, None, None, :]
+        inside = (rate >= 0) & (rate < RATES) & (channel >= 0) & (channel < 2 * self.channels)
+        cadence = torch.arange(len(rate), device=device)[:, None, None, None, None]
+        place = rate.clamp(0, RATES - 1), channel.clamp(0, 2 * self.channels - 1)
+        found = []
+        for plane in planes:
+            panel = torch.arange(plane.shape[1], device=device)[None, None, :, None, None]
+            found.append(plane[(cadence, panel, *place)])
+        steepness = (lines.rate - RATES // 2).abs()[..., None, None, None] / (RATES // 2)
+        # A Swin sees only relative positions: the last plane marks where in the window the line is.
+        nearness = torch.exp(-(rows[:, None].square() + columns.square()) / 8)
+        like = found[0][:, :, :1]
+        return torch.cat([torch.cat(found, 2).asinh() * inside, steepness.expand_as(like), nearness.expand_as(like)], 2)
+
+
+class CandidateModel(nn.Module):
+    """Scores the candidates of an image (B, P, T, F) by a backbone on what is around them, and combines the scores."""
+
+    def __init__(self, backbone: nn.Module, candidates: Candidates | SumWindows) -> None:
+        """`backbone` takes what `candidates` gives of each line to one number: (B K, C, H, W) to (B K, 1)."""
+        super().__init__()
+        self.candidates = candidates
+        # The same on every rank, and large: torch's DDP would send them before each step.
+        self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in self.candidates.named_buffers()]
+        self.backbone = backbone
+        self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
+        self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
+        # It starts close to the classical search, and learns to correct it.
+        last = cast(nn.Linear, self.weigh[2])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
+        return {"slope", "control_share"}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
+
+        What the same network finds in the OFF panels is no needle: a sky with much of it scores lower. But a loud
+        control costs no more than a typical one: a bright line in the OFF panels says nothing about the ON panels.
+        """
+        with torch.no_grad():
+            images, evidence = self.candidates(image)
+        seen = cast(Tensor, self.backbone(images.flatten(0, 1))).float().view(evidence.shape[:2])
+        logit = seen + self.weigh(evidence).float()[..., 0] + self.slope * (evidence[..., 0] - _TYPICAL)
+        needle, control = torch.logsumexp(logit, 1, keepdim=True).chunk(2)
+        return needle + self.control_share * softplus(-control)
+
+
+class WindowModel(nn.Module):
+    """Compares the candidates of an image (B, P, T, F) with those of the control, by windows of the de-Doppler sums."""
+
+    def __init__(self, backbone: nn.Module, candidates: SumWindows) -> None:
+        """`backbone` takes windows (B K, WINDOW_PLANES, 16, 32) to features (B K, FEATURES)."""
+        super().__init__()
+        self.candidates = candidates
+        self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in candidates.named_buffers()]
+        self.backbone = backbone
+        self.describe = nn.Sequential(Float32Linear(EVIDENCE, 32), nn.GELU(), Float32Linear(32, FEATURES))
+        self.compare = nn.Sequential(Float32Linear(3 * FEATURES, 128), nn.GELU(), Float32Linear(128, 1))
+        self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
+        # It starts close to the classical search, and learns to correct it. Not at 0, which would hide all that lies
+        # before from the first gradient.
+        last = cast(nn.Linear, self.compare[2])
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
+        return {"slope", "control_share"}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
+
+        Each candidate is judged by its own features, and by the mean and the largest of the control's: what the control
+        finds shows what in this sky looks like a needle and is none.
+        """
+        with torch.no_grad():
+            windows, evidence = self.candidates(image)
+        seen = cast(Tensor, self.backbone(windows.flatten(0, 1))).float().view(*evidence.shape[:2], FEATURES)
+        needle, control = (seen + self.describe(evidence)).chunk(2)
+        beside = torch.cat([control.amax(1, keepdim=True), control.mean(1, keepdim=True)], 2)
+        compared = self.compare(torch.cat([needle, beside.expand(-1, needle.shape[1], -1)], 2))[..., 0]
+        searched, controls = (self.slope * (evidence[..., 0] - _TYPICAL)).chunk(2)
+        logit = torch.logsumexp(compared + searched, 1, keepdim=True)
+        return logit + self.control_share * softplus(-torch.logsumexp(controls, 1, keepdim=True))
