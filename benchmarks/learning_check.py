@@ -102,7 +102,7 @@ class LearningCheckConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
 
 
-Run = Callable[..., Future[Any]]
+Submit = Callable[..., Future[Any]]
 """Starts a function of this module in another process."""
 Scores = tuple[Ints, Floats]
 """Targets and logits of some cadences."""
@@ -154,11 +154,11 @@ def score_trained(preset: Preset, shards: tuple[str, ...], test: str, seed: int,
         return scores(run, read_manifests((test,)), config.test)
 
 
-def simulate_all(folder: Path, config: LearningCheckConfig, run: Run) -> tuple[str, str, str, str]:
+def simulate_all(folder: Path, config: LearningCheckConfig, submit: Submit) -> tuple[str, str, str, str]:
     """Shards of faint needles to memorise, and of bright ones: two to train on and one to test on."""
     wanted = ((config.cadences, _FAINT), (config.few, _BRIGHT), (config.few, _BRIGHT), (config.test, _BRIGHT))
     made = [
-        run(simulate_shards, folder / str(seed), SimulateConfig(
+        submit(simulate_shards, folder / str(seed), SimulateConfig(
             folder, train=math.ceil(_HELD_OUT * cadences), seed=seed, positive_share=0.5, snr_min=snr[0],
             snr_max=snr[1],
         ))
@@ -168,18 +168,18 @@ def simulate_all(folder: Path, config: LearningCheckConfig, run: Run) -> tuple[s
     return faint, first, second, test
 
 
-def measure(config: LearningCheckConfig, folder: Path, run: Run) -> Findings:
-    """Train and score everything; `run` starts a function in another process."""
-    faint, first, second, test = simulate_all(folder, config, run)
+def measure(config: LearningCheckConfig, folder: Path, submit: Submit) -> Findings:
+    """Train and score everything; `submit` starts a function in another process."""
+    faint, first, second, test = simulate_all(folder, config, submit)
     memories = {
-        (preset, precision): run(memorise, preset, precision, faint, config)
+        (preset, precision): submit(memorise, preset, precision, faint, config)
         for preset in config.presets
         for precision in _PRECISIONS
     }
-    starts = {preset: run(score_untrained, preset, test) for preset in config.presets}
+    starts = {preset: submit(score_untrained, preset, test) for preset in config.presets}
     sizes = {"few": (first,), "twice": (first, second)}
     doublings = {
-        (preset, size): [run(score_trained, preset, sizes[size], test, seed, config) for seed in range(config.seeds)]
+        (preset, size): [submit(score_trained, preset, sizes[size], test, seed, config) for seed in range(config.seeds)]
         for preset in config.presets
         for size in sizes
         if preset in _DOUBLED

@@ -223,8 +223,7 @@ def draw_cadence(
     frame.data *= sky
     # Drifting interference is rarer in real snippets, but teaches what OFF panels are for. A needle replaces such a
     # signal, so that their number reveals little.
-    shares = (1, 0, 0) if config.backgrounds else (0.85, 0.15, 0) if task.target else (0.6, 0.32, 0.08)
-    others = rng.choice(3, p=shares)
+    others = rng.choice(3, p=(0.85, 0.15, 0) if task.target else (0.6, 0.32, 0.08)) if not config.backgrounds else 0
     for name, panels in [draw_interference_panels(rng) for _ in range(others)]:
         add_narrowband(rng, panels, config, kinds)
         interference.append(name)

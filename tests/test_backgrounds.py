@@ -160,12 +160,18 @@ def test_permuted_panels_show_on_panels_in_on_positions_in_an_order_of_their_own
     options = {"split": "test", "sampling": "uniform", "batch_size": 4, "config": LoaderConfig(engine)}
     with open_loader(backgrounds, canvas=canvas, augment=config, **options) as loader:  # type: ignore[arg-type]
         found = epoch_of(list(loader))
+        plans = [loader._planner.plan(0, number) for number in range(len(loader))]
+    planned = {
+        row: tuple(order) for plan in plans if plan.draws
+        for row, order in zip(plan.rows.tolist(), plan.draws.panel_order.tolist(), strict=True)
+    }  # fmt: skip
     orders = set()
     for row, (image, _) in found.items():
         number = int(backgrounds.key(row)[1:])
         order = (image.reshape(6, -1).mean(dim=1) - number / 8) / 10
         assert (order - order.round()).abs().max() < 0.05
         orders.add(tuple(order.round().int().tolist()))
+        assert tuple(order.round().int().tolist()) == planned[row]
     assert all(set(order[::2]) == {0, 2, 4} and set(order[1::2]) == {1, 3, 5} for order in orders)
     assert (0, 1, 2, 3, 4, 5) in orders and len(orders) > 12
 
