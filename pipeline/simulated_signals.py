@@ -26,7 +26,7 @@ from shard_tools.cadence import KAGGLE_SHAPE, ON_POSITIONS, PANELS
 MOST_SIGNALS = 2
 """S: a needle and one signal of interference, or two of interference; see _OTHERS."""
 # Probabilities of none, one and two signals of interference beside a needle, and without one.
-_OTHERS = {True: (0.8, 0.2, 0.0), False: (0.45, 0.4, 0.15)}
+_OTHERS = {True: (0.85, 0.15, 0.0), False: (0.6, 0.32, 0.08)}
 _ALL_THREE = 0.7  # share of the needles that are in all three ON panels
 # Shares of the interference that are in all panels, and in OFF panels alone; the rest is in ON panels and one or two
 # OFF panels.

@@ -155,7 +155,7 @@ def test_counts_and_panels_are_as_frequent_as_in_simulated_data() -> None:
     is_there = in_panel.any(axis=2)
     assert drawn.has_needle.mean() == pytest.approx(0.3, abs=0.01)
     others = is_there.sum(axis=1) - drawn.has_needle
-    for needle, shares in ((True, (0.8, 0.2, 0.0)), (False, (0.45, 0.4, 0.15))):
+    for needle, shares in ((True, (0.85, 0.15, 0.0)), (False, (0.6, 0.32, 0.08))):
         found = np.bincount(others[drawn.has_needle == needle], minlength=3) / (drawn.has_needle == needle).sum()
         np.testing.assert_allclose(found, shares, atol=0.015)
     part = EpochPart(5, 1, np.arange(count), count)
