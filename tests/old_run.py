@@ -45,7 +45,9 @@ def register_narrow_swin() -> None:
 
 def train_words(shards: Path, run_dir: Path) -> list[str]:
     """The command line of the run."""
-    words = f"--shards {shards} --run-dir {run_dir} --preset demo --model {_MODEL} --height 7 --width 28"
+    words = (
+        f"--shards {shards} --run-dir {run_dir} --preset demo --model {_MODEL} --stem candidates --height 7 --width 28"
+    )
     words += " --sum-time-bins 1 --epochs 2 --batch-size 4 --eval-batch-size 4 --ema 0.5 --fold 1 --seed 3"
     words += " --learning-rate 0.003 --warmup-epochs 0.5 --precision float32 --tracker none --no-report"
     return [*words.split(), "--checkpoint-every", "1", "--checkpoint-minutes", "0"]
