@@ -35,7 +35,7 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv demo/backgrounds/truth.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help shards train infer test fuzz chaos bench needles learning-check bench-check gpu-check lint format clean
+.PHONY: help shards train infer test fuzz chaos bench needles curve learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make shards   pack the data into WebDataset shards'
@@ -135,6 +135,10 @@ needles: $(READY_DEV)
 
 learning-check: $(READY_DEV)
 	$(PYTHON) benchmarks/learning_check.py $(ARGS)
+
+curve: $(READY_DEV)
+	$(PYTHON) benchmarks/learning_curve.py $(ARGS)
+	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl

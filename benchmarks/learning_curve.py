@@ -12,7 +12,7 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,11 @@ import tyro
 from benchmarks.history import RESULTS, record
 from benchmarks.needle_charts import write_learning_curve
 from benchmarks.needle_config import NeedleBenchConfig, simulated_splits
-from benchmarks.needle_data import NeedleSet, pack_real, simulate_set
+from benchmarks.needle_data import NeedleSet, pack_real, simulate_backgrounds, simulate_set
 from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
 from benchmarks.needle_rows import classical_scores, predicted, run_program
-from benchmarks.needle_scores import Runs, ahead_figure, print_tables, real_figure, simulated_figure
+from benchmarks.needle_scores import Runs, ahead_figure, real_figure, simulated_figure
 from shard_tools.errors import InputError, run_command
-from shard_tools.pack import PackConfig, pack
-from shard_tools.simulate import simulate
 
 _NOTHING = "--learning-rate 1e-12 --min-learning-rate 0"
 Figure = dict[str, Any]
@@ -56,6 +54,8 @@ class CurveConfig:
     """Seed of the data and of the first training."""
     real: Path | None = None
     """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels exchanged, are scored too."""
+    out: Path | None = None
+    """Folder for the picture; unset: benchmarks/results, or no picture where other options make the run a part."""
     keep: Path | None = None
     """Folder for the weights of the last point."""
     work_dir: Path = Path(tempfile.gettempdir())
@@ -94,10 +94,8 @@ def build_curve(config: CurveConfig, folder: Path) -> Curve:
     sizes = background_sizes(config)
     sets = []
     for number, size in enumerate(sizes):
-        data, shards = folder / f"backgrounds-{number}", folder / f"background-shards-{number}"
-        simulate(dataclasses.replace(base, out=data, backgrounds=size, seed=config.seed + 1000 + number))
-        pack(PackConfig(data, str(shards), workers=base.workers))
-        sets.append((size, shards))
+        another = dataclasses.replace(base, seed=config.seed + 1000 + number)
+        sets.append((size, simulate_backgrounds(folder / f"backgrounds-{number}", another, size)))
     real = pack_real(folder / "real", config.real) if config.real else None
     return Curve(config, folder, needles, real, sets)
 
@@ -160,20 +158,46 @@ def _figure(curve: Curve, name: str, rows: Mapping[str, tuple[Figure, dict[str, 
 
 def _print(curve: Curve, name: str, rows: Mapping[str, tuple[Figure, dict[str, Runs]]]) -> None:
     figure = _figure(curve, name, rows)
-    words = (f"{figure[each]:.4f}" for each in ("auc", "recall_1e2", "recall_1e3"))
-    print(f"{name}: AUC, recall at 1e-2 and at 1e-3: {', '.join(words)}", flush=True)
+    print(
+        name,
+        {each: figure[each] for each in ("auc", "recall_1e2", "recall_1e3", "real_auc") if each in figure},
+        flush=True,
+    )
+
+
+def print_table(figures: Sequence[Figure]) -> None:
+    """The rows, in 80 columns."""
+    print(f"\n{'trained on':<16}{'AUC':>7}{'ahead of untrained':>26}{'1e-2':>7}{'1e-3':>7}{'real':>7}{'s':>7}")
+    for figure in figures:
+        ahead = ""
+        if "ahead_auc" in figure:
+            ahead = f"{figure['ahead_auc']:+.4f} ({figure['ahead_auc_low']:+.4f}, {figure['ahead_auc_high']:+.4f})"
+        cells = [("auc", ".4f"), ("recall_1e2", ".3f"), ("recall_1e3", ".3f"), ("real_auc", ".3f"), ("train_s", ".0f")]
+        auc, *rest = (_cell(figure.get(name), form) for name, form in cells)
+        print(f"{figure['row']:<16}{auc:>7}{ahead:>26}" + "".join(f"{each:>7}" for each in rest))
+    print("1e-2, 1e-3: recall at these false positive rates. real: AUC of real needles against")
+    print("their twins. s: seconds of training. Intervals: 95 %, on the same cadences.")
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def main(config: CurveConfig) -> int:
     """Measure, print, draw, record; return the exit code."""
     with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
         figures = measure(build_curve(config, Path(folder)))
-    print_tables(figures)
-    whole = config == CurveConfig(real=config.real, keep=config.keep, work_dir=config.work_dir)
-    if whole:
-        write_learning_curve(RESULTS / "learning_curve.png", figures)
-    about = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("work_dir", "keep")}
-    about |= {"is_part": not whole, "real": config.real.name if config.real else None}
+    print_table(figures)
+    kept = {name: getattr(config, name) for name in ("real", "out", "keep", "work_dir")}
+    is_part = config != CurveConfig(**kept)
+    out = config.out or (None if is_part else RESULTS)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        write_learning_curve(out / "learning_curve.png", figures)
+    about = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in ("work_dir", "keep", "out")
+    }
+    about |= {"is_part": is_part, "real": config.real.name if config.real else None}
     record("curve", about, figures)
     return 0
 

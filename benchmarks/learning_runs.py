@@ -35,7 +35,6 @@ from training.run import Run, build_run
 Precision = Literal["float32", "bf16"]
 BATCH = 16
 _FOLDS = 5
-_SMALL_MODELS = ("swin_nano", "swin_pico")
 _SMALL_SIDE = 56  # pixels: a fourth of what the large presets see
 _CONSTANT = 1e9  # epochs: the rate stays at its highest after the warm-up
 _PLAIN = DrawConfig(
@@ -79,7 +78,7 @@ def small_preset(preset: Preset) -> TrainConfig:
     base = PRESETS[preset]
     model = replace(base.model, pretrained="none")
     canvas = base.canvas
-    if model.name not in _SMALL_MODELS:
+    if model.stem == "none":  # networks behind a search are small as they are
         model = replace(model, model="swin_nano")
         canvas = replace(canvas, height=_SMALL_SIDE, width=_SMALL_SIDE)
     return replace(

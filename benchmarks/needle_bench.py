@@ -27,8 +27,8 @@ import tyro
 
 from benchmarks.history import RESULTS, record
 from benchmarks.needle_charts import write_histograms, write_recall, write_rocs
-from benchmarks.needle_config import NeedleBenchConfig, simulated_splits
-from benchmarks.needle_data import NeedleSet, pack_real, simulate_set
+from benchmarks.needle_config import QUICK, NeedleBenchConfig, simulated_splits
+from benchmarks.needle_data import NeedleSet, pack_real, simulate_backgrounds, simulate_set
 from benchmarks.needle_recipes import CLASSICAL, OURS, TRIVIAL, Form, Recipe
 from benchmarks.needle_rows import (
     RowFailedError,
@@ -51,6 +51,7 @@ from benchmarks.needle_scores import (
 )
 from shard_tools.cores import usable_cores
 from shard_tools.errors import run_command
+from shard_tools.manifest import read_manifest
 from training.metrics import roc_auc
 
 Row = tuple[Figure, dict[str, Runs]]
@@ -65,6 +66,8 @@ class Bench:
     folder: Path
     needles: NeedleSet
     real: NeedleSet | None
+    backgrounds: Path
+    """Shards of cadences without needles."""
     calibration: NeedleSet | None
     """A few cadences, to measure how fast a recipe is; None with --quick."""
     seconds: float
@@ -86,6 +89,7 @@ def build_bench(config: NeedleBenchConfig, folder: Path) -> Bench:
         folder,
         simulate_set(folder / "simulated", base),
         pack_real(folder / "real", config.real) if config.real else None,
+        simulate_backgrounds(folder / "backgrounds", base, QUICK if config.quick else config.backgrounds),
         None if config.quick else simulate_set(folder / "calibration", few),
         60 * minutes,
     )
@@ -111,8 +115,10 @@ def train_row(bench: Bench, recipe: Recipe) -> Row:
 def _train_once(bench: Bench, training: Training, run_dir: Path) -> Figure:
     words = f"train.py --epochs {training.epochs} {' '.join(training.words)} --seed {training.seed}"
     print(f"training {training.recipe.name}: {words}", flush=True)
-    history = train(training, bench.needles.shards, run_dir)
+    history = train(training, bench.needles.shards, run_dir, bench.backgrounds)
     in_epoch = split_sizes(bench.needles.shards)[0]
+    if training.recipe.uses_backgrounds:
+        in_epoch = len(read_manifest(bench.backgrounds))
     seconds = (in_epoch / history["cadences_per_s"] + history["validation_s"]).sum()
     attributes = {str(name): value for name, value in history.attrs.items()}
     return {"cadences_per_s": history["cadences_per_s"].median(), "train_s": seconds, **attributes}

@@ -15,7 +15,7 @@ from training.environment import cpu_is_asked_for
 
 # Cadences to train on, to test on and to calibrate with, and minutes of training for each row.
 _SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 480, 3.0), "gpu": (20_000, 8000, 3840, 10.0)}
-_QUICK = 64  # cadences of either split
+QUICK = 64  # cadences of either split
 _HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
 # Not comb or bursts, which most real skies have.
 _HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("stripes", "dashes")
@@ -33,6 +33,8 @@ class NeedleBenchConfig:
     """Cadences to train on; 0: 2,000 without a GPU, 20,000 with one."""
     test: int = 0
     """Cadences to test on; 0: 2,000 without a GPU, 8,000 with one."""
+    backgrounds: int = 5_000
+    """Cadences without needles, for the recipes that are trained on these."""
     minutes: float = 0.0
     """Training time of each recipe; 0: 3 without a GPU, 10 with one."""
     positive_share: float = 0.5
@@ -59,6 +61,8 @@ class NeedleBenchConfig:
     lower than that of the de-Doppler search."""
 
     def __post_init__(self) -> None:
+        if self.backgrounds < 1:
+            raise InputError(f"--backgrounds {self.backgrounds}: expected at least 1")
         if min(self.train, self.test) < 0 or not 0 <= self.minutes < float("inf"):
             raise InputError("--train, --test, --minutes: expected at least 0")
         if self.runs < 1:
@@ -95,7 +99,7 @@ class NeedleBenchConfig:
         """As _SIZES, with the options that were given."""
         train, test, calibration, minutes = _SIZES[self.form]
         if self.quick:
-            train, test, calibration = _QUICK, _QUICK, self.train or _QUICK
+            train, test, calibration = QUICK, QUICK, self.train or QUICK
         return self.train or train, self.test or test, calibration, self.minutes or minutes
 
     @property

@@ -56,6 +56,13 @@ def simulate_set(folder: Path, config: SimulateConfig) -> NeedleSet:
     return NeedleSet(folder / "shards", truth)
 
 
+def simulate_backgrounds(folder: Path, config: SimulateConfig, count: int) -> Path:
+    """Simulate and pack cadences without needles, whose skies have no kinds but those of the train split."""
+    simulate(dataclasses.replace(config, out=folder / "data", backgrounds=count))
+    pack(PackConfig(folder / "data", str(folder / "shards"), workers=config.workers))
+    return folder / "shards"
+
+
 def pack_real(folder: Path, real: Path) -> NeedleSet:
     """Pack the positives of a folder in the Kaggle layout, as far as their files are there, and their twins.
 

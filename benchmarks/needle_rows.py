@@ -61,8 +61,10 @@ class Training:
         return [*self.recipe.command(self.epochs).split(), *self.more.split()]
 
 
-def train(training: Training, shards: Path, run_dir: Path) -> pd.DataFrame:
+def train(training: Training, shards: Path, run_dir: Path, backgrounds: Path | None = None) -> pd.DataFrame:
     """Train with train.py in a process of its own; return its metrics.jsonl, a row for each epoch.
+
+    A recipe that uses backgrounds is trained on those, and validated on `shards`.
 
     Where the recipe starts from pretrained weights that are not on this machine, it starts from scratch, and
     `attrs["pretrained"]` says so. Raises RowFailedError.
@@ -72,6 +74,9 @@ def train(training: Training, shards: Path, run_dir: Path) -> pd.DataFrame:
     words += ["--pretrained", "none"] if from_scratch else []
     given = ["--shards", shards, "--run-dir", run_dir, "--epochs", training.epochs, "--seed", training.seed]
     given += ["--tracker", "none", "--checkpoint-minutes", 0]
+    if training.recipe.uses_backgrounds:
+        assert backgrounds is not None, f"{training.recipe.name}: needs backgrounds"
+        given += ["--backgrounds", backgrounds]
     run_program("train.py", *words, *given)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     history = pd.DataFrame([json.loads(line) for line in lines])

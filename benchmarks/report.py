@@ -21,7 +21,7 @@ import tyro
 from benchmarks.charts import write_bars, write_trend
 from benchmarks.history import HISTORY, RESULTS, read
 from benchmarks.panels import Panel, latest_panels, panels_of
-from benchmarks.tables import NEEDLES, Table, front_tables, loader_table, other_tables
+from benchmarks.tables import CURVE, NEEDLES, Table, front_tables, loader_table, other_tables
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError, run_command
 
@@ -79,13 +79,14 @@ def write_page(path: Path, pictures: Sequence[Path], tables: Sequence[Table], ve
 
 def write_tables(config: ReportConfig, panels: Sequence[Panel], others: Sequence[Table]) -> None:
     """Put the tables into the Markdown files that were named."""
-    needles = [table for table in others if table.title == NEEDLES]
-    if config.recipe and needles:
-        replace_block(config.recipe, markdown(needles, None), NEEDLES)
-        print(f"table:       {config.recipe}")
+    for name in (NEEDLES, CURVE):
+        tables = [table for table in others if table.title == name]
+        if config.recipe and tables:
+            replace_block(config.recipe, markdown(tables, None), name)
+            print(f"table:       {config.recipe} ({name})")
     if config.readme:
         picture = os.path.relpath(config.out / "loader.png", config.readme.parent)
-        rest = [table for table in others if table.title != NEEDLES]
+        rest = [table for table in others if table.title not in (NEEDLES, CURVE)]
         replace_block(config.readme, markdown([*front_tables(panels), *rest], picture if panels else None))
         print(f"table:       {config.readme}")
 

@@ -9,7 +9,7 @@ from benchmarks.panels import Panel, machine_name
 Entry = dict[str, Any]
 """A line of the history (benchmarks/history.py)."""
 Figure = dict[str, Any]
-NEEDLES = "needles"  # the workload of the needle benchmark
+NEEDLES, CURVE = "needles", "curve"  # the workloads of the needle benchmark and of the learning curve
 _THREE_RATES = ("train", "infer")  # workloads with a figure for each of loader, model and both (benchmarks/rates.py)
 _PAIRED = "+.3f to"  # a number and the bounds of its interval
 # The other benchmarks' columns: (name in the figure, heading, format).
@@ -30,6 +30,14 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "five epochs": (
         ("preset", "preset", "s"), ("seconds", "seconds", ",.0f"), ("cadences", "cadences", ",.0f"),
         ("lowest", "slowest epoch, cadences/s", ",.0f"), ("highest", "fastest", ",.0f"),
+    ),
+    CURVE: (
+        ("row", "cadences trained on", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
+        ("ahead_auc", "ahead of untrained by (95 %)", _PAIRED), ("recall_1e2", "recall at 1e-2", ".3f"),
+        ("ahead_recall_1e2", "ahead by (95 %)", _PAIRED), ("recall_1e3", "at 1e-3", ".3f"),
+        ("ahead_recall_1e3", "ahead by (95 %)", _PAIRED), ("drop", "drop with needles in OFF panels", ".3f"),
+        ("train_s", "training, s", ",.0f"), ("real_above", "real needles above their twins", ".1%"),
+        ("real_auc", "real AUC", ".3f"), ("ahead_real_auc", "ahead by (95 %)", _PAIRED),
     ),
     NEEDLES: (
         ("row", "recipe", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),

@@ -72,7 +72,7 @@ class SimulateConfig:
     train_kinds: tuple[Needle, ...] = KINDS
     """Kinds of needles, and of narrowband interference, in the train split; test always has all."""
     train_without: tuple[Broad, ...] = ()
-    """Kinds of broadband interference that the train split lacks; test always has all."""
+    """Kinds of broadband interference that the train split, or the backgrounds, lack; test always has all."""
 
     def __post_init__(self) -> None:
         for name, least in (("train", 1), ("test", 1), ("backgrounds", 0), ("seed", 0), ("workers", 1)):
@@ -218,7 +218,8 @@ def draw_cadence(
     frame.rng = rng
     frame.zero_data()
     frame.add_noise(1, NOISE, noise_type="gaussian")
-    kinds, without = (config.train_kinds, config.train_without) if task.split == "train" else (KINDS, ())
+    for_training = task.split == "train" or config.backgrounds
+    kinds, without = (config.train_kinds, config.train_without) if for_training else (KINDS, ())
     sky, interference = draw_sky(rng, without)
     frame.data *= sky
     # Drifting interference is rarer in real snippets, but teaches what OFF panels are for. A needle replaces such a
@@ -284,7 +285,12 @@ def simulate(config: SimulateConfig) -> None:
     for name, table in (("truth", truth), ("train_labels", labels), ("sample_submission", submission)):
         if len(table):  # of backgrounds there are no labels
             write_whole(config.out / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-    _log.info("simulated %d train and %d test cadences in %s", len(labels), len(submission), config.out)
+    what = (
+        f"{len(submission)} backgrounds"
+        if config.backgrounds
+        else f"{len(labels)} train and {len(submission)} test cadences"
+    )
+    _log.info("simulated %s in %s", what, config.out)
 
 
 def _write_cadences(config: SimulateConfig, tasks: Sequence[Task]) -> list[dict[str, Any]]:

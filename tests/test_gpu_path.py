@@ -246,7 +246,7 @@ def step_faults(run: Run, watched: Callable[[Run], Watch] = watched_step) -> set
     # Heads are in float32 whatever the rest is.
     heads = sum(isinstance(each, Float32Linear) for each in run.bare_model.modules())
     wide = watch.products[torch.float32] if low != torch.float32 else heads
-    dtypes = set() if wide == heads and watch.products[low] > 10 else {f"products in {dict(watch.products)}"}
+    dtypes = set() if wide == heads and watch.products[low] > 5 else {f"products in {dict(watch.products)}"}
     state = [*run.bare_model.parameters(), *run.bare_model.buffers(), *run.judged_model.parameters()]
     return watch.faults | dtypes | {f"{each.device} holds weights" for each in state if each.device != GPU}
 
