@@ -288,7 +288,7 @@ def no_autocast(run: Run, patch: pytest.MonkeyPatch) -> None:
 
 def buffer_left_behind(run: Run, patch: pytest.MonkeyPatch) -> None:
     buffers = run.bare_model.get_submodule("candidates")._buffers
-    patch.setitem(buffers, "turn", torch.empty_like(cast(Tensor, buffers["turn"]), device="cpu"))
+    patch.setitem(buffers, "panel_turn", torch.empty_like(cast(Tensor, buffers["panel_turn"]), device="cpu"))
 
 
 def looks_at_logits(run: Run, patch: pytest.MonkeyPatch) -> None:
