@@ -47,6 +47,7 @@ help:
 	@echo 'make bench    measure loading, training, prediction and packing against others'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
+	@echo 'make curve    train on ever more cadences (an hour on two cores, estimated)'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'

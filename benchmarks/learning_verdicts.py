@@ -51,12 +51,19 @@ def judge_start(preset: str, precision: str, target: Ints, logit: Floats) -> Ver
 
 
 def judge_norms(preset: str, precision: str, learning: Learning) -> list[Verdict]:
-    """Whether all parts have gradients and updates of sound sizes, at each step that was recorded."""
+    """Whether all parts have gradients and updates of sound sizes, at each step that was recorded.
+
+    Once everything is memorised there is nothing left to learn, and updates may be as small as they like.
+    """
+    below = np.flatnonzero(learning.pass_losses < MEMORISED)
+    memorised = (int(below[0]) + 1) * learning.pass_steps if len(below) else math.inf
     steps = sorted({int(norms["step"]) for norms in learning.norms})
     verdicts = []
     for step in steps:
         own = [norms for norms in learning.norms if norms["step"] == step]
-        verdicts += [_judge_gradients(preset, precision, step, own), _judge_updates(preset, precision, step, own)]
+        shares = (UPDATE_SHARES[0] if step <= memorised else 0.0, UPDATE_SHARES[1])
+        verdicts.append(_judge_gradients(preset, precision, step, own))
+        verdicts.append(_judge_updates(preset, precision, step, own, shares))
     return verdicts
 
 
@@ -70,10 +77,12 @@ def _judge_gradients(preset: str, precision: str, step: int, norms: Sequence[Nor
     return Verdict(f"gradients, {step}", preset, precision, found, expected, spread <= GRADIENT_SPREAD)
 
 
-def _judge_updates(preset: str, precision: str, step: int, norms: Sequence[Norms]) -> Verdict:
+def _judge_updates(
+    preset: str, precision: str, step: int, norms: Sequence[Norms], limits: tuple[float, float]
+) -> Verdict:
     # Without a part whose weights are all 0, as a new bias may be.
     shares = {each["part"]: update_share(each) for each in norms if each["weight"] != 0}
-    low, high = UPDATE_SHARES
+    low, high = limits
     bad = [part for part, share in shares.items() if not low <= share <= high]
     found = f"{shares[bad[0]]:.0e}: {bad[0]}" if bad else f"{min(shares.values()):.0e} to {max(shares.values()):.0e}"
     return Verdict(f"updates, {step}", preset, precision, found, f"{low:.0e} to {high:.0e}", not bad)

@@ -106,12 +106,15 @@ def test_candidates_on_the_gpu_are_those_of_the_cpu() -> None:
                 torch.testing.assert_close(there, here, atol=0.02, rtol=0.02)
 
 
-def test_a_model_with_candidates_gives_the_cpus_logits_in_mixed_precision() -> None:
+@pytest.mark.parametrize(
+    "config", [ModelConfig("swin_pico", stem="candidates"), ModelConfig("convnext_window", stem="sums")]
+)
+def test_a_model_with_candidates_gives_the_cpus_logits_in_mixed_precision(config: ModelConfig) -> None:
     torch.manual_seed(0)
     images = torch.randn(16, 6, 39, 256)
     for number in range(8):
         images[number, :3, :, 20 + 25 * number] += 1 + number / 4
-    model = build_model(ModelConfig("swin_pico", stem="candidates"), 6, 39, 256).eval()
+    model = build_model(config, 6, 39, 256).eval()
     with torch.no_grad():
         expected = model(images)
         with torch.autocast("cuda", torch.bfloat16):

@@ -94,6 +94,13 @@ def test_parts_whose_gradients_are_far_apart_or_huge_updates_are_named(shards: s
     assert not updates.passed and updates.found == "1e+00: layers.2"
 
 
+def test_a_part_may_stand_still_only_once_everything_is_memorised() -> None:
+    still = {"part": "slope", "gradient": 1e-6, "weight": 4.0, "update": 0.0}
+    learning = Learning([1.0, 0.01, 0.01, 0.01], [{"step": step, **still} for step in (1, 4)], 1, 1)
+    _, before, _, after = judge_norms("demo", "bf16", learning)
+    assert not before.passed and after.passed
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_loss_before_training_is_that_of_a_guess_or_lower(tmp_path: Path, name: str) -> None:
     shards = str(pack_tiny(tmp_path, train=40, test=2).root)
