@@ -34,7 +34,7 @@ DEMO_BACKGROUNDS := --backgrounds 3000 --seed 1
 BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
-.PRECIOUS: demo/input/train_labels.csv demo/backgrounds/truth.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
+.PRECIOUS: demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
 .PHONY: help shards train infer test fuzz chaos bench needles curve learning-check bench-check gpu-check lint format clean
 
 help:
@@ -58,6 +58,7 @@ help:
 	@echo 'DATA=$(DATA)  SHARDS=$(SHARDS)  RUN=$(RUN)  PRESET=$(PRESET)'
 	@echo 'FOLD=2        hold out fold 2, not 0;  FOLD=all: every fold in turn, for scores'
 	@echo '              of all training data, and predictions that average all folds'
+	@echo 'BACKGROUNDS=DIR  shards without needles: signals are added while it trains'
 	@echo 'ARGS="..."    further options of the step that is run; see for example'
 	@echo '              $(PYTHON) train.py --help'
 	@echo 'PYTHON=...    an interpreter that has everything, instead of .venv'
@@ -87,10 +88,10 @@ demo/input/train_labels.csv: | $(READY)
 	@echo 'input/ has no data: simulating a demonstration data set under demo/'
 	$(PYTHON) -m shard_tools simulate --out demo/input $(DEMO_SIMULATE)
 
-demo/backgrounds/truth.csv: | $(READY)
+demo/backgrounds/sample_submission.csv: | $(READY)
 	$(PYTHON) -m shard_tools simulate --out demo/backgrounds $(DEMO_BACKGROUNDS)
 
-demo/background-shards/manifest.json: demo/backgrounds/truth.csv | $(READY)
+demo/background-shards/manifest.json: demo/backgrounds/sample_submission.csv | $(READY)
 	$(PYTHON) -m shard_tools pack --input demo/backgrounds --out demo/background-shards
 
 $(SHARDS)/manifest.json: $(if $(IS_DEMO),demo/input/train_labels.csv) | $(READY)

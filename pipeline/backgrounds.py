@@ -36,7 +36,7 @@ def check_backgrounds(backgrounds: Manifest, validated: Manifest, rows: Int64s) 
     check_no_needles(backgrounds)
     for what, remedy, here, there in (
         ("snippets of shape", "pack both to one shape", backgrounds.shape, validated.shape),
-        ("time bins summed by", "pack both with the same --time-bin", *map(_time_bin, (backgrounds, validated))),
+        ("time bins summed by", "pack both with the same --time-bin", backgrounds.time_bin, validated.time_bin),
     ):
         if here != there:
             raise InputError(
@@ -53,7 +53,3 @@ def check_backgrounds(backgrounds: Manifest, validated: Manifest, rows: Int64s) 
             f"{min(shared_keys)}: is in {backgrounds.root}, and in {validated.root} among the cadences that are "
             f"validated on, as are {len(shared_keys):,} in all; pack the backgrounds again without them"
         )
-
-
-def _time_bin(manifest: Manifest) -> int:
-    return int(manifest.made.get("time_bin", 1))

@@ -86,7 +86,11 @@ class Scratch(NamedTuple):
 
 
 # Sums in any order, as vectors need; infinity and NaN keep their meaning.
-_kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+_kernel = njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
+# Inlined, as a function that stays by itself exists twice: compiled alone and with its caller, with sums in another
+# order. Which of the two runs depends on whether this process compiled them or found them in the cache.
+_inlined = njit(nogil=True, forceinline=True, fastmath=_FASTMATH, error_model="numpy")
 _TO_FLOAT32 = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 _SQRT_HALF = np.uint32(0x3F3504F3)  # as bits of a float32
 _REACH = 5.0  # standard deviations of a signal's profile, where 4e-6 of its peak is left
@@ -152,7 +156,7 @@ def write_train_images(
         _resize_columns(sums[sample], steps.columns, images[sample])
 
 
-@_kernel
+@_inlined
 def _sum_and_add_signals(
     panels: UInt16s, steps: Steps, draws: SampleDraws, plane: int, wide: Float32s, values: Float32s
 ) -> None:
@@ -170,12 +174,12 @@ def _sum_and_add_signals(
         _add_signals(values, steps.sum_time_bins, draws, plane)
 
 
-@_kernel
+@_inlined
 def _has_signal(draws: SampleDraws, plane: int) -> bool:
     return len(draws.signal_level) > 0 and draws.signal_level[:, plane].max() > 0
 
 
-@_kernel
+@_inlined
 def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
     """A panel (t, F) of float16 bits to a plane (T, F): sums of `time_bins` rows, divided by sqrt(time_bins).
 
@@ -200,7 +204,7 @@ def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
                 total[channel] += values[channel] * factor
 
 
-@_kernel
+@_inlined
 def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
     """A panel (t, F) to a plane (T, F), as `_sum_time_bins`."""
     factor = np.float32(1 / np.sqrt(time_bins))
@@ -213,7 +217,7 @@ def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
                 total[channel] += values[channel] * factor
 
 
-@_kernel
+@_inlined
 def _add_signals(values: Float32s, time_bins: int, draws: SampleDraws, plane: int) -> None:
     """Add the signals of plane number `plane` to its values (T, F), sums of `time_bins` rows (dali_graph.py)."""
     noise = _noise(values) / np.sqrt(time_bins)
@@ -227,7 +231,7 @@ def _add_signals(values: Float32s, time_bins: int, draws: SampleDraws, plane: in
                 _add_gaussian(values, time_bins, path, level * noise, width)
 
 
-@_kernel
+@_inlined
 def _noise(plane: Float32s) -> float:
     """Standard deviation of the noise of a plane (T, F), from the steps between neighbouring channels."""
     channels = plane.shape[1]
@@ -240,7 +244,7 @@ def _noise(plane: Float32s) -> float:
     return float((total / (len(plane) * (channels - 1)) / NEIGHBOUR_ROOT) ** 2)
 
 
-@_kernel
+@_inlined
 def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64s, width: float) -> None:
     """Add a Gaussian profile with a peak (t,) along a path (t,) to a plane (T, F).
 
@@ -263,7 +267,7 @@ def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64
             ratio *= fall
 
 
-@_kernel
+@_inlined
 def _add_lorentzian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64s, width: float) -> None:
     """Add a Lorentzian profile, as `_add_gaussian`; it ends in 0 at its reach (pipeline/signals.py)."""
     for time in range(len(path)):
@@ -277,7 +281,7 @@ def _add_lorentzian(plane: Float32s, time_bins: int, path: Float32s, peak: Float
             plane[time // time_bins, channel] += np.float32(scale * (1 / (1 + offset * offset) - LORENTZIAN_END))
 
 
-@_kernel
+@_inlined
 def _subtract_means(planes: Float32s, of_rows: bool) -> None:
     """Take each channel's mean over all planes (N, T, F) away; `of_rows`: then each time bin's over the channels."""
     count, time_bins, channels = planes.shape
@@ -298,7 +302,7 @@ def _subtract_means(planes: Float32s, of_rows: bool) -> None:
                 values -= total / np.float32(channels)
 
 
-@_kernel
+@_inlined
 def _normalise_and_compress(plane: Float32s, steps: Steps) -> None:
     """The steps that are the same in training and evaluation, on a plane (T, F)."""
     if steps.normalise:
@@ -307,7 +311,7 @@ def _normalise_and_compress(plane: Float32s, steps: Steps) -> None:
         _compress(plane)
 
 
-@_kernel
+@_inlined
 def _normalise(plane: Float32s, epsilon: float) -> None:
     """Bring a plane (T, F) to mean 0 and standard deviation 1."""
     total = np.float64(0)
@@ -329,7 +333,7 @@ def _normalise(plane: Float32s, epsilon: float) -> None:
             plane[row, channel] = (plane[row, channel] - mean) * factor
 
 
-@_kernel
+@_inlined
 def _compress(plane: Float32s) -> None:
     """The asinh of a plane (T, F), to 1e-6: sign(x) log(|x| + sqrt(x^2 + 1)).
 
@@ -363,7 +367,7 @@ def _compress(plane: Float32s) -> None:
             of[channel] = y if of[channel] >= 0 else -y
 
 
-@_kernel
+@_inlined
 def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None:
     """Flip, roll, shift, scale and erase a plane (T, F) into `to`, the canvas's plane number `plane`."""
     time_bins, channels = of.shape
@@ -387,13 +391,13 @@ def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None
         to[time_bin : time_bin + height, channel : channel + width] = 0
 
 
-@_kernel
+@_inlined
 def _scale(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:
     for channel in range(len(to)):
         to[channel] = of[channel] * gain + offset
 
 
-@_kernel
+@_inlined
 def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:
     last = len(to) - 1
     for channel in range(len(to)):
@@ -401,7 +405,7 @@ def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Floa
         to[channel] = of[np.uintp(last - channel)] * gain + offset
 
 
-@_kernel
+@_inlined
 def _mix(first: Float32s, second: Float32s, draws: tuple[SampleDraws, SampleDraws]) -> None:
     """CutMix or mixup of two planes (T, F), each with the other as it was before this step."""
     if draws[0].mixed == 0 and draws[1].mixed == 0:
@@ -414,7 +418,7 @@ def _mix(first: Float32s, second: Float32s, draws: tuple[SampleDraws, SampleDraw
         _mix_row(second[row], before, row, draws[1])
 
 
-@_kernel
+@_inlined
 def _mix_row(values: Float32s, others: Float32s, row: int, draws: SampleDraws) -> None:
     """Mixup, or else CutMix, of a row (F,) of one sample with the same row of its partner."""
     if draws.mixed > 0:
@@ -427,7 +431,7 @@ def _mix_row(values: Float32s, others: Float32s, row: int, draws: SampleDraws) -
         _copy(others[left:right], values[left:right])
 
 
-@_kernel
+@_inlined
 def _swap_boxes(
     first: Float32s, second: Float32s, of_first: tuple[int, int, int, int], of_second: tuple[int, int, int, int]
 ) -> None:
@@ -445,14 +449,14 @@ def _swap_boxes(
             _copy(kept, theirs[start:end])
 
 
-@_kernel
+@_inlined
 def _copy(of: Float32s, to: Float32s) -> None:
     # Numba copies one slice into another value by value; this loop becomes vectors.
     for place in range(len(to)):
         to[place] = of[place]
 
 
-@_kernel
+@_inlined
 def _resize_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:
     """Add the share of a plane (T, F) to the resized rows (H, F) of its stack; `start` is its first row in the stack.
 
@@ -487,7 +491,7 @@ def _resize_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) 
             place += 1
 
 
-@_kernel
+@_inlined
 def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:
     """Images (C, H, F) to (C, H, W)."""
     first, weight = weights

@@ -78,7 +78,7 @@ def draw_candidates(manifest: Manifest, scored: Scored, chosen: Rows) -> list[Pi
     Raises InputError where a snippet cannot be read.
     """
     rows = scored.rows[chosen]
-    summed = manifest.made.get("time_bin", 1)  # time bins summed while packing; find_drift takes them for single ones
+    summed = manifest.time_bin  # time bins summed while packing; find_drift takes them for single ones
     pictures = []
     for place, row, key in zip(chosen, rows, manifest.keys_of(rows), strict=True):
         snippet = read_snippet_of(manifest, int(row))
@@ -96,5 +96,5 @@ def draw_candidates(manifest: Manifest, scored: Scored, chosen: Rows) -> list[Pi
 
 def describe_tracks(manifest: Manifest) -> str:
     """What the arrowheads of the waterfalls show, and in which units the drift is given."""
-    seconds = TIME_BIN_SECONDS * manifest.made.get("time_bin", 1)
+    seconds = TIME_BIN_SECONDS * manifest.time_bin
     return _TRACKS.format(hertz=CHANNEL_WIDTH_HZ, seconds=seconds)

@@ -109,7 +109,7 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
     for other in manifests[1:]:
         for what, remedy, here, there in (
             ("snippets of shape", "pack them to one shape", first.shape, other.shape),
-            ("time bins summed by", "pack both with the same --time-bin", *map(_time_bin, (first, other))),
+            ("time bins summed by", "pack both with the same --time-bin", first.time_bin, other.time_bin),
             ("folds:", "pack both with the same --folds", first.made["folds"], other.made["folds"]),
         ):
             if here != there:
@@ -117,10 +117,6 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
                     f"{first.root} and {other.root}: {what} {here} and {there}, expected the same in all data sets; "
                     f"{remedy}, or use one of the two alone"
                 )
-
-
-def _time_bin(manifest: Manifest) -> int:
-    return int(manifest.made.get("time_bin", 1))
 
 
 def _to_data_sets(manifests: Iterable[Manifest]) -> Iterator[DataSet]:

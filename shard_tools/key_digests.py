@@ -33,12 +33,10 @@ def sorted_digests(keys: pa.ChunkedArray) -> UInt64s:
 
 def find_repeated(parts: Sequence[UInt64s], number: int) -> UInt64s:
     """The digests that occur more than once in all `parts`, which are sorted; in range `number` of RANGES alone."""
-    limits = np.array([number, number + 1], object) * 2**64 // RANGES
-    inside = []
-    for part in parts:
-        first, last = (len(part) if limit == 2**64 else np.searchsorted(part, np.uint64(limit)) for limit in limits)
-        inside.append(part[first:last])
-    digests = np.concatenate(inside)
+    width = 2**64 // RANGES
+    least, largest = np.uint64(number * width), np.uint64((number + 1) * width - 1)
+    inside = [slice(np.searchsorted(part, least), np.searchsorted(part, largest, "right")) for part in parts]
+    digests = np.concatenate([part[each] for part, each in zip(parts, inside, strict=True)])
     # A stable sort merges parts that are already sorted instead of sorting them again.
     digests.sort(kind="stable")
     return np.unique(digests[1:][digests[1:] == digests[:-1]])

@@ -104,6 +104,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def time_bin(self) -> int:
+        """How many time bins were summed to one while packing."""
+        return int(self.made.get("time_bin", 1))
+
     def rows(self, split: str, fold: int | None = None, held_out: bool = False) -> Int64s:
         """Row numbers of a split: all of it, or without `fold`, or (`held_out`) of `fold` alone."""
         chosen = self.split == SPLITS.index(split)

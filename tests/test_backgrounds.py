@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from training.presets import parse_train_config
 from training.run import trained_on
 from training.weights import load_weights
 
+ROOT = Path(__file__).resolve().parents[1]
 COUNT = 37
 NEEDLES = DrawConfig(needles=0.5, cutmix=0.0)
 QUIET = DrawConfig(
@@ -36,6 +40,20 @@ QUIET = DrawConfig(
 )
 ENGINES: tuple[Engine, ...] = ("cpu", "dali")
 on_each_engine = pytest.mark.parametrize("engine", ENGINES)
+
+_HASHED = """
+import hashlib, sys
+from pathlib import Path
+from pipeline import open_loader
+from pipeline.augment import DrawConfig
+from pipeline.canvas import CanvasConfig
+
+canvas = CanvasConfig("on_off", 56, 224, sum_time_bins=3, subtract="lines_bursts", compress="asinh")
+for augment in (None, DrawConfig(needles=0.5)):
+    with open_loader(Path(sys.argv[1]), "test", batch_size=8, canvas=canvas, augment=augment) as loader:
+        images = b"".join(batch.image.float().numpy().tobytes() for batch in loader)
+    print(hashlib.sha256(images).hexdigest())
+"""
 
 
 def pack_backgrounds(
@@ -98,6 +116,20 @@ def test_an_epoch_has_every_background_of_both_splits_once_with_other_signals_in
         first, second = (epoch_of(list(loader)) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(COUNT))
     assert all(not torch.equal(first[row][0], second[row][0]) for row in first)
+
+
+def test_images_are_the_same_whether_this_process_compiled_the_kernels_or_found_them(
+    tmp_path: Path,
+) -> None:
+    backgrounds = pack_backgrounds(tmp_path, shape=(6, 42, 256))
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+    command = [sys.executable, "-c", _HASHED, str(backgrounds.root)]
+    compiled, found = (
+        subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert len(compiled.split()) == 2
+    assert compiled == found
 
 
 @on_each_engine

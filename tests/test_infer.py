@@ -282,7 +282,7 @@ def test_weights_of_one_canvas_share_one_pass_over_the_shards(
 def test_candidates_whose_scores_are_all_one_keep_their_order_everywhere(
     manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_weights(tmp_path / "weights" / "loud.safetensors", 1, scale=4000, bias=300)
+    path = write_weights(tmp_path / "weights" / "loud.safetensors", 1, scale=400, bias=300)
     infer(config_of(manifest, [path], tmp_path / "submission.csv", split="train"))
     logits = logits_by_hand(manifest, path, ("identity",), "train")
     found = scores_in(tmp_path / "submission.csv")

@@ -102,7 +102,7 @@ def test_a_part_may_stand_still_only_once_everything_is_memorised() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_loss_before_training_is_that_of_a_guess_or_lower(tmp_path: Path, name: str) -> None:
+def test_the_loss_before_training_is_about_that_of_a_guess(tmp_path: Path, name: str) -> None:
     shards = str(pack_tiny(tmp_path, train=40, test=2).root)
     with opened(replace(untrained(name), canvas=tiny_preset(name).canvas, model=tiny_preset(name).model),
                 (shards,), "float32") as run:  # fmt: skip

@@ -111,26 +111,37 @@ class SumWindows(Search):
         return torch.cat([torch.cat(found, 2).asinh() * inside, steepness.expand_as(like), nearness.expand_as(like)], 2)
 
 
-class CandidateModel(nn.Module):
-    """Scores the candidates of an image (B, P, T, F) by a backbone on what is around them, and combines the scores."""
+class _SearchModel(nn.Module):
+    """What both models below share: the search, a backbone, and the weights of the search's own scores."""
 
     def __init__(self, backbone: nn.Module, candidates: Candidates | SumWindows) -> None:
-        """`backbone` takes what `candidates` gives of each line to one number: (B K, C, H, W) to (B K, 1)."""
         super().__init__()
         self.candidates = candidates
         # The same on every rank, and large: torch's DDP would send them before each step.
         self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in self.candidates.named_buffers()]
         self.backbone = backbone
-        self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
         self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
-        # It starts close to the classical search, and learns to correct it.
-        last = cast(nn.Linear, self.weigh[2])
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
     def no_weight_decay(self) -> set[str]:
         """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
         return {"slope", "control_share"}
+
+    def _searched(self, evidence: Tensor) -> Tensor:
+        """(2 B, K) the search's own scores, as logits."""
+        return self.slope * (evidence[..., 0] - _TYPICAL)
+
+
+class CandidateModel(_SearchModel):
+    """Scores the candidates of an image (B, P, T, F) by a backbone on cut-outs along them, and combines the scores."""
+
+    def __init__(self, backbone: nn.Module, candidates: Candidates) -> None:
+        """`backbone` takes cut-outs (B K, CUTOUT_PLANES, *upright_shape) to (B K, 1)."""
+        super().__init__(backbone, candidates)
+        self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
+        # It starts close to the classical search, and learns to correct it.
+        last = cast(nn.Linear, self.weigh[2])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
@@ -141,32 +152,24 @@ class CandidateModel(nn.Module):
         with torch.no_grad():
             images, evidence = self.candidates(image)
         seen = cast(Tensor, self.backbone(images.flatten(0, 1))).float().view(evidence.shape[:2])
-        logit = seen + self.weigh(evidence).float()[..., 0] + self.slope * (evidence[..., 0] - _TYPICAL)
+        logit = seen + self.weigh(evidence).float()[..., 0] + self._searched(evidence)
         needle, control = torch.logsumexp(logit, 1, keepdim=True).chunk(2)
         return needle + self.control_share * softplus(-control)
 
 
-class WindowModel(nn.Module):
+class WindowModel(_SearchModel):
     """Compares the candidates of an image (B, P, T, F) with those of the control, by windows of the de-Doppler sums."""
 
     def __init__(self, backbone: nn.Module, candidates: SumWindows) -> None:
         """`backbone` takes windows (B K, WINDOW_PLANES, 16, 32) to features (B K, FEATURES)."""
-        super().__init__()
-        self.candidates = candidates
-        self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in candidates.named_buffers()]
-        self.backbone = backbone
+        super().__init__(backbone, candidates)
         self.describe = nn.Sequential(Float32Linear(EVIDENCE, 32), nn.GELU(), Float32Linear(32, FEATURES))
         self.compare = nn.Sequential(Float32Linear(3 * FEATURES, 128), nn.GELU(), Float32Linear(128, 1))
-        self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
         # It starts close to the classical search, and learns to correct it. Not at 0, which would hide all that lies
         # before from the first gradient.
         last = cast(nn.Linear, self.compare[2])
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
-
-    def no_weight_decay(self) -> set[str]:
-        """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
-        return {"slope", "control_share"}
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
@@ -180,6 +183,6 @@ class WindowModel(nn.Module):
         needle, control = (seen + self.describe(evidence)).chunk(2)
         beside = torch.cat([control.amax(1, keepdim=True), control.mean(1, keepdim=True)], 2)
         compared = self.compare(torch.cat([needle, beside.expand(-1, needle.shape[1], -1)], 2))[..., 0]
-        searched, controls = (self.slope * (evidence[..., 0] - _TYPICAL)).chunk(2)
+        searched, controls = self._searched(evidence).chunk(2)
         logit = torch.logsumexp(compared + searched, 1, keepdim=True)
         return logit + self.control_share * softplus(-torch.logsumexp(controls, 1, keepdim=True))

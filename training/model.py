@@ -47,9 +47,6 @@ _OWN_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     convnext_window.__name__: (convnext_window.__name__, {}),
 }
-# timm's new heads give logits about 0.5 from 0, so that a training would begin worse than a guess. Not 0, which would
-# hide all that lies before the head from the first gradient.
-_HEAD_SCALE = 0.1
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
         )
     options: dict[str, Any] = {**own, "in_chans": channels, "num_classes": 1, "drop_path_rate": config.drop_path}
     if config.stem == "none":
-        return _create_backbone(name, (height, width), options, config.pretrained, _HEAD_SCALE)
+        return _create_backbone(name, (height, width), options, config.pretrained)
     _check_candidates(config, channels, width)
     if config.stem == "sums":
         size, planes, outputs = (WINDOW_RATES, WINDOW_CHANNELS), WINDOW_PLANES, FEATURES
@@ -152,20 +149,16 @@ def _check_name(given: str, name: str) -> None:
         raise InputError(f"--model {given}: timm has no such variant of {bare}; expected {bare} or one of {tags}")
 
 
-def _create_backbone(
-    name: str, size: tuple[int, int], options: dict[str, Any], pretrained: str, head_scale: float = 1.0
-) -> nn.Module:
-    """Timm's model, with a head in float32. A new head's weights are timm's times `head_scale`."""
+def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], pretrained: str) -> nn.Module:
+    """Timm's model, with a head in float32."""
     where = f"--model {name}, on a canvas of {options['in_chans']} x {size[0]} x {size[1]}"
     model: nn.Module
     if pretrained == "hub":
         with fork_rng(devices=[]):  # only its accepted options are used
             _, taken = _create(name, where, size, options)
         model = create_from_hub(name, lambda: timm.create_model(name, pretrained=True, **taken))
-        _scale_head(model, head_scale)
     else:
         model, _ = _create(name, where, size, options)
-        _scale_head(model, head_scale)
         if pretrained != "none":
             fill_pretrained(model, read_state(pretrained), options["in_chans"], f"--pretrained {pretrained}")
     classifier = cast(Any, model).get_classifier()
@@ -176,13 +169,6 @@ def _create_backbone(
             model.set_submodule(path, head)
     _try_out(model, where, (options["in_chans"], *size), options["num_classes"])
     return model
-
-
-def _scale_head(model: nn.Module, scale: float) -> None:
-    classifier = cast(Any, model).get_classifier()
-    if isinstance(classifier, nn.Linear):
-        with torch.no_grad():
-            classifier.weight.mul_(scale)
 
 
 def _create(name: str, where: str, size: tuple[int, int], options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
