@@ -28,7 +28,8 @@ else
 endif
 BASE_PYTHON ?= python3
 # What torch and DALI are built for: CUDA 13 or 12, or cpu. Unset: as .venv has it, or the newest that the driver runs.
-CUDA   ?=
+# Not `?=`: on clusters a variable CUDA of the environment is often a folder.
+CUDA   :=
 REQUIREMENTS_13  := requirements.txt
 REQUIREMENTS_12  := requirements-cuda12.txt
 REQUIREMENTS_cpu := requirements-cpu.txt
@@ -82,7 +83,7 @@ help:
 # The name of the requirements that .venv is filled from. An older .venv does not say, and was made for CUDA 13.
 # CUDA 13 needs driver 580 or newer, CUDA 12 needs 525: https://docs.nvidia.com/deploy/cuda-compatibility
 .venv/requirements: $(if $(CUDA),$(if $(filter $(REQUIREMENTS_$(CUDA)),$(file < .venv/requirements)),,FORCE)) | .venv/bin/python
-	@driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.' | head -n 1); \
+	@file=''; driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.' | head -n 1); \
 	driver=$${driver:-$$(grep -Eo '\b[0-9]{3}\.[0-9]' $(DRIVER_FILE) 2>/dev/null | head -n 1)}; driver=$${driver%%.*}; \
 	if [ -n '$(CUDA)' ]; then file=$(REQUIREMENTS_$(CUDA)); why='as asked for'; \
 	elif [ -e .venv/installed ]; then file=$$(cat .venv/installed); why='as .venv has them'; \

@@ -28,13 +28,14 @@ class Checkout:
         file.write_text(f"#!/bin/sh\n{text}\n")
         file.chmod(0o755)
 
-    def make(self, *words: str) -> tuple[list[str], str]:
-        """What pip was asked for, and all that make said."""
+    def make(self, *words: str, **variables: str) -> tuple[list[str], str]:
+        """What pip was asked for, and all that make said; `variables` are of the environment."""
         calls = self.root / "calls.txt"
         calls.unlink(missing_ok=True)
         done = subprocess.run(
             ["make", f"DRIVER_FILE={self.root / 'driver'}", *words], cwd=self.root, capture_output=True, text=True,
-            env={"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}", "HOME": str(self.root)}, timeout=60,
+            env={"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}", "HOME": str(self.root), **variables},
+            timeout=60,
         )  # fmt: skip
         asked = calls.read_text().splitlines() if calls.is_file() else []
         return asked, f"{done.stdout}{done.stderr}"
@@ -130,6 +131,11 @@ def test_another_failure_of_pip_is_not_laid_on_cpu_builds(checkout: Checkout) ->
 def test_a_cuda_that_there_is_no_file_for_is_refused(checkout: Checkout) -> None:
     calls, said = checkout.make("install", "CUDA=11")
     assert calls == [] and "CUDA=11: expected 13, 12 or cpu" in said
+
+
+def test_variables_of_the_environment_choose_nothing(checkout: Checkout) -> None:
+    (call,), said = checkout.make("install", CUDA="/usr/local/cuda", file=CPU, driver="535")
+    assert installed_from(call)[0] == PLAIN and "no NVIDIA driver found" in said
 
 
 def pins(name: str) -> dict[str, str]:

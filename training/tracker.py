@@ -23,7 +23,7 @@ from shard_tools.atomic_files import write_whole
 from training.config import TrainConfig, to_dict
 from training.tensorboard_tracker import OptionalTensorBoard
 
-PROJECT = "needlestream"
+_PROJECT = "needlestream"
 # Defaults for wandb's environment variables. Without them it waits 90 s for a server at the start, for ever at the end,
 # and reports its own errors to the server that it cannot reach.
 _ENVIRONMENT = {
@@ -56,14 +56,14 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> 
     for tracker in accelerator.log_with:
         if isinstance(tracker, OptionalTensorBoard):
             tracker.start_after(step)
-    accelerator.init_trackers(PROJECT, to_dict(config))
+    accelerator.init_trackers(_PROJECT, to_dict(config))
 
 
 class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no types
     """A W&B run that each start of the training resumes, and whose failures never stop the training."""
 
     def __init__(self, run_dir: Path) -> None:
-        super().__init__(PROJECT)
+        super().__init__(_PROJECT)
         self.run: Any = None
         self._folder = run_dir / "wandb"
 
@@ -119,7 +119,7 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
         try:
             # Without a key wandb.init would ask for one at a terminal, and wait.
             if settings.mode == "online" and not authenticate_session(
-                host=settings.base_url, source=PROJECT, prompt=False, update_session=False
+                host=settings.base_url, source=_PROJECT, prompt=False, update_session=False
             ):
                 return None
             return self._init(run_id, None)
@@ -136,7 +136,7 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
         import wandb
 
         # To resume, offline too: `wandb sync` then asks the server what it has of the run, and adds to it.
-        return wandb.init(project=PROJECT, dir=str(self._folder.parent), id=run_id, resume="allow", mode=mode)
+        return wandb.init(project=_PROJECT, dir=str(self._folder.parent), id=run_id, resume="allow", mode=mode)
 
     def _try(self, do: Callable[[], None]) -> None:
         """Do something with the run; go on without it where that fails."""
