@@ -1,4 +1,4 @@
-"""Command line: python -m shard_tools simulate / fingerprint / pack / import / verify / info."""
+"""Command line: python -m shard_tools simulate / simulate-observation / fingerprint / pack / ingest / import / ..."""
 
 import sys
 from dataclasses import dataclass, field
@@ -13,6 +13,8 @@ from shard_tools.import_webdataset import ImportConfig, import_webdataset
 from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.manifest_writer import SKIPPED
+from shard_tools.observation.ingest import IngestConfig, ingest
+from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 from shard_tools.storage.base import StoreConfig
@@ -45,8 +47,10 @@ class InfoConfig:
 
 Command = (
     Annotated[SimulateConfig, tyro.conf.subcommand("simulate")]
+    | Annotated[SimulateObservationConfig, tyro.conf.subcommand("simulate-observation")]
     | Annotated[FingerprintConfig, tyro.conf.subcommand("fingerprint")]
     | Annotated[PackConfig, tyro.conf.subcommand("pack")]
+    | Annotated[IngestConfig, tyro.conf.subcommand("ingest")]
     | Annotated[ImportConfig, tyro.conf.subcommand("import")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InfoConfig, tyro.conf.subcommand("info")]
@@ -59,10 +63,14 @@ def main() -> int:
     match command:
         case SimulateConfig():
             simulate(command)
+        case SimulateObservationConfig():
+            simulate_observation(command)
         case FingerprintConfig():
             _print_groups(fingerprint(command), command)
         case PackConfig():
             _print_packed(pack(command))
+        case IngestConfig():
+            _print_packed(ingest(command))
         case ImportConfig():
             _print_packed(import_webdataset(command))
         case VerifyConfig():

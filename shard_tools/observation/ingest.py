@@ -1,0 +1,323 @@
+"""From the files of a telescope's cadences to shards: checked, cut, resumable, each file whole or absent."""
+
+import hashlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from shard_tools.atomic_files import file_sha256
+from shard_tools.cadence import npy_header
+from shard_tools.cores import usable_cores
+from shard_tools.errors import InputError
+from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
+from shard_tools.locks import folder_lock
+from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
+from shard_tools.manifest_writer import DataSet, write_tables
+from shard_tools.observation.agreement import check_cadence
+from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cut_shards, plan_cuts
+from shard_tools.observation.cutting import to_members
+from shard_tools.observation.filterbank import check_feed
+from shard_tools.observation.header import Header
+from shard_tools.observation.header_reader import HeaderReader
+from shard_tools.observation.lists import read_cadence_list
+from shard_tools.observation.tables import write_observation_tables
+from shard_tools.progress import progress
+from shard_tools.sources import digest_sources, find_unsure, renew_sources, write_sources
+from shard_tools.tar_shard import PackedShard, ShardPlan, padded, write_members
+from shard_tools.unfinished import WORK, check_out_folder, clear_leftovers, finish_shard
+
+# What is cut depends on it: raise it with every change of the values.
+_METHOD = 1
+_FOLDS = 5  # as `pack` has them: cadences without labels have none, but data sets are joined by their number
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Cut snippets from observations, six files a cadence (ON A, OFF B, A, C, A, D), and pack them into shards."""
+
+    out: Path
+    """Folder for the shards, made if it is absent. An interrupted ingest goes on where it stopped."""
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE ...")] = ()
+    """The six files of one cadence, FBH5 (.h5) or SIGPROC (.fil), in the order of the observation: A B A C A D."""
+    cadences: Path | None = None
+    """In place of FILES, a list of cadences: turboSETI's .lst (one path a line, six a cadence) or Aetherscan's .csv (a
+    column '.h5 path', and Target, Session, Band, Cadence ID and Frequency that the rows of a cadence share)."""
+    channel_bin: int | None = None
+    """Number of neighbouring channels to sum into one of a snippet. Unset: 8 of fine products (22 Hz), 1 of others. 1
+    finds slow lines better, as summing 8 costs a line of one channel a factor of 2.8."""
+    max_drift: float = 4.0
+    """Steepest drift rate to see whole, in Hz/s: neighbouring snippets overlap by what it crosses in the cadence."""
+    exclude_mhz: tuple[str, ...] = ()
+    """Ranges of known interference, such as 1200-1340: blanked, and left out where a snippet is nothing else."""
+    nfpc: int | None = None
+    """Fine channels per coarse channel. Unset: as the header says, or as Breakthrough Listen's products have them."""
+    feed: int | None = None
+    """Which polarisation to read, from 0, of files that hold several."""
+    any_sources: bool = False
+    """Do not check that ON files have one source and OFF files others: for schedules that name them otherwise."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What to do with a cadence that is refused: stop, or leave it out and list it in skipped.csv."""
+    workers: int = usable_cores()
+    """Processes, each of which writes its own shard; each takes about 0.3 GB of memory."""
+    shard_mb: int = 256
+    """Size of a shard, in MB (10^6 bytes)."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (
+            ("--workers", self.workers),
+            ("--shard-mb", self.shard_mb),
+            ("--channel-bin", self.channel_bin),
+            ("--nfpc", self.nfpc),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{flag} {value}: expected at least 1")
+        if not 0 <= self.max_drift <= 1e6:
+            raise InputError(f"--max-drift {self.max_drift}: expected 0 to 1e6 Hz/s")
+        if bool(self.files) == bool(self.cadences):
+            raise InputError("expected six files, or --cadences LIST, and not both")
+        self.excluded()
+
+    def excluded(self) -> tuple[tuple[float, float], ...]:
+        """(lowest, highest) of each range of --exclude-mhz. Raises InputError."""
+        return tuple(_to_range(text) for text in self.exclude_mhz)
+
+
+def _to_range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = 0.0, 0.0
+    if not 0 < found[0] < found[1] < float("inf"):
+        raise InputError(f"--exclude-mhz {text}: expected LOW-HIGH in MHz, such as 1200-1340")
+    return found
+
+
+def ingest(config: IngestConfig) -> Manifest:
+    """Cut the cadences that `config` names into shards in `config.out` and return their manifest.
+
+    Ingesting the same files twice gives the same bytes. Raises InputError naming the file that is refused, or where the
+    output folder holds something else; finished shards stay for the next try.
+    """
+    plans, skipped = plan_ingest(config)
+    shards = plan_cut_shards(plans, _per_shard(config, plans))
+    made = _describe(config, plans)
+    config.out.mkdir(parents=True, exist_ok=True)
+    check_out_folder(config.out)
+    if (config.out / MANIFEST).is_file():
+        return _already_ingested(config, made, shards)
+    (config.out / WORK).mkdir(exist_ok=True)
+    with folder_lock(config.out / WORK, "lock"):
+        if (config.out / MANIFEST).is_file():  # another process finished it since the look above
+            return _already_ingested(config, made, shards)
+        clear_leftovers(config.out, {shard.name for shard in shards})
+        sources = {shard.name: digest_sources(_sources(shard)) for shard in shards}
+        packed = _cut_shards(config, [(shard, config.out, sources[shard.name]) for shard in shards])
+        write_observation_tables(config.out, plans, shards, packed)
+        records = [
+            Record(key, "test", UNKNOWN_TARGET, NO_FOLD, config.out) for done in packed for key, *_ in done.places
+        ]
+        write_tables(config.out, config.out, DataSet(records, packed, skipped, plans[0].shape, made))
+        write_sources(config.out, file_sha256(config.out / MANIFEST), sources)
+        shutil.rmtree(config.out / WORK)
+    return read_manifest(config.out)
+
+
+def plan_ingest(config: IngestConfig) -> tuple[list[CutPlan], list[list[str]]]:
+    """The cuts of each cadence, in the order of their keys, and [first file, split, reason] of those left out.
+
+    Raises InputError naming the file that is refused, unless refused cadences are left out.
+    """
+    plans, skipped = [], []
+    with HeaderReader(config.nfpc) as reader:
+        for paths in read_cadence_list(config.cadences) if config.cadences else [config.files]:
+            try:
+                plans.append(_plan_cadence(config, [reader.read(path) for path in paths]))
+            except InputError as error:
+                if config.on_bad == "fail":
+                    raise
+                _log.warning("left out: %s", error)
+                skipped.append([paths[0].name, "test", str(error)])
+    if not plans:
+        raise InputError(f"{config.cadences or config.files[0]}: every cadence was left out; {skipped[-1][2]}")
+    plans.sort(key=lambda plan: plan.key(0))
+    _check_together(plans)
+    return plans, skipped
+
+
+def _plan_cadence(config: IngestConfig, headers: Sequence[Header]) -> CutPlan:
+    cadence = check_cadence(headers, config.any_sources)
+    feed = check_feed(cadence.first, config.feed)
+    plan = plan_cuts(cadence, CutOptions(config.channel_bin, config.max_drift, config.excluded(), feed))
+    _say_what_is_cut(plan)
+    return plan
+
+
+def _say_what_is_cut(plan: CutPlan) -> None:
+    """Log what is planned for a cadence, and warn of what is not known of its files."""
+    first = plan.cadence.first
+    last = int(plan.borders[-1])
+    _log.info(
+        "%s, MJD %.5f: %d snippets of %d x %d, channels of %.4g Hz, %.4f to %.4f MHz",
+        *(first.source or "unnamed source", first.start_mjd, len(plan.starts), plan.time_bins, plan.columns),
+        *(plan.column_width_hz, plan.column_mhz(0), plan.column_mhz(last - 1)),
+    )
+    if not first.nfpc:
+        _log.warning(
+            "%s: %d channels are no whole number of known coarse channels, so DC spikes stay in; --nfpc gives the "
+            "number of channels in one",
+            *(first.path, first.layout.channels),
+        )
+
+
+def _check_together(plans: Sequence[CutPlan]) -> None:
+    """Raise InputError where two cadences cannot be in one data set."""
+    first = plans[0]
+    files: dict[str, Path] = {}
+    for plan in plans:
+        path = plan.cadence.first.path
+        if plan.shape != first.shape:
+            raise InputError(
+                f"{path}: snippets of shape {plan.shape}, but {first.shape} of {first.cadence.first.path}; ingest "
+                "cadences of different products or lengths into folders of their own"
+            )
+        if (other := files.setdefault(plan.key(0), path)) is not path:
+            raise InputError(f"{path}: the same source, time and band as {other}; give each cadence once")
+
+
+def _per_shard(config: IngestConfig, plans: Sequence[CutPlan]) -> int:
+    """How many snippets go into one shard."""
+    panels, time_bins, columns = plans[0].shape
+    member = TAR_BLOCK + padded(len(npy_header(plans[0].shape)) + 2 * panels * time_bins * columns)
+    return max(1, config.shard_mb * 10**6 // member)
+
+
+def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
+    """How the data set is made, for the manifest; equal for equal files and options."""
+    widths, lengths = {plan.column_width_hz for plan in plans}, {plan.cadence.first.bin_length_s for plan in plans}
+    return {
+        "folds": _FOLDS,
+        "seed": 0,
+        "time_bin": 1,
+        "shard_mb": config.shard_mb,
+        "catalog_sha256": hashlib.sha256(repr([_identity(plan) for plan in plans]).encode()).hexdigest(),
+        "observation": {
+            "method": _METHOD,
+            # None where cadences differ: cadences.parquet has each one's.
+            "channel_width_hz": widths.pop() if len(widths) == 1 else None,
+            "bin_length_s": lengths.pop() if len(lengths) == 1 else None,
+            "max_drift_hz_s": config.max_drift,
+            "exclude_mhz": [list(each) for each in config.excluded()],
+        },
+    }
+
+
+def _identity(plan: CutPlan) -> list[Any]:
+    """All that a plan's snippets depend on but the data; without folders, so that files may be moved."""
+    headers = [{**vars(header), "path": header.path.name} for header in plan.cadence.headers]
+    rest = plan.channel_bin, plan.shape, plan.overlap, plan.starts.tolist(), plan.exclude_mhz, plan.feed, _METHOD
+    return [headers, *rest]
+
+
+def _sources(shard: CutShard) -> list[Record]:
+    """The six files of a shard."""
+    return [Record(str(n), "test", UNKNOWN_TARGET, NO_FOLD, path) for n, path in enumerate(shard.plan.cadence.paths)]
+
+
+Job = tuple[CutShard, Path, str]
+"""A shard to cut, the folder for it, and the digest of its sources' sizes and times."""
+
+
+def _cut_shards(config: IngestConfig, jobs: Sequence[Job]) -> list[PackedShard]:
+    """Cut shards on `config.workers` processes, unless an earlier run finished them; return them in order."""
+    done = dict(progress(_cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"))
+    return [done[number] for number in range(len(jobs))]
+
+
+def _cut_jobs(workers: int, jobs: Sequence[Job]) -> Iterator[tuple[int, PackedShard]]:
+    """Each job's number and shard, as they are finished.
+
+    Raises InputError naming the cadence where a process dies: HDF5 crashes on some damaged files.
+    """
+    # Processes, not threads: HDF5 lets one thread of a process read at a time. Spawned, as the caller may have threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_end_with_parent) as pool:
+        futures: dict[Future[PackedShard], int] = {pool.submit(_cut_shard, *job): n for n, job in enumerate(jobs)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            left = [jobs[n][0] for future, n in futures.items() if not future.done() or future.exception()]
+            first = {str(shard.plan.cadence.first.path) for shard in left[:workers]}
+            raise InputError(
+                f"{', '.join(sorted(first))}: a process died that read this file or one after it in its cadence; "
+                "either HDF5 crashed, as the file is damaged, or memory ran out (give a smaller --workers)"
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent was killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _cut_shard(shard: CutShard, folder: Path, sources: str) -> PackedShard:
+    inputs = hashlib.sha256(repr([_identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()
+    return finish_shard(folder, shard.name, inputs, lambda path: _write(shard, path))
+
+
+def _write(shard: CutShard, path: Path) -> PackedShard:
+    about: dict[str, Any] = {}
+    return write_members(to_members(shard, about), path, about)
+
+
+def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequence[CutShard]) -> Manifest:
+    """Return a finished ingest of the same files; raise InputError if it is of anything else."""
+    manifest = read_manifest(config.out)
+    records = [ShardPlan(shard.name, _sources(shard)) for shard in shards]
+    reason: str | None = "made of other files or with other options"
+    if manifest.made == made:
+        unsure = {plan.name for plan in find_unsure(manifest, records)}
+        reason = _find_changed(config, manifest, [shard for shard in shards if shard.name in unsure])
+        if unsure and not reason:
+            renew_sources(manifest, records)
+    if reason:
+        raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
+    shutil.rmtree(config.out / WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
+    _log.info("%s is already ingested; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
+    return manifest
+
+
+def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[CutShard]) -> str | None:
+    """Whether cutting some shards again gives other bytes than they have; the first whose files changed."""
+    expected = {shard.name: shard.sha256 for shard in manifest.shards}
+    with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
+        Path(folder, WORK).mkdir()
+        for shard in shards:
+            packed = _cut_shard(shard, Path(folder), "")
+            Path(folder, shard.name).unlink()
+            if packed.shard.sha256 != expected.get(shard.name):
+                return f"{shard.plan.cadence.first.path} or a file after it changed since"
+    return None
