@@ -1,5 +1,6 @@
 """Small observations for tests, in both formats."""
 
+import functools
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ REAL = ROOT / "tests" / "data" / "observations"
 NAMES = ("A1", "B", "A2", "C", "A3", "D")
 SOURCES = ("A", "B", "A", "C", "A", "D")
 START_MJD, SECONDS_APART = 57650.75, 320.0
-CHANNELS, NFPC, SPECTRA = 16384, 8192, 16
+CHANNELS, NFPC, SPECTRA = 32768, 8192, 16
 
 
 def fields(position: int = 0, **changed: Any) -> dict[str, Any]:
@@ -38,8 +39,9 @@ def fields(position: int = 0, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+@functools.cache
 def power(position: int = 0, spectra: int = SPECTRA, channels: int = CHANNELS) -> npt.NDArray[np.float32]:
-    """(T, F) of noise, in the order of the file."""
+    """(T, F) of noise, in the order of the file; not to be changed."""
     rng = np.random.default_rng(position)
     return (1e9 * rng.standard_gamma(51, (spectra, channels)) / 51).astype(np.float32)
 
