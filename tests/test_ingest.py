@@ -20,6 +20,7 @@ import pytest
 
 from shard_tools.cadence import check_key
 from shard_tools.errors import InputError
+from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.observation import cutting
 from shard_tools.observation.agreement import Cadence, check_cadence
@@ -47,6 +48,7 @@ from shard_tools.sample import read_snippets
 from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, data_set_bytes
 from tests.observation_files import CHANNELS, NAMES, NFPC, SPECTRA, fields, power, write_cadence, write_fil, write_h5
+from tests.tiny import pack_tiny
 
 SMALL = SimulateObservationConfig(Path(), coarse_channels=3, nfpc=16384)
 
@@ -256,12 +258,13 @@ def test_options_that_leave_nothing_to_cut_are_refused_with_a_remedy(
         ({"exclude_mhz": ("1300-1200",)}, "expected LOW-HIGH"),
         ({"max_drift": -1.0}, "--max-drift -1"),
         ({"channel_bin": 0}, "--channel-bin 0: expected at least 1"),
+        ({"out": Path("s3://bucket/shards")}, "--out s3:/bucket/shards: expected a local folder"),
         ({"cadences": Path("a.lst")}, "expected six files, or --cadences LIST, and not both"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        config(Path("out"), [Path("A1.h5")], **options)
+        replace(config(Path("out"), [Path("A1.h5")]), **options)
 
 
 def test_keys_say_source_time_and_channel_and_differ_between_bands_and_bins(headers: list[Header]) -> None:
@@ -301,7 +304,8 @@ def test_a_dc_spike_is_interpolated_in_the_files_of_either_sign(sign: int) -> No
 
 
 def test_the_bandpass_follows_straight_lines_to_the_borders() -> None:
-    assert block_count((1 << 20) // 8) == 512 and 1033216 // 8 % block_count(1033216 // 8) == 0
+    assert block_count(16, (1 << 20) // 8) == 512 and block_count(273, 1024) == 128 and block_count(16, 5) == 1
+    assert 1033216 // 8 % block_count(16, 1033216 // 8) == 0
     medians = np.array([1, 2, 3, 5], np.float32)
     found = to_bandpass(medians, 16)
     assert found == pytest.approx(
@@ -532,6 +536,38 @@ def test_cadences_of_other_shapes_and_repeated_ones_are_refused(tmp_path: Path, 
         with pytest.raises(InputError, match=words):
             ingest(config(tmp_path / "out", cadences=listed))
     assert not (tmp_path / "out").exists()
+
+
+def test_mid_resolution_files_become_snippets_of_the_competitions_shape(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    product = {"foff": -187.5 / 64 / 1024, "tsamp": 1.0737418, "nfpc": None, "nchans": 2048}
+    shape = np.tile(bandpass_shape(1024), 2)
+    files = []
+    for position, name in enumerate(NAMES):
+        values = (1e9 * shape * rng.standard_gamma(3072, (279, 2048)) / 3072).astype(np.float32)
+        values[:, 512::1024] *= 50
+        files.append(write_h5(folder / f"{name}.h5", values, fields(position, **product), 512))
+    manifest = ingest(config(tmp_path / "out", files))
+    found, snippets = observed(manifest), all_snippets(manifest).astype(np.float64)
+    assert manifest.shape == (6, 273, 256) and found.cadences[0].channel_width_hz == pytest.approx(2861, abs=1)
+    assert found.scale == pytest.approx(1, abs=0.1) and "dc_spike" in " ".join(found.flags)
+    assert abs(snippets).max() < 12
+
+
+def test_joined_data_sets_keep_the_places_of_each(files: list[Path], tmp_path: Path) -> None:
+    other = write_cadence(tmp_path / "files", "fil", fch1=8500.0)
+    roots = [ingest(config(tmp_path / name, paths)).root for name, paths in (("a", files), ("b", other))]
+    joined = read_manifests(roots)
+    for data_set, mhz in zip(joined.data_sets, (8420, 8500), strict=True):
+        found = read_observations(data_set)
+        assert found is not None and abs(found.first_mhz - mhz).max() < 0.1
+        assert found.tables["cuts.parquet"]["key"].to_pylist() == joined.keys_of(np.array(data_set.rows))
+
+
+def test_what_pack_made_has_no_observations(tmp_path: Path) -> None:
+    assert read_observations(pack_tiny(tmp_path, 20, 2).data_sets[0]) is None
 
 
 # ---- Interrupted, and again

@@ -331,19 +331,20 @@ def cadence(tmp_path_factory: pytest.TempPathFactory) -> list[Header]:
     return [read_header(path) for path in write_cadence(tmp_path_factory.mktemp("cadence"), "fil")]
 
 
-def check_mutant(path: Path, cadence: list[Header]) -> None:
+def check_mutant(path: Path, cadence: list[Header], read: Callable[[Path], Header] = read_header) -> str:
     """A file is refused by name, or reads as a file of the cadence does, or does not fit into it."""
     try:
-        header = read_header(path)
+        header = read(path)
         found = check_cadence([*cadence[:5], header])
     except InputError as error:
         assert str(path) in str(error) and "\n" not in str(error)
-        return
+        return "refused"
     assert abs(header.lowest_mhz - cadence[0].lowest_mhz) <= CHANNEL_MHZ
     assert header.layout == cadence[0].layout and found.spectra == header.layout.spectra
     assert 1600 - 2 < found.panel_starts_s[5] < 1e12  # a later start is a possible one
     assert header.bin_length_s == pytest.approx(BIN_LENGTH_S, rel=1e-5)
     assert header.nfpc == NFPC and header.telescope == 6
+    return "right"
 
 
 @any_path
@@ -382,6 +383,21 @@ def test_a_mutant_of_an_fbh5_header_is_refused_or_read_right(
         else:
             file["data"].attrs[name] = value
     check_mutant(path, cadence)
+
+
+def test_mutants_of_the_bytes_of_an_fbh5_file_are_refused_or_read_right(tmp_path: Path, cadence: list[Header]) -> None:
+    """In the child process that `ingest` reads headers in, as HDF5 crashes on some."""
+    path = write_h5(tmp_path / "mutant.h5", power(5), fields(5))
+    good, rng = path.read_bytes(), np.random.default_rng(1)
+    outcomes = []
+    with HeaderReader(seconds=20) as reader:
+        for _ in range(150):
+            data = bytearray(good)
+            for place in rng.integers(0, 6000, rng.integers(1, 4)):
+                data[place] ^= 1 << rng.integers(8)
+            path.write_bytes(data)
+            outcomes.append(check_mutant(path, cadence, reader.read))
+    assert {"right", "refused"} <= set(outcomes)
 
 
 def test_a_file_on_which_hdf5_crashes_or_hangs_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Axes: P panel, T time bin, F column (cut_plan.py).
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from shard_tools.observation.opening import open_filterbank
 
 # Bytes of one file that are read at a time, unless a single coarse channel is larger.
 _READ_BYTES = 1 << 26
+_MOST_READS = 4  # times so many, to read a whole block of the file at once
 # Where a coarse channel lets less than this share of its middle through, a snippet is flagged.
 _ROLL_OFF = 0.5
 DC_SPIKE, BORDER, ROLL_OFF, EXCLUDED, BLANKED, EMPTY = "dc_spike", "border", "roll_off", "excluded", "blanked", "empty"
@@ -65,8 +67,13 @@ def read_pieces(plan: CutPlan, files: Sequence[FilterbankFile], first: int, last
     while first < last:
         # Up to a multiple of the count, so that ranges agree with the blocks in which files are stored.
         stop = min(last, (first // count + 1) * count)
-        panels, medians = zip(*(_read_panel(plan, file, first, stop) for file in files), strict=True)
-        yield Piece(first, np.stack(panels), [list(each) for each in zip(*medians, strict=True)])
+        width = int(plan.borders[stop] - plan.borders[first])
+        values = np.empty((len(files), plan.time_bins, width), np.float32)
+        medians = []
+        for panel, file in zip(values, files, strict=True):
+            panel[:] = _read_panel(plan, file, first, stop)
+            medians.append(_flatten_panel(plan, panel, plan.borders[first : stop + 1]))
+        yield Piece(first, values, [list(each) for each in zip(*medians, strict=True)])
         first = stop
 
 
@@ -75,24 +82,27 @@ def _channels_at_once(plan: CutPlan, file: FilterbankFile) -> int:
     width = int(plan.borders[1]) * plan.channel_bin
     most = max(1, _READ_BYTES // (4 * width * plan.time_bins))
     block = max(1, file.chunk_channels // width)
-    return most // block * block or most
+    return max(1, most // block) * block if block <= _MOST_READS * most else most
 
 
-def _read_panel(plan: CutPlan, file: FilterbankFile, first: int, stop: int) -> tuple[Float32s, list[Float32s]]:
-    """(T, F) of the coarse channels `first` to `stop` of one file, and the block medians of each."""
-    header, edges = plan.cadence.first, plan.borders[first : stop + 1]
-    start, end = (int(edge) * plan.channel_bin for edge in (edges[0], edges[-1]))
+def _read_panel(plan: CutPlan, file: FilterbankFile, first: int, stop: int) -> Float32s:
+    """(T, F) sums of channels of the coarse channels `first` to `stop` of one file, without DC spikes."""
+    start, end = (int(plan.borders[each]) * plan.channel_bin for each in (first, stop))
     values = file.read(start, end, plan.time_bins, plan.feed)
-    if header.has_dc_spikes:
-        remove_dc_spikes(values, header.nfpc)
-    values = sum_channels(values, plan.channel_bin)
-    samples = plan.column_width_hz * header.bin_length_s
+    if plan.cadence.first.has_dc_spikes:
+        remove_dc_spikes(values, plan.cadence.first.nfpc)
+    return sum_channels(values, plan.channel_bin)
+
+
+def _flatten_panel(plan: CutPlan, panel: Float32s, borders: npt.NDArray[np.int64]) -> list[Float32s]:
+    """Divide (T, F) by its bandpass, in place, coarse channel by coarse channel; return the block medians of each."""
+    samples = plan.column_width_hz * plan.cadence.first.bin_length_s
     medians = []
-    for low, high in zip((edges - edges[0])[:-1].tolist(), (edges - edges[0])[1:].tolist(), strict=True):
-        part = values[:, low:high]
-        medians.append(block_medians(part, block_count(high - low)))
+    for low, high in itertools.pairwise((borders - borders[0]).tolist()):
+        part = panel[:, low:high]
+        medians.append(block_medians(part, block_count(*part.shape)))
         part[:] = to_radiometer_noise(part, to_bandpass(medians[-1], high - low), samples)
-    return values, medians
+    return medians
 
 
 def read_cuts(shard: CutShard, about: dict[str, Any]) -> Iterator[Cut]:

@@ -35,6 +35,7 @@ from shard_tools.observation.lists import read_cadence_list
 from shard_tools.observation.tables import write_observation_tables
 from shard_tools.progress import progress
 from shard_tools.sources import digest_sources, find_unsure, renew_sources, write_sources
+from shard_tools.storage.address import REMOTE_SCHEMES
 from shard_tools.tar_shard import PackedShard, ShardPlan, padded, write_members
 from shard_tools.unfinished import WORK, check_out_folder, clear_leftovers, finish_shard
 
@@ -56,8 +57,8 @@ class IngestConfig:
     """In place of FILES, a list of cadences: turboSETI's .lst (one path a line, six a cadence) or Aetherscan's .csv (a
     column '.h5 path', and Target, Session, Band, Cadence ID and Frequency that the rows of a cadence share)."""
     channel_bin: int | None = None
-    """Number of neighbouring channels to sum into one of a snippet. Unset: 8 of fine products (22 Hz), 1 of others. 1
-    finds slow lines better, as summing 8 costs a line of one channel a factor of 2.8."""
+    """Number of neighbouring channels to sum into one of a snippet. Unset: 8 of fine products (22 Hz), 1 of others.
+    With 1, slow lines stand out more: summing 8 costs a line of one channel a factor of 2.8."""
     max_drift: float = 4.0
     """Steepest drift rate to see whole, in Hz/s: neighbouring snippets overlap by what it crosses in the cadence."""
     exclude_mhz: tuple[str, ...] = ()
@@ -71,7 +72,7 @@ class IngestConfig:
     on_bad: Literal["fail", "skip"] = "fail"
     """What to do with a cadence that is refused: stop, or leave it out and list it in skipped.csv."""
     workers: int = usable_cores()
-    """Processes, each of which writes its own shard; each takes about 0.3 GB of memory."""
+    """Processes, each of which writes its own shard; each takes about 0.4 GB of memory."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes)."""
 
@@ -86,6 +87,8 @@ class IngestConfig:
                 raise InputError(f"{flag} {value}: expected at least 1")
         if not 0 <= self.max_drift <= 1e6:
             raise InputError(f"--max-drift {self.max_drift}: expected 0 to 1e6 Hz/s")
+        if str(self.out).partition(":/")[0] in (*REMOTE_SCHEMES, "file"):  # Path made one / of two
+            raise InputError(f"--out {self.out}: expected a local folder; ingest into one, then copy it to the store")
         if bool(self.files) == bool(self.cadences):
             raise InputError("expected six files, or --cadences LIST, and not both")
         self.excluded()
@@ -316,7 +319,7 @@ def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[Cut
     with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
         Path(folder, WORK).mkdir()
         for shard in shards:
-            packed = _cut_shard(shard, Path(folder), "")
+            ((_, packed),) = _cut_jobs(1, [(shard, Path(folder), "")])
             Path(folder, shard.name).unlink()
             if packed.shard.sha256 != expected.get(shard.name):
                 return f"{shard.plan.cadence.first.path} or a file after it changed since"
