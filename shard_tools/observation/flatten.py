@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 Float32s = npt.NDArray[np.float32]
-# Blocks of a coarse channel, at most; and columns and values of a block, at least: the median of 512 values is known to
-# 6 % of a value's noise. A line that crosses a whole block while it drifts raises the median by a few percent of its own
-# height; one in fewer than half of the columns not at all.
+# Blocks of a coarse channel, at most; and columns and values of a block, at least: the median of 512 values is known
+# to 6 % of a value's noise. A line that crosses a whole block while it drifts raises the median by a few percent of its
+# own height; one in fewer than half of the columns not at all.
 _MOST_BLOCKS, _FEWEST_COLUMNS, _FEWEST_VALUES = 512, 8, 512
 
 
