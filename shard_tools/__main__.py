@@ -13,7 +13,8 @@ from shard_tools.import_webdataset import ImportConfig, import_webdataset
 from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.manifest_writer import SKIPPED
-from shard_tools.observation.ingest import IngestConfig, ingest
+from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate

@@ -28,7 +28,8 @@ from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan
 from shard_tools.observation.cutting import to_power
 from shard_tools.observation.flatten import block_count, remove_dc_spikes, sum_channels, to_bandpass
 from shard_tools.observation.header import Header
-from shard_tools.observation.ingest import IngestConfig, ingest
+from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lists import read_cadence_list
 from shard_tools.observation.opening import read_header
 from shard_tools.observation.simulate import (
@@ -576,9 +577,10 @@ def test_what_pack_made_has_no_observations(tmp_path: Path) -> None:
 STANDING_STILL = """
 import time
 from pathlib import Path
-import shard_tools.observation.ingest as module
+import shard_tools.observation.cut_jobs as jobs_module
+import shard_tools.observation.ingest as ingest_module
 
-write = module._write
+write = jobs_module.write_shard
 
 def stand_still(shard, path):
     if shard.name == "test-000001.tar":
@@ -588,9 +590,9 @@ def stand_still(shard, path):
     return write(shard, path)
 
 def one_by_one(workers, jobs):
-    yield from ((number, module._cut_shard(*job)) for number, job in enumerate(jobs))
+    yield from ((number, jobs_module.cut_shard(*job)) for number, job in enumerate(jobs))
 
-module._write, module._cut_jobs = stand_still, one_by_one
+jobs_module.write_shard, ingest_module.cut_jobs = stand_still, one_by_one
 from shard_tools.__main__ import main
 main()
 """
@@ -661,10 +663,11 @@ def test_a_folder_that_holds_something_else_is_refused(files: list[Path], tmp_pa
 def test_a_process_that_dies_on_a_file_names_it(files: list[Path], tmp_path: Path) -> None:
     script = (
         "import functools, os, sys; from pathlib import Path\n"
-        "import shard_tools.observation.ingest as m; from shard_tools.errors import InputError\n"
+        "import shard_tools.observation.cut_jobs as jobs; from shard_tools.errors import InputError\n"
+        "from shard_tools.observation.ingest import IngestConfig, ingest\n"
         "if __name__ == '__main__':\n"
-        "    m._end_with_parent = functools.partial(os._exit, 9)  # as HDF5 does on some damaged files\n"
-        "    try: m.ingest(m.IngestConfig(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])), workers=1))\n"
+        "    jobs.end_with_parent = functools.partial(os._exit, 9)  # as HDF5 does on some damaged files\n"
+        "    try: ingest(IngestConfig(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])), workers=1))\n"
         "    except InputError as error: print(error)\n"
     )
     arguments = [str(tmp_path / "out"), *map(str, files)]

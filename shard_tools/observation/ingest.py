@@ -2,111 +2,35 @@
 
 import hashlib
 import logging
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import npy_header
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import DataSet, write_tables
 from shard_tools.observation.agreement import check_cadence
+from shard_tools.observation.cut_jobs import METHOD, Job, cut_jobs, identity
 from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cut_shards, plan_cuts
-from shard_tools.observation.cutting import to_members
 from shard_tools.observation.filterbank import check_feed
 from shard_tools.observation.header import Header
 from shard_tools.observation.header_reader import HeaderReader
+from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lists import read_cadence_list
 from shard_tools.observation.tables import write_observation_tables
 from shard_tools.progress import progress
 from shard_tools.sources import digest_sources, find_unsure, renew_sources, write_sources
-from shard_tools.storage.address import REMOTE_SCHEMES
-from shard_tools.tar_shard import PackedShard, ShardPlan, padded, write_members
-from shard_tools.unfinished import WORK, check_out_folder, clear_leftovers, finish_shard
+from shard_tools.tar_shard import PackedShard, ShardPlan, padded
+from shard_tools.unfinished import WORK, check_out_folder, clear_leftovers
 
-# What is cut depends on it: raise it with every change of the values.
-_METHOD = 1
 _FOLDS = 5  # as `pack` has them: cadences without labels have none, but data sets are joined by their number
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """Cut snippets from observations, six files a cadence (ON A, OFF B, A, C, A, D), and pack them into shards."""
-
-    out: Path
-    """Folder for the shards, made if it is absent. An interrupted ingest goes on where it stopped."""
-    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE ...")] = ()
-    """The six files of one cadence, FBH5 (.h5) or SIGPROC (.fil), in the order of the observation: A B A C A D."""
-    cadences: Path | None = None
-    """In place of FILES, a list of cadences: turboSETI's .lst (one path a line, six a cadence) or Aetherscan's .csv (a
-    column '.h5 path', and Target, Session, Band, Cadence ID and Frequency that the rows of a cadence share)."""
-    channel_bin: int | None = None
-    """Number of neighbouring channels to sum into one of a snippet. Unset: 8 of fine products (22 Hz), 1 of others.
-    With 1, slow lines stand out more: summing 8 costs a line of one channel a factor of 2.8."""
-    max_drift: float = 4.0
-    """Steepest drift rate to see whole, in Hz/s: neighbouring snippets overlap by what it crosses in the cadence."""
-    exclude_mhz: tuple[str, ...] = ()
-    """Ranges of known interference, such as 1200-1340: blanked, and left out where a snippet is nothing else."""
-    nfpc: int | None = None
-    """Fine channels per coarse channel. Unset: as the header says, or as Breakthrough Listen's products have them."""
-    feed: int | None = None
-    """Which polarisation to read, from 0, of files that hold several."""
-    any_sources: bool = False
-    """Do not check that ON files have one source and OFF files others: for schedules that name them otherwise."""
-    on_bad: Literal["fail", "skip"] = "fail"
-    """What to do with a cadence that is refused: stop, or leave it out and list it in skipped.csv."""
-    workers: int = usable_cores()
-    """Processes, each of which writes its own shard; each takes about 0.4 GB of memory."""
-    shard_mb: int = 256
-    """Size of a shard, in MB (10^6 bytes)."""
-
-    def __post_init__(self) -> None:
-        for flag, value in (
-            ("--workers", self.workers),
-            ("--shard-mb", self.shard_mb),
-            ("--channel-bin", self.channel_bin),
-            ("--nfpc", self.nfpc),
-        ):
-            if value is not None and value < 1:
-                raise InputError(f"{flag} {value}: expected at least 1")
-        if not 0 <= self.max_drift <= 1e6:
-            raise InputError(f"--max-drift {self.max_drift}: expected 0 to 1e6 Hz/s")
-        if str(self.out).partition(":/")[0] in (*REMOTE_SCHEMES, "file"):  # Path made one / of two
-            raise InputError(f"--out {self.out}: expected a local folder; ingest into one, then copy it to the store")
-        if bool(self.files) == bool(self.cadences):
-            raise InputError("expected six files, or --cadences LIST, and not both")
-        self.excluded()
-
-    def excluded(self) -> tuple[tuple[float, float], ...]:
-        """(lowest, highest) of each range of --exclude-mhz. Raises InputError."""
-        return tuple(_to_range(text) for text in self.exclude_mhz)
-
-
-def _to_range(text: str) -> tuple[float, float]:
-    low, _, high = text.partition("-")
-    try:
-        found = float(low), float(high)
-    except ValueError:
-        found = 0.0, 0.0
-    if not 0 < found[0] < found[1] < float("inf"):
-        raise InputError(f"--exclude-mhz {text}: expected LOW-HIGH in MHz, such as 1200-1340")
-    return found
 
 
 def ingest(config: IngestConfig) -> Manifest:
@@ -216,9 +140,9 @@ def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
         "seed": 0,
         "time_bin": 1,
         "shard_mb": config.shard_mb,
-        "catalog_sha256": hashlib.sha256(repr([_identity(plan) for plan in plans]).encode()).hexdigest(),
+        "catalog_sha256": hashlib.sha256(repr([identity(plan) for plan in plans]).encode()).hexdigest(),
         "observation": {
-            "method": _METHOD,
+            "method": METHOD,
             # None where cadences differ: cadences.parquet has each one's.
             "channel_width_hz": widths.pop() if len(widths) == 1 else None,
             "bin_length_s": lengths.pop() if len(lengths) == 1 else None,
@@ -228,72 +152,15 @@ def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
     }
 
 
-def _identity(plan: CutPlan) -> list[Any]:
-    """All that a plan's snippets depend on but the data; without folders, so that files may be moved."""
-    headers = [{**vars(header), "path": header.path.name} for header in plan.cadence.headers]
-    rest = plan.channel_bin, plan.shape, plan.overlap, plan.starts.tolist(), plan.exclude_mhz, plan.feed, _METHOD
-    return [headers, *rest]
-
-
 def _sources(shard: CutShard) -> list[Record]:
     """The six files of a shard."""
     return [Record(str(n), "test", UNKNOWN_TARGET, NO_FOLD, path) for n, path in enumerate(shard.plan.cadence.paths)]
 
 
-Job = tuple[CutShard, Path, str]
-"""A shard to cut, the folder for it, and the digest of its sources' sizes and times."""
-
-
 def _cut_shards(config: IngestConfig, jobs: Sequence[Job]) -> list[PackedShard]:
     """Cut shards on `config.workers` processes, unless an earlier run finished them; return them in order."""
-    done = dict(progress(_cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"))
+    done = dict(progress(cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"))
     return [done[number] for number in range(len(jobs))]
-
-
-def _cut_jobs(workers: int, jobs: Sequence[Job]) -> Iterator[tuple[int, PackedShard]]:
-    """Each job's number and shard, as they are finished.
-
-    Raises InputError naming the cadence where a process dies: HDF5 crashes on some damaged files.
-    """
-    # Processes, not threads: HDF5 lets one thread of a process read at a time. Spawned, as the caller may have threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_end_with_parent) as pool:
-        futures: dict[Future[PackedShard], int] = {pool.submit(_cut_shard, *job): n for n, job in enumerate(jobs)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            left = [jobs[n][0] for future, n in futures.items() if not future.done() or future.exception()]
-            first = {str(shard.plan.cadence.first.path) for shard in left[:workers]}
-            raise InputError(
-                f"{', '.join(sorted(first))}: a process died that read this file or one after it in its cadence; "
-                "either HDF5 crashed, as the file is damaged, or memory ran out (give a smaller --workers)"
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent was killed: it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
-def _cut_shard(shard: CutShard, folder: Path, sources: str) -> PackedShard:
-    inputs = hashlib.sha256(repr([_identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()
-    return finish_shard(folder, shard.name, inputs, lambda path: _write(shard, path))
-
-
-def _write(shard: CutShard, path: Path) -> PackedShard:
-    about: dict[str, Any] = {}
-    return write_members(to_members(shard, about), path, about)
 
 
 def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequence[CutShard]) -> Manifest:
@@ -319,7 +186,7 @@ def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[Cut
     with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
         Path(folder, WORK).mkdir()
         for shard in shards:
-            ((_, packed),) = _cut_jobs(1, [(shard, Path(folder), "")])
+            ((_, packed),) = cut_jobs(1, [(shard, Path(folder), "")])
             Path(folder, shard.name).unlink()
             if packed.shard.sha256 != expected.get(shard.name):
                 return f"{shard.plan.cadence.first.path} or a file after it changed since"
