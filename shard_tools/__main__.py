@@ -16,6 +16,7 @@ from shard_tools.manifest_writer import SKIPPED
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
+from shard_tools.observation.tables import read_observations
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 from shard_tools.storage.base import StoreConfig
@@ -121,6 +122,8 @@ def _print_info(manifest: Manifest, trivial: int) -> None:
     gigabytes = sum(shard.bytes for shard in manifest.shards) / 1e9
     print(f"{manifest.root}: {len(manifest):,} cadences in {len(manifest.shards)} shards, {gigabytes:.2f} GB")
     print(f"snippets: {panels} panels x {time_bins} time bins x {channels} frequency channels, float16")
+    if observations := read_observations(manifest.data_sets[0]):
+        print(f"observed: {observations.describe(channels)}")
     for split in SPLITS:
         counts = manifest.splits[split]
         print(f"{split}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items()))

@@ -5,9 +5,11 @@ Axes: P panel, T time bin, F frequency channel.
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
 from shard_tools.cadence import check_key
@@ -28,7 +31,7 @@ from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan
 from shard_tools.observation.cutting import to_power
 from shard_tools.observation.flatten import block_count, remove_dc_spikes, sum_channels, to_bandpass
 from shard_tools.observation.header import Header
-from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest import ingest, plan_ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lists import read_cadence_list
 from shard_tools.observation.opening import read_header
@@ -135,6 +138,13 @@ def test_six_files_that_are_no_cadence_are_refused_with_file_found_expected_and_
 def test_what_a_telescope_rounds_is_no_fault(headers: list[Header]) -> None:
     late = replace(headers[3], fch1_mhz=8420.0 + 0.49 * CHANNEL_MHZ, start_mjd=headers[3].start_mjd + 0.4 / 86400)
     assert check_cadence([*headers[:3], late, *headers[4:]])
+    end_to_end = [headers[0].start_mjd + (n * headers[0].length_s - 0.9 * (n == 3)) / 86400 for n in range(6)]
+    assert check_cadence([replace(h, start_mjd=mjd) for h, mjd in zip(headers, end_to_end, strict=True)])
+    with pytest.raises(InputError, match=r"begins 10\.0 s before"):
+        early = replace(headers[3], start_mjd=end_to_end[3] - 9.1 / 86400)
+        check_cadence(
+            [*(replace(h, start_mjd=mjd) for h, mjd in zip(headers[:3], end_to_end, strict=False)), early, *headers[4:]]
+        )
 
 
 def test_a_schedule_that_names_all_sources_alike_needs_the_option(headers: list[Header]) -> None:
@@ -238,7 +248,7 @@ def test_every_channel_is_in_a_snippet_whatever_the_band(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (CutOptions(8, 7.0), "--max-drift 7: crosses 593 channels of 22.35 Hz"),
+        (CutOptions(8, 10.0), "--max-drift 10: crosses 846 channels of 22.35 Hz .* expected at most 768"),
         (CutOptions(1, 4.0), "--max-drift 4: crosses 2709 channels of 2.794 Hz"),
         (CutOptions(3, 4.0), "--channel-bin 3: does not divide the 8192 channels of a coarse channel"),
         (CutOptions(64, 4.0), "32768 channels are 512 of a snippet's 1024 with --channel-bin 64"),
@@ -348,15 +358,14 @@ def test_normalisation_can_be_undone_to_the_files_own_power(files: list[Path], t
 # ---- What is cut
 
 
-def lines_at(tmp_path: Path, lines: list[Line], **options: Any) -> Manifest:
-    """Ingest a cadence without noise that holds `lines`."""
-    folder = tmp_path / "files"
+def write_lines(folder: Path, lines: list[Line]) -> list[Path]:
+    """A cadence without noise that holds `lines`."""
     folder.mkdir()
     paths = [folder / f"{name}.h5" for name in NAMES]
     for panel, path in enumerate(paths):
         values = draw_panel(SMALL, panel, lines, noise=False)
         write_fbh5(path, values, header_fields(SMALL, panel), SMALL.nfpc)
-    return ingest(config(tmp_path / "out", paths, **options))
+    return paths
 
 
 BORDER_MHZ = SMALL.first_mhz - SMALL.nfpc * CHANNEL_MHZ
@@ -372,18 +381,21 @@ def test_a_line_is_whole_in_the_snippet_where_it_belongs_borders_included(
 ) -> None:
     """Its channel in every row of every panel is the one where the truth has it."""
     start_mhz = SMALL.first_mhz - place * SMALL.channels * CHANNEL_MHZ
-    line = Line("needle", start_mhz, drift_rate, 2000.0, (0, 2, 4))
-    manifest = lines_at(tmp_path, [line], channel_bin=channel_bin)
-    found, snippets = observed(manifest), all_snippets(manifest).astype(np.float64)
-    width = found.cadences[0].channel_width_hz
-    seconds = found.cadences[0].row_starts_s(SPECTRA)[[0, 2, 4]] + BIN_LENGTH_S / 2  # (3, T)
-    channel = (start_mhz * 1e6 + drift_rate * seconds - 1e6 * found.first_mhz[:, None, None]) / width
+    paths = write_lines(tmp_path / "files", [Line("needle", start_mhz, drift_rate, 2000.0, (0, 2, 4))])
+    plan = plan_cuts(check_cadence([read_header(path) for path in paths]), CutOptions(channel_bin, 4.0))
+    cuts = list(cutting.read_cuts(CutShard("a.tar", 0, plan, 0, len(plan.starts)), {}))
+    snippets = np.stack([cut.values for cut in cuts]).astype(np.float64)
+    first_mhz = np.array([plan.column_mhz(start) for start in plan.starts.tolist()])
+    width = plan.column_width_hz
+    starts = np.array(plan.cadence.panel_starts_s)[[0, 2, 4]]
+    seconds = starts[:, None] + BIN_LENGTH_S * (np.arange(SPECTRA) + 0.5)  # (3, T)
+    channel = (start_mhz * 1e6 + drift_rate * seconds - 1e6 * first_mhz[:, None, None]) / width
     inside = ((channel > 1) & (channel < 1022)).all(axis=(1, 2))
     in_band = abs(place - 0.5) < 0.45
     assert inside.any() or not in_band
     for row in np.flatnonzero(inside):
         brightest = snippets[row, [0, 2, 4]].argmax(axis=2)
-        to_spike = abs(found.first_mhz[row] + channel[row] * width / 1e6 - np.array(DC_MHZ)[:, None, None]).min(axis=0)
+        to_spike = abs(first_mhz[row] + channel[row] * width / 1e6 - np.array(DC_MHZ)[:, None, None]).min(axis=0)
         clean = to_spike > 4e-6 * width  # what lies in a DC spike is interpolated with it
         # A line spreads over the channels that it crosses within a row.
         reach = 1 + abs(drift_rate) * BIN_LENGTH_S / 2 / width
@@ -392,8 +404,8 @@ def test_a_line_is_whole_in_the_snippet_where_it_belongs_borders_included(
 
 def test_dc_spikes_borders_roll_off_and_excluded_ranges_are_flagged(tmp_path: Path) -> None:
     excluded = BORDER_MHZ - 0.040, BORDER_MHZ - 0.039
-    manifest = lines_at(tmp_path, [], exclude_mhz=(f"{excluded[0]}-{excluded[1]}",))
-    found = observed(manifest)
+    files = write_lines(tmp_path / "files", [])
+    found = observed(ingest(config(tmp_path / "out", files, exclude_mhz=(f"{excluded[0]}-{excluded[1]}",))))
     borders = [SMALL.first_mhz - n * SMALL.nfpc * CHANNEL_MHZ for n in range(4)]
     for first, flags in zip(found.first_mhz, found.flags, strict=True):
         low, high = first, first + 1024 * 8 * CHANNEL_MHZ
@@ -527,16 +539,24 @@ def test_several_cadences_of_a_list_are_one_data_set_and_bad_ones_are_left_out_i
     assert "quarantined" in answer.out and "already" not in answer.err
 
 
-def test_cadences_of_other_shapes_and_repeated_ones_are_refused(tmp_path: Path, files: list[Path]) -> None:
-    short = tmp_path / "short"
-    short.mkdir()
-    others = [write_h5(short / p.name, power(n, spectra=12), fields(n)) for n, p in enumerate(files)]
+def test_cadences_of_other_shapes_and_repeated_ones_are_refused_or_left_out(tmp_path: Path, files: list[Path]) -> None:
+    folder = tmp_path / "short"
+    folder.mkdir()
+    short = [write_h5(folder / p.name, power(n, spectra=12), fields(n)) for n, p in enumerate(files)]
+    high = write_cadence(tmp_path / "high", "fil", fch1=8500.0)
     listed = tmp_path / "all.lst"
-    for second, words in ((others, "snippets of shape"), (files, "the same source, time and band")):
-        listed.write_text("\n".join(map(str, [*files, *second])))
-        with pytest.raises(InputError, match=words):
+    for second, words in (
+        (short, "snippets of shape (6, 12, 1024), expected (6, 16, 1024)"),
+        (files, "the same source"),
+    ):
+        listed.write_text("\n".join(map(str, [*files, *second, *high])))
+        with pytest.raises(InputError, match=re.escape(words)):
             ingest(config(tmp_path / "out", cadences=listed))
-    assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out").exists()
+        plans, skipped = plan_ingest(config(tmp_path / "out", cadences=listed, on_bad="skip"))
+        assert [plan.cadence.paths for plan in plans] == [tuple(files), tuple(high)]
+        ((name, split, reason),) = skipped
+        assert (name, split) == ("A1.h5", "test") and words in reason and reason.startswith("A1.h5: ")
 
 
 def test_mid_resolution_files_become_snippets_of_the_competitions_shape(tmp_path: Path) -> None:
@@ -567,8 +587,19 @@ def test_joined_data_sets_keep_the_places_of_each(files: list[Path], tmp_path: P
         assert found.tables["cuts.parquet"]["key"].to_pylist() == joined.keys_of(np.array(data_set.rows))
 
 
-def test_what_pack_made_has_no_observations(tmp_path: Path) -> None:
-    assert read_observations(pack_tiny(tmp_path, 20, 2).data_sets[0]) is None
+def test_what_pack_made_has_no_observations(tmp_path: Path, command: Command) -> None:
+    manifest = pack_tiny(tmp_path, 20, 2)
+    assert read_observations(manifest.data_sets[0]) is None
+    assert "observed" not in command("info", manifest.root).out
+
+
+def test_info_says_what_was_observed(files: list[Path], tmp_path: Path, command: Command) -> None:
+    answer = command("info", ingest(config(tmp_path / "out", files)).root)
+    assert answer.code == 0, answer.err
+    assert (
+        "observed: 1 cadences of A, channels of 22.35 Hz, time bins of 18.25 s, 8419.9085 to 8420.0000 MHz"
+        in answer.out
+    )
 
 
 # ---- Interrupted, and again
@@ -626,6 +657,25 @@ def test_after_a_kill_the_next_try_keeps_what_was_finished_and_ends_alike(
     after = (killed / "test-000000.tar").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert not list(killed.rglob(".*.tmp")) and not (killed / ".pack").exists()
+
+
+def test_a_killed_ingest_leaves_no_process_behind(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text("import time\ndef sleep(*job): time.sleep(600)\n")
+    script = tmp_path / "ingest_for_ever.py"
+    script.write_text(
+        "import sys, sleeper; from shard_tools.observation import cut_jobs; from shard_tools.__main__ import main\n"
+        "if __name__ == '__main__':\n    cut_jobs.cut_shard = sleeper.sleep\n    main()\n"
+    )
+    command = [sys.executable, str(script), "ingest", *map(str, files), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    process = psutil.Popen([*command, "--workers", "2", "--shard-mb", "1"], env=environment, cwd=ROOT)
+    until = time.monotonic() + 60
+    while len(children := process.children()) < 3 and time.monotonic() < until:  # two workers, and Python's own tracker
+        time.sleep(0.1)
+    time.sleep(2)  # so that both are at work
+    process.kill()
+    process.wait()
+    assert len(children) == 3 and not psutil.wait_procs(children, timeout=20)[1]
 
 
 def test_after_a_kill_other_options_keep_nothing(files: list[Path], tmp_path: Path, killed: Path) -> None:

@@ -19,6 +19,7 @@ FINE_COLUMNS, FINE_CHANNEL_BIN = 1024, 8
 MID_TIME_BINS, MID_COLUMNS = KAGGLE_SHAPE[1:]
 # Of a band whose coarse channels are not known: the bandpass is fitted piece by piece.
 PIECE_COLUMNS = 1 << 17
+_MOST_OVERLAP = 0.75  # of a snippet: with more, each channel would be in ever more snippets
 _MAX_SOURCE = 40  # letters of a source's name in a key
 
 
@@ -127,11 +128,12 @@ def _find_borders(cadence: Cadence, channel_bin: int) -> npt.NDArray[np.int64]:
 def _find_overlap(cadence: Cadence, max_drift_hz_s: float, width_hz: float, columns: int) -> int:
     """Columns that the steepest drift crosses in the cadence. Raises InputError unless they fit a snippet."""
     crossed = max_drift_hz_s * cadence.length_s / width_hz
-    if crossed > columns / 2:
+    most = _MOST_OVERLAP * columns
+    if crossed > most:
         raise InputError(
             f"--max-drift {max_drift_hz_s:g}: crosses {crossed:.0f} channels of {width_hz:.4g} Hz in the "
-            f"{cadence.length_s:.0f} s of {cadence.first.path} and the files after it, expected at most "
-            f"{columns // 2}, half a snippet; give a smaller --max-drift or a larger --channel-bin"
+            f"{cadence.length_s:.0f} s of {cadence.first.path} and the files after it, expected at most {most:.0f} of "
+            f"{columns} in a snippet; give a smaller --max-drift or a larger --channel-bin"
         )
     return math.ceil(crossed)
 

@@ -30,6 +30,8 @@ _READ_BYTES = 1 << 26
 _MOST_READS = 4  # times so many, to read a whole block of the file at once
 # Where a coarse channel lets less than this share of its middle through, a snippet is flagged.
 _ROLL_OFF = 0.5
+# In standard deviations of the radiometer noise: what is left of constant values is rounding.
+_NO_NOISE = 1e-3
 DC_SPIKE, BORDER, ROLL_OFF, EXCLUDED, BLANKED, EMPTY = "dc_spike", "border", "roll_off", "excluded", "blanked", "empty"
 """Flags: an interpolated DC spike lies inside; a border of coarse channels; the edge of one, where it lets less than
 half through; channels of --exclude-mhz; values that were not finite, or dead channels; a panel without noise."""
@@ -162,7 +164,7 @@ def normalise(values: Float32s) -> tuple[npt.NDArray[np.float16], Float32s, Floa
     level = exact.sum(axis=(1, 2), dtype=np.float64) / count
     centred = np.where(kept, values - level[:, None, None], 0)
     scale = np.sqrt(np.square(centred).sum(axis=(1, 2)) / count)
-    scale[scale < 1e-6] = 0  # of constant values nothing but rounding is left
+    scale[scale < _NO_NOISE] = 0
     divisor = np.where(scale > 0, scale, np.inf)
     return (centred / divisor[:, None, None]).astype(np.float16), level.astype(np.float32), scale.astype(np.float32)
 

@@ -1,10 +1,12 @@
 """From the files of a telescope's cadences to shards: checked, cut, resumable, each file whole or absent."""
 
+import contextlib
 import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +70,48 @@ def plan_ingest(config: IngestConfig) -> tuple[list[CutPlan], list[list[str]]]:
 
     Raises InputError naming the file that is refused, unless refused cadences are left out.
     """
-    plans, skipped = [], []
+    plans: list[CutPlan] = []
+    skipped: list[list[str]] = []
     with HeaderReader(config.nfpc) as reader:
         for paths in read_cadence_list(config.cadences) if config.cadences else [config.files]:
-            try:
+            with _leaving_out(config, paths[0], skipped):
                 plans.append(_plan_cadence(config, [reader.read(path) for path in paths]))
-            except InputError as error:
-                if config.on_bad == "fail":
-                    raise
-                _log.warning("left out: %s", error)
-                skipped.append([paths[0].name, "test", str(error)])
-    if not plans:
+    shapes = Counter(plan.shape for plan in plans)
+    kept: dict[str, CutPlan] = {}
+    for plan in sorted(plans, key=lambda plan: plan.key(0)):
+        with _leaving_out(config, plan.cadence.first.path, skipped):
+            _check_fits(plan, shapes.most_common(1)[0][0], kept)
+            kept[plan.key(0)] = plan
+    if not kept:
         raise InputError(f"{config.cadences or config.files[0]}: every cadence was left out; {skipped[-1][2]}")
-    plans.sort(key=lambda plan: plan.key(0))
-    _check_together(plans)
-    return plans, skipped
+    return list(kept.values()), skipped
+
+
+@contextlib.contextmanager
+def _leaving_out(config: IngestConfig, path: Path, skipped: list[list[str]]) -> Iterator[None]:
+    """Note a cadence that is refused, by its first file, where refused ones are left out; else the error is raised."""
+    try:
+        yield
+    except InputError as error:
+        if config.on_bad == "fail":
+            raise
+        _log.warning("left out: %s", error)
+        # Without the folder, so that the same files give the same bytes from another place.
+        skipped.append([path.name, "test", str(error).replace(f"{path.parent}/", "")])
+
+
+def _check_fits(plan: CutPlan, shape: tuple[int, int, int], others: Mapping[str, CutPlan]) -> None:
+    """Raise InputError where a cadence has another shape than most, or is one of those that are already there."""
+    path = plan.cadence.first.path
+    if plan.shape != shape:
+        raise InputError(
+            f"{path}: snippets of shape {plan.shape}, expected {shape} as of most cadences; ingest those of other "
+            "products or lengths into a folder of their own"
+        )
+    if other := others.get(plan.key(0)):
+        raise InputError(
+            f"{path}: the same source, time and band as {other.cadence.first.path}; give each cadence once"
+        )
 
 
 def _plan_cadence(config: IngestConfig, headers: Sequence[Header]) -> CutPlan:
@@ -108,21 +137,6 @@ def _say_what_is_cut(plan: CutPlan) -> None:
             "number of channels in one",
             *(first.path, first.layout.channels),
         )
-
-
-def _check_together(plans: Sequence[CutPlan]) -> None:
-    """Raise InputError where two cadences cannot be in one data set."""
-    first = plans[0]
-    files: dict[str, Path] = {}
-    for plan in plans:
-        path = plan.cadence.first.path
-        if plan.shape != first.shape:
-            raise InputError(
-                f"{path}: snippets of shape {plan.shape}, but {first.shape} of {first.cadence.first.path}; ingest "
-                "cadences of different products or lengths into folders of their own"
-            )
-        if (other := files.setdefault(plan.key(0), path)) is not path:
-            raise InputError(f"{path}: the same source, time and band as {other}; give each cadence once")
 
 
 def _per_shard(config: IngestConfig, plans: Sequence[CutPlan]) -> int:

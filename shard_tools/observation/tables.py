@@ -162,6 +162,18 @@ class Observations:
     tables: dict[str, pa.Table]
     """The whole tables, by file name."""
 
+    def describe(self, channels: int) -> str:
+        """One line for people; a snippet has so many channels."""
+        sources = sorted({cadence.source or "unnamed sources" for cadence in self.cadences})
+        named = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
+        first = self.cadences[0]
+        width_mhz = np.array([cadence.channel_width_hz for cadence in self.cadences])[self.cadence] / 1e6
+        last_mhz = (self.first_mhz + (channels - 1) * width_mhz).max()
+        return (
+            f"{len(self.cadences)} cadences of {named}, channels of {first.channel_width_hz:.4g} Hz, time bins of "
+            f"{first.bin_length_s:.4g} s, {self.first_mhz.min():.4f} to {last_mhz:.4f} MHz"
+        )
+
 
 def read_observations(data_set: DataSet) -> Observations | None:
     """Where the samples of a data set were observed; None where they were not cut by `ingest`.
