@@ -437,6 +437,25 @@ def test_excluded_snippets_are_left_out_and_excluded_channels_are_blank(files: l
     assert rest.std(axis=(1, 2)) == pytest.approx(1, abs=1e-3)
 
 
+def test_coarse_channels_that_are_excluded_are_not_read(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.fil" for name in NAMES]
+    for position, path in enumerate(paths):
+        write_fil(path, power(position, channels=8 * NFPC), fields(position, nchans=8 * NFPC))
+    low = read_header(paths[0]).lowest_mhz
+    limits = [low + coarse * NFPC * CHANNEL_MHZ for coarse in (2, 6)]
+    whole, part = (
+        ingest(config(tmp_path / name, paths, exclude_mhz=ranges))
+        for name, ranges in (("whole", ()), ("part", (f"{limits[0]:.7f}-{limits[1]:.7f}",)))
+    )
+    read = set(observed(part).tables["bandpass.parquet"]["coarse_channel"].to_pylist())
+    assert read == {0, 1, 2, 5, 6, 7}
+    keys = [each.keys_of(np.arange(len(each))) for each in (whole, part)]
+    assert set(keys[1]) < set(keys[0])
+    for row, key in enumerate(keys[1]):
+        if "excluded" not in observed(part).flags[row]:
+            assert np.array_equal(all_snippets(part)[row], all_snippets(whole)[keys[0].index(key)])
+
+
 def test_values_that_are_not_finite_and_dead_channels_are_blank_and_flagged(tmp_path: Path) -> None:
     files = write_cadence(tmp_path / "files", "fil", foff=CHANNEL_MHZ)
     values = power(2).copy()
