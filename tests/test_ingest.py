@@ -770,6 +770,20 @@ def test_a_simulated_observation_is_seeded_and_ingests_with_its_lines(tmp_path: 
     assert command("simulate-observation", "--out", folder).code == 1  # the folder is not empty
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nfpc": 100}, "--nfpc 100: expected a multiple of 64"),
+        ({"coarse_channels": 0}, "--coarse-channels 0: expected 1 or more"),
+        ({"snr_min": 50.0, "snr_max": 20.0}, "--snr-min 50.0 --snr-max 20.0: expected rising numbers"),
+        ({"max_drift": -1.0}, "--max-drift -1.0: expected 0 to 100 Hz/s"),
+    ],
+)
+def test_options_of_the_simulation_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(SMALL, **options)
+
+
 def test_voyagers_carrier_stands_where_it_was_observed(tmp_path: Path) -> None:
     settings = replace(SMALL, out=tmp_path / "files", needles=0, interference=0)
     manifest = ingest(config(tmp_path / "out", simulate_observation(settings)))
