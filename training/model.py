@@ -30,9 +30,10 @@ from training.candidates import (
     upright_shape,
 )
 from training.float32_linear import Float32Linear
+from training.paths import PATH_PLANES
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
 from training.weights import fill_model
-from training.window_network import convnext_window
+from training.window_network import WindowNetwork, convnext_window
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
 # stage (2 million), for small images; and convolutions (0.1 million) for windows of the de-Doppler sums.
@@ -107,22 +108,26 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     if config.stem == "none":
         return _create_backbone(name, (height, width), options, config.pretrained)
     _check_candidates(config, channels, width)
-    if config.stem == "sums":
-        size, planes, outputs = (WINDOW_RATES, WINDOW_CHANNELS), WINDOW_PLANES, FEATURES
-    else:
-        size, planes, outputs = upright_shape(height), CUTOUT_PLANES, 1
-    options |= {"in_chans": planes, "num_classes": outputs}
+    return _build_search_model(config, name, options, (height, width))
+
+
+def _build_search_model(config: ModelConfig, name: str, options: dict[str, Any], size: tuple[int, int]) -> nn.Module:
+    """A network behind a search; `name` and `options` are those of timm's model in it, `size` is the canvas's."""
     path = config.pretrained
     state = {} if path in ("none", "hub") else read_state(path)
     # Whether the weights are a whole model's, with the stem, and not just a backbone's.
     ours = any(name.split(".")[-1] == "control_share" for name in state)
-    backbone = _create_backbone(name, size, options, "none" if ours else path)
-    shape = height, width, config.candidates
-    model = (
-        WindowModel(backbone, SumWindows(*shape))
-        if config.stem == "sums"
-        else CandidateModel(backbone, Candidates(*shape))
-    )
+    start = "none" if ours else path
+    model: nn.Module
+    if config.stem == "sums":
+        own = options | {"in_chans": WINDOW_PLANES, "num_classes": FEATURES}
+        backbone = _create_backbone(name, (WINDOW_RATES, WINDOW_CHANNELS), own, start)
+        path_backbone = WindowNetwork(PATH_PLANES, FEATURES, config.drop_path)
+        model = WindowModel(backbone, path_backbone, SumWindows(*size, config.candidates))
+    else:
+        own = options | {"in_chans": CUTOUT_PLANES}
+        backbone = _create_backbone(name, upright_shape(size[0]), own, start)
+        model = CandidateModel(backbone, Candidates(*size, config.candidates))
     if ours:
         fill_model(model, without_prefixes(state, model.state_dict().keys()), f"--pretrained {path}")
     return model
