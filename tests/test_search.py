@@ -236,7 +236,7 @@ def test_an_untrained_model_believes_brighter_needles_more_and_each_weight_is_in
     assert all(parameter.grad is not None for parameter in model.parameters())  # as DDP expects
     first = model.backbone.patch_embed.proj.weight if stem == "candidates" else model.backbone.stem[0].weight
     last = model.weigh[2].weight if stem == "candidates" else model.compare[2].weight
-    for parameter in (first, model.backbone.get_classifier().weight, last, model.slope, model.control_share):
+    for parameter in (first, model.backbone.get_classifier().weight, last, model.slope):
         assert parameter.grad.abs().max() > 0
     with torch.no_grad():
         model.eval()
