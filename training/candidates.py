@@ -181,15 +181,15 @@ class WindowModel(_SearchModel):
 
     control_share: Tensor
 
-    def __init__(self, backbone: nn.Module, path_backbone: nn.Module, candidates: SumWindows) -> None:
-        """`backbone` takes windows (B K, WINDOW_PLANES, 16, 32) to features (B K, FEATURES); `path_backbone` takes
+    def __init__(self, backbone: nn.Module, path_network: nn.Module, candidates: SumWindows) -> None:
+        """`backbone` takes windows (B K, WINDOW_PLANES, 16, 32) to features (B K, FEATURES); `path_network` takes
         cut-outs (B P, PATH_PLANES, T', PATH_CHANNELS) to features (B P, FEATURES).
         """
         super().__init__(backbone, candidates)
         # Fixed: training on simulated skies alone makes it 0.18, but needles are told from the same in OFF panels best
         # with 0.3 to 0.5, and other cadences as well (docs/recipe.md).
         self.register_buffer("control_share", torch.tensor(0.4))
-        self.path_backbone = path_backbone
+        self.path_network = path_network
         self.describe, self.describe_path = (
             nn.Sequential(Float32Linear(numbers, 32), nn.GELU(), Float32Linear(32, FEATURES))
             for numbers in (EVIDENCE, PATH_EVIDENCE)
@@ -209,25 +209,26 @@ class WindowModel(_SearchModel):
         with torch.no_grad():
             seen: Seen = self.candidates(image)
         lines = self._features(self.backbone, seen.windows, self.describe, seen.evidence).chunk(2)
-        paths = self._features(self.path_backbone, seen.cutouts, self.describe_path, seen.path_evidence).chunk(2, 1)
-        searched = self._searched(seen.evidence).chunk(2)
-        for_on, for_off = (
-            torch.logsumexp(self._compare(lines, paths, one) + searched[one], 1, keepdim=True) for one in (0, 1)
-        )
+        paths = self._features(self.path_network, seen.cutouts, self.describe_path, seen.path_evidence).chunk(2, 1)
+        seen_together = torch.stack([_put_together(lines, paths), _put_together(lines[::-1], paths[::-1])])
+        compared = cast(Tensor, self.compare(seen_together)).flatten(2)  # (2, B, K)
+        searched = self._searched(seen.evidence).view_as(compared)
+        for_on, for_off = torch.logsumexp(compared + searched, 2, keepdim=True)
         return for_on - self.control_share * for_off
-
-    def _compare(self, lines: Sequence[Tensor], paths: Sequence[Tensor], one: int) -> Tensor:
-        """(B, K) logits of the candidates of the ON panels (`one` is 0), or of the OFF panels (1).
-
-        Each is judged by its own features (B, K, FEATURES) and by those that all share: of the other panels' lines, and
-        of the paths (B, 3, FEATURES) in its panels and in the others.
-        """
-        own, others, own_paths, other_paths = lines[one], lines[1 - one], paths[one], paths[1 - one]
-        pooled = [part for each in (others, own_paths, other_paths) for part in (each.amax(1), each.mean(1))]
-        shared = torch.cat([*pooled, own_paths.amin(1)], 1)[:, None].expand(-1, own.shape[1], -1)
-        return cast(Tensor, self.compare(torch.cat([own, shared], 2)))[..., 0]
 
     def _features(self, backbone: nn.Module, images: Tensor, describe: nn.Module, evidence: Tensor) -> Tensor:
         """(N, K, FEATURES) of images (N, K, C, H, W) and the numbers about them (N, K, E)."""
         shape = *evidence.shape[:2], FEATURES
         return cast(Tensor, backbone(images.flatten(0, 1))).float().view(shape) + cast(Tensor, describe(evidence))
+
+
+def _put_together(lines: Sequence[Tensor], paths: Sequence[Tensor]) -> Tensor:
+    """(B, K, 8 FEATURES) by which the first of two halves, ON or OFF, is judged.
+
+    For each of its lines (B, K, FEATURES) its own features, and those that all share: of the other half's lines, and of
+    the paths (B, 3, FEATURES) in this half and in the other.
+    """
+    (own, others), (own_paths, other_paths) = lines, paths
+    pooled = [part for each in (others, own_paths, other_paths) for part in (each.amax(1), each.mean(1))]
+    shared = torch.cat([*pooled, own_paths.amin(1)], 1)[:, None].expand(-1, own.shape[1], -1)
+    return torch.cat([own, shared], 2)

@@ -30,10 +30,10 @@ from training.candidates import (
     upright_shape,
 )
 from training.float32_linear import Float32Linear
-from training.paths import PATH_PLANES
+from training.paths import PATH_PLANES, path_shape
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
 from training.weights import fill_model
-from training.window_network import WindowNetwork, convnext_window
+from training.window_network import convnext_window
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
 # stage (2 million), for small images; and convolutions (0.1 million) for windows of the de-Doppler sums.
@@ -122,8 +122,9 @@ def _build_search_model(config: ModelConfig, name: str, options: dict[str, Any],
     if config.stem == "sums":
         own = options | {"in_chans": WINDOW_PLANES, "num_classes": FEATURES}
         backbone = _create_backbone(name, (WINDOW_RATES, WINDOW_CHANNELS), own, start)
-        path_backbone = WindowNetwork(PATH_PLANES, FEATURES, config.drop_path)
-        model = WindowModel(backbone, path_backbone, SumWindows(*size, config.candidates))
+        own = {"in_chans": PATH_PLANES, "num_classes": FEATURES, "drop_path_rate": config.drop_path}
+        path_network = _create_backbone(convnext_window.__name__, path_shape(size[0]), own, "none")
+        model = WindowModel(backbone, path_network, SumWindows(*size, config.candidates))
     else:
         own = options | {"in_chans": CUTOUT_PLANES}
         backbone = _create_backbone(name, upright_shape(size[0]), own, start)

@@ -18,9 +18,14 @@ from training.dedoppler import CLIP
 PATH_CHANNELS = 16  # of a cut-out, the path in the middle
 PATH_PLANES = 2  # the values, and where the path is
 PATH_EVIDENCE = 2  # numbers about each path
-_EXPECTED = 1.0  # standard deviations a pixel: less than the mean of a path through a signal, more than through noise
+_EXPECTED = 1.5  # standard deviations a pixel: about the mean along the best path through noise, which so ends soon
 _STEP = 0.2  # cost of moving to the next channel
 _SQRT_6 = 6**0.5
+
+
+def path_shape(time_bins: int) -> tuple[int, int]:
+    """Height and width of a cut-out of panels of `time_bins`; the network halves both twice."""
+    return -(-time_bins // 4) * 4, PATH_CHANNELS
 
 
 class Paths(NamedTuple):
@@ -67,15 +72,14 @@ def _trace(totals: Tensor, steps: Tensor) -> Paths:
     channels = totals.shape[3]
     score, end = totals.flatten(2).max(2)
     channel, end = end % channels, end // channels
-    moves = torch.tensor([0, 0, -1, 1], device=totals.device)
     begun = torch.zeros_like(score, dtype=torch.bool)
     places, inside = [], []
     for row in reversed(range(totals.shape[2])):
         on = ~begun & (end >= row)
         places.append(channel)
         inside.append(on)
-        step = steps[:, :, row].gather(2, channel[..., None])[..., 0].long()
-        channel = torch.where(on, channel + moves[step], channel)
+        step = steps[:, :, row].gather(2, channel[..., None])[..., 0]
+        channel = channel + on * ((step == 3).long() - (step == 2).long())
         begun = begun | (on & (step == 0))
     return Paths(score, torch.stack(places[::-1], 2), torch.stack(inside[::-1], 2))
 
@@ -83,12 +87,11 @@ def _trace(totals: Tensor, steps: Tensor) -> Paths:
 def cut_out_paths(values: Tensor, paths: Paths) -> Tensor:
     """The asinh of the channels around each path, 0 outside of the panel, and where the path is.
 
-    (B, P, PATH_PLANES, T', W) of values (B, P, T, F); T' is T, filled up to a multiple of 4
-    with zeros, as the network halves it twice.
+    (B, P, PATH_PLANES, T', W) of values (B, P, T, F); T' is T filled up with zeros (path_shape).
     """
     offset = torch.arange(PATH_CHANNELS, device=values.device) - PATH_CHANNELS // 2
     place = paths.channel[..., None] + offset
     known = (place >= 0) & (place < values.shape[3])
     found = values.gather(3, place.clamp(0, values.shape[3] - 1)).asinh() * known
     on = paths.inside[..., None].expand_as(found).to(found.dtype)
-    return pad(torch.stack([found, on], 2), (0, 0, 0, -values.shape[2] % 4))
+    return pad(torch.stack([found, on], 2), (0, 0, 0, path_shape(values.shape[2])[0] - values.shape[2]))
