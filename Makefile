@@ -27,6 +27,15 @@ else
   READY_BENCH := .venv/installed-bench
 endif
 BASE_PYTHON ?= python3
+# What torch and DALI are built for: CUDA 13 or 12, or cpu. Unset: as .venv has it, or the newest that the driver runs.
+# Not `?=`: on clusters a variable CUDA of the environment is often a folder.
+CUDA   :=
+REQUIREMENTS_13  := requirements.txt
+REQUIREMENTS_12  := requirements-cuda12.txt
+REQUIREMENTS_cpu := requirements-cpu.txt
+$(if $(filter-out 13 12 cpu,$(CUDA)),$(error CUDA=$(CUDA): expected 13, 12 or cpu))
+DRIVER_FILE ?= /proc/driver/nvidia/version
+PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 # Bright needles, half of the cadences: enough for a small model to learn from in minutes.
 DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --snr-max 3000 --seed 0
 # The demonstration trains on cadences without needles, to which signals are added while it trains.
@@ -35,9 +44,10 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help shards train infer test fuzz chaos bench needles curve learning-check bench-check gpu-check lint format clean
+.PHONY: help install shards train infer test fuzz chaos bench needles curve learning-check bench-check gpu-check lint format clean
 
 help:
+	@echo 'make install  make .venv and install into it; the next ones do so too'
 	@echo 'make shards   pack the data into WebDataset shards'
 	@echo 'make train    train a model on them (and pack first if need be)'
 	@echo 'make infer    write submission.csv (and train first if need be)'
@@ -61,6 +71,8 @@ help:
 	@echo 'BACKGROUNDS=DIR  shards without needles: signals are added while it trains'
 	@echo 'ARGS="..."    further options of the step that is run; see for example'
 	@echo '              $(PYTHON) train.py --help'
+	@echo 'CUDA=12       torch and DALI for NVIDIA drivers 525 to 579; 13: from 580 on;'
+	@echo '              cpu: without CUDA. Unset: what the driver runs'
 	@echo 'PYTHON=...    an interpreter that has everything, instead of .venv'
 
 .venv/bin/python:
@@ -68,21 +80,49 @@ help:
 	  { echo 'error: $(BASE_PYTHON) is too old, expected Python 3.11 or newer; give BASE_PYTHON=...'; exit 1; }
 	$(BASE_PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt | .venv/bin/python
-	@echo 'installing requirements.txt into .venv (some 7 GB, a few minutes)'
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@touch $@
+# The name of the requirements that .venv is filled from. An older .venv does not say, and was made for CUDA 13.
+# CUDA 13 needs driver 580 or newer, CUDA 12 needs 525: https://docs.nvidia.com/deploy/cuda-compatibility
+.venv/requirements: $(if $(CUDA),$(if $(filter $(REQUIREMENTS_$(CUDA)),$(file < .venv/requirements)),,FORCE)) | .venv/bin/python
+	@file=''; driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.' | head -n 1); \
+	driver=$${driver:-$$(grep -Eo '\b[0-9]{3}\.[0-9]' $(DRIVER_FILE) 2>/dev/null | head -n 1)}; driver=$${driver%%.*}; \
+	if [ -n '$(CUDA)' ]; then file=$(REQUIREMENTS_$(CUDA)); why='as asked for'; \
+	elif [ -e .venv/installed ]; then file=$$(cat .venv/installed); why='as .venv has them'; \
+	elif [ -z "$$driver" ]; then why='no NVIDIA driver found; they run on the CPU too'; \
+	elif [ "$$driver" -ge 580 ]; then why="driver $$driver is 580 or newer"; \
+	elif [ "$$driver" -ge 525 ]; then file=$(REQUIREMENTS_12); why="driver $$driver is older than 580"; \
+	else why="driver $$driver is older than 525, too old for any: update it, or use the CPU alone"; fi; \
+	file=$${file:-$(REQUIREMENTS_13)}; echo $$file > $@; \
+	echo "torch, DALI: of $$file ($$why; make CUDA=13, 12 or cpu chooses others)"
 
-.venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
-	@echo 'installing requirements-dev.txt into .venv (some 7 GB, a few minutes)'
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@touch $@ .venv/installed
+FORCE:
 
-.venv/installed-bench: requirements-bench.txt requirements-dev.txt requirements.txt | .venv/bin/python
-	@echo 'installing requirements-bench.txt into .venv (some 7 GB, a few minutes)'
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
-	@touch $@ .venv/installed .venv/installed-dev
+# $(call install,FILE...): into .venv what .venv/requirements names, and these files without the lines that name others.
+define install
+@echo "installing $$(cat .venv/requirements) $(1) into .venv (some 7 GB, a few minutes)"
+@$(if $(1),grep -hv '^-r ' $(1),:) > .venv/further.txt
+@$(PIP_INSTALL) -r $$(cat .venv/requirements) -r .venv/further.txt || { $(NO_CPU_BUILDS); rm .venv/requirements; exit 1; }
+endef
+NO_CPU_BUILDS = grep -qv cpu .venv/requirements || echo \
+  'error: pip offers no torch without CUDA here; give it an index that does (PIP_EXTRA_INDEX_URL; its address is at' \
+  'https://pytorch.org/get-started/locally), or leave CUDA=cpu out: the builds with CUDA run on a CPU too' >&2
+
+.venv/installed: requirements.txt requirements-cuda12.txt requirements-cpu.txt .venv/requirements | .venv/bin/python
+	$(call install)
+	@cp .venv/requirements $@
+
+.venv/installed-dev: requirements-dev.txt requirements.txt requirements-cuda12.txt requirements-cpu.txt .venv/requirements | .venv/bin/python
+	$(call install,requirements-dev.txt)
+	@cp .venv/requirements .venv/installed
+	@cp .venv/requirements $@
+
+.venv/installed-bench: requirements-bench.txt requirements-dev.txt requirements.txt requirements-cuda12.txt requirements-cpu.txt .venv/requirements | .venv/bin/python
+	$(call install,requirements-bench.txt requirements-dev.txt)
+	$(PIP_INSTALL) --no-deps mosaicml-streaming==0.13.0
+	@cp .venv/requirements .venv/installed
+	@cp .venv/requirements .venv/installed-dev
+	@cp .venv/requirements $@
+
+install: $(READY)
 
 demo/input/train_labels.csv: | $(READY)
 	@echo 'input/ has no data: simulating a demonstration data set under demo/'

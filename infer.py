@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import tyro
 
+from pipeline.canvas import CanvasConfig
 from pipeline.loader import LoaderConfig
 from reports.candidates import Scored
 from reports.sections import Prediction, write_prediction_report
@@ -28,7 +29,7 @@ from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
-from training.prediction import BATCH_SIZE, PredictConfig, load_trained, predict_all
+from training.prediction import BATCH_SIZE, OtherModel, PredictConfig, Trained, load_trained, predict_all
 from training.run import trained_on
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 
@@ -44,7 +45,8 @@ class InferConfig:
     """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it.
     Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     weights: tuple[Path, ...]
-    """Files of weights (train.py's best.safetensors); their predictions are averaged."""
+    """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
+    they need; those of another program (.pth, .safetensors) need --model and its canvas."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
     pipe."""
@@ -61,6 +63,10 @@ class InferConfig:
     """Score for ids of the submission that the shards lack, 0 to 1; unset: such ids are an error."""
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
     """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
+    model: str | None = None
+    """For weights of another program: the timm model that they belong to. The canvas is then given by --canvas,
+    --height, --width and the options after them, as the images of that training were."""
+    canvas: tyro.conf.OmitArgPrefixes[CanvasConfig] = field(default_factory=CanvasConfig)
     loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
@@ -68,10 +74,26 @@ class InferConfig:
         object.__setattr__(self, "shards", listed(self.shards))
         if not self.weights:
             raise InputError("--weights: expected at least one file")
+        if self.model is None and self.canvas != CanvasConfig():
+            raise InputError(
+                "--canvas and its options are for weights of another program, which need --model too; those of "
+                "train.py say which canvas they need"
+            )
         if self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: expected at least 1")
         if self.fill_missing is not None and not 0 <= self.fill_missing <= 1:
             raise InputError(f"--fill-missing {self.fill_missing}: expected 0 to 1")
+
+
+def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
+    """The models of all files. Raises InputError where one could not be used, or --model is of use to none."""
+    other = None if config.model is None else OtherModel(config.model, config.canvas)
+    trained = [load_trained(path, manifest, config.tta, other) for path in config.weights]
+    if other is not None and all(each.about for each in trained):
+        raise InputError(
+            f"--model {other.name}: train.py wrote all of these weights, which say what they need; omit it"
+        )
+    return trained
 
 
 def check_split(config: InferConfig, manifest: Manifest) -> None:
@@ -99,7 +121,7 @@ def infer(config: InferConfig) -> None:
         if accelerator.is_main_process:
             check_out(config.out, keys)
             until_written.enter_context(hold_pipe(config.out))
-        trained = [load_trained(path, manifest, config.tta) for path in config.weights]
+        trained = load_all(config, manifest)
         how = PredictConfig(config.split, config.batch_size, config.loader)
         rows, logits = predict_all(accelerator, manifest, trained, how)
         if accelerator.is_main_process:
@@ -158,7 +180,8 @@ def _print_summary(results: _Results, pictures: list[Path]) -> None:
     if shown := [str(path) for path in pictures if path.is_file()]:
         print("pictures:    " + "\n             ".join(shown))
     for path, about in zip(config.weights, abouts, strict=True):
-        print(f"weights:     {path}  (validation ROC AUC {about['auc']:.4f} on fold {about['fold']})")
+        told = f"validation ROC AUC {about['auc']:.4f} on fold {about['fold']}" if about else "of another program"
+        print(f"weights:     {path}  ({told})")
     if (scored.target >= 0).all():
         print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(scored.target, scored.order):.4f}")
     if config.split == "train" and trained_on(abouts) & {each.identity for each in results.manifest.data_sets}:

@@ -20,12 +20,13 @@ from pipeline.plan import Share
 from pipeline.stall import StallTimer
 from reports.plots import write_curves, write_roc
 from reports.sections import write_training_report
+from reports.tracked_results import track_results
 from shard_tools.errors import run_command
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.progress import progress
 from training.accelerator import build_accelerator
 from training.checkpoint import save_checkpoint
-from training.config import TrainConfig, to_dict
+from training.config import TrainConfig
 from training.cross_validation import train_folds
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
@@ -43,7 +44,7 @@ from training.results import (
 )
 from training.resume import resume
 from training.run import Run, build_network, build_run, log_start, own_run_dir, read_backgrounds, write_config
-from training.tracker import start_tracker
+from training.tracker import build_trackers, start_trackers
 from training.validation import check_weights, validate
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -143,16 +144,16 @@ def _save(run: Run, best: bool = False) -> None:
 
 def train(config: TrainConfig) -> None:
     """Train a run to its end, or on from its last checkpoint."""
-    accelerator = build_accelerator(config.precision, **start_tracker(config))
+    accelerator = build_accelerator(config.precision, **build_trackers(config))
     network = build_network(config, accelerator)
     manifest = read_manifests(config.shards, config.store)
     backgrounds = read_backgrounds(config, manifest)
     with own_run_dir(config, accelerator, manifest, backgrounds):
         run = build_run(config, accelerator, manifest, network, backgrounds)
         write_config(run)
-        accelerator.init_trackers("needlestream", to_dict(config))
         if config.resume:
             resume(run)
+        start_trackers(accelerator, config, run.progress.step)
         log_start(run)
         with run.interruption:
             while len(run.progress.history) < config.epochs:
@@ -197,6 +198,8 @@ def _finish_run(run: Run) -> None:
     run_dir, best = run.config.run_dir, read_best_scores(run)
     write_roc(run_dir / "roc.png", best.target, best.logit, run.progress.best_auc)
     write_summary(run)
+    if step := run.progress.step:  # 0 where the run was found finished: its trackers have it all
+        track_results(run.accelerator.trackers, run_dir, run.manifest, run.config.held_out, step)
     # Last: whatever keeps the page from being made, the run is whole without it.
     if run.config.report:
         print(f"report:     {write_training_report(run_dir, run.manifest, run.accelerator)}")

@@ -16,7 +16,10 @@ COLLECTING_SECONDS = 40
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
 _PROCESSES = 5  # of pytest-xdist: as many as there are files with such tests
 # Of requirements-dev.txt, and of other stores and trackers: no test marked gpu needs these (tests/test_bench_tools.py).
-NOT_NEEDED = ("setigen", "webdataset", "wandb", "moto", "boto3", "flask", "psutil", "aiohttp", "s3fs")
+NOT_NEEDED = (
+    "setigen", "webdataset", "wandb", "tensorboard", "onnx", "onnxruntime", "nbclient", "nbformat", "moto", "boto3",
+    "flask", "psutil", "aiohttp", "s3fs",
+)  # fmt: skip
 _EXCUSES = ("'setigen'", "KAGGLE_SETI", "second NVIDIA GPU")  # in the reason of a skipped test
 _NODE = re.compile(r"^(\S+\.py)::")
 _BROKEN = re.compile(r"^_+ ERROR collecting (\S+) _+$")

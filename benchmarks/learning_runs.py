@@ -83,7 +83,7 @@ def small_preset(preset: Preset) -> TrainConfig:
         canvas = replace(canvas, height=_SMALL_SIDE, width=_SMALL_SIDE)
     return replace(
         base, model=model, canvas=canvas, batch_size=BATCH, eval_batch_size=BATCH, accumulate=1, ema=0.0,
-        tracker="none", report=False, loader=LoaderConfig(loader_threads=1),
+        tracker=("none",), report=False, loader=LoaderConfig(loader_threads=1),
     )  # fmt: skip
 
 

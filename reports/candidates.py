@@ -1,6 +1,7 @@
 """Scored cadences: how they are ranked, and their pictures on a page with what is known about each."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.manifest import Manifest
 from shard_tools.sample import read_snippet_of
 from training.dedoppler import find_drift
+from training.out_of_fold import read_scores
 
 Rows = npt.NDArray[np.int64]
 _SHOWN = 6  # of each kind of validation cadence
@@ -55,6 +57,13 @@ class Scored:
     def is_judged(self) -> bool:
         """Whether every target is known and both classes occur, so that there is a ROC AUC."""
         return bool((self.target >= 0).all()) and len(np.unique(self.target)) == 2
+
+
+def read_validation(run_dir: Path, manifest: Manifest, fold: int) -> Scored:
+    """The scores of the held-out fold by the best weights of a run. Raises InputError where they cannot be read."""
+    judged = read_scores(run_dir / "oof.csv")
+    rows = manifest.rows("train", fold, held_out=True).astype(np.int64)  # oof.csv has them in this order
+    return Scored(rows, manifest.target[rows], judged.score, judged.logit)
 
 
 def build_galleries(manifest: Manifest, scored: Scored) -> list[Block]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from reports.candidates import Scored, build_galleries, describe_tracks, draw_candidates
+from reports.candidates import Scored, build_galleries, describe_tracks, draw_candidates, read_validation
 from reports.page import (
     SECTIONS,
     Block,
@@ -40,7 +40,6 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from training.config import listed
 from training.metrics import average_precision, calibration, recall_at_fpr, roc_auc
-from training.out_of_fold import read_scores
 from training.results import NORMS
 from training.system_info import machine, versions
 
@@ -72,9 +71,7 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
     """
     config, summary = (json.loads((run_dir / name).read_bytes()) for name in ("config.json", "summary.json"))
     history = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    judged = read_scores(run_dir / "oof.csv")
-    rows = manifest.rows("train", config["fold"], held_out=True).astype(np.int64)  # oof.csv has them in this order
-    scored = Scored(rows, manifest.target[rows], judged.score, judged.logit)
+    scored = read_validation(run_dir, manifest, config["fold"])
     infer = ["infer.py", "--shards", *listed(config["shards"]), "--weights", str(run_dir / "best.safetensors")]
     command = ["python", *infer, "--tta", "--out", str(run_dir / "submission.csv")]
     blocks = [

@@ -39,7 +39,16 @@ def test_an_old_driver_is_named_with_what_is_needed_and_the_ways_out(tmp_path: P
     with pytest.raises(InputError) as error:
         check(tmp_path)
     said = str(error.value)
-    for part in ("A100", "driver 535.129.03", "CUDA 13.2", "driver 580", "CUDA 12", "driver 525", "ACCELERATE_USE_CPU"):
+    for part in (
+        "A100",
+        "driver 535.129.03",
+        "CUDA 13.2",
+        "driver 580",
+        "CUDA 12",
+        "driver 525",
+        "make install CUDA=12",
+        "ACCELERATE_USE_CPU",
+    ):
         assert part in said
 
 

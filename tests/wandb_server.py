@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 from tests.range_server import LoopbackServer
 
@@ -14,25 +15,45 @@ Fault = Literal["none", "hangs", "hangs later", "refuses the key"]
 
 
 class WandbServer(LoopbackServer):
-    """Keeps each run's history by line number, so that what is written over what shows."""
+    """Keeps each run's history by line number, so that what is written over what shows, and files by name."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
         self.history: defaultdict[str, dict[int, Any]] = defaultdict(dict)
+        self.files: dict[str, bytes] = {}
         self.asked = 0
         self.closing = threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def answer_query(self, query: dict[str, Any]) -> dict[str, Any]:
         variables = query.get("variables") or {}
-        match query["operationName"]:
+        match query.get("operationName"):
+            case "Viewer":
+                return {"viewer": {"id": "someone", "entity": "someone", "username": "someone", "flags": "{}"}}
             case "RunResumeStatus":
                 return {"model": {**_PROJECT, "bucket": self._bucket(variables["name"])}}
             case "UpsertBucket":
                 return {"upsertBucket": {"bucket": self._bucket(variables["name"]), "inserted": True}}
             case "CreateRunFiles":
-                return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": []}}
-        return {}
+                files = [self._room_for(name) for name in variables["files"]]
+                return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
+            case "CreateArtifact":
+                return {"createArtifact": {"artifact": {**_ARTIFACT, "state": "PENDING"}}}
+            case "CreateArtifactFiles":
+                files = [self._room_for(each["name"]) for each in variables["input"]["artifactFiles"]]
+                return {"createArtifactFiles": {"files": {"edges": [{"node": each} for each in files]}}}
+            case "CreateArtifactManifest":
+                manifest = {"id": "manifest", "file": self._room_for("artifact manifest")}
+                return {"createArtifactManifest": {"artifactManifest": manifest}}
+            case "CommitArtifact":
+                return {"commitArtifact": {"artifact": _ARTIFACT}}
+        return {"project": None}
+
+    def _room_for(self, name: str) -> dict[str, Any]:
+        """Where the content of a file is to be sent."""
+        url = f"http://127.0.0.1:{self.server_port}/upload/{quote(name)}"
+        names = {"id": name, "name": name, "displayName": name, "storagePath": name}
+        return {**names, "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": _ARTIFACT}
 
     def _bucket(self, name: str | None) -> dict[str, Any]:
         lines = self.history[name or ""]
@@ -42,6 +63,7 @@ class WandbServer(LoopbackServer):
         return {"id": "run", "name": name, "displayName": name, "project": _PROJECT, **counts, **texts}
 
 
+_ARTIFACT = {"id": "artifact", "digest": "", "artifactSequence": {"id": "sequence", "latestArtifact": None}}
 _PROJECT = {"id": "project", "name": "needlestream", "entity": {"id": "someone", "name": "someone"}}
 
 
@@ -62,6 +84,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._keep_history(body)
             self._answer(200, {})
+
+    def do_PUT(self) -> None:
+        name = unquote(self.path.removeprefix("/upload/"))
+        self.server.files[name] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, {})
 
     def _keep_history(self, body: dict[str, Any]) -> None:
         part = body.get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})

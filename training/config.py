@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -17,6 +17,7 @@ from shard_tools.storage.base import StoreConfig
 from training.model import ModelConfig
 
 Preset = Literal["demo", "seed", "full"]
+Tracker = Literal["wandb", "tensorboard", "none"]
 _NEEDLES = 0.5  # share of the backgrounds that get a needle
 
 
@@ -77,9 +78,10 @@ class TrainConfig:
     """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
     compile: bool = False
     """Compile the model with torch.compile; pays off after some minutes."""
-    tracker: Literal["wandb", "none"] = "wandb"
-    """wandb: Weights & Biases, online when logged in, else into the run folder, also when the server does not
-    answer within WANDB_INIT_TIMEOUT seconds (6). none: nothing but the run folder."""
+    tracker: tuple[Tracker, ...] = ("wandb",)
+    """Where figures, pictures and the best candidates go besides the run folder; one name or several. wandb: Weights &
+    Biases, online when logged in, else into the run folder, also when the server does not answer within
+    WANDB_INIT_TIMEOUT seconds (6). tensorboard: event files in run-dir/tensorboard. none: nowhere."""
     report: bool = True
     """Write report.html at the end: curves, judgements and galleries on one page, in some seconds."""
     checkpoint_every: int = 0
@@ -95,6 +97,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", listed(self.shards))
         object.__setattr__(self, "backgrounds", listed(self.backgrounds))
+        object.__setattr__(self, "tracker", listed(self.tracker))
+        self._check_trackers()
         self._settle_needles()
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
@@ -116,6 +120,14 @@ class TrainConfig:
             )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: expected 0 to below 1")
+
+    def _check_trackers(self) -> None:
+        names = self.tracker
+        wrong = set(names) - set(get_args(Tracker)) or len(set(names)) < max(len(names), 1)
+        if wrong or ("none" in names and len(names) > 1):
+            raise InputError(
+                f"--tracker {' '.join(names)}: expected none alone, or each of wandb and tensorboard at most once"
+            )
 
     def _settle_needles(self) -> None:
         """Check the options of --backgrounds, and set its default of --needles."""
@@ -150,15 +162,16 @@ _FREE_FIELDS = (
 _OF_BACKGROUNDS = ("needles", "signal_snr_min", "signal_snr_max", "permute_panels")
 
 
-def listed(shards: Any) -> Any:
-    """One folder or URL as a tuple of one; anything else unchanged."""
-    return (str(shards),) if isinstance(shards, str | Path) else shards
+def listed(value: Any) -> Any:
+    """One folder, URL or name as a tuple of one; anything else unchanged."""
+    return (str(value),) if isinstance(value, str | Path) else value
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as plain JSON values; a single data set is a string, as in older runs."""
+    """A configuration as plain JSON values; a single data set or tracker is a string, as in older runs."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    plain["shards"] = plain["shards"][0] if len(plain["shards"]) == 1 else plain["shards"]
+    for name in ("shards", "tracker"):
+        plain[name] = plain[name][0] if len(plain[name]) == 1 else plain[name]
     if not config.backgrounds:
         # As in runs of before there were backgrounds, which can be resumed.
         del plain["backgrounds"]

@@ -89,7 +89,7 @@ def check_architecture(build: TorchBuild) -> None:
 def explain(build: TorchBuild, gpu: Gpu) -> str:
     """Why torch can use no GPU, and what to do about it."""
     if build.cuda is None:
-        return f"it was built without CUDA; install a torch with CUDA ({_INSTALL})"
+        return f"it was built without CUDA; install a torch with CUDA (make install CUDA=13 or CUDA=12; {_INSTALL})"
     needed, driver = _OLDEST_DRIVER.get(build.cuda_major), gpu.driver_major
     if needed is None or driver is None or driver >= needed:
         return (
@@ -104,8 +104,8 @@ def _older_cuda(build: TorchBuild, driver: int) -> str:
     if build.cuda_major <= 12 or driver < _OLDEST_DRIVER[12]:
         return ""
     return (
-        f", or install a torch for CUDA 12, which needs driver {_OLDEST_DRIVER[12]} or newer ({_INSTALL}), with "
-        "nvidia-dali-cuda120 in place of nvidia-dali-cuda130"
+        f", or install torch and DALI for CUDA 12, which needs driver {_OLDEST_DRIVER[12]} or newer: make install "
+        "CUDA=12, or pip install -r requirements-cuda12.txt"
     )
 
 

@@ -21,7 +21,8 @@ from shard_tools.manifest import Manifest
 from shard_tools.progress import progress
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model, pick_precision
-from training.weights import fill_model, load_weights
+from training.other_weights import load_other_weights
+from training.weights import fill_model, is_ours, load_weights
 
 BATCH_SIZE = 64
 """Cadences of one rank in one forward pass, unless infer.py is told otherwise."""
@@ -86,7 +87,7 @@ def load_model(weights: str | Path, device: torch.device | str | None = None) ->
         with open_loader("shards", split="test", canvas=canvas, batch_size=64) as loader:
             table = predict(model, loader)
     """
-    trained, _ = _read_trained(Path(weights))
+    trained, _ = read_trained(Path(weights))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return trained.model.to(device).eval(), trained.canvas
@@ -136,17 +137,34 @@ class Trained:
     canvas: CanvasConfig
     views: tuple[str, ...]
     about: dict[str, Any]
+    """What the file says of its training; empty where another program wrote it."""
 
 
-def load_trained(path: Path, manifest: Manifest, tta: bool) -> Trained:
-    """A model with the weights of a file, on the CPU. Raises InputError where it could not score this data set."""
-    trained, shape = _read_trained(path)
-    if shape != manifest.shape:
-        raise InputError(f"{path}: trained on snippets of shape {shape}; {manifest.root} holds {manifest.shape}")
+@dataclass(frozen=True)
+class OtherModel:
+    """What weights of another program do not say of themselves."""
+
+    name: str
+    """A timm model."""
+    canvas: CanvasConfig
+
+
+def load_trained(path: Path, manifest: Manifest, tta: bool, other: OtherModel | None = None) -> Trained:
+    """A model with the weights of a file, on the CPU; `other` describes the model where another program wrote the file.
+
+    Raises InputError where it could not score this data set.
+    """
+    if other is not None and not is_ours(path):
+        other.canvas.plane_shape(manifest.shape)
+        trained = Trained(load_other_weights(path, other.name, other.canvas), other.canvas, other.canvas.views, {})
+    else:
+        trained, shape = read_trained(path)
+        if shape != manifest.shape:
+            raise InputError(f"{path}: trained on snippets of shape {shape}; {manifest.root} holds {manifest.shape}")
     return trained if tta else replace(trained, views=trained.views[:1])
 
 
-def _read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
+def read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
     """A model with the weights of a file, on the CPU, with all its views; and the shape of its training snippets."""
     state, about = load_weights(path)
     try:

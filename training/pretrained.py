@@ -89,8 +89,11 @@ def is_reachable(url: str) -> bool:
     return True
 
 
-def read_state(path: str) -> dict[str, Tensor]:
-    """The tensors of a file of weights, ours or anyone's, by name. Raises InputError where it holds none."""
+def read_state(path: str, option: str = "--pretrained") -> dict[str, Tensor]:
+    """The tensors of a file of weights, ours or anyone's, by name.
+
+    Raises InputError naming the option of the command line where it holds none. No code of the file is run.
+    """
     if is_ours(Path(path)):
         return load_weights(Path(path))[0]
     try:
@@ -99,13 +102,13 @@ def read_state(path: str) -> dict[str, Tensor]:
         held = timm.models.load_state_dict(path, weights_only=True)
     except (RuntimeError, SafetensorError, ValueError, OSError, EOFError, UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--pretrained {path}: not a file of weights that can be read safely ({reason})") from None
+        raise InputError(f"{option} {path}: not a file of weights that can be read safely ({reason})") from None
     within = [_tensors(value) for value in held.values() if isinstance(value, Mapping) and _tensors(value)]
     if tensors := _tensors(held):
         return tensors
     if len(within) == 1:
         return within[0]
-    raise InputError(f"--pretrained {path}: holds {len(within)} sets of weights, expected one; keys: {some([*held])}")
+    raise InputError(f"{option} {path}: holds {len(within)} sets of weights, expected one; keys: {some([*held])}")
 
 
 def _tensors(held: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -151,14 +154,11 @@ def _adapt(model: nn.Module, state: dict[str, Tensor], channels: int, where: str
     """Let timm convert `state` to the model's form and load it; return the names that were not used."""
     configuration = dict(cast(Any, model).pretrained_cfg)
     name = configuration["architecture"]
-    classifiers = configuration.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    module = sys.modules[type(model).__module__]
-    adapt = next((getattr(module, name) for name in _FILTERS if hasattr(module, name)), None)
+    classifiers = head_names(model)
     found: list[Any] = []
     hook = cast(Any, model).register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
     try:
-        given = adapt(dict(state), model) if adapt else dict(state)
+        given = to_own_form(model, state)
         configuration |= {"state_dict": dict(given), "custom_load": False}
         configuration |= _shape_of_source(model, configuration, given, channels, classifiers)
         timm.models.load_pretrained(model, configuration, num_classes=1, in_chans=channels, strict=False)
@@ -177,6 +177,20 @@ def _adapt(model: nn.Module, state: dict[str, Tensor], channels: int, where: str
     kept = {id(value) for value in given.values()}
     dropped = {name for name, value in state.items() if name not in given and id(value) not in kept}
     return sorted({*dropped, *found[0].unexpected_keys, *(head & given.keys() & set(found[0].missing_keys))})
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of a timm model's classifiers, mostly one."""
+    names = cast(Any, model).pretrained_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def to_own_form(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an older timm, of other programs or sizes in a timm model's own form, by timm's own function."""
+    module = sys.modules[type(model).__module__]
+    adapt = next((getattr(module, name) for name in _FILTERS if hasattr(module, name)), None)
+    given: dict[str, Tensor] = adapt(dict(state), model) if adapt else dict(state)
+    return given
 
 
 def _shape_of_source(

@@ -1,6 +1,7 @@
-"""Weights & Biases, through Accelerate: online when logged in, else into the run folder, or not at all.
+"""The trackers of a training, and the one of them for Weights & Biases, through Accelerate.
 
-The training does not depend on it: no network, no key, a wrong key or a hanging server costs seconds, and a warning.
+W&B is online when logged in, else it writes into the run folder, or does nothing. The training does not depend on it:
+no network, no key, a wrong key or a hanging server costs seconds, and a warning.
 """
 
 import atexit
@@ -10,14 +11,17 @@ import os
 import re
 import textwrap
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import Accelerator
 from accelerate.tracking import WandBTracker
+from PIL.Image import Image
 
 from shard_tools.atomic_files import write_whole
-from training.config import TrainConfig
+from training.config import TrainConfig, to_dict
+from training.tensorboard_tracker import OptionalTensorBoard
 
 _PROJECT = "needlestream"
 # Defaults for wandb's environment variables. Without them it waits 90 s for a server at the start, for ever at the end,
@@ -32,14 +36,27 @@ _ENVIRONMENT = {
 _log = logging.getLogger(__name__)
 
 
-def start_tracker(config: TrainConfig) -> dict[str, Any]:
-    """Accelerator's options for the tracker that a configuration asks for."""
-    if config.tracker == "none":
-        return {}
-    if importlib.util.find_spec("wandb") is None:
-        _log.warning("wandb is not installed: no tracker; metrics.jsonl in %s has the same numbers", config.run_dir)
-        return {}
-    return {"log_with": OptionalWandB(config.run_dir)}
+def build_trackers(config: TrainConfig) -> dict[str, Any]:
+    """Accelerator's options for the trackers that a configuration asks for; one that is not installed is left out."""
+    kinds: dict[str, type[OptionalWandB] | type[OptionalTensorBoard]] = {
+        "wandb": OptionalWandB,
+        "tensorboard": OptionalTensorBoard,
+    }
+    wanted = [name for name in config.tracker if name != "none"]
+    for name in (missing := [name for name in wanted if importlib.util.find_spec(name) is None]):
+        _log.warning(
+            "%s is not installed: no such tracker; metrics.jsonl in %s has the same numbers", name, config.run_dir
+        )
+    trackers = [kinds[name](config.run_dir) for name in wanted if name not in missing]
+    return {"log_with": trackers} if trackers else {}
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
+    """Start the trackers of a run that begins, or goes on, after `step`."""
+    for tracker in accelerator.log_with:
+        if isinstance(tracker, OptionalTensorBoard):
+            tracker.start_after(step)
+    accelerator.init_trackers(_PROJECT, to_dict(config))
 
 
 class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no types
@@ -69,6 +86,21 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
     def log(self, values: dict[str, Any], step: int | None = None, **words: Any) -> None:
         """Hand numbers of a step to wandb, which sends them in the background."""
         self._try(lambda: self.run.log(values, step=step, **words))
+
+    def log_images(self, values: dict[str, Sequence[Image]], step: int | None = None, **words: Any) -> None:
+        """Hand pictures to wandb."""
+        log_images = super().log_images
+        self._try(lambda: log_images(values, step=step, **words))
+
+    def log_table(self, name: str, columns: Sequence[str], data: Sequence[Sequence[Any]], step: int) -> None:
+        """Hand a table to wandb; its cells may be pictures."""
+        self._try(lambda: self._log_table(name, columns, data, step))
+
+    def _log_table(self, name: str, columns: Sequence[str], data: Sequence[Sequence[Any]], step: int) -> None:
+        import wandb
+
+        cells: list[Any] = [[wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row] for row in data]
+        self.run.log({name: wandb.Table(columns=list(columns), data=cells)}, step=step)
 
     def finish(self) -> None:
         """Send what is left, and end wandb; does nothing the second time."""

@@ -18,6 +18,7 @@ from shard_tools.errors import InputError
 _METADATA, _SHA256 = "needlestream", "sha256"
 _LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 _NAMED = 6  # tensors that a message names
+_OTHERS = "; for weights of another program give infer.py its --model, --canvas, --height and --width too"
 
 
 def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -51,10 +52,12 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: no such weights; train.py writes best.safetensors into its run folder") from None
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path}: unreadable, or not a safetensors file ({error}); expected train.py's best.safetensors"
+            f"{path}: unreadable, or not a safetensors file ({error}); expected train.py's best.safetensors{_OTHERS}"
         ) from None
     except (KeyError, ValueError):
-        raise InputError(f"{path}: does not say what it was trained on; expected train.py's best.safetensors") from None
+        raise InputError(
+            f"{path}: does not say what it was trained on; expected train.py's best.safetensors{_OTHERS}"
+        ) from None
 
 
 def is_ours(path: Path) -> bool:
