@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
@@ -32,7 +31,7 @@ from training.candidates import (
 from training.float32_linear import Float32Linear
 from training.paths import PATH_PLANES, path_shape
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
-from training.weights import fill_model
+from training.weights import SHIPPED, fill_model, find_weights
 from training.window_network import convnext_window
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
@@ -58,7 +57,8 @@ class ModelConfig:
     """Name of a timm model, or swin_nano, swin_pico or convnext_window."""
     pretrained: str = "none"
     """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
-    Anything else: a file of weights (.safetensors, .pth) for this model."""
+    needlestream: the weights that come with the program, for preset demo. Anything else: a file of weights
+    (.safetensors, .pth) for this model."""
     stem: Literal["none", "sums", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
     most (training/candidates.py): sums at the de-Doppler sums around each, candidates at the cadence along each, turned
@@ -71,8 +71,16 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
             raise InputError(f"--drop-path {self.drop_path}: expected 0 to below 1")
-        if self.pretrained not in ("hub", "none") and not Path(self.pretrained).is_file():
-            raise InputError(f"--pretrained {self.pretrained}: no such file; expected hub, none or a weights file")
+        weights = find_weights(self.pretrained)
+        if self.pretrained not in ("hub", "none") and not weights.is_file():
+            raise InputError(
+                f"--pretrained {self.pretrained}: no such file; expected hub, none, needlestream or a weights file"
+            )
+        if weights == SHIPPED and (self.model, self.stem) != (convnext_window.__name__, "sums"):
+            raise InputError(
+                f"--pretrained {self.pretrained}: these weights are those of preset demo (--model convnext_window "
+                f"--stem sums), and not of --model {self.model} --stem {self.stem}"
+            )
         if not 1 <= self.candidates <= 64:
             raise InputError(f"--candidates {self.candidates}: expected 1 to 64")
 
@@ -113,7 +121,7 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
 
 def _build_search_model(config: ModelConfig, name: str, options: dict[str, Any], size: tuple[int, int]) -> nn.Module:
     """A network behind a search; `name` and `options` are those of timm's model in it, `size` is the canvas's."""
-    path = config.pretrained
+    path = config.pretrained if config.pretrained in ("none", "hub") else str(find_weights(config.pretrained))
     state = {} if path in ("none", "hub") else read_state(path)
     # Whether the weights are a whole model's, with the stem, and not just a backbone's.
     ours = any(name.split(".")[-1] == "control_share" for name in state)
