@@ -1,4 +1,4 @@
-"""Command line: python -m shard_tools simulate / fingerprint / pack / import / verify / info."""
+"""Command line: python -m shard_tools simulate / simulate-observation / fingerprint / pack / ingest / import / ..."""
 
 import sys
 from dataclasses import dataclass, field
@@ -13,6 +13,10 @@ from shard_tools.import_webdataset import ImportConfig, import_webdataset
 from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.manifest_writer import SKIPPED
+from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
+from shard_tools.observation.tables import read_observations
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 from shard_tools.storage.base import StoreConfig
@@ -45,8 +49,10 @@ class InfoConfig:
 
 Command = (
     Annotated[SimulateConfig, tyro.conf.subcommand("simulate")]
+    | Annotated[SimulateObservationConfig, tyro.conf.subcommand("simulate-observation")]
     | Annotated[FingerprintConfig, tyro.conf.subcommand("fingerprint")]
     | Annotated[PackConfig, tyro.conf.subcommand("pack")]
+    | Annotated[IngestConfig, tyro.conf.subcommand("ingest")]
     | Annotated[ImportConfig, tyro.conf.subcommand("import")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InfoConfig, tyro.conf.subcommand("info")]
@@ -59,10 +65,14 @@ def main() -> int:
     match command:
         case SimulateConfig():
             simulate(command)
+        case SimulateObservationConfig():
+            simulate_observation(command)
         case FingerprintConfig():
             _print_groups(fingerprint(command), command)
         case PackConfig():
             _print_packed(pack(command))
+        case IngestConfig():
+            _print_packed(ingest(command))
         case ImportConfig():
             _print_packed(import_webdataset(command))
         case VerifyConfig():
@@ -112,6 +122,8 @@ def _print_info(manifest: Manifest, trivial: int) -> None:
     gigabytes = sum(shard.bytes for shard in manifest.shards) / 1e9
     print(f"{manifest.root}: {len(manifest):,} cadences in {len(manifest.shards)} shards, {gigabytes:.2f} GB")
     print(f"snippets: {panels} panels x {time_bins} time bins x {channels} frequency channels, float16")
+    if observations := read_observations(manifest.data_sets[0]):
+        print(f"observed: {observations.describe(channels)}")
     for split in SPLITS:
         counts = manifest.splits[split]
         print(f"{split}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items()))

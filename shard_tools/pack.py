@@ -1,44 +1,36 @@
 """Pack records into shards: tars, indexes and the manifest; in parallel, resumable, each file whole or absent."""
 
+import functools
 import hashlib
-import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shard_tools.atomic_files import file_sha256, write_whole
+from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import check_time_bins, npy_header
-from shard_tools.conversions import Conversions, report_conversions
+from shard_tools.conversions import report_conversions
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
 from shard_tools.locks import folder_lock
-from shard_tools.manifest import (
-    MANIFEST,
-    TAR_BLOCK,
-    Manifest,
-    Shard,
-    read_manifest,
-)
-from shard_tools.manifest_writer import NO_FILE, TABLES, DataSet, write_tables
+from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
+from shard_tools.manifest_writer import NO_FILE, DataSet, write_tables
 from shard_tools.progress import progress
-from shard_tools.snippet_files import clutter_kind
-from shard_tools.sources import SOURCES, digest_sources, find_changed, find_unsure, renew_sources, write_sources
+from shard_tools.sources import digest_sources, find_changed, find_unsure, renew_sources, write_sources
 from shard_tools.storage.address import check_url, is_remote, local_folder
 from shard_tools.storage.base import StoreConfig
 from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_shard
+from shard_tools.unfinished import BESIDE, WORK, check_out_folder, clear_leftovers, finish_shard
 
 if TYPE_CHECKING:
     from shard_tools.storage.upload import Upload
 
-_BESIDE = (*TABLES, SOURCES)  # files beside the manifest and the shards
-_WORK = ".pack"  # inside the output folder: the lock, and a note for every finished shard
 _log = logging.getLogger(__name__)
 
 
@@ -104,17 +96,17 @@ def pack(config: PackConfig) -> Manifest:
     plans = plan_shards(catalog.records, making.shape, config.shard_mb * 10**6)
     made = _describe(config, catalog)
     config.folder.mkdir(parents=True, exist_ok=True)
-    _check_out_folder(config.folder)
+    check_out_folder(config.folder)
     upload = _open_upload(config)
     if _is_packed(config, upload):
         return _already_packed(config, made, plans, making, upload)
-    (config.folder / _WORK).mkdir(exist_ok=True)
-    with folder_lock(config.folder / _WORK, "lock"):
+    (config.folder / WORK).mkdir(exist_ok=True)
+    with folder_lock(config.folder / WORK, "lock"):
         if _is_packed(config, upload):  # another process finished it since the look above
             return _already_packed(config, made, plans, making, upload)
-        _clear_leftovers(config.folder, plans)
+        clear_leftovers(config.folder, {plan.name for plan in plans})
         if upload:
-            upload.clear({plan.name for plan in plans}, _BESIDE)
+            upload.clear({plan.name for plan in plans}, BESIDE)
         packed, digests = _pack_shards(config, plans, making, upload)
         report_conversions(shard.conversions for shard in packed)
         quarantined = [line for shard in packed for line in shard.quarantined]
@@ -125,10 +117,10 @@ def pack(config: PackConfig) -> Manifest:
         write_tables(config.input, config.folder, data)
         write_sources(config.folder, file_sha256(config.folder / MANIFEST), digests)
         if upload:
-            upload.finish(config.folder, _BESIDE)
-        shutil.rmtree(config.folder / _WORK)
+            upload.finish(config.folder, BESIDE)
+        shutil.rmtree(config.folder / WORK)
     if upload:
-        upload.remove_staging(config.folder, _WORK)
+        upload.remove_staging(config.folder, WORK)
     return read_manifest(config.out)
 
 
@@ -185,24 +177,6 @@ def _plan_making(config: PackConfig, records: Sequence[Record]) -> Making:
     return Making((panels, time_bins // config.time_bin, channels), config.time_bin, cast, quarantine)
 
 
-def _check_out_folder(out: Path) -> None:
-    """Refuse a folder that holds something other than a pack."""
-    paths = list(out.iterdir())
-    names = sorted(path.name for path in paths if clutter_kind(path.name, path.is_dir()) is None)
-    if names and not {out / MANIFEST, out / _WORK} & set(paths):
-        raise InputError(f"{out}: holds something else ({names[0]}); expected an empty folder or an unfinished pack")
-
-
-def _clear_leftovers(out: Path, plans: Sequence[ShardPlan]) -> None:
-    """Remove what an interrupted run with other options, or a killed one, left behind."""
-    planned = {plan.name for plan in plans}
-    for path in [*out.glob("*.tar"), *out.glob("*.idx"), *out.rglob(".*.tmp")]:
-        if path.with_suffix(".tar").name not in planned:
-            path.unlink()
-    for name in _BESIDE:
-        (out / name).unlink(missing_ok=True)
-
-
 def _already_packed(
     config: PackConfig, made: dict[str, Any], plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
 ) -> Manifest:
@@ -218,9 +192,9 @@ def _already_packed(
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
     if unsure:
         renew_sources(manifest, plans)
-    shutil.rmtree(config.folder / _WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
+    shutil.rmtree(config.folder / WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
     if upload:
-        upload.remove_staging(config.folder, _WORK)
+        upload.remove_staging(config.folder, WORK)
     _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
     return manifest
 
@@ -249,35 +223,10 @@ def _pack_shard(
     config: PackConfig, plan: ShardPlan, making: Making, upload: "Upload | None"
 ) -> tuple[PackedShard, str]:
     """Write a shard, unless an earlier run finished it and its bytes still match; also return its sources' digest."""
-    path = config.folder / plan.name
-    note = config.folder / _WORK / f"{plan.name}.json"
     sources = digest_sources(plan.records)  # before reading: a change during it is noticed next time
     inputs = _inputs_digest(plan, making, sources)
-    kept = _read_note(note, inputs)
-    index = path.with_suffix(".idx")
-    if kept and upload and upload.holds(kept.shard.name, kept.shard.bytes):
-        return kept, sources
-    if kept and not upload and path.is_file() and index.is_file():
-        found = file_sha256(path), file_sha256(index)
-        if found == (kept.shard.sha256, kept.shard.index_sha256):
-            return kept, sources
-    packed = write_shard(plan.records, path, making)
-    if upload:
-        upload.send_shard(path)
-    write_whole(note, json.dumps({"inputs": inputs, **asdict(packed)}))
-    return packed, sources
-
-
-def _read_note(note: Path, inputs: str) -> PackedShard | None:
-    """The note of a shard that an earlier run finished from the same inputs; None where there is none."""
-    try:
-        content = json.loads(note.read_bytes())
-        if content["inputs"] == inputs:
-            shard, conversions = Shard(**content["shard"]), Conversions(**content["conversions"])
-            return PackedShard(shard, content["places"], content["quarantined"], conversions)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # A note damaged by a power cut is ignored: the shard is written again.
-    return None
+    write = functools.partial(write_shard, plan.records, making=making)
+    return finish_shard(config.folder, plan.name, inputs, write, upload), sources
 
 
 def _inputs_digest(plan: ShardPlan, making: Making, sources: str) -> str:

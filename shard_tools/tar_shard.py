@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,6 +48,50 @@ class PackedShard:
     quarantined: list[list[str]]
     """[key, split, reason] of every snippet left out."""
     conversions: Conversions = field(default_factory=Conversions)
+    about: dict[str, Any] = field(default_factory=dict)
+    """What else is known of its samples, in types that JSON keeps."""
+
+
+class SnippetTar:
+    """A shard's tar while it is written, with the places of its samples and the lines of its index."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._writer = TarWriter(file)
+        self.places: list[list[Any]] = []
+        """[key, offset, size] of every sample."""
+        self._index_lines: list[str] = []
+
+    def add(self, key: str, data: bytes, target: int = UNKNOWN_TARGET) -> None:
+        """Append a sample: its npy file, and its label where it is known."""
+        offset = self._writer.add(f"{key}.npy", data)
+        self.places.append([key, offset, len(data)])
+        line = f"npy {offset} {len(data)} {key}.npy"
+        if target != UNKNOWN_TARGET:
+            label = str(target).encode()
+            line += f" cls {self._writer.add(f'{key}.cls', label)} {len(label)} {key}.cls"
+        self._index_lines.append(line)
+
+    def close(self, name: str) -> tuple[Shard, str]:
+        """End the tar; return the shard `name`, and the text of its index."""
+        size = self._writer.close()
+        # DALI's own index format, so that its readers.webdataset takes the shards too.
+        index = "\n".join([f"v1.2 {len(self._index_lines)}", *self._index_lines]) + "\n"
+        index_sha256 = hashlib.sha256(index.encode()).hexdigest()
+        return Shard(name, size, self._writer.sha256, index_sha256, len(self.places)), index
+
+
+def write_members(members: Iterable[tuple[str, bytes]], path: Path, about: dict[str, Any]) -> PackedShard:
+    """Write `path` and its index from keys and npy files without labels, each whole or not at all.
+
+    `about` goes into what is returned, as it is after the last member: the maker of the members may fill it.
+    """
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        tar = SnippetTar(file)
+        for key, data in members:
+            tar.add(key, data)
+        shard, index = tar.close(path.name)
+    write_whole(path.with_suffix(".idx"), index)
+    return PackedShard(shard, tar.places, [], about=about)
 
 
 def write_shard(records: Sequence[Record], path: Path, making: Making) -> PackedShard:
@@ -69,11 +113,9 @@ def hash_shard(records: Sequence[Record], name: str, making: Making) -> PackedSh
 
 def _fill(records: Sequence[Record], file: BinaryIO, name: str, making: Making) -> tuple[PackedShard, str]:
     """Write a tar of the records; return what it holds, and the text of its index."""
-    places: list[list[Any]] = []
     quarantined: list[list[str]] = []
-    index_lines: list[str] = []
     conversions = Conversions()
-    writer = TarWriter(file)
+    tar = SnippetTar(file)
     for record in records:
         try:
             data = member_bytes(record, making, conversions)
@@ -83,19 +125,9 @@ def _fill(records: Sequence[Record], file: BinaryIO, name: str, making: Making) 
             # Without the path, so that the same input packs to the same bytes from another place.
             quarantined.append([record.key, record.split, str(error).removeprefix(f"{record.path}: ")])
             continue
-        offset = writer.add(f"{record.key}.npy", data)
-        places.append([record.key, offset, len(data)])
-        line = f"npy {offset} {len(data)} {record.key}.npy"
-        if record.target != UNKNOWN_TARGET:
-            label = str(record.target).encode()
-            line += f" cls {writer.add(f'{record.key}.cls', label)} {len(label)} {record.key}.cls"
-        index_lines.append(line)
-    size = writer.close()
-    # DALI's own index format, so that its readers.webdataset takes the shards too.
-    index = "\n".join([f"v1.2 {len(index_lines)}", *index_lines]) + "\n"
-    index_sha256 = hashlib.sha256(index.encode()).hexdigest()
-    shard = Shard(name, size, writer.sha256, index_sha256, len(places))
-    return PackedShard(shard, places, quarantined, conversions), index
+        tar.add(record.key, data, record.target)
+    shard, index = tar.close(name)
+    return PackedShard(shard, tar.places, quarantined, conversions), index
 
 
 class TarWriter:

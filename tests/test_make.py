@@ -82,7 +82,9 @@ def test_help_names_every_target_and_fits_a_terminal() -> None:
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("script", ["train.py", "infer.py", "shard_tools simulate", "shard_tools pack"])
+@pytest.mark.parametrize(
+    "script", ["train.py", "infer.py", "shard_tools simulate", "shard_tools pack", "shard_tools ingest"]
+)
 def test_every_option_is_explained_with_its_default(script: str) -> None:
     words = ["-m", *script.split()] if script.startswith("shard_tools") else [script]
     done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,0 +1,189 @@
+"""Which snippets are cut from a cadence: how wide, how far apart, and in which shard. Decided from headers alone.
+
+A column is a frequency channel of a snippet: `channel_bin` neighbouring channels of the file, summed.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.cadence import KAGGLE_SHAPE, PANELS
+from shard_tools.errors import InputError
+from shard_tools.observation.agreement import Cadence
+
+FINE_COLUMNS, FINE_CHANNEL_BIN = 1024, 8
+MID_TIME_BINS, MID_COLUMNS = KAGGLE_SHAPE[1:]
+# Of a band whose coarse channels are not known: the bandpass is fitted piece by piece.
+PIECE_COLUMNS = 1 << 17
+_MOST_OVERLAP = 0.75  # of a snippet: with more, each channel would be in ever more snippets
+_MAX_SOURCE = 40  # letters of a source's name in a key
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """What of the command line decides the cuts."""
+
+    channel_bin: int | None
+    """Channels of the file in one of a snippet; None: by the product."""
+    max_drift_hz_s: float
+    exclude_mhz: tuple[tuple[float, float], ...] = ()
+    """(lowest, highest) of each range that is blanked."""
+    feed: int = 0
+
+
+@dataclass(frozen=True)
+class CutPlan:
+    """The cuts of one cadence."""
+
+    cadence: Cadence
+    channel_bin: int
+    time_bins: int
+    columns: int
+    """Of one snippet."""
+    overlap: int
+    """Columns that neighbouring snippets share: the steepest drift crosses so many."""
+    borders: npt.NDArray[np.int64]
+    """First column of each coarse channel, or piece, and the end of the last."""
+    starts: npt.NDArray[np.int64]
+    """First column of each snippet."""
+    exclude_mhz: tuple[tuple[float, float], ...]
+    feed: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(P, T, F) of a snippet."""
+        return PANELS, self.time_bins, self.columns
+
+    @property
+    def column_width_hz(self) -> float:
+        """Width of a column."""
+        return self.channel_bin * self.cadence.first.channel_width_hz
+
+    def column_mhz(self, column: float) -> float:
+        """Centre of a column, counted from the lowest of the band."""
+        header = self.cadence.first
+        return header.lowest_mhz + (column * self.channel_bin + (self.channel_bin - 1) / 2) * abs(header.foff_mhz)
+
+    def key(self, cut: int) -> str:
+        """The key of a snippet: source, tstart (MJD) of the first file, lowest frequency (MHz), first channel x bin.
+
+        Keys of one cadence sort by frequency. They differ between bands and channel bins of one observation.
+        """
+        header, start = self.cadence.first, int(self.starts[cut])
+        source = re.sub("[^A-Za-z0-9]+", "_", header.source)[:_MAX_SOURCE].strip("_") or "unknown"
+        mjd, mhz = f"{header.start_mjd:013.6f}", f"{self.column_mhz(start):013.6f}"
+        return f"{source}-{mjd}-{mhz}-{start * self.channel_bin:09d}x{self.channel_bin}".replace(".", "_")
+
+
+def plan_cuts(cadence: Cadence, options: CutOptions) -> CutPlan:
+    """Plan the cuts of a cadence. Raises InputError naming the option, where none are possible."""
+    header = cadence.first
+    channel_bin = options.channel_bin or (FINE_CHANNEL_BIN if header.is_fine else 1)
+    borders = _find_borders(cadence, channel_bin)
+    columns = FINE_COLUMNS if header.is_fine else MID_COLUMNS
+    time_bins = cadence.spectra if header.is_fine else min(cadence.spectra, MID_TIME_BINS)
+    width = channel_bin * header.channel_width_hz
+    overlap = _find_overlap(cadence, options.max_drift_hz_s, width, columns)
+    band = int(borders[-1])
+    if band < columns:
+        raise InputError(
+            f"{header.path}: {header.layout.channels} channels are {band} of a snippet's {columns} with --channel-bin "
+            f"{channel_bin}; give a smaller --channel-bin, or a file with more channels"
+        )
+    # The last one ends where the band does.
+    starts = np.minimum(np.arange(0, band - overlap, columns - overlap), band - columns)
+    plan = CutPlan(
+        cadence,
+        channel_bin,
+        time_bins,
+        columns,
+        overlap,
+        borders,
+        np.unique(starts),
+        options.exclude_mhz,
+        options.feed,
+    )
+    return _without_excluded(plan)
+
+
+def _find_borders(cadence: Cadence, channel_bin: int) -> npt.NDArray[np.int64]:
+    """First column of each coarse channel; of pieces of the band where coarse channels are not known."""
+    header = cadence.first
+    if header.nfpc:
+        if header.nfpc % channel_bin:
+            raise InputError(
+                f"--channel-bin {channel_bin}: does not divide the {header.nfpc} channels of a coarse channel of "
+                f"{header.path}; choose one that does, such as {math.gcd(header.nfpc, 64)}"
+            )
+        coarse = header.layout.channels // header.nfpc
+        return np.arange(coarse + 1) * (header.nfpc // channel_bin)
+    band = header.layout.channels // channel_bin
+    return np.append(np.arange(0, max(band, 1), PIECE_COLUMNS), band)
+
+
+def _find_overlap(cadence: Cadence, max_drift_hz_s: float, width_hz: float, columns: int) -> int:
+    """Columns that the steepest drift crosses in the cadence. Raises InputError unless they fit a snippet."""
+    crossed = max_drift_hz_s * cadence.length_s / width_hz
+    most = _MOST_OVERLAP * columns
+    if crossed > most:
+        raise InputError(
+            f"--max-drift {max_drift_hz_s:g}: crosses {crossed:.0f} channels of {width_hz:.4g} Hz in the "
+            f"{cadence.length_s:.0f} s of {cadence.first.path} and the files after it, expected at most {most:.0f} of "
+            f"{columns} in a snippet; give a smaller --max-drift or a larger --channel-bin"
+        )
+    return math.ceil(crossed)
+
+
+def _without_excluded(plan: CutPlan) -> CutPlan:
+    """Without the snippets that are excluded from end to end. Raises InputError where none is left."""
+    kept = [start for start in plan.starts.tolist() if not excluded_columns(plan, start, start + plan.columns).all()]
+    if not kept:
+        raise InputError(f"{plan.cadence.first.path}: --exclude-mhz leaves nothing of its band; give smaller ranges")
+    return CutPlan(**{**vars(plan), "starts": np.array(kept, np.int64)})
+
+
+def excluded_columns(plan: CutPlan, start: int, stop: int) -> npt.NDArray[np.bool_]:
+    """Which of the columns `start` to `stop` touch an excluded range."""
+    half = plan.column_width_hz / 2e6
+    centres = plan.column_mhz(start) + 2 * half * np.arange(stop - start)
+    excluded = np.zeros(stop - start, bool)
+    for low, high in plan.exclude_mhz:
+        excluded |= (centres + half > low) & (centres - half < high)
+    return excluded
+
+
+@dataclass(frozen=True)
+class CutShard:
+    """The snippets of one shard: neighbouring cuts of one cadence."""
+
+    name: str
+    cadence: int
+    """Number of its cadence."""
+    plan: CutPlan
+    first: int
+    last: int
+    """The cuts `first` to `last`, exclusive."""
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The columns from the start of the first cut to the end of the last."""
+        starts = self.plan.starts
+        return int(starts[self.first]), int(starts[self.last - 1]) + self.plan.columns
+
+
+def plan_cut_shards(plans: Sequence[CutPlan], per_shard: int) -> list[CutShard]:
+    """Share out the cuts of all cadences, in order, to shards of at most `per_shard` snippets of one cadence."""
+    return list(_cut_shards(plans, per_shard))
+
+
+def _cut_shards(plans: Sequence[CutPlan], per_shard: int) -> Iterator[CutShard]:
+    number = 0
+    for cadence, plan in enumerate(plans):
+        for first in range(0, len(plan.starts), per_shard):
+            last = min(first + per_shard, len(plan.starts))
+            yield CutShard(f"test-{number:06d}.tar", cadence, plan, first, last)
+            number += 1

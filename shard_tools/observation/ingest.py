@@ -1,0 +1,207 @@
+"""From the files of a telescope's cadences to shards: checked, cut, resumable, each file whole or absent."""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shard_tools.atomic_files import file_sha256
+from shard_tools.cadence import npy_header
+from shard_tools.errors import InputError
+from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
+from shard_tools.locks import folder_lock
+from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
+from shard_tools.manifest_writer import DataSet, write_tables
+from shard_tools.observation.agreement import check_cadence
+from shard_tools.observation.cut_jobs import METHOD, Job, cut_jobs, identity
+from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cut_shards, plan_cuts
+from shard_tools.observation.filterbank import check_feed
+from shard_tools.observation.header import Header
+from shard_tools.observation.header_reader import HeaderReader
+from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.lists import read_cadence_list
+from shard_tools.observation.tables import write_observation_tables
+from shard_tools.progress import progress
+from shard_tools.sources import digest_sources, find_unsure, renew_sources, write_sources
+from shard_tools.tar_shard import PackedShard, ShardPlan, padded
+from shard_tools.unfinished import WORK, check_out_folder, clear_leftovers
+
+_FOLDS = 5  # as `pack` has them: cadences without labels have none, but data sets are joined by their number
+_log = logging.getLogger(__name__)
+
+
+def ingest(config: IngestConfig) -> Manifest:
+    """Cut the cadences that `config` names into shards in `config.out` and return their manifest.
+
+    Ingesting the same files twice gives the same bytes. Raises InputError naming the file that is refused, or where the
+    output folder holds something else; finished shards stay for the next try.
+    """
+    plans, skipped = plan_ingest(config)
+    shards = plan_cut_shards(plans, _per_shard(config, plans))
+    made = _describe(config, plans)
+    config.out.mkdir(parents=True, exist_ok=True)
+    check_out_folder(config.out)
+    if (config.out / MANIFEST).is_file():
+        return _already_ingested(config, made, shards)
+    (config.out / WORK).mkdir(exist_ok=True)
+    with folder_lock(config.out / WORK, "lock"):
+        if (config.out / MANIFEST).is_file():  # another process finished it since the look above
+            return _already_ingested(config, made, shards)
+        clear_leftovers(config.out, {shard.name for shard in shards})
+        sources = {shard.name: digest_sources(_sources(shard)) for shard in shards}
+        packed = _cut_shards(config, [(shard, config.out, sources[shard.name]) for shard in shards])
+        write_observation_tables(config.out, plans, shards, packed)
+        records = [
+            Record(key, "test", UNKNOWN_TARGET, NO_FOLD, config.out) for done in packed for key, *_ in done.places
+        ]
+        write_tables(config.out, config.out, DataSet(records, packed, skipped, plans[0].shape, made))
+        write_sources(config.out, file_sha256(config.out / MANIFEST), sources)
+        shutil.rmtree(config.out / WORK)
+    return read_manifest(config.out)
+
+
+def plan_ingest(config: IngestConfig) -> tuple[list[CutPlan], list[list[str]]]:
+    """The cuts of each cadence, in the order of their keys, and [first file, split, reason] of those left out.
+
+    Raises InputError naming the file that is refused, unless refused cadences are left out.
+    """
+    plans: list[CutPlan] = []
+    skipped: list[list[str]] = []
+    with HeaderReader(config.nfpc) as reader:
+        for paths in read_cadence_list(config.cadences) if config.cadences else [config.files]:
+            with _leaving_out(config, paths[0], skipped):
+                plans.append(_plan_cadence(config, [reader.read(path) for path in paths]))
+    shapes = Counter(plan.shape for plan in plans)
+    kept: dict[str, CutPlan] = {}
+    for plan in sorted(plans, key=lambda plan: plan.key(0)):
+        with _leaving_out(config, plan.cadence.first.path, skipped):
+            _check_fits(plan, shapes.most_common(1)[0][0], kept)
+            kept[plan.key(0)] = plan
+    if not kept:
+        raise InputError(f"{config.cadences or config.files[0]}: every cadence was left out; {skipped[-1][2]}")
+    return list(kept.values()), skipped
+
+
+@contextlib.contextmanager
+def _leaving_out(config: IngestConfig, path: Path, skipped: list[list[str]]) -> Iterator[None]:
+    """Note a cadence that is refused, by its first file, where refused ones are left out; else the error is raised."""
+    try:
+        yield
+    except InputError as error:
+        if config.on_bad == "fail":
+            raise
+        _log.warning("left out: %s", error)
+        # Without the folder, so that the same files give the same bytes from another place.
+        skipped.append([path.name, "test", str(error).replace(f"{path.parent}/", "")])
+
+
+def _check_fits(plan: CutPlan, shape: tuple[int, int, int], others: Mapping[str, CutPlan]) -> None:
+    """Raise InputError where a cadence has another shape than most, or is one of those that are already there."""
+    path = plan.cadence.first.path
+    if plan.shape != shape:
+        raise InputError(
+            f"{path}: snippets of shape {plan.shape}, expected {shape} as of most cadences; ingest those of other "
+            "products or lengths into a folder of their own"
+        )
+    if other := others.get(plan.key(0)):
+        raise InputError(
+            f"{path}: the same source, time and band as {other.cadence.first.path}; give each cadence once"
+        )
+
+
+def _plan_cadence(config: IngestConfig, headers: Sequence[Header]) -> CutPlan:
+    cadence = check_cadence(headers, config.any_sources)
+    feed = check_feed(cadence.first, config.feed)
+    plan = plan_cuts(cadence, CutOptions(config.channel_bin, config.max_drift, config.excluded(), feed))
+    _say_what_is_cut(plan)
+    return plan
+
+
+def _say_what_is_cut(plan: CutPlan) -> None:
+    """Log what is planned for a cadence, and warn of what is not known of its files."""
+    first = plan.cadence.first
+    last = int(plan.borders[-1])
+    _log.info(
+        "%s, MJD %.5f: %d snippets of %d x %d, channels of %.4g Hz, %.4f to %.4f MHz",
+        *(first.source or "unnamed source", first.start_mjd, len(plan.starts), plan.time_bins, plan.columns),
+        *(plan.column_width_hz, plan.column_mhz(0), plan.column_mhz(last - 1)),
+    )
+    if not first.nfpc:
+        _log.warning(
+            "%s: %d channels are no whole number of known coarse channels, so DC spikes stay in; --nfpc gives the "
+            "number of channels in one",
+            *(first.path, first.layout.channels),
+        )
+
+
+def _per_shard(config: IngestConfig, plans: Sequence[CutPlan]) -> int:
+    """How many snippets go into one shard."""
+    panels, time_bins, columns = plans[0].shape
+    member = TAR_BLOCK + padded(len(npy_header(plans[0].shape)) + 2 * panels * time_bins * columns)
+    return max(1, config.shard_mb * 10**6 // member)
+
+
+def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
+    """How the data set is made, for the manifest; equal for equal files and options."""
+    widths, lengths = {plan.column_width_hz for plan in plans}, {plan.cadence.first.bin_length_s for plan in plans}
+    return {
+        "folds": _FOLDS,
+        "seed": 0,
+        "time_bin": 1,
+        "shard_mb": config.shard_mb,
+        "catalog_sha256": hashlib.sha256(repr([identity(plan) for plan in plans]).encode()).hexdigest(),
+        "observation": {
+            "method": METHOD,
+            # None where cadences differ: cadences.parquet has each one's.
+            "channel_width_hz": widths.pop() if len(widths) == 1 else None,
+            "bin_length_s": lengths.pop() if len(lengths) == 1 else None,
+            "max_drift_hz_s": config.max_drift,
+            "exclude_mhz": [list(each) for each in config.excluded()],
+        },
+    }
+
+
+def _sources(shard: CutShard) -> list[Record]:
+    """The six files of a shard."""
+    return [Record(str(n), "test", UNKNOWN_TARGET, NO_FOLD, path) for n, path in enumerate(shard.plan.cadence.paths)]
+
+
+def _cut_shards(config: IngestConfig, jobs: Sequence[Job]) -> list[PackedShard]:
+    """Cut shards on `config.workers` processes, unless an earlier run finished them; return them in order."""
+    done = dict(progress(cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"))
+    return [done[number] for number in range(len(jobs))]
+
+
+def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequence[CutShard]) -> Manifest:
+    """Return a finished ingest of the same files; raise InputError if it is of anything else."""
+    manifest = read_manifest(config.out)
+    records = [ShardPlan(shard.name, _sources(shard)) for shard in shards]
+    reason: str | None = "made of other files or with other options"
+    if manifest.made == made:
+        unsure = {plan.name for plan in find_unsure(manifest, records)}
+        reason = _find_changed(config, manifest, [shard for shard in shards if shard.name in unsure])
+        if unsure and not reason:
+            renew_sources(manifest, records)
+    if reason:
+        raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
+    shutil.rmtree(config.out / WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
+    _log.info("%s is already ingested; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
+    return manifest
+
+
+def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[CutShard]) -> str | None:
+    """Whether cutting some shards again gives other bytes than they have; the first whose files changed."""
+    expected = {shard.name: shard.sha256 for shard in manifest.shards}
+    with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
+        Path(folder, WORK).mkdir()
+        for shard in shards:
+            ((_, packed),) = cut_jobs(1, [(shard, Path(folder), "")])
+            Path(folder, shard.name).unlink()
+            if packed.shard.sha256 != expected.get(shard.name):
+                return f"{shard.plan.cadence.first.path} or a file after it changed since"
+    return None

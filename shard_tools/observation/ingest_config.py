@@ -1,0 +1,75 @@
+"""The options of `python -m shard_tools ingest`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from shard_tools.cores import usable_cores
+from shard_tools.errors import InputError
+from shard_tools.storage.address import REMOTE_SCHEMES
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Cut snippets from observations, six files a cadence (ON A, OFF B, A, C, A, D), and pack them into shards."""
+
+    out: Path
+    """Folder for the shards, made if it is absent. An interrupted ingest goes on where it stopped."""
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE ...")] = ()
+    """The six files of one cadence, FBH5 (.h5) or SIGPROC (.fil), in the order of the observation: A B A C A D."""
+    cadences: Path | None = None
+    """In place of FILES, a list of cadences: turboSETI's .lst (one path a line, six a cadence) or Aetherscan's .csv (a
+    column '.h5 path', and Target, Session, Band, Cadence ID and Frequency that the rows of a cadence share)."""
+    channel_bin: int | None = None
+    """Number of neighbouring channels to sum into one of a snippet. Unset: 8 of fine products (22 Hz), 1 of others.
+    With 1, slow lines stand out more: summing 8 costs a line of one channel a factor of 2.8."""
+    max_drift: float = 4.0
+    """Steepest drift rate to see whole, in Hz/s: neighbouring snippets overlap by what it crosses in the cadence."""
+    exclude_mhz: tuple[str, ...] = ()
+    """Ranges of known interference, such as 1200-1340: blanked, and left out where a snippet is nothing else."""
+    nfpc: int | None = None
+    """Fine channels per coarse channel. Unset: as the header says, or as Breakthrough Listen's products have them."""
+    feed: int | None = None
+    """Which polarisation to read, from 0, of files that hold several."""
+    any_sources: bool = False
+    """Do not check that ON files have one source and OFF files others: for schedules that name them otherwise."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """What to do with a cadence that is refused: stop, or leave it out and list it in skipped.csv."""
+    workers: int = usable_cores()
+    """Processes, each of which writes its own shard; each takes about 0.4 GB of memory."""
+    shard_mb: int = 256
+    """Size of a shard, in MB (10^6 bytes)."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (
+            ("--workers", self.workers),
+            ("--shard-mb", self.shard_mb),
+            ("--channel-bin", self.channel_bin),
+            ("--nfpc", self.nfpc),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"{flag} {value}: expected at least 1")
+        if not 0 <= self.max_drift <= 1e6:
+            raise InputError(f"--max-drift {self.max_drift}: expected 0 to 1e6 Hz/s")
+        if str(self.out).partition(":/")[0] in (*REMOTE_SCHEMES, "file"):  # Path made one / of two
+            raise InputError(f"--out {self.out}: expected a local folder; ingest into one, then copy it to the store")
+        if bool(self.files) == bool(self.cadences):
+            raise InputError("expected six files, or --cadences LIST, and not both")
+        self.excluded()
+
+    def excluded(self) -> tuple[tuple[float, float], ...]:
+        """(lowest, highest) of each range of --exclude-mhz. Raises InputError."""
+        return tuple(_to_range(text) for text in self.exclude_mhz)
+
+
+def _to_range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = 0.0, 0.0
+    if not 0 < found[0] < found[1] < float("inf"):
+        raise InputError(f"--exclude-mhz {text}: expected LOW-HIGH in MHz, such as 1200-1340")
+    return found
