@@ -213,7 +213,7 @@ class WindowModel(_SearchModel):
         seen_together = torch.stack([_put_together(lines, paths), _put_together(lines[::-1], paths[::-1])])
         compared = cast(Tensor, self.compare(seen_together)).flatten(2)  # (2, B, K)
         searched = self._searched(seen.evidence).view_as(compared)
-        for_on, for_off = torch.logsumexp(compared + searched, 2, keepdim=True)
+        for_on, for_off = torch.logsumexp(compared + searched, 2, keepdim=True).unbind()
         return for_on - self.control_share * for_off
 
     def _features(self, backbone: nn.Module, images: Tensor, describe: nn.Module, evidence: Tensor) -> Tensor:
