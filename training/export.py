@@ -64,8 +64,9 @@ def write_onnx(trained: Trained, path: Path) -> str:
         )
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(f"--out {path}: needs {' and '.join(missing)}; pip install {' '.join(missing)}")
-    for chatty in ("onnxscript", "onnx_ir"):  # a line for each node that they simplify
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # A line for each node that they simplify, and of torch 2.10 for each operator of torchvision.
+    for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     image = _example(trained, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about operators that are not used here
