@@ -437,6 +437,25 @@ def test_excluded_snippets_are_left_out_and_excluded_channels_are_blank(files: l
     assert rest.std(axis=(1, 2)) == pytest.approx(1, abs=1e-3)
 
 
+def test_coarse_channels_that_are_excluded_are_not_read(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.fil" for name in NAMES]
+    for position, path in enumerate(paths):
+        write_fil(path, power(position, channels=8 * NFPC), fields(position, nchans=8 * NFPC))
+    low = read_header(paths[0]).lowest_mhz
+    limits = [low + coarse * NFPC * CHANNEL_MHZ for coarse in (2, 6)]
+    whole, part = (
+        ingest(config(tmp_path / name, paths, exclude_mhz=ranges))
+        for name, ranges in (("whole", ()), ("part", (f"{limits[0]:.7f}-{limits[1]:.7f}",)))
+    )
+    read = set(observed(part).tables["bandpass.parquet"]["coarse_channel"].to_pylist())
+    assert read == {0, 1, 2, 5, 6, 7}
+    keys = [each.keys_of(np.arange(len(each))) for each in (whole, part)]
+    assert set(keys[1]) < set(keys[0])
+    for row, key in enumerate(keys[1]):
+        if "excluded" not in observed(part).flags[row]:
+            assert np.array_equal(all_snippets(part)[row], all_snippets(whole)[keys[0].index(key)])
+
+
 def test_values_that_are_not_finite_and_dead_channels_are_blank_and_flagged(tmp_path: Path) -> None:
     files = write_cadence(tmp_path / "files", "fil", foff=CHANNEL_MHZ)
     values = power(2).copy()
@@ -446,7 +465,8 @@ def test_values_that_are_not_finite_and_dead_channels_are_blank_and_flagged(tmp_
     found, snippets = observed(manifest), all_snippets(manifest)
     assert np.isfinite(snippets).all()
     assert snippets[0, 2, 3, 12] == snippets[0, 2, 4, 13] == 0 and (snippets[-1, 2] == 0).all()
-    assert "blanked" in found.flags[0] and "empty" in found.flags[-1] and not found.scale[-1, 2]
+    assert "blanked" in found.flags[0] and "blanked" in found.flags[-1]
+    assert "empty" in found.flags[-1] and not found.scale[-1, 2]
 
 
 @pytest.mark.parametrize("extension", ["h5", "fil"])
@@ -749,6 +769,20 @@ def test_a_simulated_observation_is_seeded_and_ingests_with_its_lines(tmp_path: 
     found = observed(read_manifest(tmp_path / "out"))
     assert found.scale == pytest.approx(1, abs=0.2)
     assert command("simulate-observation", "--out", folder).code == 1  # the folder is not empty
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nfpc": 100}, "--nfpc 100: expected a multiple of 64"),
+        ({"coarse_channels": 0}, "--coarse-channels 0: expected 1 or more"),
+        ({"snr_min": 50.0, "snr_max": 20.0}, "--snr-min 50.0 --snr-max 20.0: expected rising numbers"),
+        ({"max_drift": -1.0}, "--max-drift -1.0: expected 0 to 100 Hz/s"),
+    ],
+)
+def test_options_of_the_simulation_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(SMALL, **options)
 
 
 def test_voyagers_carrier_stands_where_it_was_observed(tmp_path: Path) -> None:

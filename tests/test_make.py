@@ -83,7 +83,12 @@ def test_help_names_every_target_and_fits_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["train.py", "infer.py", "shard_tools simulate", "shard_tools pack", "shard_tools ingest"]
+    "script",
+    [
+        "train.py",
+        "infer.py",
+        *(f"shard_tools {name}" for name in ("simulate", "simulate-observation", "pack", "ingest")),
+    ],
 )
 def test_every_option_is_explained_with_its_default(script: str) -> None:
     words = ["-m", *script.split()] if script.startswith("shard_tools") else [script]

@@ -109,31 +109,36 @@ def _flatten_panel(plan: CutPlan, panel: Float32s, borders: npt.NDArray[np.int64
 
 def read_cuts(shard: CutShard, about: dict[str, Any]) -> Iterator[Cut]:
     """Yield the snippets of a shard, in order; `about["bandpass"]` collects [coarse channel, medians by panel]."""
-    plan = shard.plan
-    low, high = shard.columns
-    first = int(np.searchsorted(plan.borders, low, "right")) - 1
-    last = int(np.searchsorted(plan.borders, high, "left"))
-    cut = shard.first
+    plan, cut = shard.plan, shard.first
     about["bandpass"] = []
     with ExitStack() as opened:
-        files = [
-            opened.enter_context(open_filterbank(path, plan.cadence.first.nfpc or None)) for path in plan.cadence.paths
-        ]
-        left, left_start = np.empty((*plan.shape[:2], 0), np.float32), int(plan.borders[first])
-        edges: dict[int, list[Float32s]] = {}
-        for piece in read_pieces(plan, files, first, last):
-            for number, medians in enumerate(piece.medians, start=piece.first):
-                about["bandpass"].append([number, [each.tolist() for each in medians]])
-                edges[number] = medians
-            left = np.concatenate([left, piece.values], axis=2)
-            while cut < shard.last and plan.starts[cut] + plan.columns <= left_start + left.shape[2]:
-                start = int(plan.starts[cut]) - left_start
-                yield _finish(plan, cut, left[:, :, start : start + plan.columns], edges)
-                cut += 1
-            if cut < shard.last:
-                # The next snippet begins here: what lies before it is done with.
-                done = min(int(plan.starts[cut]) - left_start, left.shape[2])
-                left, left_start = left[:, :, done:].copy(), left_start + done
+        nfpc = plan.cadence.first.nfpc or None
+        files = [opened.enter_context(open_filterbank(path, nfpc)) for path in plan.cadence.paths]
+        for first, last in _ranges_to_read(plan, plan.starts[shard.first : shard.last]):
+            left, left_start = np.empty((*plan.shape[:2], 0), np.float32), int(plan.borders[first])
+            edges: dict[int, list[Float32s]] = {}
+            for piece in read_pieces(plan, files, first, last):
+                for number, medians in enumerate(piece.medians, start=piece.first):
+                    about["bandpass"].append([number, [each.tolist() for each in medians]])
+                    edges[number] = medians
+                left = np.concatenate([left, piece.values], axis=2)
+                while cut < shard.last and plan.starts[cut] + plan.columns <= left_start + left.shape[2]:
+                    start = int(plan.starts[cut]) - left_start
+                    yield _finish(plan, cut, left[:, :, start : start + plan.columns], edges)
+                    cut += 1
+                if cut < shard.last:
+                    # The next snippet begins here: what lies before it is done with.
+                    done = min(int(plan.starts[cut]) - left_start, left.shape[2])
+                    left, left_start = left[:, :, done:].copy(), left_start + done
+
+
+def _ranges_to_read(plan: CutPlan, starts: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The ranges of coarse channels that some snippets lie in; what is excluded between them is not read."""
+    first = np.searchsorted(plan.borders, starts, "right") - 1
+    last = np.searchsorted(plan.borders, starts + plan.columns, "left")
+    gaps = np.flatnonzero(first[1:] > last[:-1]) + 1
+    firsts, lasts = first[[0, *gaps]].tolist(), last[[*(gaps - 1), -1]].tolist()
+    return list(zip(firsts, lasts, strict=True))
 
 
 def _finish(plan: CutPlan, cut: int, values: Float32s, medians: dict[int, list[Float32s]]) -> Cut:
