@@ -28,7 +28,7 @@ def test_they_are_of_preset_demo_and_small() -> None:
 
 def test_they_find_needles_without_training(tmp_path: Path) -> None:
     config = SimulateConfig(
-        tmp_path / "data", train=1, test=80, positive_share=0.5, snr_min=500, snr_max=3000, seed=987, workers=1
+        tmp_path / "data", train=4, test=80, positive_share=0.5, snr_min=500, snr_max=3000, seed=987, workers=1
     )
     simulate(config)
     shards = pack(PackConfig(tmp_path / "data", str(tmp_path / "shards"), folds=2, workers=1)).root
