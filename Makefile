@@ -154,7 +154,7 @@ train: $(TRAINED)
 infer: $(HERE)/submission.csv
 	@echo 'done:        $(HERE)/submission.csv'
 	@ls $(HERE)/report.html $(HERE)/submission.report.html 2>/dev/null | sed 's/^/report:      /; s/$$/  (open it in a browser)/'
-	$(if $(IS_DEMO),@echo 'The weights that come with the program, trained for longer, on the same cadences:')
+	$(if $(IS_DEMO),@echo 'With the weights that come with the program and were trained for longer:')
 	$(if $(IS_DEMO),@$(PYTHON) infer.py --shards $(SHARDS) --weights needlestream --tta --out demo/needlestream.csv)
 
 # In several processes, each file's tests in one of them: they share what was trained or packed for that file.
