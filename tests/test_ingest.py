@@ -27,7 +27,7 @@ from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.observation import cutting
 from shard_tools.observation.agreement import Cadence, check_cadence
-from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cuts
+from shard_tools.observation.cut_plan import PIECE_COLUMNS, CutOptions, CutPlan, CutShard, plan_cuts
 from shard_tools.observation.cutting import to_power
 from shard_tools.observation.flatten import block_count, remove_dc_spikes, sum_channels, to_bandpass
 from shard_tools.observation.header import Header
@@ -243,6 +243,14 @@ def test_every_channel_is_in_a_snippet_whatever_the_band(
     headers: list[Header], channels: int, max_drift: float
 ) -> None:
     check_cover(plan_cuts(cadence_of(headers, channels, 0), CutOptions(8, max_drift)))
+
+
+@pytest.mark.parametrize("rest", [1, PIECE_COLUMNS // 2 - 1, PIECE_COLUMNS - 1])
+def test_the_end_of_a_band_of_unknown_coarse_channels_is_never_a_short_piece(headers: list[Header], rest: int) -> None:
+    plan = plan_cuts(cadence_of(headers, 2 * PIECE_COLUMNS + rest, 0), CutOptions(1, 1.0))
+    widths = np.diff(plan.borders)
+    assert plan.borders[-1] == 2 * PIECE_COLUMNS + rest and widths.min() >= PIECE_COLUMNS // 2
+    assert widths.max() < 1.6 * PIECE_COLUMNS
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from shard_tools.observation.cutting import to_members
 from shard_tools.tar_shard import PackedShard, write_members
 from shard_tools.unfinished import finish_shard
 
-METHOD = 1
+METHOD = 2
 """What is cut depends on it: raise it with every change of the values."""
 Job = tuple[CutShard, Path, str]
 """A shard to cut, the folder for it, and the digest of its sources' sizes and times."""

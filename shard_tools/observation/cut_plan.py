@@ -122,7 +122,9 @@ def _find_borders(cadence: Cadence, channel_bin: int) -> npt.NDArray[np.int64]:
         coarse = header.layout.channels // header.nfpc
         return np.arange(coarse + 1) * (header.nfpc // channel_bin)
     band = header.layout.channels // channel_bin
-    return np.append(np.arange(0, max(band, 1), PIECE_COLUMNS), band)
+    # The last piece is half to one and a half times as wide: a shorter one would be divided by its own signals.
+    pieces = max(1, round(band / PIECE_COLUMNS))
+    return np.append(np.arange(pieces) * PIECE_COLUMNS, band)
 
 
 def _find_overlap(cadence: Cadence, max_drift_hz_s: float, width_hz: float, columns: int) -> int:
