@@ -29,7 +29,7 @@ from shard_tools.observation import cutting
 from shard_tools.observation.agreement import Cadence, check_cadence
 from shard_tools.observation.cut_plan import PIECE_COLUMNS, CutOptions, CutPlan, CutShard, plan_cuts
 from shard_tools.observation.cutting import to_power
-from shard_tools.observation.flatten import block_count, remove_dc_spikes, sum_channels, to_bandpass
+from shard_tools.observation.flatten import block_count, block_medians, remove_dc_spikes, sum_channels, to_bandpass
 from shard_tools.observation.header import Header
 from shard_tools.observation.ingest import ingest, plan_ingest
 from shard_tools.observation.ingest_config import IngestConfig
@@ -286,6 +286,25 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -
         replace(config(Path("out"), [Path("A1.h5")]), **options)
 
 
+@pytest.mark.parametrize(
+    ("nfpc", "channel_bin", "words"),
+    [
+        (8, 8, "a coarse channel of 8 channels is 1 columns with --channel-bin 8, expected at least 64; .*--nfpc 512"),
+        (64, 1, None),
+        (256, 8, "is 32 columns .*--nfpc 512, several coarse channels as one, or a --channel-bin of at most 4"),
+        (512, 8, None),
+    ],
+)
+def test_coarse_channels_too_narrow_for_a_bandpass_are_refused_with_a_remedy_that_helps(
+    headers: list[Header], nfpc: int, channel_bin: int, words: str | None
+) -> None:
+    if words is None:
+        assert plan_cuts(cadence_of(headers, CHANNELS, nfpc), CutOptions(channel_bin, 1.0))
+        return
+    with pytest.raises(InputError, match=words):
+        plan_cuts(cadence_of(headers, CHANNELS, nfpc), CutOptions(channel_bin, 1.0))
+
+
 def test_keys_say_source_time_and_channel_and_differ_between_bands_and_bins(headers: list[Header]) -> None:
     odd = [replace(header, source="β Pic b / 2" if header.source == "A" else "B") for header in headers]
     plans = [
@@ -324,13 +343,20 @@ def test_a_dc_spike_is_interpolated_in_the_files_of_either_sign(sign: int) -> No
 
 def test_the_bandpass_follows_straight_lines_to_the_borders() -> None:
     assert block_count(16, (1 << 20) // 8) == 512 and block_count(273, 1024) == 128 and block_count(16, 5) == 1
-    assert 1033216 // 8 % block_count(16, 1033216 // 8) == 0
+    assert block_count(16, 8191) == 255  # which is no divisor
     medians = np.array([1, 2, 3, 5], np.float32)
     found = to_bandpass(medians, 16)
     assert found == pytest.approx(
         [0.625, 0.875, 1.125, 1.375, 1.625, 1.875, 2.125, 2.375, 2.625, 2.875, 3.25, 3.75, 4.25, 4.75, 5.25, 5.75]
     )
     assert to_bandpass(np.array([1, 9], np.float32), 8).min() == 0.5  # not below half of the median there
+
+
+@pytest.mark.parametrize("columns", [8191, 8192, 1000])
+def test_a_sloping_band_is_flattened_whatever_its_number_of_columns(columns: int) -> None:
+    slope = np.linspace(0.2, 1.8, columns).astype(np.float32)
+    medians = block_medians(np.tile(slope, (16, 1)), block_count(16, columns))
+    assert to_bandpass(medians, columns) == pytest.approx(slope, rel=0.02)
 
 
 def test_panels_are_normalised_as_the_competitions_and_noise_is_white(files: list[Path], tmp_path: Path) -> None:

@@ -44,20 +44,23 @@ def sum_channels(values: Float32s, channel_bin: int) -> Float32s:
 
 
 def block_count(time_bins: int, columns: int) -> int:
-    """Into how many equal blocks the columns of a coarse channel are divided for its bandpass."""
-    most = max(1, min(_MOST_BLOCKS, columns // max(_FEWEST_COLUMNS, _FEWEST_VALUES // time_bins)))
-    return next(count for count in range(most, 0, -1) if columns % count == 0)
+    """Into how many blocks the columns of a coarse channel are divided for its bandpass."""
+    return max(1, min(_MOST_BLOCKS, columns // max(_FEWEST_COLUMNS, _FEWEST_VALUES // time_bins)))
 
 
 def block_medians(values: Float32s, blocks: int) -> Float32s:
     """The bandpass at the middle of each block: the median over the block of the mean over time; NaN where dead.
 
-    `values` is (T, F) of one coarse channel.
+    `values` is (T, F) of one coarse channel. The blocks are of equal width, to one column.
     """
+    borders = np.arange(blocks + 1) * values.shape[1] // blocks
+    columns = borders[:-1, None] + np.arange(np.diff(borders).max())  # of each block
+    outside = columns >= borders[1:, None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of blocks that are all blanked
         spectrum = np.nanmean(values, axis=0, dtype=np.float64)
-        medians = np.nanmedian(spectrum.reshape(blocks, -1), axis=1).astype(np.float32)
+        in_blocks = np.where(outside, np.nan, spectrum[np.where(outside, 0, columns)])
+        medians = np.nanmedian(in_blocks, axis=1).astype(np.float32)
     medians[~(medians > 0)] = np.nan
     return medians
 
