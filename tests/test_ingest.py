@@ -503,6 +503,70 @@ def test_values_that_are_not_finite_and_dead_channels_are_blank_and_flagged(tmp_
     assert "empty" in found.flags[-1] and not found.scale[-1, 2]
 
 
+def with_changed_panel(folder: Path, change: Callable[[npt.NDArray[np.float32]], None]) -> list[Path]:
+    """Six files of noise, frequencies ascending, the third one changed."""
+    files = write_cadence(folder, "fil", foff=CHANNEL_MHZ)
+    values = power(2).copy()
+    change(values)
+    write_fil(files[2], values, fields(2, foff=CHANNEL_MHZ))
+    return files
+
+
+def a_spectrum_of_zeros(values: npt.NDArray[np.float32]) -> None:
+    values[5] = 0
+
+
+def some_channels_of_zeros(values: npt.NDArray[np.float32]) -> None:
+    values[:, 1003:1080] = 0
+
+
+def most_channels_of_a_block_of_zeros(values: npt.NDArray[np.float32]) -> None:
+    values[:, 1024:1224] = 0
+
+
+@pytest.mark.parametrize("change", [a_spectrum_of_zeros, some_channels_of_zeros, most_channels_of_a_block_of_zeros])
+def test_zeros_are_blanked_and_flagged_and_leave_the_rest_as_it_was(
+    tmp_path: Path, change: Callable[[npt.NDArray[np.float32]], None]
+) -> None:
+    manifest = ingest(config(tmp_path / "out", with_changed_panel(tmp_path / "files", change)))
+    found, panel = observed(manifest), all_snippets(manifest)[0, 2].astype(np.float64)
+    changed = power(2).copy()
+    change(changed)
+    zeros = (changed.reshape(SPECTRA, -1, 8) == 0).any(axis=2)[:, :1024]
+    assert "blanked" in found.flags[0].split() and (panel[zeros] == 0).all()
+    assert found.scale == pytest.approx(1, abs=0.03) and found.level == pytest.approx(0, abs=0.1)
+    assert (panel[~zeros] == 0).mean() < 0.001
+
+
+def test_a_lone_zero_of_whole_numbers_is_a_value(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.fil" for name in NAMES]
+    for position, path in enumerate(files):
+        values = (power(position) / 1e7).astype(np.uint8)
+        values[3, 700], values[:, 1000:1080] = 0, 0
+        write_fil(path, values, fields(position, nbits=8, foff=CHANNEL_MHZ))
+    blank = all_snippets(ingest(config(tmp_path / "out", files)))[0] == 0
+    assert not blank[:, 3, 87].any() and blank[:, :, 125:135].all()
+
+
+def test_live_columns_beside_a_dead_block_are_divided_by_the_nearest_live_median() -> None:
+    found = to_bandpass(np.array([1, 1, np.nan, np.nan, 3], np.float32), 20)
+    assert np.array_equal(found, [1] * 8 + [np.nan] * 8 + [3] * 4, equal_nan=True)
+    assert np.isnan(to_bandpass(np.full(3, np.nan, np.float32), 12)).all()
+
+
+@pytest.mark.parametrize("height", [1e15, 1e30, 3e38])
+def test_an_absurd_value_is_blanked_and_flagged_and_a_strong_carrier_is_kept(tmp_path: Path, height: float) -> None:
+    def change(values: npt.NDArray[np.float32]) -> None:
+        values[3, 700] = height
+        values[:, 804:812] *= 1000  # of two columns, a carrier of 1000 times the noise power
+
+    manifest = ingest(config(tmp_path / "out", with_changed_panel(tmp_path / "files", change)))
+    found, panel = observed(manifest), all_snippets(manifest)[0, 2]
+    assert "blanked" in found.flags[0].split() and panel[3, 700 // 8] == 0 and found.scale.max() < 1000
+    assert (panel[:, 100:102] > 10).all() and np.isfinite(panel).all()
+    assert ((panel == 0).sum(axis=0) > 1).sum() == 0
+
+
 @pytest.mark.parametrize("extension", ["h5", "fil"])
 def test_memory_does_not_grow_with_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
     monkeypatch.setattr(cutting, "_READ_BYTES", 1 << 20)
