@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import psutil
@@ -655,6 +656,55 @@ def test_several_cadences_of_a_list_are_one_data_set_and_bad_ones_are_left_out_i
     assert (np.diff(found.first_mhz) > 0).all() and manifest.splits["test"]["quarantined"] == 1
     assert bad[0].name in (manifest.root / "skipped.csv").read_text()
     assert "quarantined" in answer.out and "already" not in answer.err
+
+
+def damage_data(path: Path) -> None:
+    """Overwrite the middle of the file's last block of data."""
+    with h5py.File(path) as file:
+        data = file["data"].id
+        block = data.get_chunk_info(data.get_num_chunks() - 1)
+    with path.open("r+b") as raw:
+        raw.seek(block.byte_offset + block.size // 2)
+        raw.write(b"\xff" * (block.size // 4))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cadence_whose_data_are_damaged_is_left_out_whole_if_asked(tmp_path: Path, workers: int) -> None:
+    low, bad, high = (
+        write_cadence(tmp_path / name, fch1=mhz) for name, mhz in (("low", 8400.0), ("bad", 8500.0), ("high", 8600.0))
+    )
+    damage_data(bad[3])
+    unreadable = [tmp_path / ("x" * 300 + ".h5"), *low[1:]]  # the system refuses the name
+    listed = tmp_path / "all.lst"
+    listed.write_text("\n".join(map(str, [*low, *bad, *high, *unreadable])))
+    options = {"cadences": listed, "workers": workers, "on_bad": "skip"}
+    manifest = ingest(config(tmp_path / "out", **options))
+    found = observed(manifest)
+    assert found.tables["cadences.parquet"]["fch1_mhz"].to_pylist() == [8400.0, 8600.0]
+    assert set(found.cadence.tolist()) == {0, 1} and not list(verify(manifest.root))
+    assert len(list(manifest.root.glob("*.tar"))) == len(manifest.shards)
+    expected = [all_snippets(ingest(config(tmp_path / name, files))) for name, files in (("a", low), ("b", high))]
+    assert np.array_equal(all_snippets(manifest), np.concatenate(expected))
+    with (manifest.root / "skipped.csv").open(newline="") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert len(reasons) == 2 and "name too long" in reasons[0] and reasons[1].startswith("C.h5: not a readable HDF5")
+    before = data_set_bytes(manifest.root)
+    assert ingest(config(tmp_path / "out", **options)).identity == manifest.identity
+    (manifest.root / ".sources.json").unlink()
+    assert ingest(config(tmp_path / "out", **options)).identity == manifest.identity
+    assert data_set_bytes(manifest.root) == before
+    listed.write_text("\n".join(map(str, [*low, *bad, *high])))
+    with pytest.raises(InputError, match=r"C\.h5: not a readable HDF5"):
+        ingest(config(tmp_path / "strict", cadences=listed, workers=workers))
+    with pytest.raises(InputError, match="some of its cadences were left out"):
+        ingest(config(tmp_path / "out", cadences=listed, workers=workers))
+
+
+def test_a_list_of_which_every_cadence_is_damaged_is_refused(tmp_path: Path) -> None:
+    files = write_cadence(tmp_path / "files")
+    damage_data(files[0])
+    with pytest.raises(InputError, match=r"every cadence was left out; A1\.h5: not a readable"):
+        ingest(config(tmp_path / "out", files, on_bad="skip"))
 
 
 def test_cadences_of_other_shapes_and_repeated_ones_are_refused_or_left_out(tmp_path: Path, files: list[Path]) -> None:
