@@ -60,7 +60,7 @@ def block_medians(values: Float32s, blocks: int) -> Float32s:
     outside = columns >= borders[1:, None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of blocks that are all blanked
-        spectrum = np.nanmean(values, axis=0, dtype=np.float64)
+        spectrum = np.asarray(np.nanmean(values, axis=0, dtype=np.float64))
         in_blocks = np.where(outside, np.nan, spectrum[np.where(outside, 0, columns)])
         medians = np.nanmedian(in_blocks, axis=1).astype(np.float32)
     medians[~(medians > 0)] = np.nan

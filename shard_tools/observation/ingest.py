@@ -137,6 +137,12 @@ def _say_what_is_cut(plan: CutPlan) -> None:
         *(first.source or "unnamed source", first.start_mjd, len(plan.starts), plan.time_bins, plan.columns),
         *(plan.column_width_hz, plan.column_mhz(0), plan.column_mhz(last - 1)),
     )
+    if first.ra_hours is None:
+        _log.warning(
+            "%s: src_raj and src_dej are missing, or neither decimal hours and degrees nor hhmmss.s and ddmmss.s; its "
+            "position is null in the table",
+            first.path,
+        )
     if not first.nfpc:
         _log.warning(
             "%s: %d channels are no whole number of known coarse channels, so DC spikes stay in; --nfpc gives the "
@@ -260,4 +266,4 @@ def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[Cut
             else:
                 damaged.add(shard.cadence)
     first = next((shard for cadence, shard in changed.items() if cadence not in damaged), None)
-    return first and f"{first.plan.cadence.first.path} or a file after it changed since"
+    return f"{first.plan.cadence.first.path} or a file after it changed since" if first else None
