@@ -113,8 +113,12 @@ def reordered(*order: int) -> Callable[[list[Header]], list[Header]]:
     [
         (reordered(0, 1, 2, 3, 4), 0, "5 files, expected the six of one cadence"),
         (reordered(0, 2, 4, 1, 3, 5), 1, "By tstart they are: A1.h5, B.h5, A2.h5, C.h5, A3.h5, D.h5"),
-        (reordered(0, 1, 0, 3, 4, 5), 0, "begins 612.1 s before"),
-        (reordered(1, 2, 3, 4, 5, 5), 5, "begins 292.1 s before"),
+        (reordered(0, 1, 0, 3, 4, 5), 0, "is the same file as"),
+        (reordered(1, 2, 3, 4, 5, 5), 5, "is the same file as"),
+        (reordered(0, 0, 0, 0, 0, 0), 0, "A1.h5: the 2nd file is the same file as the 1st"),
+        (changed(5, start_mjd=57652.8), 5, "days after"),
+        (changed(0, source=""), 0, "source_name is missing, expected the name of the target"),
+        (changed(3, source=""), 3, "source_name is missing, expected the name of the target"),
         (changed(3, channels=CHANNELS * 2), 3, "channels 65536, expected 32768"),
         (changed(2, foff_mhz=-1.0001 * CHANNEL_MHZ), 2, "foff (MHz)"),
         (changed(2, foff_mhz=CHANNEL_MHZ), 2, "foff (MHz)"),
@@ -134,6 +138,24 @@ def test_six_files_that_are_no_cadence_are_refused_with_file_found_expected_and_
     with pytest.raises(InputError) as refused:
         check_cadence(change(headers))
     assert words in str(refused.value) and str(headers[culprit].path) in str(refused.value)
+
+
+def test_what_one_file_does_not_say_is_taken_from_the_others(headers: list[Header]) -> None:
+    for position in (0, 3):
+        cadence = check_cadence(changed(position, telescope=None, nfpc=0)(headers))
+        assert {(header.telescope, header.nfpc) for header in cadence.headers} == {(6, NFPC)}
+    with pytest.raises(InputError, match="telescope_id 4, expected 6"):
+        check_cadence(changed(0, telescope=None)(changed(5, telescope=4)(headers)))
+
+
+def test_a_file_that_does_not_say_its_coarse_channels_is_cut_as_the_others(tmp_path: Path, files: list[Path]) -> None:
+    whole = ingest(config(tmp_path / "whole", files))
+    other = write_cadence(tmp_path / "files")
+    for position in (0, 3):
+        write_h5(other[position], power(position), fields(position, nfpc=None, telescope_id=None))
+    manifest = ingest(config(tmp_path / "out", other))
+    assert np.array_equal(all_snippets(manifest), all_snippets(whole))
+    assert observed(manifest).flags == observed(whole).flags
 
 
 def test_what_a_telescope_rounds_is_no_fault(headers: list[Header]) -> None:
@@ -727,7 +749,9 @@ def test_cadences_of_other_shapes_and_repeated_ones_are_refused_or_left_out(tmp_
         assert (name, split) == ("A1.h5", "test") and words in reason and reason.startswith("A1.h5: ")
 
 
-def test_mid_resolution_files_become_snippets_of_the_competitions_shape(tmp_path: Path) -> None:
+def test_mid_resolution_files_become_snippets_of_the_competitions_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     rng = np.random.default_rng(5)
@@ -739,6 +763,7 @@ def test_mid_resolution_files_become_snippets_of_the_competitions_shape(tmp_path
         values[:, 512::1024] *= 50
         files.append(write_h5(folder / f"{name}.h5", values, fields(position, **product), 512))
     manifest = ingest(config(tmp_path / "out", files))
+    assert f"{files[0]}: the last 6 of 279 spectra are left out" in caplog.text
     found, snippets = observed(manifest), all_snippets(manifest).astype(np.float64)
     assert manifest.shape == (6, 273, 256) and found.cadences[0].channel_width_hz == pytest.approx(2861, abs=1)
     assert found.scale == pytest.approx(1, abs=0.1) and "dc_spike" in " ".join(found.flags)
@@ -871,6 +896,12 @@ def test_a_finished_ingest_stays_and_other_options_or_files_are_refused(
     assert data_set_bytes(out) == before
 
 
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(InputError, match=r"--out .*out: is a file, expected a folder"):
+        ingest(config(tmp_path / "out", [tmp_path / "absent.h5"]))
+
+
 def test_a_folder_that_holds_something_else_is_refused(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds something else"):
@@ -917,6 +948,24 @@ def test_a_simulated_observation_is_seeded_and_ingests_with_its_lines(tmp_path: 
     found = observed(read_manifest(tmp_path / "out"))
     assert found.scale == pytest.approx(1, abs=0.2)
     assert command("simulate-observation", "--out", folder).code == 1  # the folder is not empty
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try: simulate_observation(SimulateObservationConfig(Path(sys.argv[1]), coarse_channels=1, nfpc=16384))
+except OSError as error: print("refused:", error)
+"""
+
+
+def test_a_simulation_that_finds_no_space_says_so_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and f"File too large: '{out / 'A1.h5'}'" in done.stdout, done.stderr
+    assert not list(out.iterdir())
 
 
 @pytest.mark.parametrize(

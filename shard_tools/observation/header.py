@@ -141,9 +141,7 @@ def _check_header(header: Header) -> None:
             "expected a channel width, a time above 0 and an MJD: its header is damaged"
         )
     if not abs(header.fch1_mhz) < MAX_MHZ:
-        raise InputError(
-            f"{path}: fch1 {header.fch1_mhz:g} MHz, expected below {MAX_MHZ:g}; its header is damaged"
-        )
+        raise InputError(f"{path}: fch1 {header.fch1_mhz:g} MHz, expected below {MAX_MHZ:g}; its header is damaged")
     if header.telescope is not None and abs(header.telescope) > MOST_TELESCOPE_ID:
         raise InputError(
             f"{path}: telescope_id {header.telescope}, expected at most {MOST_TELESCOPE_ID}; its header is damaged"

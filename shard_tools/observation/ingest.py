@@ -42,6 +42,8 @@ def ingest(config: IngestConfig) -> Manifest:
     Ingesting the same files twice gives the same bytes. Raises InputError naming the file that is refused, or where the
     output folder holds something else; finished shards stay for the next try.
     """
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: is a file, expected a folder for the shards; choose another --out")
     plans, skipped = plan_ingest(config)
     shards = plan_cut_shards(plans, _per_shard(config, plans))
     made = _describe(config, plans)
@@ -137,6 +139,12 @@ def _say_what_is_cut(plan: CutPlan) -> None:
         *(first.source or "unnamed source", first.start_mjd, len(plan.starts), plan.time_bins, plan.columns),
         *(plan.column_width_hz, plan.column_mhz(0), plan.column_mhz(last - 1)),
     )
+    if plan.time_bins < plan.cadence.spectra:
+        left_out = plan.cadence.spectra - plan.time_bins
+        _log.warning(
+            "%s: the last %d of %d spectra are left out, as of the files after it: snippets have %d time bins",
+            *(first.path, left_out, plan.cadence.spectra, plan.time_bins),
+        )
     if first.ra_hours is None:
         _log.warning(
             "%s: src_raj and src_dej are missing, or neither decimal hours and degrees nor hhmmss.s and ddmmss.s; its "
