@@ -186,7 +186,7 @@ curve: $(READY_DEV)
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
 weights: $(READY_DEV)
-	$(PYTHON) benchmarks/learning_curve.py --cadences 100000 --runs 1 --backgrounds 10000 --keep training/needlestream.safetensors $(ARGS)
+	$(PYTHON) benchmarks/learning_curve.py --cadences 1000 3000 10000 30000 100000 --runs 1 1 1 1 1 --backgrounds 10000 --keep training/needlestream.safetensors $(ARGS)
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl
