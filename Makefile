@@ -44,7 +44,7 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help install shards train infer test fuzz chaos bench needles curve learning-check bench-check gpu-check lint format clean
+.PHONY: help install shards train infer test fuzz chaos bench needles curve weights learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make install  make .venv and install into it; the next ones do so too'
@@ -57,6 +57,7 @@ help:
 	@echo 'make bench    measure loading, training, prediction and packing against others'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
+	@echo 'make weights  train the weights that come with the program (half an hour)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores, estimated)'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
@@ -153,6 +154,8 @@ train: $(TRAINED)
 infer: $(HERE)/submission.csv
 	@echo 'done:        $(HERE)/submission.csv'
 	@ls $(HERE)/report.html $(HERE)/submission.report.html 2>/dev/null | sed 's/^/report:      /; s/$$/  (open it in a browser)/'
+	$(if $(IS_DEMO),@echo 'The same cadences with the weights that come with the program:')
+	$(if $(IS_DEMO),@$(PYTHON) infer.py --shards $(SHARDS) --weights needlestream --tta --out demo/needlestream.csv)
 
 # In several processes, each file's tests in one of them: they share what was trained or packed for that file.
 test: $(READY_DEV)
@@ -181,6 +184,9 @@ learning-check: $(READY_DEV)
 curve: $(READY_DEV)
 	$(PYTHON) benchmarks/learning_curve.py $(ARGS)
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
+
+weights: $(READY_DEV)
+	$(PYTHON) benchmarks/learning_curve.py --cadences 1000 3000 10000 30000 100000 --runs 1 1 1 1 1 --backgrounds 10000 --keep training/needlestream.safetensors $(ARGS)
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl

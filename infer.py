@@ -32,6 +32,7 @@ from training.metrics import Average, mean_logit, mean_score, roc_auc
 from training.prediction import BATCH_SIZE, OtherModel, PredictConfig, Trained, load_trained, predict_all
 from training.run import trained_on
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
+from training.weights import find_weights
 
 _CANDIDATES = 6  # in the picture
 _log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class InferConfig:
     Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     weights: tuple[Path, ...]
     """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
-    they need; those of another program (.pth, .safetensors) need --model and its canvas."""
+    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream: the weights that
+    come with the program."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
     pipe."""
@@ -72,6 +74,7 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", listed(self.shards))
+        object.__setattr__(self, "weights", tuple(map(find_weights, self.weights)))
         if not self.weights:
             raise InputError("--weights: expected at least one file")
         if self.model is None and self.canvas != CanvasConfig():

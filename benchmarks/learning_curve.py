@@ -30,6 +30,7 @@ from benchmarks.needle_data import NeedleSet, pack_real, simulate_backgrounds, s
 from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
 from benchmarks.needle_rows import classical_scores, predicted, run_program
 from benchmarks.needle_scores import Runs, ahead_figure, real_figure, simulated_figure
+from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError, run_command
 
 _NOTHING = "--learning-rate 1e-12 --min-learning-rate 0"
@@ -57,7 +58,7 @@ class CurveConfig:
     out: Path | None = None
     """Folder for the picture; unset: benchmarks/results, or no picture where other options make the run a part."""
     keep: Path | None = None
-    """Folder for the weights of the last point."""
+    """File for the weights of the last point."""
     work_dir: Path = Path(tempfile.gettempdir())
     """Folder for data and runs: 0.84 MB for each background, 2.1 MB for each test cadence, removed at the end."""
 
@@ -140,8 +141,7 @@ def measure(curve: Curve) -> list[Figure]:
         rows[name] = figure | ({"cadences": 0} if more else {}), dict(scores)
         _print(curve, name, rows)
     if config.keep:
-        config.keep.mkdir(parents=True, exist_ok=True)
-        (config.keep / "best.safetensors").write_bytes((run_dir / "best.safetensors").read_bytes())
+        write_whole(config.keep, (run_dir / "best.safetensors").read_bytes())
     return [_figure(curve, name, rows) for name in rows]
 
 

@@ -65,6 +65,7 @@ class Stream(IntEnum):
     PERMUTE = 41
     PERMUTE_ON = 42
     PERMUTE_OFF = 43
+    SIGNAL_HOP = 44
 
 
 _STREAMS = 1000  # more than there are, so that the numbers of streams of several signals differ

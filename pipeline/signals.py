@@ -33,7 +33,7 @@ NEIGHBOUR_ROOT = 0.9777412
 # all of it, so that it ends in 0 and not in a step.
 LORENTZIAN_REACH = 15.0
 LORENTZIAN_END = 1 / (1 + LORENTZIAN_REACH**2)
-_MARGIN = 4.0  # channels that a path keeps from the edges
+MARGIN = 4.0  # channels that a path keeps from the edges
 SIGMA = 1 / 2.355  # standard deviation of a Gaussian over its full width at half its maximum
 
 
@@ -134,7 +134,7 @@ def draw_snr(smallest: float, largest: float, number: Numbers) -> Float64s:
 def lay_paths(time: Float64s, channels: int, first: Float64s, last: Float64s, curves: Curves) -> Float64s:
     """(n, P t) centres that stay among the channels from time `first` to `last`."""
     drift, bend = curves.drift, curves.bend
-    half_extent = np.minimum(np.abs(drift) * (last - first) / 2 + bend + _MARGIN, channels / 2)
+    half_extent = np.minimum(np.abs(drift) * (last - first) / 2 + bend + MARGIN, channels / 2)
     centre = half_extent + curves.centre * (channels - 2 * half_extent)
     path = centre[:, None] + drift[:, None] * (time - (first + last)[:, None] / 2)
     bent = np.flatnonzero(bend)  # few of them, and a sine takes longer than all the rest

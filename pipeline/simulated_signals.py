@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.randomness import EpochPart, Int64s, Stream
 from pipeline.signals import (
+    MARGIN,
     SIGMA,
     Bools,
     Curves,
@@ -31,10 +32,11 @@ _ALL_THREE = 0.7  # share of the needles that are in all three ON panels
 # Shares of the interference that are in all panels, and in OFF panels alone; the rest is in ON panels and one or two
 # OFF panels.
 _EVERYWHERE, _OFF_ALONE = 0.45, 0.30
-_KINDS = _STRAIGHT, _S_CURVE, _PULSED, _BROADENED, _INTERMITTENT = range(5)
+_KINDS = _STRAIGHT, _S_CURVE, _PULSED, _BROADENED, _INTERMITTENT, _HOPPING = range(6)
 _KAGGLE_BINS, _KAGGLE_CHANNELS = PANELS * KAGGLE_SHAPE[1], KAGGLE_SHAPE[2]
 _STEEPEST = 0.5 * _KAGGLE_BINS  # channels over the cadence
 _WIDEST = 180 / _KAGGLE_CHANNELS  # share of the channels that a path drifts over while it is on
+_STEEPEST_HOP, _LARGEST_SWING = 40.0, 5.0  # channels of a hopping signal within a panel
 _FEWEST_BINS = 4  # of a pulse and its pause, so that each pulse has a time bin
 
 
@@ -102,6 +104,9 @@ def _draw_one(config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, 
     pulsed, intermittent = (np.flatnonzero(kind == one) for one in (_PULSED, _INTERMITTENT))
     level[pulsed] *= _draw_pulses(time, _numbers(part.at(pulsed), signal))
     level[intermittent] *= _draw_presence(time, panels[intermittent], _numbers(part.at(intermittent), signal))
+    hopping = np.flatnonzero(kind == _HOPPING)
+    path[hopping], gate = _draw_hops(part.at(hopping), signal, bins, channels)
+    level[hopping] *= gate
     full_width, lorentzian = _draw_profiles(kind, number)
     return _Drawn(path, level, full_width * np.where(lorentzian, 0.5, SIGMA), lorentzian)
 
@@ -164,6 +169,26 @@ def _draw_presence(time: Float64s, panels: Bools, number: Numbers) -> Bools:
     latest = np.where(is_mixed, np.where(begins, off_start, last), latest)
     turn = (earliest + (latest - earliest) * number(Stream.SIGNAL_TURN))[:, None]
     return np.asarray(np.where(begins[:, None], time >= turn, time < turn))
+
+
+def _draw_hops(part: EpochPart, signal: int, bins: int, channels: int) -> tuple[Float64s, Bools]:
+    """(n, P t) the path of a signal that is at other channels in each panel, and for which part of a panel it is on."""
+    number = _numbers(part, signal)
+    time = (np.arange(bins) + 0.5) / bins  # 0 to 1 over the panel
+    scale = min(1, channels / _KAGGLE_CHANNELS)
+    drift = ((2 * number(Stream.SIGNAL_DRIFT) - 1) ** 3 * _STEEPEST_HOP * scale)[:, None]
+    bend = (_LARGEST_SWING * number(Stream.SIGNAL_BEND) * scale)[:, None]
+    turns = (0.5 + 1.5 * number(Stream.SIGNAL_BEND_PERIOD))[:, None]
+    swing = np.sin(2 * np.pi * (turns * time + number(Stream.SIGNAL_BEND_PHASE)[:, None]))
+    half_extent = np.minimum(np.abs(drift) / 2 + bend + MARGIN, channels / 2)
+    places = [part.uniform(Stream.SIGNAL_HOP, 1 + signal * PANELS + panel) for panel in range(PANELS)]
+    centre = half_extent + np.stack(places, 1) * (channels - 2 * half_extent)
+    path = centre[:, :, None] + (drift * (time - 0.5) + bend * swing)[:, None]
+    length = 0.3 + 0.7 * number(Stream.SIGNAL_PULSE_DUTY)
+    start = (1 - length) * number(Stream.SIGNAL_TURN)
+    # The time bin in the middle, if no other.
+    gate = np.abs(time - (start + length / 2)[:, None]) <= np.maximum(length / 2, 0.5 / bins)[:, None]
+    return path.reshape(len(path), PANELS * bins), np.tile(gate, (1, PANELS))
 
 
 def _draw_profiles(kind: Int64s, number: Numbers) -> tuple[Float64s, Bools]:

@@ -25,7 +25,7 @@ PROGRAM = r"(?:shard_tools|pipeline|training|reports|tests|benchmarks)"
 # Options of other programs that the pages name.
 OTHERS = {
     "help", "multi-gpu", "num-machines", "num-processes", "machine-rank", "main-process-ip", "main-process-port",
-    "mixed-precision", "dynamo-backend", "ntasks-per-node", "strict",
+    "mixed-precision", "dynamo-backend", "ntasks-per-node", "strict", "build-arg", "gpus", "logdir",
 }  # fmt: skip
 # Parses each command line as its program would, and stops before the program does anything.
 PARSE = """
@@ -118,7 +118,7 @@ def options() -> set[str]:
 @on_each_page
 def test_every_option_that_a_page_names_exists(page: Path) -> None:
     text = " ".join(line for line in commands_of(page) if not line.startswith("pip "))
-    named = {name.replace("_", "-") for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)}
+    named = {name.replace("_", "-") for name in re.findall(r"(?<![\w-])--(?:no-)?([a-z][\w-]*)", text)}
     assert named <= options() | OTHERS, named - options() - OTHERS
 
 
@@ -178,6 +178,18 @@ def test_readmes_tables_have_the_figures_that_were_measured(heading: str, page: 
     assert len(figures) == 16 and set(figures) <= known, set(figures) - known
 
 
+def run_worked_example(page: Path, folder: Path) -> None:
+    """Run the commands of its worked example in `folder`, and check that `info` prints what the page shows."""
+    example = page.read_text().split("## A worked example\n")[1]
+    commands, shown = [block for language, block in FENCE.findall(example) if language in ("", "text")][:2]
+    commands = commands.replace("source .venv/bin/activate", "").replace("python ", f"{sys.executable} ")
+    run = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=folder, capture_output=True, text=True, timeout=250, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0 and shown in run.stdout, run.stdout + run.stderr
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
 )
@@ -188,6 +200,8 @@ def test_the_python_examples_run(page: Path, tmp_path: Path) -> None:
     from train import train
 
     train(tiny_config(tmp_path / "shards", tmp_path / "runs" / "full", epochs=1))
+    if page.name == "observations.md":
+        run_worked_example(page, tmp_path)
     run = subprocess.run(
         [sys.executable, "-c", "\n".join(examples)], cwd=tmp_path, capture_output=True, text=True, timeout=250,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

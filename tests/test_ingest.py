@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import psutil
@@ -27,9 +28,9 @@ from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.observation import cutting
 from shard_tools.observation.agreement import Cadence, check_cadence
-from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cuts
+from shard_tools.observation.cut_plan import PIECE_COLUMNS, CutOptions, CutPlan, CutShard, plan_cuts
 from shard_tools.observation.cutting import to_power
-from shard_tools.observation.flatten import block_count, remove_dc_spikes, sum_channels, to_bandpass
+from shard_tools.observation.flatten import block_count, block_medians, remove_dc_spikes, sum_channels, to_bandpass
 from shard_tools.observation.header import Header
 from shard_tools.observation.ingest import ingest, plan_ingest
 from shard_tools.observation.ingest_config import IngestConfig
@@ -112,8 +113,12 @@ def reordered(*order: int) -> Callable[[list[Header]], list[Header]]:
     [
         (reordered(0, 1, 2, 3, 4), 0, "5 files, expected the six of one cadence"),
         (reordered(0, 2, 4, 1, 3, 5), 1, "By tstart they are: A1.h5, B.h5, A2.h5, C.h5, A3.h5, D.h5"),
-        (reordered(0, 1, 0, 3, 4, 5), 0, "begins 612.1 s before"),
-        (reordered(1, 2, 3, 4, 5, 5), 5, "begins 292.1 s before"),
+        (reordered(0, 1, 0, 3, 4, 5), 0, "is the same file as"),
+        (reordered(1, 2, 3, 4, 5, 5), 5, "is the same file as"),
+        (reordered(0, 0, 0, 0, 0, 0), 0, "A1.h5: the 2nd file is the same file as the 1st"),
+        (changed(5, start_mjd=57652.8), 5, "days after"),
+        (changed(0, source=""), 0, "source_name is missing, expected the name of the target"),
+        (changed(3, source=""), 3, "source_name is missing, expected the name of the target"),
         (changed(3, channels=CHANNELS * 2), 3, "channels 65536, expected 32768"),
         (changed(2, foff_mhz=-1.0001 * CHANNEL_MHZ), 2, "foff (MHz)"),
         (changed(2, foff_mhz=CHANNEL_MHZ), 2, "foff (MHz)"),
@@ -133,6 +138,24 @@ def test_six_files_that_are_no_cadence_are_refused_with_file_found_expected_and_
     with pytest.raises(InputError) as refused:
         check_cadence(change(headers))
     assert words in str(refused.value) and str(headers[culprit].path) in str(refused.value)
+
+
+def test_what_one_file_does_not_say_is_taken_from_the_others(headers: list[Header]) -> None:
+    for position in (0, 3):
+        cadence = check_cadence(changed(position, telescope=None, nfpc=0)(headers))
+        assert {(header.telescope, header.nfpc) for header in cadence.headers} == {(6, NFPC)}
+    with pytest.raises(InputError, match="telescope_id 4, expected 6"):
+        check_cadence(changed(0, telescope=None)(changed(5, telescope=4)(headers)))
+
+
+def test_a_file_that_does_not_say_its_coarse_channels_is_cut_as_the_others(tmp_path: Path, files: list[Path]) -> None:
+    whole = ingest(config(tmp_path / "whole", files))
+    other = write_cadence(tmp_path / "files")
+    for position in (0, 3):
+        write_h5(other[position], power(position), fields(position, nfpc=None, telescope_id=None))
+    manifest = ingest(config(tmp_path / "out", other))
+    assert np.array_equal(all_snippets(manifest), all_snippets(whole))
+    assert observed(manifest).flags == observed(whole).flags
 
 
 def test_what_a_telescope_rounds_is_no_fault(headers: list[Header]) -> None:
@@ -245,6 +268,14 @@ def test_every_channel_is_in_a_snippet_whatever_the_band(
     check_cover(plan_cuts(cadence_of(headers, channels, 0), CutOptions(8, max_drift)))
 
 
+@pytest.mark.parametrize("rest", [1, PIECE_COLUMNS // 2 - 1, PIECE_COLUMNS - 1])
+def test_the_end_of_a_band_of_unknown_coarse_channels_is_never_a_short_piece(headers: list[Header], rest: int) -> None:
+    plan = plan_cuts(cadence_of(headers, 2 * PIECE_COLUMNS + rest, 0), CutOptions(1, 1.0))
+    widths = np.diff(plan.borders)
+    assert plan.borders[-1] == 2 * PIECE_COLUMNS + rest and widths.min() >= PIECE_COLUMNS // 2
+    assert widths.max() < 1.6 * PIECE_COLUMNS
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -276,6 +307,25 @@ def test_options_that_leave_nothing_to_cut_are_refused_with_a_remedy(
 def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         replace(config(Path("out"), [Path("A1.h5")]), **options)
+
+
+@pytest.mark.parametrize(
+    ("nfpc", "channel_bin", "words"),
+    [
+        (8, 8, "a coarse channel of 8 channels is 1 columns with --channel-bin 8, expected at least 64; .*--nfpc 512"),
+        (64, 1, None),
+        (256, 8, "is 32 columns .*--nfpc 512, several coarse channels as one, or a --channel-bin of at most 4"),
+        (512, 8, None),
+    ],
+)
+def test_coarse_channels_too_narrow_for_a_bandpass_are_refused_with_a_remedy_that_helps(
+    headers: list[Header], nfpc: int, channel_bin: int, words: str | None
+) -> None:
+    if words is None:
+        assert plan_cuts(cadence_of(headers, CHANNELS, nfpc), CutOptions(channel_bin, 1.0))
+        return
+    with pytest.raises(InputError, match=words):
+        plan_cuts(cadence_of(headers, CHANNELS, nfpc), CutOptions(channel_bin, 1.0))
 
 
 def test_keys_say_source_time_and_channel_and_differ_between_bands_and_bins(headers: list[Header]) -> None:
@@ -316,13 +366,20 @@ def test_a_dc_spike_is_interpolated_in_the_files_of_either_sign(sign: int) -> No
 
 def test_the_bandpass_follows_straight_lines_to_the_borders() -> None:
     assert block_count(16, (1 << 20) // 8) == 512 and block_count(273, 1024) == 128 and block_count(16, 5) == 1
-    assert 1033216 // 8 % block_count(16, 1033216 // 8) == 0
+    assert block_count(16, 8191) == 255  # which is no divisor
     medians = np.array([1, 2, 3, 5], np.float32)
     found = to_bandpass(medians, 16)
     assert found == pytest.approx(
         [0.625, 0.875, 1.125, 1.375, 1.625, 1.875, 2.125, 2.375, 2.625, 2.875, 3.25, 3.75, 4.25, 4.75, 5.25, 5.75]
     )
     assert to_bandpass(np.array([1, 9], np.float32), 8).min() == 0.5  # not below half of the median there
+
+
+@pytest.mark.parametrize("columns", [8191, 8192, 1000])
+def test_a_sloping_band_is_flattened_whatever_its_number_of_columns(columns: int) -> None:
+    slope = np.linspace(0.2, 1.8, columns).astype(np.float32)
+    medians = block_medians(np.tile(slope, (16, 1)), block_count(16, columns))
+    assert to_bandpass(medians, columns) == pytest.approx(slope, rel=0.02)
 
 
 def test_panels_are_normalised_as_the_competitions_and_noise_is_white(files: list[Path], tmp_path: Path) -> None:
@@ -469,6 +526,70 @@ def test_values_that_are_not_finite_and_dead_channels_are_blank_and_flagged(tmp_
     assert "empty" in found.flags[-1] and not found.scale[-1, 2]
 
 
+def with_changed_panel(folder: Path, change: Callable[[npt.NDArray[np.float32]], None]) -> list[Path]:
+    """Six files of noise, frequencies ascending, the third one changed."""
+    files = write_cadence(folder, "fil", foff=CHANNEL_MHZ)
+    values = power(2).copy()
+    change(values)
+    write_fil(files[2], values, fields(2, foff=CHANNEL_MHZ))
+    return files
+
+
+def a_spectrum_of_zeros(values: npt.NDArray[np.float32]) -> None:
+    values[5] = 0
+
+
+def some_channels_of_zeros(values: npt.NDArray[np.float32]) -> None:
+    values[:, 1003:1080] = 0
+
+
+def most_channels_of_a_block_of_zeros(values: npt.NDArray[np.float32]) -> None:
+    values[:, 1024:1224] = 0
+
+
+@pytest.mark.parametrize("change", [a_spectrum_of_zeros, some_channels_of_zeros, most_channels_of_a_block_of_zeros])
+def test_zeros_are_blanked_and_flagged_and_leave_the_rest_as_it_was(
+    tmp_path: Path, change: Callable[[npt.NDArray[np.float32]], None]
+) -> None:
+    manifest = ingest(config(tmp_path / "out", with_changed_panel(tmp_path / "files", change)))
+    found, panel = observed(manifest), all_snippets(manifest)[0, 2].astype(np.float64)
+    changed = power(2).copy()
+    change(changed)
+    zeros = (changed.reshape(SPECTRA, -1, 8) == 0).any(axis=2)[:, :1024]
+    assert "blanked" in found.flags[0].split() and (panel[zeros] == 0).all()
+    assert found.scale == pytest.approx(1, abs=0.03) and found.level == pytest.approx(0, abs=0.1)
+    assert (panel[~zeros] == 0).mean() < 0.001
+
+
+def test_a_lone_zero_of_whole_numbers_is_a_value(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.fil" for name in NAMES]
+    for position, path in enumerate(files):
+        values = (power(position) / 1e7).astype(np.uint8)
+        values[3, 700], values[:, 1000:1080] = 0, 0
+        write_fil(path, values, fields(position, nbits=8, foff=CHANNEL_MHZ))
+    blank = all_snippets(ingest(config(tmp_path / "out", files)))[0] == 0
+    assert not blank[:, 3, 87].any() and blank[:, :, 125:135].all()
+
+
+def test_live_columns_beside_a_dead_block_are_divided_by_the_nearest_live_median() -> None:
+    found = to_bandpass(np.array([1, 1, np.nan, np.nan, 3], np.float32), 20)
+    assert np.array_equal(found, [1] * 8 + [np.nan] * 8 + [3] * 4, equal_nan=True)
+    assert np.isnan(to_bandpass(np.full(3, np.nan, np.float32), 12)).all()
+
+
+@pytest.mark.parametrize("height", [1e15, 1e30, 3e38])
+def test_an_absurd_value_is_blanked_and_flagged_and_a_strong_carrier_is_kept(tmp_path: Path, height: float) -> None:
+    def change(values: npt.NDArray[np.float32]) -> None:
+        values[3, 700] = height
+        values[:, 804:812] *= 1000  # of two columns, a carrier of 1000 times the noise power
+
+    manifest = ingest(config(tmp_path / "out", with_changed_panel(tmp_path / "files", change)))
+    found, panel = observed(manifest), all_snippets(manifest)[0, 2]
+    assert "blanked" in found.flags[0].split() and panel[3, 700 // 8] == 0 and found.scale.max() < 1000
+    assert (panel[:, 100:102] > 10).all() and np.isfinite(panel).all()
+    assert ((panel == 0).sum(axis=0) > 1).sum() == 0
+
+
 @pytest.mark.parametrize("extension", ["h5", "fil"])
 def test_memory_does_not_grow_with_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
     monkeypatch.setattr(cutting, "_READ_BYTES", 1 << 20)
@@ -559,6 +680,55 @@ def test_several_cadences_of_a_list_are_one_data_set_and_bad_ones_are_left_out_i
     assert "quarantined" in answer.out and "already" not in answer.err
 
 
+def damage_data(path: Path) -> None:
+    """Overwrite the middle of the file's last block of data."""
+    with h5py.File(path) as file:
+        data = file["data"].id
+        block = data.get_chunk_info(data.get_num_chunks() - 1)
+    with path.open("r+b") as raw:
+        raw.seek(block.byte_offset + block.size // 2)
+        raw.write(b"\xff" * (block.size // 4))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cadence_whose_data_are_damaged_is_left_out_whole_if_asked(tmp_path: Path, workers: int) -> None:
+    low, bad, high = (
+        write_cadence(tmp_path / name, fch1=mhz) for name, mhz in (("low", 8400.0), ("bad", 8500.0), ("high", 8600.0))
+    )
+    damage_data(bad[3])
+    unreadable = [tmp_path / ("x" * 300 + ".h5"), *low[1:]]  # the system refuses the name
+    listed = tmp_path / "all.lst"
+    listed.write_text("\n".join(map(str, [*low, *bad, *high, *unreadable])))
+    options = {"cadences": listed, "workers": workers, "on_bad": "skip"}
+    manifest = ingest(config(tmp_path / "out", **options))
+    found = observed(manifest)
+    assert found.tables["cadences.parquet"]["fch1_mhz"].to_pylist() == [8400.0, 8600.0]
+    assert set(found.cadence.tolist()) == {0, 1} and not list(verify(manifest.root))
+    assert len(list(manifest.root.glob("*.tar"))) == len(manifest.shards)
+    expected = [all_snippets(ingest(config(tmp_path / name, files))) for name, files in (("a", low), ("b", high))]
+    assert np.array_equal(all_snippets(manifest), np.concatenate(expected))
+    with (manifest.root / "skipped.csv").open(newline="") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert len(reasons) == 2 and "name too long" in reasons[0] and reasons[1].startswith("C.h5: not a readable HDF5")
+    before = data_set_bytes(manifest.root)
+    assert ingest(config(tmp_path / "out", **options)).identity == manifest.identity
+    (manifest.root / ".sources.json").unlink()
+    assert ingest(config(tmp_path / "out", **options)).identity == manifest.identity
+    assert data_set_bytes(manifest.root) == before
+    listed.write_text("\n".join(map(str, [*low, *bad, *high])))
+    with pytest.raises(InputError, match=r"C\.h5: not a readable HDF5"):
+        ingest(config(tmp_path / "strict", cadences=listed, workers=workers))
+    with pytest.raises(InputError, match="some of its cadences were left out"):
+        ingest(config(tmp_path / "out", cadences=listed, workers=workers))
+
+
+def test_a_list_of_which_every_cadence_is_damaged_is_refused(tmp_path: Path) -> None:
+    files = write_cadence(tmp_path / "files")
+    damage_data(files[0])
+    with pytest.raises(InputError, match=r"every cadence was left out; A1\.h5: not a readable"):
+        ingest(config(tmp_path / "out", files, on_bad="skip"))
+
+
 def test_cadences_of_other_shapes_and_repeated_ones_are_refused_or_left_out(tmp_path: Path, files: list[Path]) -> None:
     folder = tmp_path / "short"
     folder.mkdir()
@@ -579,7 +749,9 @@ def test_cadences_of_other_shapes_and_repeated_ones_are_refused_or_left_out(tmp_
         assert (name, split) == ("A1.h5", "test") and words in reason and reason.startswith("A1.h5: ")
 
 
-def test_mid_resolution_files_become_snippets_of_the_competitions_shape(tmp_path: Path) -> None:
+def test_mid_resolution_files_become_snippets_of_the_competitions_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     rng = np.random.default_rng(5)
@@ -591,6 +763,7 @@ def test_mid_resolution_files_become_snippets_of_the_competitions_shape(tmp_path
         values[:, 512::1024] *= 50
         files.append(write_h5(folder / f"{name}.h5", values, fields(position, **product), 512))
     manifest = ingest(config(tmp_path / "out", files))
+    assert f"{files[0]}: the last 6 of 279 spectra are left out" in caplog.text
     found, snippets = observed(manifest), all_snippets(manifest).astype(np.float64)
     assert manifest.shape == (6, 273, 256) and found.cadences[0].channel_width_hz == pytest.approx(2861, abs=1)
     assert found.scale == pytest.approx(1, abs=0.1) and "dc_spike" in " ".join(found.flags)
@@ -723,6 +896,12 @@ def test_a_finished_ingest_stays_and_other_options_or_files_are_refused(
     assert data_set_bytes(out) == before
 
 
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(InputError, match=r"--out .*out: is a file, expected a folder"):
+        ingest(config(tmp_path / "out", [tmp_path / "absent.h5"]))
+
+
 def test_a_folder_that_holds_something_else_is_refused(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds something else"):
@@ -769,6 +948,24 @@ def test_a_simulated_observation_is_seeded_and_ingests_with_its_lines(tmp_path: 
     found = observed(read_manifest(tmp_path / "out"))
     assert found.scale == pytest.approx(1, abs=0.2)
     assert command("simulate-observation", "--out", folder).code == 1  # the folder is not empty
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try: simulate_observation(SimulateObservationConfig(Path(sys.argv[1]), coarse_channels=1, nfpc=16384))
+except OSError as error: print("refused:", error)
+"""
+
+
+def test_a_simulation_that_finds_no_space_says_so_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and f"File too large: '{out / 'A1.h5'}'" in done.stdout, done.stderr
+    assert not list(out.iterdir())
 
 
 @pytest.mark.parametrize(

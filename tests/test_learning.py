@@ -109,7 +109,7 @@ def test_the_loss_before_training_is_about_that_of_a_guess(tmp_path: Path, name:
         target, logit = scores(run, run.manifest, 32)
         assert judge_start(name, "float32", target, logit).passed
         with torch.no_grad():
-            list(run.bare_model.parameters())[-1].add_(5.0)
+            list(run.bare_model.parameters())[-1].add_(20.0)
         assert not judge_start(name, "float32", *scores(run, run.manifest, 32)).passed
 
 

@@ -18,6 +18,8 @@ from shard_tools.observation.agreement import check_cadence
 from shard_tools.observation.filterbank import check_feed
 from shard_tools.observation.header import Header, to_position
 from shard_tools.observation.header_reader import HeaderReader
+from shard_tools.observation.ingest import plan_ingest
+from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.opening import open_filterbank, read_header
 from tests.observation_files import (
     BIN_LENGTH_S,
@@ -157,6 +159,10 @@ def test_nfpc_is_as_asked_as_stated_or_as_the_products_have_it(
         (1.5, -200.0, (1.5 / 3600, -2 / 60)),
         (0.0, 89.5, (0.0, 89.5)),
         (1e9, 0.0, (None, None)),
+        (257.5, 12.25, (None, None)),  # degrees, or 97.5 s
+        (176000.0, -121500.0, (None, None)),
+        (173000.0, -126100.0, (None, None)),
+        (173000.0, -121561.0, (None, None)),
         (None, 3.0, (None, None)),
         ("17:30:00", 3.0, (None, None)),
         (float("nan"), 3.0, (None, None)),
@@ -164,6 +170,18 @@ def test_nfpc_is_as_asked_as_stated_or_as_the_products_have_it(
 )
 def test_positions_are_read_in_both_conventions(ra: object, dec: object, expected: tuple[float, float]) -> None:
     assert to_position(ra, dec) == tuple(None if each is None else pytest.approx(each) for each in expected)
+
+
+def test_a_position_that_is_in_no_convention_is_null_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = write_cadence(tmp_path / "degrees", src_raj=257.5, src_dej=12.25)
+    ((plan,), _) = plan_ingest(IngestConfig(tmp_path / "out", tuple(files)))
+    assert (plan.cadence.first.ra_hours, plan.cadence.first.dec_degrees) == (None, None)
+    assert f"{files[0]}: src_raj and src_dej are missing, or neither decimal" in caplog.text
+    caplog.clear()
+    plan_ingest(IngestConfig(tmp_path / "out", tuple(write_cadence(tmp_path / "hours"))))
+    assert "src_raj" not in caplog.text
 
 
 def test_text_and_numbers_of_attributes_are_read_however_they_were_written(tmp_path: Path) -> None:
@@ -191,6 +209,8 @@ def test_text_and_numbers_of_attributes_are_read_however_they_were_written(tmp_p
         ({"tsamp": -1.0}, "tsamp -1 s"),
         ({"tstart": 0.0}, "tstart 0"),
         ({"fch1": 0.001}, "frequencies above 0"),
+        ({"fch1": 1e90}, "fch1 1e+90 MHz, expected below 1e+06"),
+        ({"fch1": 1e6}, "fch1 1e+06 MHz, expected below 1e+06"),
         ({"foff": -0.1, "tsamp": 3e-4}, "a time product; expected the fine"),
         ({"tsamp": 3.5e-4}, "a time product; expected the fine"),
     ],
@@ -199,6 +219,11 @@ def test_headers_that_describe_no_product_are_refused_with_the_keyword(
     tmp_path: Path, extension: str, changed: dict[str, Any], words: str
 ) -> None:
     assert words in refusal(write(tmp_path, extension, **changed))
+
+
+@pytest.mark.parametrize("telescope", [2**40, 2**31, -(2**40)])
+def test_a_telescope_id_that_sigproc_cannot_hold_is_refused(tmp_path: Path, telescope: int) -> None:
+    assert f"telescope_id {telescope}, expected" in refusal(write(tmp_path, "h5", telescope_id=telescope))
 
 
 @each_format
@@ -346,7 +371,8 @@ def check_mutant(path: Path, cadence: list[Header], read: Callable[[Path], Heade
     assert header.layout == cadence[0].layout and found.spectra == header.layout.spectra
     assert 1600 - 2 < found.panel_starts_s[5] < 1e12  # a later start is a possible one
     assert header.bin_length_s == pytest.approx(BIN_LENGTH_S, rel=1e-5)
-    assert header.nfpc == NFPC and header.telescope == 6
+    last = found.headers[5]  # what it does not say is taken from the others
+    assert last.nfpc == NFPC and last.telescope == 6
     return "right"
 
 

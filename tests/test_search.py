@@ -33,7 +33,7 @@ from training.candidates import (
     upright_shape,
 )
 from training.model import ModelConfig, build_model
-from training.search import EVIDENCE, flatten
+from training.search import EVIDENCE, flatten, whiten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256
@@ -59,8 +59,8 @@ def noise(seed: int = 0) -> Array:
 
 def found_at(candidates: Candidates | SumWindows, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        cutouts, evidence = candidates(image)
-    return cutouts[0], evidence[0].sinh()
+        seen, evidence, *_ = candidates(image)
+    return seen[0], evidence[0].sinh()
 
 
 def test_sums_are_those_of_rows_shifted_one_by_one() -> None:
@@ -116,8 +116,10 @@ def test_the_control_sees_the_windows_of_the_exchanged_cadence() -> None:
     exchanged = SumWindows(BINS, CHANNELS, 4)
     exchanged.panel_turn = search.panel_turn.roll(3, 0)
     with torch.no_grad():
-        windows, evidence = search(image)
-        again, same = exchanged(image.roll(3, 1))
+        windows, evidence, *paths = search(image)
+        again, same, *exchanged_paths = exchanged(image.roll(3, 1))
+    for here, there in zip(paths, exchanged_paths, strict=True):
+        torch.testing.assert_close(there.roll(3, 1), here, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(again.roll(1, 0), windows, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(same.roll(1, 0), evidence, rtol=1e-3, atol=1e-3)
 
@@ -129,6 +131,24 @@ def test_what_lies_outside_of_the_sums_is_0_in_a_window() -> None:
     windows, _ = found_at(search, with_line(noise(), rate, middle, level=6.0, panels=(0,)))
     rows = windows[0, :8].abs().amax((0, 2)) > 0
     assert 9 <= int(rows.sum()) <= 13 and not rows[-1] and rows[0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.001, 1000))
+def test_noise_is_white_after_bursts_bands_and_lines_whatever_the_units(seed: int, unit: float) -> None:
+    rng = np.random.default_rng(seed)
+    channel = np.arange(CHANNELS)
+    sky = noise(seed) * rng.uniform(0.2, 5, (6, BINS, 1))  # each time bin has its own noise,
+    sky += 50 * rng.random((6, BINS, 1)) + 20 * np.sin(channel / 60) * rng.random((6, BINS, 1))  # level and slope
+    sky[:, :, 100] += 8  # a persistent line
+    values = whiten(torch.from_numpy((unit * sky).astype(np.float32))[None])[0]
+    away = np.abs(channel - 100) > 21
+    assert values[..., away].std() == pytest.approx(1, abs=0.1)
+    assert values[..., away].std((1, 2)).sub(1).abs().max() < 0.15
+    assert values[..., 100].mean(1).abs().max() < 2
+    with_needle = whiten(with_line(noise(seed), 0.05, 128, level=4.0))
+    exchanged = whiten(with_line(noise(seed), 0.05, 128, level=4.0).roll(3, 1))
+    torch.testing.assert_close(exchanged.roll(3, 1), with_needle, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("panels", [(3, 4, 5), (0, 1, 2, 3, 4, 5)])
@@ -216,7 +236,7 @@ def test_an_untrained_model_believes_brighter_needles_more_and_each_weight_is_in
     assert all(parameter.grad is not None for parameter in model.parameters())  # as DDP expects
     first = model.backbone.patch_embed.proj.weight if stem == "candidates" else model.backbone.stem[0].weight
     last = model.weigh[2].weight if stem == "candidates" else model.compare[2].weight
-    for parameter in (first, model.backbone.get_classifier().weight, last, model.slope, model.control_share):
+    for parameter in (first, model.backbone.get_classifier().weight, last, model.slope):
         assert parameter.grad.abs().max() > 0
     with torch.no_grad():
         model.eval()

@@ -178,10 +178,25 @@ def test_snr_is_log_uniform_and_profiles_are_as_wide_as_in_simulated_data() -> N
     assert exponent.min() > -1e-6 and exponent.max() < 1 + 1e-6
     np.testing.assert_allclose(np.histogram(exponent, 5, (0, 1))[0] / count, 0.2, atol=0.015)
     width, lorentzian = drawn.signal_width[:, 0], drawn.signal_lorentzian[:, 0]
-    assert lorentzian.mean() == pytest.approx(0.1, abs=0.01)  # half of a fifth
+    assert lorentzian.mean() == pytest.approx(1 / 12, abs=0.01)  # half of a sixth
     full = np.where(lorentzian, 2 * width, 2.355 * width)
     assert full.min() >= 1.2 and full.max() <= 10 and not ((full > 2.51) & (full < 3.99)).any()
-    assert (full > 3).mean() == pytest.approx(0.2, abs=0.01) and full[lorentzian].min() >= 4
+    assert (full > 3).mean() == pytest.approx(1 / 6, abs=0.01) and full[lorentzian].min() >= 4
+
+
+def test_a_sixth_of_the_signals_hop_to_other_channels_in_each_panel_and_are_on_for_a_part_of_it() -> None:
+    count, canvas = 10_000, plain_canvas((6, 39, 256))
+    drawn = draw(replace(NEEDLES, needles=1.0), canvas, (6, 39, 256), EpochPart(0, 0, np.arange(count), count))
+    path, level = drawn.signal_path[:, 0], drawn.signal_level[:, 0]
+    steps = np.diff(path.reshape(count, 6, 39)[:, np.argsort(canvas.positions)].reshape(count, -1), axis=1)
+    between = np.abs(steps[:, 38::39])
+    within = np.abs(np.delete(steps, np.s_[38::39], axis=1)).max(axis=1, keepdims=True)
+    hops = (between > 2 * within + 3).any(axis=1)
+    assert hops.mean() == pytest.approx(1 / 6, abs=0.01)
+    assert within[hops].max() < 4 and path[hops].min() > 0 and path[hops].max() < 255
+    lasts = (level[hops] > 0).sum(axis=2)
+    assert lasts[lasts > 0].min() >= 10 and np.ptp(lasts[lasts > 0]) > 20
+    assert np.histogram(path[hops][:, :, 19], 4, (0, 256))[0].min() > 0.15 * 6 * hops.sum()
 
 
 def test_two_epochs_and_two_positions_have_other_signals() -> None:

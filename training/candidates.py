@@ -1,14 +1,15 @@
-"""What the network sees of the candidates that the search proposes, and how it combines them to one logit.
+"""What the network sees of the candidates that the searches propose, and how it combines them to one logit.
 
 A needle is a thousandth of its cadence's pixels, so that a network that sees all of them learns slowly. Here it sees
 what lies around the few best lines (search.py), as windows of the de-Doppler sums or as cut-outs of the cadence, and
-says whether each is a needle.
+around the best path of each panel (paths.py), and says whether there is a needle.
 
 Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F frequency channel; R drift rate,
 K candidate, W channel of a cut-out.
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from torch.nn.functional import pad, softplus
 from shard_tools.cadence import PANELS
 from training.dedoppler import CLIP
 from training.float32_linear import Float32Linear
-from training.search import EVIDENCE, ON, RATES, Lines, Search, flatten, near
+from training.paths import PATH_EVIDENCE, cut_out_paths, find_paths
+from training.search import EVIDENCE, ON, RATES, Lines, Search, flatten, near, whiten
 
 CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
 CUTOUT_PLANES = PANELS + 1
@@ -72,15 +74,29 @@ class Candidates(Search):
         return pad(torch.cat([found, nearness], 2), (0, 0, 0, height - values.shape[2]))
 
 
+class Seen(NamedTuple):
+    """What the network sees of a batch; the second half of 2 B is the control, as in Candidates."""
+
+    windows: Tensor
+    """(2 B, K, WINDOW_PLANES, 16, 32) around each line: see SumWindows."""
+    evidence: Tensor
+    """(2 B, K, EVIDENCE) of each line: see Lines."""
+    cutouts: Tensor
+    """(B, P, PATH_PLANES, T', PATH_CHANNELS) along the best path of each panel."""
+    path_evidence: Tensor
+    """(B, P, PATH_EVIDENCE) of each path."""
+
+
 class SumWindows(Search):
-    """Windows of the de-Doppler sums around each line: its neighbours in drift rate and channel, in every panel."""
+    """Windows of the de-Doppler sums around each line: its neighbours in drift rate and channel, in every panel.
 
-    def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of panels (B, P, T, F), ON ones first: windows (2 B, K, WINDOW_PLANES, 16, 32), evidence (2 B, K, EVIDENCE).
+    And cut-outs along the best path of each panel.
+    """
 
-        The second half is a control, as in Candidates.
-        """
-        sums = self.sums(flatten(panels.float()).clamp(-CLIP, CLIP))
+    def forward(self, panels: Tensor) -> Seen:
+        """Search panels (B, P, T, F), ON ones first."""
+        values = whiten(panels.float())
+        sums = self.sums(values.clamp(-CLIP, CLIP))
         on, off = sums[:, :ON], sums[:, ON:]
         on_near, off_near = near(on), near(off)
         needles, controls = self.find(on, off, off_near), self.find(off, on, on_near)
@@ -88,7 +104,9 @@ class SumWindows(Search):
             self._window([on, off, on_near[:, None], off_near[:, None]], needles),
             self._window([off, on, off_near[:, None], on_near[:, None]], controls),
         ]
-        return torch.cat(windows), torch.cat([needles.evidence, controls.evidence])
+        evidence = torch.cat([needles.evidence, controls.evidence])
+        paths = find_paths(values)
+        return Seen(torch.cat(windows), evidence, cut_out_paths(values, paths), paths.evidence)
 
     def _window(self, planes: list[Tensor], lines: Lines) -> Tensor:
         """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them."""
@@ -120,7 +138,7 @@ class _SearchModel(nn.Module):
         # The same on every rank, and large: torch's DDP would send them before each step.
         self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in self.candidates.named_buffers()]
         self.backbone = backbone
-        self.slope, self.control_share = (nn.Parameter(torch.tensor(value)) for value in (4.0, 0.75))
+        self.slope = nn.Parameter(torch.tensor(4.0))
 
     def no_weight_decay(self) -> set[str]:
         """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
@@ -137,6 +155,7 @@ class CandidateModel(_SearchModel):
     def __init__(self, backbone: nn.Module, candidates: Candidates) -> None:
         """`backbone` takes cut-outs (B K, CUTOUT_PLANES, *upright_shape) to (B K, 1)."""
         super().__init__(backbone, candidates)
+        self.control_share = nn.Parameter(torch.tensor(0.75))
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
         # It starts close to the classical search, and learns to correct it.
         last = cast(nn.Linear, self.weigh[2])
@@ -158,13 +177,24 @@ class CandidateModel(_SearchModel):
 
 
 class WindowModel(_SearchModel):
-    """Compares the candidates of an image (B, P, T, F) with those of the control, by windows of the de-Doppler sums."""
+    """Compares the candidates of an image (B, P, T, F) with those of the control, and ON paths with OFF paths."""
 
-    def __init__(self, backbone: nn.Module, candidates: SumWindows) -> None:
-        """`backbone` takes windows (B K, WINDOW_PLANES, 16, 32) to features (B K, FEATURES)."""
+    control_share: Tensor
+
+    def __init__(self, backbone: nn.Module, path_network: nn.Module, candidates: SumWindows) -> None:
+        """`backbone` takes windows (B K, WINDOW_PLANES, 16, 32) to features (B K, FEATURES); `path_network` takes
+        cut-outs (B P, PATH_PLANES, T', PATH_CHANNELS) to features (B P, FEATURES).
+        """
         super().__init__(backbone, candidates)
-        self.describe = nn.Sequential(Float32Linear(EVIDENCE, 32), nn.GELU(), Float32Linear(32, FEATURES))
-        self.compare = nn.Sequential(Float32Linear(3 * FEATURES, 128), nn.GELU(), Float32Linear(128, 1))
+        # Fixed: training on simulated skies alone makes it 0.18, but needles are told from the same in OFF panels best
+        # with 0.3 to 0.5, and other cadences as well (docs/recipe.md).
+        self.register_buffer("control_share", torch.tensor(0.4))
+        self.path_network = path_network
+        self.describe, self.describe_path = (
+            nn.Sequential(Float32Linear(numbers, 32), nn.GELU(), Float32Linear(32, FEATURES))
+            for numbers in (EVIDENCE, PATH_EVIDENCE)
+        )
+        self.compare = nn.Sequential(Float32Linear(8 * FEATURES, 128), nn.GELU(), Float32Linear(128, 1))
         # It starts close to the classical search, and learns to correct it. Not at 0, which would hide all that lies
         # before from the first gradient.
         last = cast(nn.Linear, self.compare[2])
@@ -172,17 +202,33 @@ class WindowModel(_SearchModel):
         nn.init.zeros_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
+        """(B, 1) logits: what speaks for a needle in the ON panels, less a share of what speaks for one in OFF panels.
 
-        Each candidate is judged by its own features, and by the mean and the largest of the control's: what the control
-        finds shows what in this sky looks like a needle and is none.
+        Both are a soft maximum over the candidates, as one needle is enough, by the same weights.
         """
         with torch.no_grad():
-            windows, evidence = self.candidates(image)
-        seen = cast(Tensor, self.backbone(windows.flatten(0, 1))).float().view(*evidence.shape[:2], FEATURES)
-        needle, control = (seen + self.describe(evidence)).chunk(2)
-        beside = torch.cat([control.amax(1, keepdim=True), control.mean(1, keepdim=True)], 2)
-        compared = self.compare(torch.cat([needle, beside.expand(-1, needle.shape[1], -1)], 2))[..., 0]
-        searched, controls = self._searched(evidence).chunk(2)
-        logit = torch.logsumexp(compared + searched, 1, keepdim=True)
-        return logit + self.control_share * softplus(-torch.logsumexp(controls, 1, keepdim=True))
+            seen: Seen = self.candidates(image)
+        lines = self._features(self.backbone, seen.windows, self.describe, seen.evidence).chunk(2)
+        paths = self._features(self.path_network, seen.cutouts, self.describe_path, seen.path_evidence).chunk(2, 1)
+        seen_together = torch.stack([_put_together(lines, paths), _put_together(lines[::-1], paths[::-1])])
+        compared = cast(Tensor, self.compare(seen_together)).flatten(2)  # (2, B, K)
+        searched = self._searched(seen.evidence).view_as(compared)
+        for_on, for_off = torch.logsumexp(compared + searched, 2, keepdim=True).unbind()
+        return for_on - self.control_share * for_off
+
+    def _features(self, backbone: nn.Module, images: Tensor, describe: nn.Module, evidence: Tensor) -> Tensor:
+        """(N, K, FEATURES) of images (N, K, C, H, W) and the numbers about them (N, K, E)."""
+        shape = *evidence.shape[:2], FEATURES
+        return cast(Tensor, backbone(images.flatten(0, 1))).float().view(shape) + cast(Tensor, describe(evidence))
+
+
+def _put_together(lines: Sequence[Tensor], paths: Sequence[Tensor]) -> Tensor:
+    """(B, K, 8 FEATURES) by which the first of two halves, ON or OFF, is judged.
+
+    For each of its lines (B, K, FEATURES) its own features, and those that all share: of the other half's lines, and of
+    the paths (B, 3, FEATURES) in this half and in the other.
+    """
+    (own, others), (own_paths, other_paths) = lines, paths
+    pooled = [part for each in (others, own_paths, other_paths) for part in (each.amax(1), each.mean(1))]
+    shared = torch.cat([*pooled, own_paths.amin(1)], 1)[:, None].expand(-1, own.shape[1], -1)
+    return torch.cat([own, shared], 2)

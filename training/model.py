@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
@@ -30,8 +29,9 @@ from training.candidates import (
     upright_shape,
 )
 from training.float32_linear import Float32Linear
+from training.paths import PATH_PLANES, path_shape
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
-from training.weights import fill_model
+from training.weights import SHIPPED, fill_model, find_weights
 from training.window_network import convnext_window
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
@@ -57,7 +57,8 @@ class ModelConfig:
     """Name of a timm model, or swin_nano, swin_pico or convnext_window."""
     pretrained: str = "none"
     """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
-    Anything else: a file of weights (.safetensors, .pth) for this model."""
+    needlestream: the weights that come with the program, for preset demo. Anything else: a file of weights
+    (.safetensors, .pth) for this model."""
     stem: Literal["none", "sums", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
     most (training/candidates.py): sums at the de-Doppler sums around each, candidates at the cadence along each, turned
@@ -70,8 +71,16 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
             raise InputError(f"--drop-path {self.drop_path}: expected 0 to below 1")
-        if self.pretrained not in ("hub", "none") and not Path(self.pretrained).is_file():
-            raise InputError(f"--pretrained {self.pretrained}: no such file; expected hub, none or a weights file")
+        weights = find_weights(self.pretrained)
+        if self.pretrained not in ("hub", "none") and not weights.is_file():
+            raise InputError(
+                f"--pretrained {self.pretrained}: no such file; expected hub, none, needlestream or a weights file"
+            )
+        if weights == SHIPPED and (self.model, self.stem) != (convnext_window.__name__, "sums"):
+            raise InputError(
+                f"--pretrained {self.pretrained}: these weights are those of preset demo (--model convnext_window "
+                f"--stem sums), and not of --model {self.model} --stem {self.stem}"
+            )
         if not 1 <= self.candidates <= 64:
             raise InputError(f"--candidates {self.candidates}: expected 1 to 64")
 
@@ -107,22 +116,27 @@ def build_model(config: ModelConfig, channels: int, height: int, width: int) -> 
     if config.stem == "none":
         return _create_backbone(name, (height, width), options, config.pretrained)
     _check_candidates(config, channels, width)
-    if config.stem == "sums":
-        size, planes, outputs = (WINDOW_RATES, WINDOW_CHANNELS), WINDOW_PLANES, FEATURES
-    else:
-        size, planes, outputs = upright_shape(height), CUTOUT_PLANES, 1
-    options |= {"in_chans": planes, "num_classes": outputs}
-    path = config.pretrained
+    return _build_search_model(config, name, options, (height, width))
+
+
+def _build_search_model(config: ModelConfig, name: str, options: dict[str, Any], size: tuple[int, int]) -> nn.Module:
+    """A network behind a search; `name` and `options` are those of timm's model in it, `size` is the canvas's."""
+    path = config.pretrained if config.pretrained in ("none", "hub") else str(find_weights(config.pretrained))
     state = {} if path in ("none", "hub") else read_state(path)
     # Whether the weights are a whole model's, with the stem, and not just a backbone's.
     ours = any(name.split(".")[-1] == "control_share" for name in state)
-    backbone = _create_backbone(name, size, options, "none" if ours else path)
-    shape = height, width, config.candidates
-    model = (
-        WindowModel(backbone, SumWindows(*shape))
-        if config.stem == "sums"
-        else CandidateModel(backbone, Candidates(*shape))
-    )
+    start = "none" if ours else path
+    model: nn.Module
+    if config.stem == "sums":
+        own = options | {"in_chans": WINDOW_PLANES, "num_classes": FEATURES}
+        backbone = _create_backbone(name, (WINDOW_RATES, WINDOW_CHANNELS), own, start)
+        own = {"in_chans": PATH_PLANES, "num_classes": FEATURES, "drop_path_rate": config.drop_path}
+        path_network = _create_backbone(convnext_window.__name__, path_shape(size[0]), own, "none")
+        model = WindowModel(backbone, path_network, SumWindows(*size, config.candidates))
+    else:
+        own = options | {"in_chans": CUTOUT_PLANES}
+        backbone = _create_backbone(name, upright_shape(size[0]), own, start)
+        model = CandidateModel(backbone, Candidates(*size, config.candidates))
     if ours:
         fill_model(model, without_prefixes(state, model.state_dict().keys()), f"--pretrained {path}")
     return model

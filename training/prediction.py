@@ -22,7 +22,7 @@ from shard_tools.progress import progress
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model, pick_precision
 from training.other_weights import load_other_weights
-from training.weights import fill_model, is_ours, load_weights
+from training.weights import fill_model, find_weights, is_ours, load_weights
 
 BATCH_SIZE = 64
 """Cadences of one rank in one forward pass, unless infer.py is told otherwise."""
@@ -76,7 +76,8 @@ def load_model(weights: str | Path, device: torch.device | str | None = None) ->
     """A trained model in evaluation mode, and the canvas that it takes.
 
     Args:
-        weights: A file that train.py wrote, such as best.safetensors.
+        weights: A file that train.py wrote, such as best.safetensors; or "needlestream", the weights that come with the
+            program.
         device: Where the model goes. None: the current GPU if torch can use one, or else the CPU.
 
     The model takes canvases (B, C, H, W) float32 to logits (B, 1) float32. Raises InputError naming the file where it
@@ -87,7 +88,7 @@ def load_model(weights: str | Path, device: torch.device | str | None = None) ->
         with open_loader("shards", split="test", canvas=canvas, batch_size=64) as loader:
             table = predict(model, loader)
     """
-    trained, _ = read_trained(Path(weights))
+    trained, _ = read_trained(find_weights(weights))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return trained.model.to(device).eval(), trained.canvas

@@ -51,6 +51,27 @@ def flatten(panels: Tensor) -> Tensor:
     return values / _noise(values, 3).clamp_min(1)
 
 
+def whiten(panels: Tensor) -> Tensor:
+    """Panels (B, P, T, F) without bands, bursts and persistent lines, in standard deviations of each time bin's noise.
+
+    As `flatten`, but the noise of each time bin is its own, from the steps between neighbouring channels: where the
+    receiver flickers, the noise of a whole cadence says little about the noise around a line.
+    """
+    steps = panels.diff(dim=3) / math.sqrt(2)
+    values = panels / _noise(steps, 3).clamp_min(FAINTEST)
+    values = values - _around(values)
+    values = values - _around(values.clamp(-CLIP, CLIP))
+    on, off = (_level(half) for half in (values[:, :ON].flatten(1, 2), values[:, ON:].flatten(1, 2)))
+    noise = ((on[1] + off[1]) / 2).clamp_min(1)
+    return (values - torch.minimum(on[0], off[0])[:, None]) / noise[:, None]
+
+
+def _around(values: Tensor) -> Tensor:
+    """The mean of the channels around each: what varies as slowly is no line."""
+    rows = values.flatten(0, 2)[:, None]
+    return avg_pool1d(rows, _BAND, 1, _BAND // 2, count_include_pad=False).view_as(values)
+
+
 def _level(half: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel's level and noise, (B, 1, F), in three panels end to end (B, 3 T, F)."""
     middle = half.mean(1, keepdim=True)

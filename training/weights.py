@@ -15,10 +15,17 @@ from torch import Tensor, nn
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 
+SHIPPED = Path(__file__).with_name("needlestream.safetensors")
+"""Weights that come with the program: preset demo, trained on simulated cadences alone (make weights)."""
 _METADATA, _SHA256 = "needlestream", "sha256"
 _LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 _NAMED = 6  # tensors that a message names
 _OTHERS = "; for weights of another program give infer.py its --model, --canvas, --height and --width too"
+
+
+def find_weights(given: Path | str) -> Path:
+    """The file of some weights; the name `needlestream` stands for SHIPPED."""
+    return SHIPPED if str(given) == SHIPPED.stem else Path(given)
 
 
 def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:

@@ -3,13 +3,14 @@
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.header import SECONDS_A_DAY, Header
 
+_LONGEST_GAP_S = 12 * 3600.0  # between files; a telescope's turn takes seconds to minutes
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +52,8 @@ def check_cadence(headers: Sequence[Header], any_sources: bool = False) -> Caden
     if len(headers) != PANELS:
         files = f"{headers[0].path} and {len(headers) - 1} more" if headers else "no file"
         raise InputError(f"{files}: {len(headers)} files, expected the six of one cadence, A B A C A D")
+    _check_once(headers)
+    headers = _fill_unknown(headers)
     for other in headers[1:]:
         _check_alike(headers[0], other)
     _check_order(headers)
@@ -63,6 +66,33 @@ def check_cadence(headers: Sequence[Header], any_sources: bool = False) -> Caden
         shortest = min(headers, key=lambda header: header.layout.spectra)
         _log.warning("cropped to the %d spectra of %s: %s", cadence.spectra, shortest.path, names)
     return cadence
+
+
+def _check_once(headers: Sequence[Header]) -> None:
+    """Raise InputError where a file is given twice."""
+    ordinals = ("1st", "2nd", "3rd", "4th", "5th", "6th")
+    places: dict[Path, int] = {}
+    for position, header in enumerate(headers):
+        before = places.setdefault(header.path.resolve(), position)
+        if before != position:
+            raise InputError(
+                f"{header.path}: the {ordinals[position]} file is the same file as the {ordinals[before]}; give the "
+                "six files of one cadence, A B A C A D, each once"
+            )
+
+
+def _fill_unknown(headers: Sequence[Header]) -> list[Header]:
+    """Headers with the telescope and nfpc of the first file that says them, where one does not."""
+    telescope = next((header.telescope for header in headers if header.telescope is not None), None)
+    nfpc = next((header.nfpc for header in headers if header.nfpc), 0)
+    return [
+        replace(
+            header,
+            telescope=telescope if header.telescope is None else header.telescope,
+            nfpc=header.nfpc or nfpc,
+        )
+        for header in headers
+    ]
 
 
 def _check_alike(first: Header, other: Header) -> None:
@@ -98,7 +128,7 @@ def _check_alike(first: Header, other: Header) -> None:
 
 
 def _check_order(headers: Sequence[Header]) -> None:
-    """Raise InputError unless each file begins after the one before it has ended."""
+    """Raise InputError unless each file begins after the one before it has ended, and within half a day."""
     for before, after in itertools.pairwise(headers):
         gap = (after.start_mjd - before.start_mjd) * SECONDS_A_DAY - before.length_s
         # Start times are often rounded to whole seconds.
@@ -108,10 +138,21 @@ def _check_order(headers: Sequence[Header]) -> None:
                 f"{after.path}: begins {-gap:.1f} s before {before.path} ends; expected the files in the order of the "
                 f"observation, each once. By tstart they are: {by_time}"
             )
+        if gap > _LONGEST_GAP_S:
+            raise InputError(
+                f"{after.path}: begins {gap / SECONDS_A_DAY:.1f} days after {before.path} ends; expected the six files "
+                "of one cadence, minutes apart"
+            )
 
 
 def _check_sources(headers: Sequence[Header]) -> None:
     """Raise InputError unless the ON files have one source, and no OFF file has it."""
+    for header in headers:
+        if not header.source:
+            raise InputError(
+                f"{header.path}: source_name is missing, expected the name of the target; give --any-sources if the "
+                "files are in the order A B A C A D"
+            )
     source = headers[0].source
     for position in ON_POSITIONS:
         if headers[position].source != source:

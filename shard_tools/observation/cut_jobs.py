@@ -17,14 +17,14 @@ from shard_tools.observation.cutting import to_members
 from shard_tools.tar_shard import PackedShard, write_members
 from shard_tools.unfinished import finish_shard
 
-METHOD = 1
+METHOD = 2
 """What is cut depends on it: raise it with every change of the values."""
 Job = tuple[CutShard, Path, str]
 """A shard to cut, the folder for it, and the digest of its sources' sizes and times."""
 
 
-def cut_jobs(workers: int, jobs: Sequence[Job]) -> Iterator[tuple[int, PackedShard]]:
-    """Each job's number and shard, as they are finished.
+def cut_jobs(workers: int, jobs: Sequence[Job]) -> Iterator[tuple[int, PackedShard | InputError | OSError]]:
+    """Each job's number and shard, or why it could not be cut, as they are finished.
 
     Raises InputError naming the cadence where a process dies: HDF5 crashes on some damaged files.
     """
@@ -34,7 +34,8 @@ def cut_jobs(workers: int, jobs: Sequence[Job]) -> Iterator[tuple[int, PackedSha
         futures: dict[Future[PackedShard], int] = {pool.submit(cut_shard, *job): n for n, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                error = future.exception()
+                yield futures[future], error if isinstance(error, InputError | OSError) else future.result()
         except BrokenProcessPool:
             left = [jobs[n][0] for future, n in futures.items() if not future.done() or future.exception()]
             first = {str(shard.plan.cadence.first.path) for shard in left[:workers]}

@@ -14,11 +14,14 @@ import numpy.typing as npt
 from shard_tools.cadence import KAGGLE_SHAPE, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.agreement import Cadence
+from shard_tools.observation.header import Header
 
 FINE_COLUMNS, FINE_CHANNEL_BIN = 1024, 8
 MID_TIME_BINS, MID_COLUMNS = KAGGLE_SHAPE[1:]
 # Of a band whose coarse channels are not known: the bandpass is fitted piece by piece.
 PIECE_COLUMNS = 1 << 17
+# Of a coarse channel: in fewer, a signal would raise the medians by which it is divided.
+FEWEST_COARSE_COLUMNS = 64
 _MOST_OVERLAP = 0.75  # of a snippet: with more, each channel would be in ever more snippets
 _MAX_SOURCE = 40  # letters of a source's name in a key
 
@@ -94,6 +97,7 @@ def plan_cuts(cadence: Cadence, options: CutOptions) -> CutPlan:
             f"{header.path}: {header.layout.channels} channels are {band} of a snippet's {columns} with --channel-bin "
             f"{channel_bin}; give a smaller --channel-bin, or a file with more channels"
         )
+    _check_coarse_width(header, channel_bin)
     # The last one ends where the band does.
     starts = np.minimum(np.arange(0, band - overlap, columns - overlap), band - columns)
     plan = CutPlan(
@@ -122,7 +126,25 @@ def _find_borders(cadence: Cadence, channel_bin: int) -> npt.NDArray[np.int64]:
         coarse = header.layout.channels // header.nfpc
         return np.arange(coarse + 1) * (header.nfpc // channel_bin)
     band = header.layout.channels // channel_bin
-    return np.append(np.arange(0, max(band, 1), PIECE_COLUMNS), band)
+    # The last piece is half to one and a half times as wide: a shorter one would be divided by its own signals.
+    pieces = max(1, round(band / PIECE_COLUMNS))
+    return np.append(np.arange(pieces) * PIECE_COLUMNS, band)
+
+
+def _check_coarse_width(header: Header, channel_bin: int) -> None:
+    """Raise InputError where a coarse channel has too few columns to tell its bandpass from a signal."""
+    nfpc, columns = header.nfpc, header.nfpc // channel_bin
+    if not nfpc or columns >= FEWEST_COARSE_COLUMNS:
+        return
+    coarse = header.layout.channels // nfpc
+    joined = next((n for n in range(2, coarse) if coarse % n == 0 and n * columns >= FEWEST_COARSE_COLUMNS), coarse)
+    most = nfpc // FEWEST_COARSE_COLUMNS
+    smaller = f", or a --channel-bin of at most {most}" if most else ""
+    raise InputError(
+        f"{header.path}: a coarse channel of {nfpc} channels is {columns} columns with --channel-bin {channel_bin}, "
+        f"expected at least {FEWEST_COARSE_COLUMNS}; give the true --nfpc, or --nfpc {joined * nfpc}, several coarse "
+        f"channels as one{smaller}"
+    )
 
 
 def _find_overlap(cadence: Cadence, max_drift_hz_s: float, width_hz: float, columns: int) -> int:

@@ -16,6 +16,7 @@ from shard_tools.cadence import npy_header
 from shard_tools.observation.cut_plan import CutPlan, CutShard, excluded_columns
 from shard_tools.observation.filterbank import FilterbankFile, Float32s
 from shard_tools.observation.flatten import (
+    MOST_POWER,
     block_count,
     block_medians,
     remove_dc_spikes,
@@ -34,7 +35,7 @@ _ROLL_OFF = 0.5
 _NO_NOISE = 1e-3
 DC_SPIKE, BORDER, ROLL_OFF, EXCLUDED, BLANKED, EMPTY = "dc_spike", "border", "roll_off", "excluded", "blanked", "empty"
 """Flags: an interpolated DC spike lies inside; a border of coarse channels; the edge of one, where it lets less than
-half through; channels of --exclude-mhz; values that were not finite, or dead channels; a panel without noise."""
+half through; channels of --exclude-mhz; values that were not finite, zero or absurdly high; a panel without noise."""
 
 
 class Cut(NamedTuple):
@@ -91,9 +92,13 @@ def _read_panel(plan: CutPlan, file: FilterbankFile, first: int, stop: int) -> F
     """(T, F) sums of channels of the coarse channels `first` to `stop` of one file, without DC spikes."""
     start, end = (int(plan.borders[each]) * plan.channel_bin for each in (first, stop))
     values = file.read(start, end, plan.time_bins, plan.feed)
+    if file.header.layout.dtype == "float32":  # no power is 0: what was lost is
+        values[values == 0] = np.nan
     if plan.cadence.first.has_dc_spikes:
         remove_dc_spikes(values, plan.cadence.first.nfpc)
-    return sum_channels(values, plan.channel_bin)
+    sums = sum_channels(values, plan.channel_bin)
+    sums[sums == 0] = np.nan  # of whole numbers: a lone 0 may be a low power
+    return sums
 
 
 def _flatten_panel(plan: CutPlan, panel: Float32s, borders: npt.NDArray[np.int64]) -> list[Float32s]:
@@ -103,7 +108,9 @@ def _flatten_panel(plan: CutPlan, panel: Float32s, borders: npt.NDArray[np.int64
     for low, high in itertools.pairwise((borders - borders[0]).tolist()):
         part = panel[:, low:high]
         medians.append(block_medians(part, block_count(*part.shape)))
-        part[:] = to_radiometer_noise(part, to_bandpass(medians[-1], high - low), samples)
+        bandpass = to_bandpass(medians[-1], high - low)
+        part[part > MOST_POWER * bandpass] = np.nan
+        part[:] = to_radiometer_noise(part, bandpass, samples)
     return medians
 
 

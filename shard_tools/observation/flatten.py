@@ -1,6 +1,6 @@
 """From raw power to multiples of the radiometer noise: sums of channels, no DC spikes, no bandpass.
 
-Axes: T time bin, F column. NaN marks what is blanked: not finite in the file, or in a channel that is dead.
+Axes: T time bin, F column. NaN marks what is blanked: not finite in the file, 0, or far above all signals.
 """
 
 import warnings
@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Float32s = npt.NDArray[np.float32]
+MOST_POWER = 1e4
+"""Times the bandpass: what is above is no signal but a fault, and would flatten its panel."""
 # Blocks of a coarse channel, at most; and columns and values of a block, at least: the median of 512 values is known
 # to 6 % of a value's noise. A line that crosses a whole block while it drifts raises the median by a few percent of its
 # own height; one in fewer than half of the columns not at all.
@@ -44,20 +46,23 @@ def sum_channels(values: Float32s, channel_bin: int) -> Float32s:
 
 
 def block_count(time_bins: int, columns: int) -> int:
-    """Into how many equal blocks the columns of a coarse channel are divided for its bandpass."""
-    most = max(1, min(_MOST_BLOCKS, columns // max(_FEWEST_COLUMNS, _FEWEST_VALUES // time_bins)))
-    return next(count for count in range(most, 0, -1) if columns % count == 0)
+    """Into how many blocks the columns of a coarse channel are divided for its bandpass."""
+    return max(1, min(_MOST_BLOCKS, columns // max(_FEWEST_COLUMNS, _FEWEST_VALUES // time_bins)))
 
 
 def block_medians(values: Float32s, blocks: int) -> Float32s:
     """The bandpass at the middle of each block: the median over the block of the mean over time; NaN where dead.
 
-    `values` is (T, F) of one coarse channel.
+    `values` is (T, F) of one coarse channel. The blocks are of equal width, to one column.
     """
+    borders = np.arange(blocks + 1) * values.shape[1] // blocks
+    columns = borders[:-1, None] + np.arange(np.diff(borders).max())  # of each block
+    outside = columns >= borders[1:, None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of blocks that are all blanked
-        spectrum = np.nanmean(values, axis=0, dtype=np.float64)
-        medians = np.nanmedian(spectrum.reshape(blocks, -1), axis=1).astype(np.float32)
+        spectrum = np.asarray(np.nanmean(values, axis=0, dtype=np.float64))
+        in_blocks = np.where(outside, np.nan, spectrum[np.where(outside, 0, columns)])
+        medians = np.nanmedian(in_blocks, axis=1).astype(np.float32)
     medians[~(medians > 0)] = np.nan
     return medians
 
@@ -65,8 +70,15 @@ def block_medians(values: Float32s, blocks: int) -> Float32s:
 def to_bandpass(medians: Float32s, columns: int) -> Float32s:
     """The bandpass of each column: straight lines through the middles of the blocks, and on to the borders.
 
-    Never below half of the nearer block's median: on a steep edge the line could reach 0.
+    Never below half of the nearer block's median: on a steep edge the line could reach 0. NaN in dead blocks; for lines
+    towards one, the nearest live block's median counts as its own.
     """
+    live = np.flatnonzero(np.isfinite(medians))
+    if not len(live):
+        return np.full(columns, np.nan, np.float32)
+    borders = np.arange(len(medians) + 1) * columns // len(medians)
+    dead = np.repeat(~np.isfinite(medians), np.diff(borders))
+    medians = medians[live[np.abs(np.arange(len(medians))[:, None] - live).argmin(axis=1)]]
     width = columns / len(medians)
     place = (np.arange(columns) + 0.5) / width - 0.5
     if len(medians) == 1:
@@ -76,6 +88,7 @@ def to_bandpass(medians: Float32s, columns: int) -> Float32s:
     line = medians[lower] * (1 - share) + medians[lower + 1] * share
     nearest = medians[np.clip(np.rint(place), 0, len(medians) - 1).astype(np.int64)]
     bandpass: Float32s = np.maximum(line, nearest / 2)
+    bandpass[dead] = np.nan
     return bandpass
 
 

@@ -18,7 +18,8 @@ FEWEST_SPECTRA = 4
 # Between the products: fine 2.79 Hz x 18.3 s, mid-resolution 2.86 kHz x 1.07 s, time 366 kHz x 0.35 ms.
 WIDEST_FINE_HZ, WIDEST_MID_HZ, SHORTEST_MID_S = 500.0, 50e3, 0.02
 SECONDS_A_DAY = 86400.0
-MAX_MJD = 1e6
+MAX_MJD, MAX_MHZ = 1e6, 1e6
+MOST_TELESCOPE_ID = 2**31 - 1  # 4 bytes in SIGPROC's files
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,12 @@ def _check_header(header: Header) -> None:
             f"{path}: foff {header.foff_mhz:g} MHz, tsamp {header.bin_length_s:g} s, tstart {header.start_mjd:g}; "
             "expected a channel width, a time above 0 and an MJD: its header is damaged"
         )
+    if not abs(header.fch1_mhz) < MAX_MHZ:
+        raise InputError(f"{path}: fch1 {header.fch1_mhz:g} MHz, expected below {MAX_MHZ:g}; its header is damaged")
+    if header.telescope is not None and abs(header.telescope) > MOST_TELESCOPE_ID:
+        raise InputError(
+            f"{path}: telescope_id {header.telescope}, expected at most {MOST_TELESCOPE_ID}; its header is damaged"
+        )
     if not header.lowest_mhz > 0 or not math.isfinite(header.foff_mhz * layout.channels):
         raise InputError(
             f"{path}: {layout.channels} channels of {header.foff_mhz:g} MHz from {header.fch1_mhz:g} MHz; expected "
@@ -161,18 +168,23 @@ def to_position(ra: object, dec: object) -> tuple[float | None, float | None]:
     """Right ascension in hours and declination in degrees, None where unknown.
 
     Files hold them as decimal hours and degrees (FBH5), or packed as hhmmss.s and ddmmss.s (SIGPROC). Packed numbers
-    that would also be decimal ones lie within 24 s of 0 h and 90'' of 0 degrees; these are taken as decimal.
+    that would also be decimal ones lie within 24 s of 0 h and 90'' of 0 degrees; these are taken as decimal. A right
+    ascension that may be in degrees, with a declination that is decimal, is unknown.
     """
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (ra, dec)):
         return None, None
     hours, degrees = float(ra), float(dec)  # type: ignore[arg-type]
     if abs(hours) > 24 or abs(degrees) > 90:
+        if abs(hours) <= 360 and abs(degrees) <= 90:
+            return None, None
         hours, degrees = _unpack(hours), _unpack(degrees)
     return (hours, degrees) if 0 <= hours <= 24 and abs(degrees) <= 90 else (None, None)
 
 
 def _unpack(packed: float) -> float:
-    """24 or 90 and their parts from ddmmss.s."""
+    """Hours or degrees from hhmmss.s or ddmmss.s; NaN where minutes or seconds are 60 or more."""
     whole, seconds = divmod(abs(packed), 100)
     units, minutes = divmod(whole, 100)
+    if minutes >= 60 or seconds >= 60:
+        return math.nan
     return math.copysign(units + minutes / 60 + seconds / 3600, packed)

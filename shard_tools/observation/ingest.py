@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def ingest(config: IngestConfig) -> Manifest:
     Ingesting the same files twice gives the same bytes. Raises InputError naming the file that is refused, or where the
     output folder holds something else; finished shards stay for the next try.
     """
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: is a file, expected a folder for the shards; choose another --out")
     plans, skipped = plan_ingest(config)
     shards = plan_cut_shards(plans, _per_shard(config, plans))
     made = _describe(config, plans)
@@ -54,7 +57,8 @@ def ingest(config: IngestConfig) -> Manifest:
             return _already_ingested(config, made, shards)
         clear_leftovers(config.out, {shard.name for shard in shards})
         sources = {shard.name: digest_sources(_sources(shard)) for shard in shards}
-        packed = _cut_shards(config, [(shard, config.out, sources[shard.name]) for shard in shards])
+        done = _cut_shards(config, [(shard, config.out, sources[shard.name]) for shard in shards], skipped)
+        plans, shards, packed = _without_damaged(config, plans, shards, done)
         write_observation_tables(config.out, plans, shards, packed)
         records = [
             Record(key, "test", UNKNOWN_TARGET, NO_FOLD, config.out) for done in packed for key, *_ in done.places
@@ -83,7 +87,7 @@ def plan_ingest(config: IngestConfig) -> tuple[list[CutPlan], list[list[str]]]:
             _check_fits(plan, shapes.most_common(1)[0][0], kept)
             kept[plan.key(0)] = plan
     if not kept:
-        raise InputError(f"{config.cadences or config.files[0]}: every cadence was left out; {skipped[-1][2]}")
+        raise _nothing_left(config, skipped)
     return list(kept.values()), skipped
 
 
@@ -92,12 +96,16 @@ def _leaving_out(config: IngestConfig, path: Path, skipped: list[list[str]]) -> 
     """Note a cadence that is refused, by its first file, where refused ones are left out; else the error is raised."""
     try:
         yield
-    except InputError as error:
+    except (InputError, OSError) as error:
         if config.on_bad == "fail":
             raise
         _log.warning("left out: %s", error)
         # Without the folder, so that the same files give the same bytes from another place.
         skipped.append([path.name, "test", str(error).replace(f"{path.parent}/", "")])
+
+
+def _nothing_left(config: IngestConfig, skipped: Sequence[Sequence[str]]) -> InputError:
+    return InputError(f"{config.cadences or config.files[0]}: every cadence was left out; {skipped[-1][2]}")
 
 
 def _check_fits(plan: CutPlan, shape: tuple[int, int, int], others: Mapping[str, CutPlan]) -> None:
@@ -131,6 +139,18 @@ def _say_what_is_cut(plan: CutPlan) -> None:
         *(first.source or "unnamed source", first.start_mjd, len(plan.starts), plan.time_bins, plan.columns),
         *(plan.column_width_hz, plan.column_mhz(0), plan.column_mhz(last - 1)),
     )
+    if plan.time_bins < plan.cadence.spectra:
+        left_out = plan.cadence.spectra - plan.time_bins
+        _log.warning(
+            "%s: the last %d of %d spectra are left out, as of the files after it: snippets have %d time bins",
+            *(first.path, left_out, plan.cadence.spectra, plan.time_bins),
+        )
+    if first.ra_hours is None:
+        _log.warning(
+            "%s: src_raj and src_dej are missing, or neither decimal hours and degrees nor hhmmss.s and ddmmss.s; its "
+            "position is null in the table",
+            first.path,
+        )
     if not first.nfpc:
         _log.warning(
             "%s: %d channels are no whole number of known coarse channels, so DC spikes stay in; --nfpc gives the "
@@ -171,10 +191,47 @@ def _sources(shard: CutShard) -> list[Record]:
     return [Record(str(n), "test", UNKNOWN_TARGET, NO_FOLD, path) for n, path in enumerate(shard.plan.cadence.paths)]
 
 
-def _cut_shards(config: IngestConfig, jobs: Sequence[Job]) -> list[PackedShard]:
-    """Cut shards on `config.workers` processes, unless an earlier run finished them; return them in order."""
-    done = dict(progress(cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"))
-    return [done[number] for number in range(len(jobs))]
+def _cut_shards(config: IngestConfig, jobs: Sequence[Job], skipped: list[list[str]]) -> dict[str, PackedShard]:
+    """Cut shards on `config.workers` processes, unless an earlier run finished them; return them by name.
+
+    A cadence whose files cannot be read is noted in `skipped`, where such ones are left out; else the error is raised.
+    """
+    done: dict[str, PackedShard] = {}
+    refused: dict[int, InputError | OSError] = {}
+    for number, found in progress(cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"):
+        shard = jobs[number][0]
+        if isinstance(found, PackedShard):
+            done[shard.name] = found
+        elif config.on_bad == "fail" or not _is_of_input(shard, found):
+            raise found
+        else:
+            refused[number] = found
+    # The first of each cadence, whichever process was the fastest.
+    for number in sorted({jobs[number][0].cadence: number for number in sorted(refused, reverse=True)}.values()):
+        with _leaving_out(config, jobs[number][0].plan.cadence.first.path, skipped):
+            raise refused[number]
+    if not {job[0].cadence for job in jobs} - {jobs[number][0].cadence for number in refused}:
+        raise _nothing_left(config, skipped)
+    return done
+
+
+def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
+    """Whether an error is of one of the files that are cut, not of the output folder."""
+    return isinstance(error, InputError) or str(error.filename) in map(str, shard.plan.cadence.paths)
+
+
+def _without_damaged(
+    config: IngestConfig, plans: Sequence[CutPlan], shards: Sequence[CutShard], done: Mapping[str, PackedShard]
+) -> tuple[list[CutPlan], list[CutShard], list[PackedShard]]:
+    """Plans, shards and what was packed, without the cadences of which a shard is missing; their files are removed."""
+    damaged = {shard.cadence for shard in shards if shard.name not in done}
+    for shard in shards:
+        if shard.cadence in damaged:
+            for path in (config.out / shard.name, (config.out / shard.name).with_suffix(".idx")):
+                path.unlink(missing_ok=True)
+    numbers = [number for number in range(len(plans)) if number not in damaged]
+    kept = [replace(shard, cadence=numbers.index(shard.cadence)) for shard in shards if shard.cadence not in damaged]
+    return [plans[number] for number in numbers], kept, [done[shard.name] for shard in kept]
 
 
 def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequence[CutShard]) -> Manifest:
@@ -185,6 +242,8 @@ def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequen
     if manifest.made == made:
         unsure = {plan.name for plan in find_unsure(manifest, records)}
         reason = _find_changed(config, manifest, [shard for shard in shards if shard.name in unsure])
+        if config.on_bad == "fail" and {shard.name for shard in shards} - {shard.name for shard in manifest.shards}:
+            reason = "some of its cadences were left out, see skipped.csv"
         if unsure and not reason:
             renew_sources(manifest, records)
     if reason:
@@ -195,13 +254,24 @@ def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequen
 
 
 def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[CutShard]) -> str | None:
-    """Whether cutting some shards again gives other bytes than they have; the first whose files changed."""
+    """Whether cutting some shards again gives other bytes than they have; the first whose files changed.
+
+    A cadence that was left out as damaged changed if all of its shards can be cut now.
+    """
     expected = {shard.name: shard.sha256 for shard in manifest.shards}
+    changed: dict[int, CutShard] = {}
+    damaged: set[int] = set()
     with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
         Path(folder, WORK).mkdir()
         for shard in shards:
             ((_, packed),) = cut_jobs(1, [(shard, Path(folder), "")])
-            Path(folder, shard.name).unlink()
-            if packed.shard.sha256 != expected.get(shard.name):
-                return f"{shard.plan.cadence.first.path} or a file after it changed since"
-    return None
+            if isinstance(packed, PackedShard):
+                Path(folder, shard.name).unlink()
+                if packed.shard.sha256 != expected.get(shard.name):
+                    changed.setdefault(shard.cadence, shard)
+            elif shard.name in expected:
+                raise packed
+            else:
+                damaged.add(shard.cadence)
+    first = next((shard for cadence, shard in changed.items() if cadence not in damaged), None)
+    return f"{first.plan.cadence.first.path} or a file after it changed since" if first else None

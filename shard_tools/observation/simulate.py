@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shard_tools.atomic_files import whole_file, write_whole
+from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import ON_POSITIONS, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.header import COARSE_CHANNEL_MHZ, FINE_CHANNELS, GREEN_BANK, SECONDS_A_DAY
@@ -172,11 +172,13 @@ def write_fbh5(path: Path, values: npt.NDArray[Any], fields: dict[str, Any], chu
 
     if values.ndim == 2:
         values = values[:, None]
-    with whole_file(path, durable=False) as temporary, h5py.File(temporary, "w") as file:
+    content = io.BytesIO()  # on a disk that is full HDF5 crashes
+    with h5py.File(content, "w") as file:
         file.attrs.update({"CLASS": "FILTERBANK", "VERSION": "1.0"})
         chunks = (1, 1, min(chunk_channels, values.shape[2]))
         data = file.create_dataset("data", data=values, chunks=chunks, **hdf5plugin.Bitshuffle(cname="lz4"))
         data.attrs.update(fields)
+    write_whole(path, content.getvalue(), durable=False)
 
 
 def simulate_observation(config: SimulateObservationConfig) -> list[Path]:

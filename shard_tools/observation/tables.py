@@ -61,7 +61,9 @@ BANDPASS_SCHEMA = pa.schema(
         "cadence": pa.int32(),
         "coarse_channel": pa.int32(),  # counted from the band's lowest; or number of the piece, where nfpc is not known
         "panel": pa.int8(),
-        "medians": pa.list_(pa.float32()),  # in the middles of equal blocks, as the file's power summed over a channel
+        "medians": pa.list_(
+            pa.float32()
+        ),  # in the middles of blocks of equal width, as the file's power summed over a channel
     }
 )
 

@@ -1,0 +1,97 @@
+"""The best path through each panel: a line that may bend, begin and end anywhere, and lie elsewhere in the next panel.
+
+The lines of search.py are straight, and go on from panel to panel. A signal that wanders, or comes back at another
+frequency, has no such line, but in each panel a path: the chain of neighbouring pixels whose sum is the largest. It is
+found as local alignments are (Smith & Waterman 1981, J. Mol. Biol. 147:195): a sum starts again where it falls below 0.
+
+Axes: B cadence, P panel (ON ones first), T time bin of a panel, F frequency channel, W channel of a cut-out.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from training.dedoppler import CLIP
+
+PATH_CHANNELS = 16  # of a cut-out, the path in the middle
+PATH_PLANES = 2  # the values, and where the path is
+PATH_EVIDENCE = 2  # numbers about each path
+_EXPECTED = 1.5  # standard deviations a pixel: about the mean along the best path through noise, which so ends soon
+_STEP = 0.2  # cost of moving to the next channel
+_SQRT_6 = 6**0.5
+
+
+def path_shape(time_bins: int) -> tuple[int, int]:
+    """Height and width of a cut-out of panels of `time_bins`; the network halves both twice."""
+    return -(-time_bins // 4) * 4, PATH_CHANNELS
+
+
+class Paths(NamedTuple):
+    """The best path of each panel."""
+
+    score: Tensor
+    """(B, P) sum along it of what its pixels have above _EXPECTED."""
+    channel: Tensor
+    """(B, P, T) its channel; before it begins and after it ends, that of its ends."""
+    inside: Tensor
+    """(B, P, T) whether it has begun and not ended."""
+
+    @property
+    def evidence(self) -> Tensor:
+        """(B, P, PATH_EVIDENCE) the logarithm of 1 + the score, and the share of the panel's time that it takes."""
+        return torch.stack([self.score.clamp_min(0).log1p(), self.inside.float().mean(2)], 2)
+
+
+def find_paths(values: Tensor) -> Paths:
+    """The best path through each panel of `values` (B, P, T, F), which are in standard deviations of white noise.
+
+    From one time bin to the next a path moves by one channel at most.
+    """
+    gain = pad(values, (1, 1))
+    # Over three channels, as wide as a narrow signal is.
+    gain = ((gain[..., :-2] + 2 * gain[..., 1:-1] + gain[..., 2:]) / _SQRT_6).clamp(-CLIP, CLIP) - _EXPECTED
+    total = torch.zeros_like(gain[:, :, 0])
+    totals, steps = [], []
+    for row in gain.unbind(2):
+        beside = pad(total, (1, 1))
+        # Of equal sums the straight one.
+        before, step = torch.stack([total, beside[..., :-2] - _STEP, beside[..., 2:] - _STEP]).max(0)
+        total = before.clamp_min(0) + row
+        totals.append(total)
+        steps.append(torch.where(before > 0, step + 1, 0).to(torch.int8))
+    return _trace(torch.stack(totals, 2), torch.stack(steps, 2))
+
+
+def _trace(totals: Tensor, steps: Tensor) -> Paths:
+    """Follow the largest sum of each panel back, in `totals` (B, P, T, F).
+
+    `steps` say where a path came from: 0, it began here; 1, the same channel; 2 and 3, the channel below and above.
+    """
+    channels = totals.shape[3]
+    score, end = totals.flatten(2).max(2)
+    channel, end = end % channels, end // channels
+    begun = torch.zeros_like(score, dtype=torch.bool)
+    places, inside = [], []
+    for row in reversed(range(totals.shape[2])):
+        on = ~begun & (end >= row)
+        places.append(channel)
+        inside.append(on)
+        step = steps[:, :, row].gather(2, channel[..., None])[..., 0]
+        channel = channel + on * ((step == 3).long() - (step == 2).long())
+        begun = begun | (on & (step == 0))
+    return Paths(score, torch.stack(places[::-1], 2), torch.stack(inside[::-1], 2))
+
+
+def cut_out_paths(values: Tensor, paths: Paths) -> Tensor:
+    """The asinh of the channels around each path, 0 outside of the panel, and where the path is.
+
+    (B, P, PATH_PLANES, T', W) of values (B, P, T, F); T' is T filled up with zeros (path_shape).
+    """
+    offset = torch.arange(PATH_CHANNELS, device=values.device) - PATH_CHANNELS // 2
+    place = paths.channel[..., None] + offset
+    known = (place >= 0) & (place < values.shape[3])
+    found = values.gather(3, place.clamp(0, values.shape[3] - 1)).asinh() * known
+    on = paths.inside[..., None].expand_as(found).to(found.dtype)
+    return pad(torch.stack([found, on], 2), (0, 0, 0, path_shape(values.shape[2])[0] - values.shape[2]))
