@@ -18,6 +18,7 @@ from pipeline.augment import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from pipeline.stall import StallTimer
+from shard_tools.axes import kaggle_axes
 from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
@@ -97,7 +98,7 @@ def test_candidates_on_the_gpu_are_those_of_the_cpu() -> None:
     images = torch.randn(8, 6, 39, 256)
     images[:4, :3, :, 100] += 3
     images[4:, 3:, :, 100] += 3
-    candidates = Candidates(39, 256, 1)
+    candidates = Candidates(kaggle_axes(39, 256), 1)
     with torch.no_grad():
         cutouts, evidence = candidates(images)
         for found, expected in zip(candidates.to(GPU)(images.to(GPU)), (cutouts, evidence), strict=True):

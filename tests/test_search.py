@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from infer import InferConfig, infer
 from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig
+from shard_tools.axes import Axes, kaggle_axes
 from shard_tools.errors import InputError
 from shard_tools.sample import read_snippets
 from tests import twin
@@ -33,7 +34,7 @@ from training.candidates import (
     upright_shape,
 )
 from training.model import ModelConfig, build_model
-from training.search import EVIDENCE, flatten, whiten
+from training.search import EVIDENCE, flatten, near, whiten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256
@@ -64,7 +65,7 @@ def found_at(candidates: Candidates | SumWindows, image: torch.Tensor) -> tuple[
 
 
 def test_sums_are_those_of_rows_shifted_one_by_one() -> None:
-    values, candidates = noise(), Candidates(BINS, CHANNELS, 4)
+    values, candidates = noise(), Candidates(kaggle_axes(BINS, CHANNELS), 4)
     found = candidates.sums(torch.from_numpy(values).float()[None])[0].numpy()
     waves = np.fft.rfft(values, n=2 * CHANNELS, axis=2)
     waves[..., int(0.75 * (CHANNELS + 1)) :] = 0
@@ -84,7 +85,7 @@ def test_sums_are_those_of_rows_shifted_one_by_one() -> None:
 def test_a_line_in_the_on_panels_is_the_first_candidate_and_stands_upright(
     seed: int, rate: float, middle: float
 ) -> None:
-    candidates = Candidates(BINS, CHANNELS, 4)
+    candidates = Candidates(kaggle_axes(BINS, CHANNELS), 4)
     cutouts, evidence = found_at(candidates, with_line(noise(seed), rate, middle, level=4.0))
     assert cutouts.shape == (4, CUTOUT_PLANES, *upright_shape(BINS)) and evidence.shape == (4, EVIDENCE)
     assert evidence[0, 0] > 2 * evidence[1:, 0].max()
@@ -97,7 +98,7 @@ def test_a_line_in_the_on_panels_is_the_first_candidate_and_stands_upright(
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.floats(-0.15, 0.15), st.floats(100, 156))
 def test_a_window_shows_the_sums_around_its_line(seed: int, rate: float, middle: float) -> None:
-    search = SumWindows(BINS, CHANNELS, 4)
+    search = SumWindows(kaggle_axes(BINS, CHANNELS), 4)
     windows, evidence = found_at(search, with_line(noise(seed), rate, middle, level=4.0))
     assert windows.shape == (4, WINDOW_PLANES, WINDOW_RATES, WINDOW_CHANNELS) and evidence.shape == (4, EVIDENCE)
     row, column = WINDOW_RATES // 2, WINDOW_CHANNELS // 2
@@ -112,8 +113,8 @@ def test_a_window_shows_the_sums_around_its_line(seed: int, rate: float, middle:
 
 
 def test_the_control_sees_the_windows_of_the_exchanged_cadence() -> None:
-    search, image = SumWindows(BINS, CHANNELS, 4), with_line(noise(), 0.0, 128, level=3.0)
-    exchanged = SumWindows(BINS, CHANNELS, 4)
+    search, image = SumWindows(kaggle_axes(BINS, CHANNELS), 4), with_line(noise(), 0.0, 128, level=3.0)
+    exchanged = SumWindows(kaggle_axes(BINS, CHANNELS), 4)
     exchanged.panel_turn = search.panel_turn.roll(3, 0)
     with torch.no_grad():
         windows, evidence, *paths = search(image)
@@ -125,7 +126,7 @@ def test_the_control_sees_the_windows_of_the_exchanged_cadence() -> None:
 
 
 def test_what_lies_outside_of_the_sums_is_0_in_a_window() -> None:
-    search = SumWindows(BINS, CHANNELS, 4)
+    search = SumWindows(kaggle_axes(BINS, CHANNELS), 4)
     rate = float(search.rates[118])  # two rates below the steepest: five rows of the window are outside
     middle = 128 - rate * (-(6 * BINS - 1) / 2 + (BINS - 1) / 2)
     windows, _ = found_at(search, with_line(noise(), rate, middle, level=6.0, panels=(0,)))
@@ -153,7 +154,7 @@ def test_noise_is_white_after_bursts_bands_and_lines_whatever_the_units(seed: in
 
 @pytest.mark.parametrize("panels", [(3, 4, 5), (0, 1, 2, 3, 4, 5)])
 def test_what_is_in_off_panels_too_counts_against_a_line(panels: tuple[int, ...]) -> None:
-    candidates = Candidates(BINS, CHANNELS, 4)
+    candidates = Candidates(kaggle_axes(BINS, CHANNELS), 4)
     _, needle = found_at(candidates, with_line(noise(), 0.1, 128, level=4.0))
     _, evidence = found_at(candidates, with_line(noise(), 0.1, 128, level=4.0, panels=panels))
     assert evidence[0, 0] < 0.5 * needle[0, 0]
@@ -181,7 +182,7 @@ def test_bands_and_steps_of_one_panel_go_and_lines_stay() -> None:
 
 
 def test_an_unsteady_line_is_told_by_the_panels_in_which_it_is_fainter() -> None:
-    candidates = Candidates(BINS, CHANNELS, 4)
+    candidates = Candidates(kaggle_axes(BINS, CHANNELS), 4)
     bright = with_line(noise(), 0.0, 128, level=3.0, panels=(0,))[0].double().numpy()
     _, needle = found_at(candidates, with_line(bright, 0.0, 128, level=0.0))
     _, unsteady = found_at(candidates, with_line(bright, 0.0, 128, level=-3.0, panels=(4,)))
@@ -192,7 +193,7 @@ def test_on_and_off_panels_are_treated_alike() -> None:
     image = with_line(noise(), 0.1, 128, level=3.0)
     torch.testing.assert_close(flatten(image.roll(3, 1)), flatten(image).roll(3, 1))
     # The control finds in the OFF panels what the search finds in the ON panels.
-    candidates = Candidates(BINS, CHANNELS, 4)
+    candidates = Candidates(kaggle_axes(BINS, CHANNELS), 4)
     found = []
     for panels in ((0, 1, 2), (3, 4, 5)):
         with torch.no_grad():
@@ -206,7 +207,7 @@ def test_on_and_off_panels_are_treated_alike() -> None:
 
 @pytest.mark.parametrize("panel", [0, 2])
 def test_a_steep_line_in_one_panel_is_cut_out_upright(panel: int) -> None:
-    candidates = Candidates(BINS, CHANNELS, 4)
+    candidates = Candidates(kaggle_axes(BINS, CHANNELS), 4)
     rate = float(candidates.rates[118])  # 131 channels a panel: far outside of the band in mid-cadence
     middle = 128 - rate * (POSITIONS[panel] * BINS + (BINS - 1) / 2 - (6 * BINS - 1) / 2)
     cutouts, evidence = found_at(candidates, with_line(noise(), rate, middle, level=6.0, panels=(panel,)))
@@ -215,7 +216,7 @@ def test_a_steep_line_in_one_panel_is_cut_out_upright(panel: int) -> None:
 
 
 def test_a_mirrored_cadence_has_mirrored_candidates() -> None:
-    candidates, image = Candidates(BINS, CHANNELS, 4), with_line(noise(), 0.1, 140, level=3.0)
+    candidates, image = Candidates(kaggle_axes(BINS, CHANNELS), 4), with_line(noise(), 0.1, 140, level=3.0)
     cutouts, evidence = found_at(candidates, image)
     mirrored, again = found_at(candidates, image.flip(3))
     torch.testing.assert_close(again[0], evidence[0], atol=0.05, rtol=0.02)
@@ -313,3 +314,22 @@ def test_a_run_with_candidates_and_added_signals_trains_saves_and_predicts(tmp_p
     assert len(found) == 11 and logits == pytest.approx(expected, abs=0.01)
     with pytest.raises(InputError, match="--flip-time"):
         dataclasses.replace(config, draws=DrawConfig(flip_time=0.5))
+
+
+@pytest.mark.parametrize(("rate", "channel"), [(0.0, 300), (1.7, 500), (-2.9, 700)])
+def test_lines_are_followed_through_the_pauses_between_panels(rate: float, channel: int) -> None:
+    """Panels of 16 time bins that begin every 17.5 time bins: a line is where its drift has brought it by then."""
+    axes = Axes(16, 1024, 18.25, 22.35, tuple(17.5 * 18.25 * panel for panel in range(6)), 4.0)
+    values = np.random.default_rng(0).normal(size=(6, 16, 1024)).astype(np.float32)
+    for position in (0, 2, 4):
+        place = np.rint(channel + rate * axes.rows[position]).astype(int)
+        values[position, np.arange(16), place] += 6
+    search = SumWindows(axes, 2)
+    lines = search.find(*_halves(search, torch.from_numpy(values)[None, [0, 2, 4, 1, 3, 5]]))
+    assert abs(lines.channel[0, 0].item() - 512 - channel) <= 2
+    assert abs(search.rates[lines.rate[0, 0]].item() - rate) < 0.05
+
+
+def _halves(search: SumWindows, panels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    sums = search.sums(panels)
+    return sums[:, :3], sums[:, 3:], near(sums[:, 3:])

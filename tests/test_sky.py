@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, kurtosis
 
+from shard_tools.axes import kaggle_axes
 from shard_tools.cadence import KAGGLE_SHAPE, OFF_POSITIONS, ON_POSITIONS
 from shard_tools.sky import CHANNELS, NOISE, PANEL_BINS, TIME_BINS, Broad, draw_sky
 from training.candidates import Candidates
@@ -74,7 +75,7 @@ def summarise(panels: Floats, search: Candidates) -> dict[str, float]:
 
 @pytest.mark.kaggle
 def test_simulated_skies_have_the_statistics_of_real_ones(kaggle_seti: Path) -> None:
-    search, rng = Candidates(PANEL_BINS, CHANNELS, 2), np.random.default_rng(0)
+    search, rng = Candidates(kaggle_axes(PANEL_BINS, CHANNELS), 2), np.random.default_rng(0)
     real = [summarise(np.load(path), search) for path in sorted(kaggle_seti.glob("t*/*/*.npy"))]
     simulated = [summarise(to_panels(draw_sky(rng)[0], rng), search) for _ in range(120)]
     for name in real[0]:

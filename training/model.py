@@ -13,6 +13,7 @@ from timm.models import split_model_name_tag
 from torch import Tensor, nn
 from torch.random import fork_rng
 
+from shard_tools.axes import kaggle_axes
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
 from training.candidates import (
@@ -132,11 +133,11 @@ def _build_search_model(config: ModelConfig, name: str, options: dict[str, Any],
         backbone = _create_backbone(name, (WINDOW_RATES, WINDOW_CHANNELS), own, start)
         own = {"in_chans": PATH_PLANES, "num_classes": FEATURES, "drop_path_rate": config.drop_path}
         path_network = _create_backbone(convnext_window.__name__, path_shape(size[0]), own, "none")
-        model = WindowModel(backbone, path_network, SumWindows(*size, config.candidates))
+        model = WindowModel(backbone, path_network, SumWindows(kaggle_axes(*size), config.candidates))
     else:
         own = options | {"in_chans": CUTOUT_PLANES}
         backbone = _create_backbone(name, upright_shape(size[0]), own, start)
-        model = CandidateModel(backbone, Candidates(*size, config.candidates))
+        model = CandidateModel(backbone, Candidates(kaggle_axes(*size), config.candidates))
     if ours:
         fill_model(model, without_prefixes(state, model.state_dict().keys()), f"--pretrained {path}")
     return model

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, max_pool1d, max_pool2d
 
+from shard_tools.axes import Axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
 from training.dedoppler import CLIP, EXCUSED, FAINTEST, VETO
 
@@ -21,7 +22,6 @@ EVIDENCE = 8  # numbers about each candidate
 RATES = 121
 ON = len(ON_POSITIONS)  # ON panels, which come first
 _ORDER = (*ON_POSITIONS, *OFF_POSITIONS)  # positions in the cadence of the panels of an image
-_STEEPEST = 137.0  # channels that the steepest line crosses in a panel
 _CROWDING = 1.3  # slow rates are sampled more densely, as most needles are slow
 _FREQUENCIES_KEPT = 0.75  # share of the frequencies in a line's profile across the channels: finer ones are noise
 _BAND = 21  # channels: lines are narrower
@@ -96,20 +96,22 @@ class Lines(NamedTuple):
 
 
 class Search(nn.Module):
-    """Finds lines in panels of one shape (T, F)."""
+    """Finds lines in panels of one shape (T, F) that were observed at the same times."""
 
     rates: Tensor
+    """(R,) in channels a time bin."""
     rows: Tensor
+    """(P, T) in time bins from the middle of the cadence."""
     turn: Tensor
     panel_turn: Tensor
 
-    def __init__(self, time_bins: int, channels: int, count: int) -> None:
+    def __init__(self, axes: Axes, count: int) -> None:
         super().__init__()
-        self.count, self.channels = count, channels
+        self.axes, self.count, self.channels = axes, count, axes.channels
+        time_bins, channels = axes.time_bins, axes.channels
         spread = torch.linspace(-1, 1, RATES, dtype=torch.float64)
-        rates = spread.sign() * spread.abs() ** _CROWDING * _STEEPEST / time_bins  # channels a time bin
-        middle = (PANELS * time_bins - 1) / 2
-        rows = torch.tensor(_ORDER)[:, None] * time_bins + torch.arange(time_bins) - middle  # (P, T), from the middle
+        rates = spread.sign() * spread.abs() ** _CROWDING * axes.steepest / time_bins
+        rows = torch.from_numpy(axes.rows)[list(_ORDER)]
         # Shifting a row by c channels turns the phase of its Fourier coefficient k by 2 pi k c / n, so shifting all
         # rows by all rates and summing them is a matrix product. Rows are padded to twice the channels, as a line may
         # leave the band by half of it on either side. One further out wraps around, and so do the cut-outs.
