@@ -43,7 +43,8 @@ class Contest:
             elif self._spec.source not in row.contestant.sources:
                 row.failed = f"no such source: {self._spec.source}"
             else:
-                self.processes[row.contestant.name] = ContestantProcess(row.contestant, self._spec)
+                words = self._spec.words(row.contestant.name)
+                self.processes[row.contestant.name] = ContestantProcess("benchmarks.peers", words)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

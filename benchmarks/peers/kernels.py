@@ -27,9 +27,9 @@ class KernelImages:
         """`shape` is a snippet's (P, T, F). Compiles the kernels, so that forked workers need not."""
         self._canvas = CpuCanvas(canvas, shape)
         self._snippets = np.zeros((2, *shape), np.float16)  # kept, as fresh memory would cost more than the work in it
-        none = DrawConfig(**dict.fromkeys(("flip_time", "flip_frequency", "erase", "cutmix"), 0.0))
-        self._write_pair(_draw(none, self._canvas, count=2), [0, 1], np.empty((2, *self._canvas.image_shape), "f4"))
-        self._canvas.write_eval_image(self._snippets[0], np.empty(self._canvas.image_shape, np.float32))
+        images = np.empty((2, *self._canvas.image_shape), np.float32)
+        self._write_pair(_draw(DrawConfig(), self._canvas, len(images)), [0, 1], images)
+        self._canvas.write_eval_image(self._snippets[0], images[0])
 
     def evaluation_images(self, paths: Sequence[Path], views: tuple[str, ...]) -> Tensor:
         """(B, V, C, H, W) float32 of these files."""
@@ -73,6 +73,6 @@ def read_into(path: Path, snippet: Float16s) -> None:
     with path.open("rb", buffering=0) as file:
         np.lib.format.read_magic(file)
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        values = snippet.reshape(-1).view(np.uint8)
+        values = snippet.reshape(-1).view(np.uint8).data
         if (shape, is_fortran, dtype) != (snippet.shape, False, snippet.dtype) or file.readinto(values) != len(values):
             raise ValueError(f"{path}: expected {snippet.dtype} {snippet.shape} in C order, found {dtype} {shape}")

@@ -44,6 +44,12 @@ class Spec:
         """Evaluation reads in the stored order, training in a random one."""
         return self.workload == "train"
 
+    def words(self, name: str) -> list[str]:
+        """The command line of a contestant's process."""
+        words = [name, "--workload", self.workload, "--data", str(self.data), "--shape", *map(str, self.shape)]
+        words += ["--batch-size", str(self.batch_size), "--threads", str(self.threads)]
+        return [*words, "--source", self.source, "--device", self.device]
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -97,12 +103,17 @@ class Contestant:
 
     def missing(self) -> str | None:
         """The first of its packages that is not installed; None where all are."""
-        for package in self.packages:
-            try:
-                version(package)
-            except PackageNotFoundError:
-                return package
-        return None
+        return first_missing(self.packages)
+
+
+def first_missing(packages: Iterable[str]) -> str | None:
+    """The first package that is not installed; None where all are."""
+    for package in packages:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return package
+    return None
 
 
 CONTESTANTS = (
