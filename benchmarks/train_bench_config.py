@@ -94,7 +94,7 @@ def make_shards(folder: Path, training: int, folds: int = 5, shape: tuple[int, i
 
 
 def train_config(config: TrainBenchConfig, preset: Preset, shards: Path, **changes: Any) -> TrainConfig:
-    """The preset as it trains, with weights drawn here and no checkpoints within an epoch."""
+    """The preset as it trains, with weights drawn here and no checkpoints within an epoch; `changes` come last."""
     base = PRESETS[preset]
     given: dict[str, Any] = {
         "shards": str(shards),
@@ -104,7 +104,7 @@ def train_config(config: TrainBenchConfig, preset: Preset, shards: Path, **chang
         "tracker": "none",
         "checkpoint_minutes": 0.0,
     }
-    return dataclasses.replace(base, **given, **changes)
+    return dataclasses.replace(base, **{**given, **changes})
 
 
 def name_of(plan: TrainConfig) -> str:

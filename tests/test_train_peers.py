@@ -260,4 +260,5 @@ def test_another_model_than_the_presets_is_named_beside_it() -> None:
     config = TrainBenchConfig(model="swin_nano")
     plans = [train_config(each, "seed", Path("shards")) for each in (config, TrainBenchConfig())]
     assert [name_of(plan) for plan in plans] == ["seed, swin_nano", "seed"]
+    assert train_config(config, "seed", Path("shards"), batch_size=3).batch_size == 3
     assert plans[0].canvas == plans[1].canvas and plans[0].model.pretrained == plans[1].model.pretrained == "none"

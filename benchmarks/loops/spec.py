@@ -46,9 +46,10 @@ class LoopSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "LoopSpec":
-        """What `to_json` wrote; paths and the default store apart, all of a plan is plain."""
+        """What `to_json` wrote, with the default store: the benchmark reads a local folder."""
         plain = json.loads(text)
-        plan = {name: value for name, value in plain.pop("plan").items() if name != "store"}
+        plan = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.pop("plan").items()}
+        del plan["store"]
         plan |= {name: build(**plan[name]) for name, build in _PARTS.items()}
         plan |= {"run_dir": Path(plan["run_dir"])}
         return cls(**{**plain, "plan": TrainConfig(**plan), "files": Path(plain["files"])})
