@@ -1,12 +1,17 @@
 """Is the loader faster than the model? Loader alone, model alone and both together, for the same model and data.
 
     python benchmarks/train_bench.py [--what infer] [--preset demo] [--check]
+    python benchmarks/train_bench.py --peers all                  also timm, Lightning and accelerate, in place of ours
+    python benchmarks/train_bench.py --peers all --preset seed --model swin_nano
 
-benchmarks/rates.py says how the three are measured. On a GPU there is more: timm's own benchmark of the same model,
-batch and precision, and the share of the device's peak; with --variants a table of precisions, layouts and compiler,
-each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences. Training has run on an NVIDIA H200;
---what infer has not run to its end on a GPU yet, --variants and --five-epochs not at all. The data is noise that is
-made and packed here: the rates do not depend on what is in a cadence.
+benchmarks/rates.py says how the three are measured. With --peers the same model is trained, or predicts, by the loops
+of others too, each in a process of its own, taking turns (benchmarks/loops). On a GPU there is more: timm's own
+benchmark of the same model, batch and precision, and the share of the device's peak; with --variants a table of
+precisions, layouts and compiler, each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences.
+
+On an NVIDIA H200 training has run. On a GPU, --what infer has not run to its end yet; --variants, --five-epochs and
+--peers have not run at all. The data is noise that is made and packed here: the rates do not depend on what is in a
+cadence.
 """
 
 import dataclasses
@@ -58,7 +63,7 @@ GOALS = {("train", "cuda"): 0.99, ("train", "cpu"): 0.95, ("infer", "cuda"): 0.9
 
 
 def measure_training(config: TrainBenchConfig, plan: TrainConfig, manifest: Manifest) -> list[dict[str, Any]]:
-    """The three rates of training, and on a GPU what they could be."""
+    """The three rates of training; on a GPU also timm's rate and the share of its peak."""
     accelerator = build_accelerator(plan.precision)
     run = build_run(plan, accelerator, manifest)
     figures = to_figures("train", train_rates(run, config.rounds), views=1)
@@ -67,7 +72,7 @@ def measure_training(config: TrainBenchConfig, plan: TrainConfig, manifest: Mani
 
 
 def measure_prediction(config: TrainBenchConfig, plan: TrainConfig, manifest: Manifest) -> list[dict[str, Any]]:
-    """The three rates of prediction over all TTA views, and on a GPU what they could be."""
+    """The three rates of prediction over all TTA views; on a GPU also timm's rate and the share of its peak."""
     accelerator, canvas = build_accelerator(plan.precision), plan.canvas
     model = build_model(
         dataclasses.replace(plan.model, pretrained="none"), canvas.channels, canvas.height, canvas.width
@@ -87,7 +92,7 @@ def measure_prediction(config: TrainBenchConfig, plan: TrainConfig, manifest: Ma
 def _with_limits(
     figures: list[dict[str, Any]], plan: TrainConfig, accelerator: Any, images: int, training: bool
 ) -> list[dict[str, Any]]:
-    """Add to the verdict what the model's arithmetic says, and on a GPU timm's rate for `images` at once."""
+    """Add to the verdict the model's arithmetic a second, and on a GPU timm's rate for batches of `images`."""
     found, precision = verdict(figures), accelerator.mixed_precision
     found |= {"preset": name_of(plan), "precision": precision, "device": accelerator.device.type}
     found |= utilisation(plan, found["model_images_per_s"], precision, training)
@@ -99,7 +104,7 @@ def _with_limits(
 def peer_figures(config: TrainBenchConfig, preset: Preset, manifest: Manifest, files: Path) -> list[dict[str, Any]]:
     """A figure for each loop; `files` holds the manifest's cadences as .npy files."""
     on_gpu = uses_gpu()
-    # Every loop shuffles; only some could draw by class weights. On a CPU not all would choose bf16 where it is faster.
+    # What every loop can do alike: shuffle, not draw by class weights; float32 on a CPU, where ours may choose bf16.
     changes: dict[str, Any] = {"sampling": "uniform", "precision": "auto" if on_gpu else "float32"}
     if config.what == "infer":
         changes["batch_size"] = infer_batch_size(config)
@@ -131,7 +136,7 @@ def print_rates(figures: list[dict[str, Any]]) -> None:
 
 
 def print_and_record(config: TrainBenchConfig, figures: list[dict[str, Any]]) -> None:
-    """Print a line a figure, its values as they are named in the history; record them, whatever else may yet fail."""
+    """Record the figures at once, as a later part may fail, and print a line for each."""
     record(config.what, dataclasses.asdict(config), figures)
     for figure in figures:
         words = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in figure.items()}

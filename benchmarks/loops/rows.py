@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from textwrap import fill
 from typing import Any
 
-from benchmarks.loops.spec import Loop
+from benchmarks.loops.spec import OF_ALL, Loop
 
-_FEEDS = {"shards": "ours", "torch": "torch", "kernels": "our kernels", "held": "one batch"}
+_FEEDS = {"shards": "our loader", "torch": "torch", "kernels": "our kernels", "held": "one batch"}
 
 
 @dataclass
@@ -62,8 +62,8 @@ def table(figures: Sequence[dict[str, Any]]) -> str:
         times = f"{figure['ours_times']:.2f}" if "ours_times" in figure else ""
         rate = _short(figure["cadences_per_s"])
         lines.append(f"{start}{rate:>11}{limits:>14}{figure['cpu_ms']:>8.1f}{times:>8}")
-    notes = dict.fromkeys((figure["loop"].split("-")[0], figure["differs"]) for figure in figures)
-    return "\n".join(lines + [fill(f"{name}: {words}", 80) for name, words in notes if words])
+    notes = {"all others": OF_ALL, **{figure["loop"].split("-")[0]: figure["differs"] for figure in figures}}
+    return "\n".join(lines + [fill(f"{name}: {words}", 80) for name, words in notes.items() if words])
 
 
 def _short(rate: float) -> str:

@@ -48,8 +48,9 @@ class LoopSpec:
     def from_json(cls, text: str) -> "LoopSpec":
         """What `to_json` wrote, with the default store: the benchmark reads a local folder."""
         plain = json.loads(text)
-        plan = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.pop("plan").items()}
+        plan: dict[str, Any] = plain.pop("plan")
         del plan["store"]
+        plan |= {name: tuple(value) for name, value in plan.items() if isinstance(value, list)}
         plan |= {name: build(**plan[name]) for name, build in _PARTS.items()}
         plan |= {"run_dir": Path(plan["run_dir"])}
         return cls(**{**plain, "plan": TrainConfig(**plan), "files": Path(plain["files"])})
@@ -91,7 +92,7 @@ class Loop:
     """What it needs beyond the project's own packages, by the names that pip knows."""
     has_workers: bool = True
     differs: str = ""
-    """What it does otherwise than our loop, apart from what its feed says."""
+    """What it does otherwise than our loop, beside `OF_ALL`."""
 
     def workers(self, workers: int) -> int:
         """Its worker processes."""
@@ -102,9 +103,17 @@ class Loop:
         return first_missing(self.packages)
 
 
-_TIMM = "drops a last, incomplete batch; train.py's loop from timm's parts, as the wheel has no train.py"
+OF_ALL = (
+    "torch's optimiser as it is by default, not fused; no search for losses that are not finite; where torch makes the "
+    "canvases, one CutMix box for a whole batch, across panels"
+)
+"""What every peer does otherwise than our loop."""
+_TIMM = (
+    "the steps of its train.py, which its wheel lacks, through its own parts; without its prefetcher, which takes "
+    "images as bytes; a last, incomplete batch is dropped"
+)
 _LIGHTNING = "no progress bar, logger or checkpoints"
-_ACCELERATE = "no moving average of the weights, which it does not offer; OneCycleLR, as in its example"
+_ACCELERATE = "its example's loop with our loss and clipping; no moving average of the weights, which it does not offer"
 LOOPS = (
     Loop("ours", "our_loop", "shards", "ours"),
     Loop("timm", "timm_loop", "torch", differs=_TIMM),

@@ -37,7 +37,9 @@ class _Training:
 
 
 def train(job: Job, turns: Turns) -> None:
-    """An epoch for each turn."""
+    """An epoch for each turn. Raises ValueError with fp16, whose losses would have to be scaled."""
+    if job.precision == "fp16":
+        raise ValueError("fp16: this loop does not scale losses; expected bf16 or float32")
     plan, model, loader = job.plan, job.build_model(), build_loader(job)
     optimiser = create_optimizer_v2(model, plan.optimiser, plan.learning_rate, plan.weight_decay)
     schedule, _ = create_scheduler_v2(

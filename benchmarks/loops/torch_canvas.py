@@ -17,7 +17,10 @@ from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
 
 @dataclass(frozen=True)
 class TorchCanvas:
-    """The steps of pipeline/cpu_canvas.py. Random numbers are torch's, which seeds each worker."""
+    """The steps of pipeline/cpu_canvas.py, without added signals, mixup and reordered panels, which no preset has.
+
+    Random numbers are torch's, which seeds each worker.
+    """
 
     canvas: CanvasConfig
     draws: DrawConfig
@@ -27,10 +30,8 @@ class TorchCanvas:
         canvas, positions = self.canvas, list(self.canvas.positions)
         values = (snippet if positions == list(range(len(snippet))) else snippet[positions]).float()
         if canvas.sum_time_bins > 1:
-            values = (
-                values.reshape(len(values), -1, canvas.sum_time_bins, values.shape[2]).sum(2)
-                / canvas.sum_time_bins**0.5
-            )
+            shape = (len(values), -1, canvas.sum_time_bins, values.shape[2])
+            values = values.reshape(shape).sum(2) / canvas.sum_time_bins**0.5
         if canvas.subtract != "none":
             values = values - values.mean((0, 1))
         if canvas.subtract == "lines_bursts":

@@ -133,7 +133,7 @@ def _named(rows: Sequence[Row], name: str) -> Row | None:
 def missed_goals(found: Mapping[Workload, Mapping[str, tuple[float, str]]], margin: float) -> tuple[list[str], bool]:
     """A line for each goal, and whether one is missed; `found` has the ratios of each workload that was asked for.
 
-    A `margin` below 1 looks for what is broken, on any machine at any time, not for what is slow.
+    With a `margin` below 1 only what is broken misses a goal, not what is slow for other work on the machine.
     """
     lines, missed = [], False
     for goal in GOALS:
