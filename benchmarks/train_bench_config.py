@@ -42,7 +42,7 @@ class TrainBenchConfig:
     batch_size: int = 0
     """Cadences of one forward pass; 0: the preset's, with infer that of infer.py on a GPU and 16 without one."""
     rounds: int = 5
-    """Times that each of the three is measured."""
+    """Times that each rate is measured."""
     shards: Path | None = None
     """Folder of shards; unset: made, of noise, in work-dir."""
     peers: tuple[str, ...] = ("none",)

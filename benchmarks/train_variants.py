@@ -50,7 +50,7 @@ def variant_figures(config: TrainBenchConfig, preset: Preset, shards: Path) -> l
     figures = []
     for name in VARIANTS:
         words = [sys.executable, str(_BENCH), "--variant", name, "--preset", preset, "--shards", str(shards)]
-        words += ["--batch-size", str(config.batch_size)]
+        words += ["--batch-size", str(config.batch_size), *(["--model", config.model] if config.model else [])]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -31,7 +31,7 @@ Answer = Callable[[dict[str, Any]], None]
 def take_turns(commands: Iterable[str], answer: Answer, device: torch.device) -> Turns:
     """A Turn for each command; what the loop does until it asks for the next one is timed, and is the answer."""
     for line in commands:
-        command, *path = line.split()
+        command, *path = line.rstrip("\n").split(" ", 1)
         if command == "quit":
             break
         turn, cpu, began = Turn(), cpu_seconds(), time.perf_counter()

@@ -50,7 +50,7 @@ class Contest:
         self._stack.close()
 
     def check(self) -> None:
-        """A turn of each, which warms it up: what it trained on, or its logits compared with those of the first."""
+        """A turn of each, to warm it up and to check what it trained on, or its logits by those of the first row."""
         expected: Logits | None = None
         for row in self.rows:
             path = self._folder / f"{row.loop.name}.npy"
