@@ -44,7 +44,7 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help install shards train infer test fuzz chaos bench needles curve weights learning-check bench-check gpu-check lint format clean
+.PHONY: help install shards train infer test fuzz chaos bench peers needles curve weights learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make install  make .venv and install into it; the next ones do so too'
@@ -55,6 +55,7 @@ help:
 	@echo 'make lint     check style, types and imports'
 	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
 	@echo 'make bench    measure loading, training, prediction and packing against others'
+	@echo 'make peers    train and predict by the loops of others too (an hour, estimated)'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
 	@echo 'make weights  train the weights that come with the program (half an hour)'
@@ -172,6 +173,14 @@ bench: $(READY_BENCH)
 	$(PYTHON) benchmarks/train_bench.py
 	$(PYTHON) benchmarks/train_bench.py --what infer
 	$(PYTHON) benchmarks/pack_bench.py
+	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
+
+# With the model of the preset demo, and with a plain Swin on the canvas of the preset seed.
+peers: $(READY_BENCH)
+	$(PYTHON) benchmarks/train_bench.py --peers all $(ARGS)
+	$(PYTHON) benchmarks/train_bench.py --peers all --what infer $(ARGS)
+	$(PYTHON) benchmarks/train_bench.py --peers all --preset seed --model swin_nano $(ARGS)
+	$(PYTHON) benchmarks/train_bench.py --peers all --preset seed --model swin_nano --what infer $(ARGS)
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
 needles: $(READY_DEV)
