@@ -1,5 +1,6 @@
 """Pack records into shards: tars, indexes and the manifest; in parallel, resumable, each file whole or absent."""
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -7,10 +8,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import check_time_bins, npy_header
@@ -21,12 +23,13 @@ from shard_tools.kaggle_layout import SPLITS, Catalog, Record, common_shape, dig
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import NO_FILE, DataSet, write_tables
-from shard_tools.progress import progress
 from shard_tools.sources import digest_sources, find_changed, find_unsure, renew_sources, write_sources
 from shard_tools.storage.address import check_url, is_remote, local_folder
-from shard_tools.storage.base import StoreConfig
 from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_shard
-from shard_tools.unfinished import BESIDE, WORK, check_out_folder, clear_leftovers, finish_shard
+from shard_tools.tasks.base import Need, TaskConfig, Work
+from shard_tools.tasks.local import Threads
+from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.unfinished import BESIDE, WORK, Place, check_out_folder, clear_leftovers
 
 if TYPE_CHECKING:
     from shard_tools.storage.upload import Upload
@@ -66,6 +69,7 @@ class PackConfig:
     """Number of neighbouring time bins to sum into one, for smaller shards; 1 keeps the source files' bytes."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes)."""
+    tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         for flag, value in (("--workers", self.workers), ("--shard-mb", self.shard_mb), ("--time-bin", self.time_bin)):
@@ -88,8 +92,8 @@ class PackConfig:
 def pack(config: PackConfig) -> Manifest:
     """Write `config.input` as shards to `config.out` and return their manifest.
 
-    Packing the same input twice gives the same bytes. Raises InputError naming the file or key that breaks a
-    contract, or where the output folder holds something else; finished shards stay for the next try.
+    Packing the same input twice gives the same bytes, wherever the tasks run. Raises InputError naming the file or key
+    that breaks a contract, or where the output folder holds something else; finished shards stay for the next try.
     """
     catalog = read_catalog(config.input, config.folds, config.seed, config.allow_missing, config.groups)
     making = _plan_making(config, catalog.records)
@@ -101,27 +105,38 @@ def pack(config: PackConfig) -> Manifest:
     if _is_packed(config, upload):
         return _already_packed(config, made, plans, making, upload)
     (config.folder / WORK).mkdir(exist_ok=True)
-    with folder_lock(config.folder / WORK, "lock"):
+    with contextlib.ExitStack() as held:
+        held.enter_context(folder_lock(config.folder / WORK, "lock"))
+        if upload:
+            held.enter_context(upload.locked())
         if _is_packed(config, upload):  # another process finished it since the look above
             return _already_packed(config, made, plans, making, upload)
         clear_leftovers(config.folder, {plan.name for plan in plans})
         if upload:
             upload.clear({plan.name for plan in plans}, BESIDE)
-        packed, digests = _pack_shards(config, plans, making, upload)
-        report_conversions(shard.conversions for shard in packed)
-        quarantined = [line for shard in packed for line in shard.quarantined]
-        for line in quarantined[:20]:
-            _log.warning("left out %s (%s): %s", *line)
-        missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
-        data = DataSet(catalog.records, packed, [*missing, *quarantined], making.shape, made)
+        done = _pack_shards(config, plans, making, upload)
+        packed = [shard for shard, _ in done]
+        data = DataSet(catalog.records, packed, _say_what_was_left_out(catalog, packed), making.shape, made)
         write_tables(config.input, config.folder, data)
-        write_sources(config.folder, file_sha256(config.folder / MANIFEST), digests)
+        sources = {plan.name: digest for plan, (_, digest) in zip(plans, done, strict=True)}
+        write_sources(config.folder, file_sha256(config.folder / MANIFEST), sources)
         if upload:
             upload.finish(config.folder, BESIDE)
         shutil.rmtree(config.folder / WORK)
     if upload:
+        upload.remove_notes()
         upload.remove_staging(config.folder, WORK)
     return read_manifest(config.out)
+
+
+def _say_what_was_left_out(catalog: Catalog, packed: Sequence[PackedShard]) -> list[list[str]]:
+    """[key, split, reason] of each sample without a file or quarantined; logs the latter, and what was rounded."""
+    report_conversions(shard.conversions for shard in packed)
+    quarantined = [line for shard in packed for line in shard.quarantined]
+    for line in quarantined[:20]:
+        _log.warning("left out %s (%s): %s", *line)
+    missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
+    return [*missing, *quarantined]
 
 
 def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
@@ -147,7 +162,7 @@ def _open_upload(config: PackConfig) -> "Upload | None":
         return None
     from shard_tools.storage.upload import Upload  # its libraries are slow to import
 
-    return Upload(config.out, StoreConfig(), MANIFEST)
+    return Upload(config.out, MANIFEST, WORK)
 
 
 def _is_packed(config: PackConfig, upload: "Upload | None") -> bool:
@@ -194,6 +209,7 @@ def _already_packed(
         renew_sources(manifest, plans)
     shutil.rmtree(config.folder / WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
     if upload:
+        upload.remove_notes()
         upload.remove_staging(config.folder, WORK)
     _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
     return manifest
@@ -201,32 +217,28 @@ def _already_packed(
 
 def _pack_shards(
     config: PackConfig, plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
-) -> tuple[list[PackedShard], dict[str, str]]:
-    """Write missing shards on `config.workers` threads; return all shards, and the digest of each one's sources."""
+) -> list[tuple[PackedShard, str]]:
+    """Write missing shards; return all, each with the digest of its sources."""
+    place = Place(config.folder, upload, is_shared=upload is None or config.tasks.on == "local")
+    calls = [(place, plan, making) for plan in plans]
+    names = [f"{config.out}/{plan.name}" for plan in plans]
+    need = Need(disk=config.shard_mb * 10**6 if upload else 0)
+    work = Work(pack_shard, calls, "packing", "shards", names, need)
+    done: dict[int, tuple[PackedShard, str]] = {}
     # Threads, not processes: reading, hashing and writing all release the GIL.
-    with ThreadPoolExecutor(config.workers) as pool:
-        futures: dict[Future[tuple[PackedShard, str]], int] = {
-            pool.submit(_pack_shard, config, plan, making, upload): number for number, plan in enumerate(plans)
-        }
-        done: dict[int, tuple[PackedShard, str]] = {}
-        try:
-            for future in progress(as_completed(futures), len(plans), "packing", "shards"):
-                done[futures[future]] = future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    packed = [done[number][0] for number in range(len(plans))]
-    return packed, {plan.name: done[number][1] for number, plan in enumerate(plans)}
+    with open_tasks(config.tasks, Threads(config.workers)) as tasks:
+        for each in run_shown(tasks, work):
+            done[each.number] = each.result()
+            if upload:
+                upload.check_locked()
+    return [done[number] for number in range(len(plans))]
 
 
-def _pack_shard(
-    config: PackConfig, plan: ShardPlan, making: Making, upload: "Upload | None"
-) -> tuple[PackedShard, str]:
+def pack_shard(place: Place, plan: ShardPlan, making: Making) -> tuple[PackedShard, str]:
     """Write a shard, unless an earlier run finished it and its bytes still match; also return its sources' digest."""
     sources = digest_sources(plan.records)  # before reading: a change during it is noticed next time
-    inputs = _inputs_digest(plan, making, sources)
     write = functools.partial(write_shard, plan.records, making=making)
-    return finish_shard(config.folder, plan.name, inputs, write, upload), sources
+    return place.finish_shard(plan.name, _inputs_digest(plan, making, sources), write), sources
 
 
 def _inputs_digest(plan: ShardPlan, making: Making, sources: str) -> str:

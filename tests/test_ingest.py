@@ -803,6 +803,7 @@ import time
 from pathlib import Path
 import shard_tools.observation.cut_jobs as jobs_module
 import shard_tools.observation.ingest as ingest_module
+from shard_tools.tasks.local import InTurn
 
 write = jobs_module.write_shard
 
@@ -813,10 +814,7 @@ def stand_still(shard, path):
         time.sleep(600)
     return write(shard, path)
 
-def one_by_one(workers, jobs):
-    yield from ((number, jobs_module.cut_shard(*job)) for number, job in enumerate(jobs))
-
-jobs_module.write_shard, ingest_module.cut_jobs = stand_still, one_by_one
+jobs_module.write_shard, ingest_module.Processes = stand_still, lambda workers: InTurn()
 from shard_tools.__main__ import main
 main()
 """
@@ -912,10 +910,10 @@ def test_a_folder_that_holds_something_else_is_refused(files: list[Path], tmp_pa
 def test_a_process_that_dies_on_a_file_names_it(files: list[Path], tmp_path: Path) -> None:
     script = (
         "import functools, os, sys; from pathlib import Path\n"
-        "import shard_tools.observation.cut_jobs as jobs; from shard_tools.errors import InputError\n"
+        "import shard_tools.tasks.local as local; from shard_tools.errors import InputError\n"
         "from shard_tools.observation.ingest import IngestConfig, ingest\n"
         "if __name__ == '__main__':\n"
-        "    jobs.end_with_parent = functools.partial(os._exit, 9)  # as HDF5 does on some damaged files\n"
+        "    local.end_with_parent = functools.partial(os._exit, 9)  # as HDF5 does on some damaged files\n"
         "    try: ingest(IngestConfig(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])), workers=1))\n"
         "    except InputError as error: print(error)\n"
     )

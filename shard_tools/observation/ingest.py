@@ -19,7 +19,7 @@ from shard_tools.locks import folder_lock
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import DataSet, write_tables
 from shard_tools.observation.agreement import check_cadence
-from shard_tools.observation.cut_jobs import METHOD, Job, cut_jobs, identity
+from shard_tools.observation.cut_jobs import METHOD, Job, cut_work, identity
 from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cut_shards, plan_cuts
 from shard_tools.observation.filterbank import check_feed
 from shard_tools.observation.header import Header
@@ -27,10 +27,11 @@ from shard_tools.observation.header_reader import HeaderReader
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lists import read_cadence_list
 from shard_tools.observation.tables import write_observation_tables
-from shard_tools.progress import progress
 from shard_tools.sources import digest_sources, find_unsure, renew_sources, write_sources
 from shard_tools.tar_shard import PackedShard, ShardPlan, padded
-from shard_tools.unfinished import WORK, check_out_folder, clear_leftovers
+from shard_tools.tasks.local import Processes
+from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.unfinished import WORK, Place, check_out_folder, clear_leftovers
 
 _FOLDS = 5  # as `pack` has them: cadences without labels have none, but data sets are joined by their number
 _log = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def ingest(config: IngestConfig) -> Manifest:
             return _already_ingested(config, made, shards)
         clear_leftovers(config.out, {shard.name for shard in shards})
         sources = {shard.name: digest_sources(_sources(shard)) for shard in shards}
-        done = _cut_shards(config, [(shard, config.out, sources[shard.name]) for shard in shards], skipped)
+        place = Place(config.out)
+        done = _cut_shards(config, [(place, shard, sources[shard.name]) for shard in shards], skipped)
         plans, shards, packed = _without_damaged(config, plans, shards, done)
         write_observation_tables(config.out, plans, shards, packed)
         records = [
@@ -192,27 +194,39 @@ def _sources(shard: CutShard) -> list[Record]:
 
 
 def _cut_shards(config: IngestConfig, jobs: Sequence[Job], skipped: list[list[str]]) -> dict[str, PackedShard]:
-    """Cut shards on `config.workers` processes, unless an earlier run finished them; return them by name.
+    """Cut shards, unless an earlier run finished them; return them by name.
 
     A cadence whose files cannot be read is noted in `skipped`, where such ones are left out; else the error is raised.
     """
     done: dict[str, PackedShard] = {}
     refused: dict[int, InputError | OSError] = {}
-    for number, found in progress(cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"):
-        shard = jobs[number][0]
-        if isinstance(found, PackedShard):
-            done[shard.name] = found
-        elif config.on_bad == "fail" or not _is_of_input(shard, found):
-            raise found
-        else:
-            refused[number] = found
-    # The first of each cadence, whichever process was the fastest.
-    for number in sorted({jobs[number][0].cadence: number for number in sorted(refused, reverse=True)}.values()):
-        with _leaving_out(config, jobs[number][0].plan.cadence.first.path, skipped):
-            raise refused[number]
-    if not {job[0].cadence for job in jobs} - {jobs[number][0].cadence for number in refused}:
-        raise _nothing_left(config, skipped)
+    with open_tasks(config.tasks, Processes(config.workers)) as tasks:
+        for each in run_shown(tasks, cut_work(jobs)):
+            shard = jobs[each.number][1]
+            if each.error is None:
+                done[shard.name] = each.result()
+            elif config.on_bad == "fail" or not _is_of_input(shard, each.error):
+                raise each.error
+            else:
+                refused[each.number] = each.error
+    _note_refused(config, jobs, refused, skipped)
     return done
+
+
+def _note_refused(
+    config: IngestConfig,
+    jobs: Sequence[Job],
+    refused: Mapping[int, InputError | OSError],
+    skipped: list[list[str]],
+) -> None:
+    """Note the cadences of the jobs that were refused. Raises InputError where no cadence is left."""
+    cadence_of = [shard.cadence for _, shard, _ in jobs]
+    # The first of each cadence, whichever process was the fastest.
+    for number in sorted({cadence_of[number]: number for number in sorted(refused, reverse=True)}.values()):
+        with _leaving_out(config, jobs[number][1].plan.cadence.first.path, skipped):
+            raise refused[number]
+    if not set(cadence_of) - {cadence_of[number] for number in refused}:
+        raise _nothing_left(config, skipped)
 
 
 def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
@@ -264,13 +278,13 @@ def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[Cut
     with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
         Path(folder, WORK).mkdir()
         for shard in shards:
-            ((_, packed),) = cut_jobs(1, [(shard, Path(folder), "")])
-            if isinstance(packed, PackedShard):
+            (made,) = Processes(1).run(cut_work([(Place(Path(folder)), shard, "")]))
+            if made.error is None:
                 Path(folder, shard.name).unlink()
-                if packed.shard.sha256 != expected.get(shard.name):
+                if made.result().shard.sha256 != expected.get(shard.name):
                     changed.setdefault(shard.cadence, shard)
             elif shard.name in expected:
-                raise packed
+                raise made.error
             else:
                 damaged.add(shard.cadence)
     first = next((shard for cadence, shard in changed.items() if cadence not in damaged), None)

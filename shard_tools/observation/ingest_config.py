@@ -1,6 +1,6 @@
 """The options of `python -m shard_tools ingest`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +9,7 @@ import tyro
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.storage.address import REMOTE_SCHEMES
+from shard_tools.tasks.base import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class IngestConfig:
     """Processes, each of which writes its own shard; each takes about 0.4 GB of memory."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes)."""
+    tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         for flag, value in (
