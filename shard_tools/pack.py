@@ -85,8 +85,13 @@ class PackConfig:
         """Where files are written: `out` itself, or the staging folder for a remote store."""
         if not is_remote(self.out):
             return local_folder(self.out)
-        name = f"needlestream-pack-{os.getuid()}-{hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]}"
-        return self.staging or Path(tempfile.gettempdir(), name)
+        return Path(tempfile.gettempdir(), self.own_staging)
+
+    @property
+    def own_staging(self) -> Path:
+        """The staging folder, relative to a machine's temporary files: nodes of a cluster may have others."""
+        digest = hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]
+        return self.staging or Path(f"needlestream-pack-{os.getuid()}-{digest}")
 
 
 def pack(config: PackConfig) -> Manifest:
@@ -219,7 +224,8 @@ def _pack_shards(
     config: PackConfig, plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
 ) -> list[tuple[PackedShard, str]]:
     """Write missing shards; return all, each with the digest of its sources."""
-    place = Place(config.folder, upload, is_shared=upload is None or config.tasks.on == "local")
+    is_shared = upload is None or config.tasks.on == "local"
+    place = Place(config.folder if is_shared else config.own_staging, upload, is_shared)
     calls = [(place, plan, making) for plan in plans]
     names = [f"{config.out}/{plan.name}" for plan in plans]
     need = Need(disk=config.shard_mb * 10**6 if upload else 0)

@@ -54,7 +54,8 @@ class Place:
     """For the shards; with an upload, for each one until it is uploaded."""
     upload: "Upload | None" = None
     is_shared: bool = True
-    """Whether all tasks see the same folder. If not, each makes one of its own inside it, on its own machine."""
+    """Whether all tasks see the same folder. If not, each makes one of its own inside it, on its own machine; a
+    relative folder is then among that machine's temporary files."""
 
     def finish_shard(self, name: str, inputs: str, write: Callable[[Path], PackedShard]) -> PackedShard:
         """Write a shard, unless an earlier run finished it from the same `inputs` (a digest) and it is still there."""
@@ -96,11 +97,12 @@ class Place:
         if self.is_shared:
             yield self.folder
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(f"{_TASK}*"):
+        here = Path(tempfile.gettempdir(), self.folder)
+        here.mkdir(parents=True, exist_ok=True)
+        for left in here.glob(f"{_TASK}*"):
             if not Path("/proc", left.name.split("-")[1]).exists():  # of a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=f"{_TASK}{os.getpid()}-", dir=self.folder) as own:
+        with tempfile.TemporaryDirectory(prefix=f"{_TASK}{os.getpid()}-", dir=here) as own:
             yield Path(own)
 
 

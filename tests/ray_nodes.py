@@ -1,4 +1,4 @@
-"""A Ray cluster on loopback: nodes that tests start, kill and slow down, each a `ray start` of its own."""
+"""A Ray cluster on loopback: nodes that tests start and kill, each a `ray start` of its own."""
 
 import contextlib
 import json
@@ -18,39 +18,31 @@ from ray._raylet import GcsClient
 from tests.conftest import ROOT
 
 START_SECONDS = 60.0
+MEMORY = 2_000_000_000  # that a node declares
+_ALIVE = 0
 _RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
 _SMALL = ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
-_ALIVE = 0
-MEMORY = 2_000_000_000
-
-
-def free_port() -> int:
-    """A port that nothing uses, below those that Ray gives its workers (10002 to 19999)."""
-    for port in range(6400, 9900):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise AssertionError("no free port")
 
 
 class Nodes:
-    """A head node and those that were added, all of this machine."""
+    """A head node, and those that were added."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.address = folder, ""
+        self._folder, self.address = folder, ""
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start_head(self) -> None:
+    def start_head(self, **environment: str) -> None:
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         client = ["--ray-client-server-port", str(port + 1), "--include-dashboard", "false"]
-        self._start(["--head", "--port", str(port), *client, "--temp-dir", str(self.folder)])
+        self._start(["--head", "--port", str(port), *client, "--temp-dir", str(self._folder)], MEMORY, environment)
+        self.wait_for(1)
 
     def add(self, memory: int = MEMORY, disk: int = 0, **environment: str) -> subprocess.Popen[bytes]:
         """Start a node; return when the cluster has it."""
         before = self.count()
         resources = ["--resources", json.dumps({"disk": disk})] if disk else []
-        process = self._start(["--address", self.address, *resources], memory, **environment)
+        process = self._start(["--address", self.address, *resources], memory, environment)
         self.wait_for(before + 1)
         return process
 
@@ -74,33 +66,44 @@ class Nodes:
         deadline = time.monotonic() + START_SECONDS
         while (found := self.count()) != number:
             assert time.monotonic() < deadline, f"{found} nodes, expected {number}"
-            time.sleep(0.3)
+            time.sleep(0.2)
 
     def stop(self) -> None:
         for process in reversed(self._processes):
             self.kill(process)
 
-    def _start(self, words: list[str], memory: int = MEMORY, **environment: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / f"node-{len(self._processes)}.log").open("wb")
-        process = subprocess.Popen(
-            [*_RAY, *words, *_SMALL, "--memory", str(memory), "--node-ip-address", "127.0.0.1"],
-            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "RAY_enable_metrics_collection": "0", **environment},
-        )  # fmt: skip
-        log.close()
+    def _start(self, words: list[str], memory: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with (self._folder / f"node-{len(self._processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*_RAY, *words, *_SMALL, "--memory", str(memory), "--node-ip-address", "127.0.0.1"],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, "RAY_enable_metrics_collection": "0", **environment},
+            )  # fmt: skip
         self._processes.append(process)
         return process
 
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Nodes]:
-    """A head node alone."""
+    """No nodes yet; those that are started are killed at the end."""
     # A short path: those of sockets are limited to 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         nodes = Nodes(Path(folder))
         try:
-            nodes.start_head()
-            nodes.wait_for(1)
             yield nodes
         finally:
             nodes.stop()
+
+
+def free_port() -> int:
+    """A port that nothing uses, below those that Ray gives its workers (10002 to 19999)."""
+    for port in range(6400 + os.getpid() % 1000, 9900):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise AssertionError("no free port")
+
+
+def die(_: Path) -> None:
+    """As a process ends that the system kills for its memory."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,38 +1,243 @@
 """Work on the nodes of a Ray cluster: the bytes of one machine, whatever dies."""
 
-import os
-from collections.abc import Iterator
+import errno
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
 
+from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from tests.conftest import Command, Layout, data_set_bytes
-from tests.ray_nodes import Nodes, cluster
+from shard_tools.pack import PackConfig, pack
+from shard_tools.tasks.base import Need, TaskConfig, Work
+from shard_tools.tasks.local import InTurn
+from shard_tools.tasks.places import open_tasks
+from tests.conftest import ROOT, Command, data_set_bytes
+from tests.faulty_proxy import FaultyProxy, Request
+from tests.range_server import serving
+from tests.ray_nodes import Nodes, cluster, die
+from tests.s3_server import read_s3, serving_s3
+from tests.test_file_systems import build_lacking
+from tests.tiny import write_tiny_data
 
 pytestmark = pytest.mark.ray
+LONGEST = 60.0  # seconds, for what takes two
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Nodes]:
-    """A cluster of two nodes of one core each."""
-    with cluster() as nodes:
-        nodes.add()
-        yield nodes
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """On this machine: five shards of train, two of test."""
+    folder = tmp_path_factory.mktemp("packed")
+    data = write_tiny_data(folder / "data", 24, 6, (6, 64, 256))
+    return pack(PackConfig(data, str(folder / "shards"), workers=1, shard_mb=1))
 
 
-@pytest.fixture(autouse=True)
-def nearby(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+@pytest.fixture(scope="module")
+def s3(packed: Manifest) -> Iterator[int]:
+    """The port of an S3 server."""
+    with serving_s3(packed, "s3://bucket/packed") as port:
+        yield port
+
+
+class Two:
+    """Two nodes of one core each, and the way of each to the store; a driver takes that of the first."""
+
+    def __init__(self, nodes: Nodes, ways: tuple[FaultyProxy, FaultyProxy]) -> None:
+        self.nodes, self.ways = nodes, ways
+        self.second: subprocess.Popen[bytes] | None = None
+
+    @property
+    def tasks(self) -> TaskConfig:
+        return TaskConfig("ray", self.nodes.address)
+
+    def complete(self) -> None:
+        """As at the start: a test may have killed the second node."""
+        for way in self.ways:
+            way.fault = lambda request: None
+        if self.second is None or self.second.poll() is not None:
+            self.second = self.nodes.add(AWS_ENDPOINT_URL=self.ways[1].url)
+        self.nodes.wait_for(2)
+
+
+@pytest.fixture(scope="module")
+def started(s3: int) -> Iterator[Two]:
+    with pytest.MonkeyPatch.context() as patch, FaultyProxy(s3) as first, FaultyProxy(s3) as other:
+        for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_ENDPOINT_URL", first.url)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with serving(first), serving(other), cluster() as nodes:
+            nodes.start_head()
+            yield Two(nodes, (first, other))
+
+
+@pytest.fixture
+def two(started: Two) -> Two:
+    started.complete()
+    return started
+
+
+def to_store(packed: Manifest, two: Two, name: str, **changes: object) -> PackConfig:
+    """A pack of the same data to a place in the store."""
+    config = PackConfig(packed.root.parent / "data", f"s3://bucket/{name}", shard_mb=1, tasks=two.tasks)
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def is_shard(request: Request) -> bool:
+    return request.method == "PUT" and request.path.endswith(".tar")
+
+
+def slowly(seconds: float) -> Callable[[Request], None]:
+    """A fault of a proxy: shards take so long to upload."""
+
+    def wait(request: Request) -> None:
+        time.sleep(seconds * is_shard(request))
+
+    return wait
 
 
 def test_a_pack_on_two_nodes_has_the_bytes_of_one_machine(
-    two: Nodes, packed: Manifest, sharded: Layout, tmp_path: Path, command: Command
+    two: Two, packed: Manifest, tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "on-ray"
-    words = ["--folds", 3, "--shard-mb", 1, "--on", "ray", "--ray-address", two.address]
-    answer = command("pack", "--input", sharded.root, "--out", out, *words)
+    words = ["--shard-mb", 1, "--on", "ray", "--ray-address", two.nodes.address]
+    answer = command("pack", "--input", packed.root.parent / "data", "--out", out, *words)
     assert answer.code == 0, answer.err
     assert data_set_bytes(out) == data_set_bytes(packed.root)
+
+
+def test_a_slow_node_gets_fewer_shards_of_a_pack_into_s3_and_the_bytes_stay(
+    two: Two, packed: Manifest, s3: int
+) -> None:
+    two.ways[1].fault = slowly(4)
+    before = [len(way.requests) for way in two.ways]
+    pack(to_store(packed, two, "slow"))
+    fast, slow = (sum(map(is_shard, way.requests[n:])) for way, n in zip(two.ways, before, strict=True))
+    assert fast + slow == 7 and 1 <= slow <= 2
+    assert read_s3(s3, "slow") == data_set_bytes(packed.root) | sources_of(s3, "slow")
+
+
+def sources_of(port: int, name: str) -> dict[str, bytes]:
+    """The side note of the sources' times in the store."""
+    return {file: data for file, data in read_s3(port, name).items() if file == ".sources.json"}
+
+
+def test_a_node_that_is_killed_in_the_middle_changes_nothing(
+    two: Two, packed: Manifest, s3: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached = threading.Event()
+
+    def hold(request: Request) -> None:
+        if is_shard(request):
+            reached.set()
+            time.sleep(10)
+
+    def kill() -> None:
+        reached.wait(LONGEST)
+        assert two.second
+        two.nodes.kill(two.second)
+
+    two.ways[1].fault = hold
+    killer = threading.Thread(target=kill)
+    killer.start()
+    pack(to_store(packed, two, "node"))
+    killer.join()
+    assert reached.is_set() and "trying again (2 of 4)" in caplog.text
+    assert read_s3(s3, "node") == data_set_bytes(packed.root) | sources_of(s3, "node")
+
+
+def test_a_driver_that_is_killed_and_started_again_packs_only_what_was_not_finished(
+    two: Two, packed: Manifest, s3: int
+) -> None:
+    for way in two.ways:
+        way.fault = slowly(1)
+    words = ["pack", "--input", packed.root.parent / "data", "--out", "s3://bucket/driver", "--shard-mb", 1]
+    words += ["--on", "ray", "--ray-address", two.nodes.address]
+    process = subprocess.Popen([sys.executable, "-m", "shard_tools", *map(str, words)], cwd=ROOT)
+    wait_until(lambda: len(notes_of(s3, "driver")) >= 2)
+    process.kill()
+    process.wait()
+    time.sleep(2)  # its tasks end with it
+    finished = {note.removeprefix(".pack/").removesuffix(".json") for note in notes_of(s3, "driver")}
+    assert 2 <= len(finished) < 7 and "manifest.json" not in read_s3(s3, "driver")
+    before = [len(way.requests) for way in two.ways]
+    pack(to_store(packed, two, "driver"))
+    sent = [each.path for way, n in zip(two.ways, before, strict=True) for each in way.requests[n:] if is_shard(each)]
+    assert {Path(path).name for path in sent} == {shard.name for shard in packed.shards} - finished
+    assert read_s3(s3, "driver") == data_set_bytes(packed.root) | sources_of(s3, "driver")
+
+
+def notes_of(port: int, name: str) -> list[str]:
+    return [file for file in read_s3(port, name) if file.startswith(".pack/") and file.endswith(".tar.json")]
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONGEST
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_worker_out_of_memory_is_tried_again_with_twice_the_memory(
+    two: Two, packed: Manifest, s3: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a node where Ray's memory monitor ends every task, and which is too small for twice as much."""
+    two.ways[0].fault = slowly(1)
+    two.ways[1].fault = slowly(1)
+    small = two.nodes.add(400_000_000, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="50")
+    try:
+        pack(to_store(packed, two, "memory"))
+    finally:
+        two.nodes.kill(small)
+    assert "trying again (2 of 4)" in caplog.text and "memory" in caplog.text
+    assert read_s3(s3, "memory") == data_set_bytes(packed.root) | sources_of(s3, "memory")
+
+
+def test_a_node_whose_disk_is_full_hands_its_shards_to_another(
+    two: Two, packed: Manifest, s3: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = build_lacking(tmp_path)
+    two.ways[0].fault = slowly(1)
+    two.ways[1].fault = slowly(1)
+    staging = tmp_path / "staging"
+    node = two.nodes.add(
+        LD_PRELOAD=str(library), LACKS=", room, ", LACKS_ERRNO=str(errno.ENOSPC), LACKS_UNDER=str(staging)
+    )
+    try:
+        pack(to_store(packed, two, "full", staging=staging))
+    finally:
+        two.nodes.kill(node)
+    assert "No space left on device" in caplog.text and "trying another node" in caplog.text
+    assert read_s3(s3, "full") == data_set_bytes(packed.root) | sources_of(s3, "full")
+
+
+def test_a_file_on_which_every_process_dies_is_named_after_four_tries(two: Two, tmp_path: Path) -> None:
+    work = Work(die, [(tmp_path,)], "dying", "files", [str(tmp_path / "bad.h5")])
+    with open_tasks(two.tasks, InTurn()) as tasks, pytest.raises(InputError, match=r"bad.h5: a process died .*4 tries"):
+        list(tasks.run(work))
+
+
+def test_a_task_that_no_node_can_hold_is_refused_with_its_size(
+    two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shard_tools.tasks.ray_cluster._WAIT_FOR_NODE_SECONDS", 1.0)
+    work = Work(die, [(tmp_path,)], "dying", "files", [str(tmp_path / "big.h5")], Need(memory=10**13))
+    with open_tasks(two.tasks, InTurn()) as tasks, pytest.raises(InputError, match=r"big.h5: no node .* 1e\+04 GB"):
+        list(tasks.run(work))
+
+
+def test_where_no_cluster_answers_it_is_said_at_once_how_to_start_one(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises(InputError, match=r"no cluster at 127.0.0.1:1 .*ray start --head"),
+        open_tasks(TaskConfig("ray", "127.0.0.1:1"), InTurn()),
+    ):
+        pass
+    assert time.monotonic() - began < LONGEST
