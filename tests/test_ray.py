@@ -1,6 +1,7 @@
 """Work on the nodes of a Ray cluster: the bytes of one machine, whatever dies."""
 
 import errno
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,18 +10,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
 
+import shard_tools.fingerprint as fingerprint_module
 from shard_tools.errors import InputError
+from shard_tools.fingerprint import FingerprintConfig, fingerprint
 from shard_tools.manifest import Manifest
+from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.pack import PackConfig, pack
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import InTurn
 from shard_tools.tasks.places import open_tasks
+from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, data_set_bytes
 from tests.faulty_proxy import FaultyProxy, Request
+from tests.observation_files import write_cadence
 from tests.range_server import serving
 from tests.ray_nodes import Nodes, cluster, die
 from tests.s3_server import read_s3, serving_s3
@@ -241,3 +249,47 @@ def test_where_no_cluster_answers_it_is_said_at_once_how_to_start_one(tmp_path: 
     ):
         pass
     assert time.monotonic() - began < LONGEST
+
+
+def test_ray_is_pinned_alike_for_users_and_for_the_tests() -> None:
+    (pin,) = (line for line in (ROOT / "requirements-ray.txt").read_text().splitlines() if not line.startswith("#"))
+    assert pin in [line.partition("  #")[0] for line in (ROOT / "requirements-dev.txt").read_text().splitlines()]
+
+
+def test_an_ingest_on_two_nodes_has_the_bytes_of_one_machine(two: Two, tmp_path: Path) -> None:
+    files = write_cadence(tmp_path / "cadence")
+    config = IngestConfig(tmp_path / "here", tuple(files), shard_mb=1, workers=1)
+    here = ingest(config)
+    there = ingest(replace(config, out=tmp_path / "there", tasks=two.tasks))
+    assert len(here.shards) == 2 and data_set_bytes(there.root) == data_set_bytes(here.root)
+
+
+def test_verify_on_two_nodes_finds_the_faults_of_one_machine_in_their_order(
+    two: Two, packed: Manifest, tmp_path: Path, command: Command
+) -> None:
+    shutil.copytree(packed.root, damaged := tmp_path / "damaged")
+    for name in ("train-000001.tar", "test-000000.idx"):
+        path = damaged / name
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    expected = list(verify(damaged))
+    answer = command("verify", damaged, "--on", "ray", "--ray-address", two.nodes.address)
+    assert len(expected) == 2 and answer.code == 1
+    assert answer.out.splitlines()[:2] == [f"fault: {fault}" for fault in expected]
+
+
+def test_verify_on_two_nodes_reads_a_store(two: Two) -> None:
+    assert list(verify("s3://bucket/packed", where=two.tasks)) == []
+
+
+def test_fingerprint_on_two_nodes_writes_the_table_of_one_machine(
+    two: Two, packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fingerprint_module._AT_ONCE, "ray", 5)
+    data = shutil.copytree(packed.root.parent / "data", tmp_path / "data")
+    first, second = sorted((data / "train").rglob("*.npy"))[:2]
+    np.save(second, np.roll(np.load(first), 40, axis=2))  # most of its channels are the first one's
+    config = FingerprintConfig(data, tmp_path / "here.csv")
+    here = fingerprint(config)
+    fingerprint(replace(config, out=tmp_path / "there.csv", tasks=two.tasks))
+    assert len(here.pairs.first) == 1
+    assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()

@@ -20,16 +20,12 @@ Job = tuple[Place, CutShard, str]
 
 def cut_work(jobs: Sequence[Job]) -> Work[PackedShard]:
     """The tasks that cut shards. They need processes: HDF5 lets one thread at a time read, and may crash."""
-    return Work(
-        cut_shard,
-        jobs,
-        "ingesting",
-        "shards",
-        [str(shard.plan.cadence.first.path) for _, shard, _ in jobs],
-        Need(_MEMORY),
+    death = (
         "that read this file or one after it in its cadence; either HDF5 crashed, as the file is damaged, or memory "
-        "ran out",
+        "ran out"
     )
+    names = [str(shard.plan.cadence.first.path) for _, shard, _ in jobs]
+    return Work(cut_shard, jobs, "ingesting", "shards", names, Need(_MEMORY), death=death)
 
 
 def cut_shard(place: Place, shard: CutShard, sources: str) -> PackedShard:

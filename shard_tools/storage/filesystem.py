@@ -1,5 +1,6 @@
 """Fsspec's filesystems for the URLs of stores: their time-outs and ranged reads; retries are in remote.py."""
 
+import errno
 import importlib
 import logging
 from pathlib import Path
@@ -86,9 +87,14 @@ class BucketFiles:
         return str(answer["ETag"])
 
     async def read_version(self, path: str) -> tuple[bytes, str]:
-        """A small file of S3 and its version."""
+        """A small file of S3 and its version. Raises FileNotFoundError."""
         bucket, key, _ = self._files.split_path(path)
-        answer = await self._files._call_s3("get_object", Bucket=bucket, Key=key)
+        try:
+            answer = await self._files._call_s3("get_object", Bucket=bucket, Key=key)
+        except FileNotFoundError as error:
+            if code_of(error) == "NoSuchKey":
+                raise FileNotFoundError(errno.ENOENT, "no such file in the store", path) from None
+            raise
         async with answer["Body"] as body:
             return await body.read(), str(answer["ETag"])
 

@@ -48,6 +48,10 @@ class RemoteStore:
         self._not_before = -math.inf  # the store asked for no requests until then
         self._told_at, self._telling = -math.inf, threading.Lock()
 
+    def __reduce__(self) -> tuple[type["RemoteStore"], tuple[str, StoreConfig]]:
+        """Connections are not pickled: each process opens its own."""
+        return RemoteStore, (self.root, self._config)
+
     def where(self, name: str) -> str:
         """The file's URL."""
         return f"{self.root}/{name}"

@@ -25,7 +25,7 @@ class Upload:
         self._lock: StoreLock | None = None
 
     def __reduce__(self) -> tuple[type["Upload"], tuple[str, str, str]]:
-        """Connections are not pickled: each process opens its own."""
+        """The lock stays with the process that holds it."""
         return Upload, (self._store.root, self._last, self._work)
 
     @contextlib.contextmanager

@@ -47,10 +47,12 @@ class Work(Generic[T]):
     label: str
     """What is done, for the progress line, such as "packing"."""
     unit: str
-    """What one call handles, such as "shards"."""
+    """What is counted, such as "shards"."""
     names: Sequence[str]
     """For each call, the file that messages name."""
     need: Need = field(default_factory=Need)
+    counts: Sequence[int] | None = None
+    """How many units each call handles; None: one."""
     death: str = "at this file; memory ran out, or the machine failed"
     """Ends the sentence "a process died ..." where one dies on a call."""
 

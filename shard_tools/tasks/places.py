@@ -26,6 +26,14 @@ def open_tasks(config: TaskConfig, local: Tasks) -> Iterator[Tasks]:
 
 
 def run_shown(tasks: Tasks, work: Work[T]) -> Iterator[Done[T]]:
-    """Run all calls, and show how many are done."""
+    """Run all calls, and show how many of their units are done."""
+    counts = work.counts or [1] * len(work.calls)
     with contextlib.closing(tasks.run(work)) as ended:  # type: ignore[type-var]
-        yield from progress(ended, len(work.calls), work.label, work.unit, tasks.describe)
+        units = (done if last else None for done in ended for last in _marking_the_last(counts[done.number]))
+        for done in progress(units, sum(counts), work.label, work.unit, tasks.describe):
+            if done is not None:
+                yield done
+
+
+def _marking_the_last(count: int) -> Iterator[bool]:
+    yield from (number == count for number in range(1, count + 1))
