@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from shard_tools.cadence import check_finite
 from shard_tools.errors import InputError
-from shard_tools.manifest import COLUMNS, Manifest, has_repeated_keys, read_manifest
+from shard_tools.manifest import Manifest, has_repeated_keys, read_manifest
+from shard_tools.manifest_rows import only_rows
 from shard_tools.sample import read_snippet_of
 from shard_tools.sample_table import SAMPLES
 from shard_tools.storage.base import Store, StoreConfig
@@ -65,11 +64,7 @@ class _OfShards(Sequence[tuple[Manifest]]):
         if number >= len(self):
             raise IndexError
         rows = self._rows[self._ends[number] : self._ends[number + 1]]
-        columns: dict[str, Any] = {name: getattr(self._manifest, name)[rows] for name in COLUMNS}
-        columns["shard"] = np.zeros_like(columns["shard"])
-        keys = self._manifest.keys.take(pa.array(rows))
-        shards = self._manifest.shards[number : number + 1]
-        return (replace(self._manifest, shards=shards, files={}, keys=keys, **columns),)
+        return (only_rows(self._manifest, rows),)
 
 
 def verify_shard(contents: Manifest) -> list[str]:

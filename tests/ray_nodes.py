@@ -18,7 +18,7 @@ from ray._raylet import GcsClient
 from tests.conftest import ROOT
 
 START_SECONDS = 60.0
-MEMORY = 2_000_000_000  # that a node declares
+MEMORY = 4_000_000_000  # that a node declares
 _ALIVE = 0
 _RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
 _SMALL = ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]

@@ -1,5 +1,6 @@
 """Work on the nodes of a Ray cluster: the bytes of one machine, whatever dies."""
 
+import contextlib
 import errno
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
 
 import shard_tools.fingerprint as fingerprint_module
+from infer import InferConfig, infer
 from shard_tools.errors import InputError
 from shard_tools.fingerprint import FingerprintConfig, fingerprint
 from shard_tools.manifest import Manifest
@@ -26,14 +28,15 @@ from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import InTurn
 from shard_tools.tasks.places import open_tasks
 from shard_tools.verify import verify
-from tests.conftest import ROOT, Command, data_set_bytes
+from tests.conftest import ROOT, Command, data_set_bytes, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
 from tests.observation_files import write_cadence
 from tests.range_server import serving
 from tests.ray_nodes import Nodes, cluster, die
 from tests.s3_server import read_s3, serving_s3
 from tests.test_file_systems import build_lacking
-from tests.tiny import write_tiny_data
+from tests.test_infer import write_weights
+from tests.tiny import pack_tiny, write_tiny_data
 
 pytestmark = pytest.mark.ray
 LONGEST = 60.0  # seconds, for what takes two
@@ -99,7 +102,8 @@ def to_store(packed: Manifest, two: Two, name: str, **changes: object) -> PackCo
 
 
 def is_shard(request: Request) -> bool:
-    return request.method == "PUT" and request.path.endswith(".tar")
+    """Whether a shard, or a part of a prediction, is uploaded."""
+    return request.method == "PUT" and request.path.endswith((".tar", ".parquet")) and "samples" not in request.path
 
 
 def slowly(seconds: float) -> Callable[[Request], None]:
@@ -137,9 +141,9 @@ def sources_of(port: int, name: str) -> dict[str, bytes]:
     return {file: data for file, data in read_s3(port, name).items() if file == ".sources.json"}
 
 
-def test_a_node_that_is_killed_in_the_middle_changes_nothing(
-    two: Two, packed: Manifest, s3: int, caplog: pytest.LogCaptureFixture
-) -> None:
+@contextlib.contextmanager
+def killing_the_second(two: Two) -> Iterator[None]:
+    """Kill the second node while it uploads its first shard."""
     reached = threading.Event()
 
     def hold(request: Request) -> None:
@@ -155,9 +159,17 @@ def test_a_node_that_is_killed_in_the_middle_changes_nothing(
     two.ways[1].fault = hold
     killer = threading.Thread(target=kill)
     killer.start()
-    pack(to_store(packed, two, "node"))
+    yield
     killer.join()
-    assert reached.is_set() and "trying again (2 of 4)" in caplog.text
+    assert reached.is_set()
+
+
+def test_a_node_that_is_killed_in_the_middle_changes_nothing(
+    two: Two, packed: Manifest, s3: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with killing_the_second(two):
+        pack(to_store(packed, two, "node"))
+    assert "trying again (2 of 4)" in caplog.text
     assert read_s3(s3, "node") == data_set_bytes(packed.root) | sources_of(s3, "node")
 
 
@@ -292,4 +304,21 @@ def test_fingerprint_on_two_nodes_writes_the_table_of_one_machine(
     here = fingerprint(config)
     fingerprint(replace(config, out=tmp_path / "there.csv", tasks=two.tasks))
     assert len(here.pairs.first) == 1
+    assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
+
+
+def test_a_prediction_on_two_nodes_has_one_row_a_snippet_though_a_node_is_killed(
+    two: Two, s3: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The parts have the bytes of one machine."""
+    monkeypatch.setattr("training.scoring.ROWS", 8)
+    first = pack_tiny(tmp_path / "first", 20, 4)
+    weights = [write_weights(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2)]
+    config = InferConfig((str(first.root),), tuple(weights), tmp_path / "here.csv", "train", batch_size=4)
+    here = replace(config, precision="float32", scores=str(tmp_path / "parts"))
+    infer(here)
+    with killing_the_second(two):
+        infer(replace(here, out=tmp_path / "there.csv", scores="s3://bucket/scores", tasks=two.tasks))
+    assert "trying again (2 of 4)" in caplog.text
+    assert read_s3(s3, "scores") == folder_bytes(tmp_path / "parts")
     assert (tmp_path / "there.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()

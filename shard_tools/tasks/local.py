@@ -18,8 +18,9 @@ class InTurn:
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
         """As Tasks says; in the order of the calls."""
+        held = (work.prepare(),) if work.prepare else ()
         for number, arguments in enumerate(work.calls):
-            yield attempt(number, work.function, arguments)
+            yield attempt(number, work.function, (*held, *arguments))
 
     def describe(self) -> str:
         """Nothing to say."""

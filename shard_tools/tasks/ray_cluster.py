@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,6 +95,22 @@ class _Nodes:
         return int(sum(self._has(node, "CPU") for node in self.alive))
 
     @property
+    def gpus(self) -> int:
+        """GPUs of all living nodes."""
+        return int(sum(self._has(node, "GPU") for node in self.alive))
+
+    @property
+    def cores_of_actor(self) -> int:
+        """Cores for a process that holds a GPU: its share of those of its node. Without GPUs one."""
+        shares = [self._has(node, "CPU") / gpus for node in self.alive if (gpus := self._has(node, "GPU"))]
+        return max(1, int(min(shares, default=1)))
+
+    @property
+    def actors(self) -> int:
+        """How many processes that hold something the cluster has room for; at least one."""
+        return max(1, self.gpus or self.cores)
+
+    @property
     def declare_disk(self) -> bool:
         """Whether any node says how much disk it has: only those that do can then be asked for some."""
         return any(self._has(node, DISK) for node in self.alive)
@@ -119,6 +135,99 @@ class _Nodes:
         return float(self.alive[node]["Resources"].get(resource, 0))
 
 
+class _Tasks:
+    """Starts each call as a task, in whichever process Ray chooses."""
+
+    def __init__(self, work: Work[Any], nodes: _Nodes) -> None:
+        self._work, self._nodes = work, nodes
+
+    def has_room(self, running: int) -> bool:
+        """Whether to start one more call beside those that run or wait for a core."""
+        return running < max(1, _QUEUED * self._nodes.cores)
+
+    def start(self, one: _Try) -> Any:
+        """Start a call; return Ray's reference to its answer."""
+        self._wait_for_a_node(one)
+        options: dict[str, Any] = {"num_cpus": 1, "memory": one.need.memory, "max_retries": 0}
+        if one.need.disk and self._nodes.declare_disk:
+            options["resources"] = {DISK: one.need.disk}
+        if one.avoid and set(self._nodes.fit(one.need)) - one.avoid:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(one.avoid))})"}
+        call: Callable[..., Any] = ray.remote(_call).options(name=self._work.label, **options).remote
+        return call(one.number, self._work.function, self._work.calls[one.number])
+
+    def ended(self, reference: Any, is_dead: bool) -> None:
+        """Nothing to do: Ray keeps or ends the process."""
+
+    def stop(self, references: Iterable[Any]) -> None:
+        """End the calls that still run or wait."""
+        for reference in references:
+            ray.cancel(reference, force=True)
+
+    def _wait_for_a_node(self, one: _Try) -> None:
+        """Wait until some node is large enough: Ray would wait for ever, without a word."""
+        if self._nodes.fit(one.need):
+            return
+        name, need = self._work.names[one.number], one.need
+        size = f"{need.memory / 1e9:.2g} GB of memory and {need.disk / 1e9:.2g} GB of disk"
+        _log.warning("%s: waiting for a node with %s", name, size)
+        began = time.monotonic()
+        while not self._nodes.fit(need):
+            if time.monotonic() - began > _WAIT_FOR_NODE_SECONDS:
+                raise InputError(f"{name}: no node of the cluster has {size}; add a larger one, or make smaller shards")
+            time.sleep(_LOOK_SECONDS)
+            self._nodes.look()
+
+
+class _Actors:
+    """Starts each call in one of some processes that hold what was prepared: one for each GPU, or for each core."""
+
+    def __init__(self, work: Work[Any], nodes: _Nodes) -> None:
+        self._work, self._nodes = work, nodes
+        self._idle: deque[Any] = deque()
+        self._busy: dict[Any, Any] = {}  # by the reference to the answer
+
+    def has_room(self, running: int) -> bool:
+        """Whether a process is idle, or could be started."""
+        return bool(self._idle) or len(self._busy) < self._nodes.actors
+
+    def start(self, one: _Try) -> Any:
+        """Start a call; return Ray's reference to its answer."""
+        actor = self._idle.popleft() if self._idle else self._add(one.need)
+        reference = actor.call.remote(one.number, self._work.function, self._work.calls[one.number])
+        self._busy[reference] = actor
+        return reference
+
+    def ended(self, reference: Any, is_dead: bool) -> None:
+        """A call ended; its process is idle or dead."""
+        actor = self._busy.pop(reference)
+        if not is_dead:
+            self._idle.append(actor)
+
+    def stop(self, references: Iterable[Any]) -> None:
+        """End all processes."""
+        for actor in (*self._idle, *self._busy.values()):
+            ray.kill(actor)
+
+    def _add(self, need: Need) -> Any:
+        options = {"num_cpus": self._nodes.cores_of_actor, "num_gpus": int(self._nodes.gpus > 0), "memory": need.memory}
+        return ray.remote(_Holder).options(max_restarts=0, **options).remote(self._work.prepare)
+
+
+class _Holder:
+    """On a node: a process that holds what was prepared."""
+
+    def __init__(self, prepare: Callable[[], Any]) -> None:
+        # Not here: an error would end the actor without a name.
+        self._prepare, self._held = prepare, None
+
+    def call(self, number: int, function: Callable[..., T], arguments: Sequence[Any]) -> tuple[str, Done[T]]:
+        """As `_call`."""
+        if self._held is None:
+            self._held = self._prepare()
+        return _call(number, function, (self._held, *arguments))
+
+
 class RayTasks:
     """Runs tasks on the cluster that this process is connected to."""
 
@@ -132,68 +241,47 @@ class RayTasks:
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
         """As Tasks says; a call whose node, process or disk failed is tried again, up to MOST_TRIES times in all."""
+        starter = (_Actors if work.prepare else _Tasks)(work, self._nodes)
         waiting = deque(_Try(number, work.need) for number in range(len(work.calls)))
-        running: dict[ray.ObjectRef[Any], _Try] = {}
+        running: dict[Any, _Try] = {}
         try:
             while waiting or running:
                 self._nodes.look()
-                while waiting and len(running) < max(1, _QUEUED * self._nodes.cores):
+                while waiting and starter.has_room(len(running)):
                     one = waiting.popleft()
-                    running[self._submit(work, one)] = one
+                    running[starter.start(one)] = one
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
                 for reference in ready:
-                    ended = self._settle(work, running.pop(reference), reference)
+                    ended, is_dead = self._settle(work, running.pop(reference), reference)
+                    starter.ended(reference, is_dead)
                     if isinstance(ended, Done):
                         yield ended
                     else:
                         waiting.appendleft(ended)
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            starter.stop(running)
 
-    def _submit(self, work: Work[T], one: _Try) -> "ray.ObjectRef[Any]":
-        self._wait_for_room(work, one)
-        options: dict[str, Any] = {"num_cpus": 1, "memory": one.need.memory, "max_retries": 0}
-        if one.need.disk and self._nodes.declare_disk:
-            options["resources"] = {DISK: one.need.disk}
-        if one.avoid and set(self._nodes.fit(one.need)) - one.avoid:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(one.avoid))})"}
-        call: Callable[..., Any] = ray.remote(_call).options(name=work.label, **options).remote
-        return call(one.number, work.function, work.calls[one.number])
+    def _settle(self, work: Work[T], one: _Try, reference: Any) -> tuple[Done[T] | _Try, bool]:
+        """How a call ended, or the next try at it; and whether its process died.
 
-    def _wait_for_room(self, work: Work[Any], one: _Try) -> None:
-        """Wait until some node is large enough: Ray would wait for ever, without a word."""
-        if self._nodes.fit(one.need):
-            return
-        name, need = work.names[one.number], one.need
-        size = f"{need.memory / 1e9:.2g} GB of memory and {need.disk / 1e9:.2g} GB of disk"
-        _log.warning("%s: waiting for a node with %s", name, size)
-        began = time.monotonic()
-        while not self._nodes.fit(need):
-            if time.monotonic() - began > _WAIT_FOR_NODE_SECONDS:
-                raise InputError(f"{name}: no node of the cluster has {size}; add a larger one, or make smaller shards")
-            time.sleep(_LOOK_SECONDS)
-            self._nodes.look()
-
-    def _settle(self, work: Work[T], one: _Try, reference: "ray.ObjectRef[Any]") -> Done[T] | _Try:
-        """How a call ended, or the next try at it. Raises InputError where a process died on it too often."""
+        Raises InputError where a process died on it too often.
+        """
         try:
             answer: tuple[str, Done[T]] = ray.get(reference)
         except RayTaskError:
             raise  # a fault of the program
         except RayError as error:
-            return self._after_death(work, one, error)
+            return self._after_death(work, one, error), True
         node, done = answer
         if done.error is None or not self._may_be_the_nodes(done.error):
             self._counts.add(self._nodes.name(node))
-            return done
+            return done, False
         others = set(self._nodes.fit(one.need)) - one.avoid - {node}
         if not others or one.tries == MOST_TRIES:
-            return done
-        _log.warning(
-            "%s: %s on node %s; trying another node", work.names[one.number], done.error, self._nodes.name(node)
-        )
-        return replace(one, tries=one.tries + 1, avoid=one.avoid | {node})
+            return done, False
+        where = work.names[one.number], self._nodes.name(node)
+        _log.warning("%s: node %s: %s; trying another node", *where, done.error)
+        return replace(one, tries=one.tries + 1, avoid=one.avoid | {node}), False
 
     @staticmethod
     def _may_be_the_nodes(error: InputError | OSError) -> bool:
