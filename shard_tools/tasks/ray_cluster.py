@@ -10,7 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,13 +18,12 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from shard_tools.errors import InputError, StoreError
 from shard_tools.tasks.base import Done, Need, NodeCounts, T, TaskConfig, Work, attempt, died
+from shard_tools.tasks.ray_nodes import DISK, LOOK_SECONDS, Nodes
 
 MOST_TRIES = 4
 """Of one call: the first, and those after a failure of a node, a process or a disk."""
-DISK = "disk"
-"""Name of the custom resource with which a node says how many bytes of temporary files it can hold."""
-_QUEUED = 2  # calls for each core of the cluster: one that runs and one that waits
-_LOOK_SECONDS = 2.0  # between two looks at the nodes
+# Calls that Ray knows of: for each core one that runs and one that waits; and enough for a cluster to grow by.
+_QUEUED, _LEAST_QUEUED = 2, 64
 _WAIT_FOR_NODE_SECONDS = 600.0  # for one that is large enough: a cluster that grows by itself needs minutes
 _CONNECT_SECONDS = 10.0
 _log = logging.getLogger(__name__)
@@ -72,82 +71,19 @@ class _Try:
     """Ids of the nodes on which it failed."""
 
 
-@dataclass
-class _Nodes:
-    """The nodes of the cluster, looked at now and then."""
-
-    alive: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What Ray says of each living node, by its id."""
-    looked: float = float("-inf")
-
-    def look(self) -> None:
-        """Ask Ray for the nodes, unless it was asked just now; log those that came or went."""
-        if time.monotonic() - self.looked < _LOOK_SECONDS:
-            return
-        found = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for gone in self.alive.keys() - found.keys():
-            _log.warning("node %s is gone; what it worked on is done again elsewhere", self.name(gone))
-        self.alive, self.looked = found, time.monotonic()
-
-    @property
-    def cores(self) -> int:
-        """Cores of all living nodes."""
-        return int(sum(self._has(node, "CPU") for node in self.alive))
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of all living nodes."""
-        return int(sum(self._has(node, "GPU") for node in self.alive))
-
-    @property
-    def cores_of_actor(self) -> int:
-        """Cores for a process that holds a GPU: its share of those of its node. Without GPUs one."""
-        shares = [self._has(node, "CPU") / gpus for node in self.alive if (gpus := self._has(node, "GPU"))]
-        return max(1, int(min(shares, default=1)))
-
-    @property
-    def actors(self) -> int:
-        """How many processes that hold something the cluster has room for; at least one."""
-        return max(1, self.gpus or self.cores)
-
-    @property
-    def declare_disk(self) -> bool:
-        """Whether any node says how much disk it has: only those that do can then be asked for some."""
-        return any(self._has(node, DISK) for node in self.alive)
-
-    def fit(self, need: Need) -> list[str]:
-        """The nodes that are large enough for a task when nothing else runs on them."""
-        disk = need.disk if self.declare_disk else 0
-        return [
-            node
-            for node in self.alive
-            if self._has(node, "CPU") >= 1
-            and self._has(node, "memory") >= need.memory
-            and self._has(node, DISK) >= disk
-        ]
-
-    def name(self, node: str) -> str:
-        """A node as messages name it: its host and the start of its id."""
-        about = self.alive.get(node, {})
-        return f"{about.get('NodeManagerHostname', 'unknown')}/{node[:6]}"
-
-    def _has(self, node: str, resource: str) -> float:
-        return float(self.alive[node]["Resources"].get(resource, 0))
-
-
 class _Tasks:
     """Starts each call as a task, in whichever process Ray chooses."""
 
-    def __init__(self, work: Work[Any], nodes: _Nodes) -> None:
+    def __init__(self, work: Work[Any], nodes: Nodes) -> None:
         self._work, self._nodes = work, nodes
+        self.starting: dict[Any, Any] = {}
 
     def has_room(self, running: int) -> bool:
         """Whether to start one more call beside those that run or wait for a core."""
-        return running < max(1, _QUEUED * self._nodes.cores)
+        return running < max(_LEAST_QUEUED, _QUEUED * self._nodes.cores)
 
     def start(self, one: _Try) -> Any:
         """Start a call; return Ray's reference to its answer."""
-        self._wait_for_a_node(one)
         options: dict[str, Any] = {"num_cpus": 1, "memory": one.need.memory, "max_retries": 0}
         if one.need.disk and self._nodes.declare_disk:
             options["resources"] = {DISK: one.need.disk}
@@ -155,6 +91,9 @@ class _Tasks:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(one.avoid))})"}
         call: Callable[..., Any] = ray.remote(_call).options(name=self._work.label, **options).remote
         return call(one.number, self._work.function, self._work.calls[one.number])
+
+    def started(self, reference: Any) -> None:
+        """Nothing to do: Ray starts processes by itself."""
 
     def ended(self, reference: Any, is_dead: bool) -> None:
         """Nothing to do: Ray keeps or ends the process."""
@@ -164,36 +103,36 @@ class _Tasks:
         for reference in references:
             ray.cancel(reference, force=True)
 
-    def _wait_for_a_node(self, one: _Try) -> None:
-        """Wait until some node is large enough: Ray would wait for ever, without a word."""
-        if self._nodes.fit(one.need):
-            return
-        name, need = self._work.names[one.number], one.need
-        size = f"{need.memory / 1e9:.2g} GB of memory and {need.disk / 1e9:.2g} GB of disk"
-        _log.warning("%s: waiting for a node with %s", name, size)
-        began = time.monotonic()
-        while not self._nodes.fit(need):
-            if time.monotonic() - began > _WAIT_FOR_NODE_SECONDS:
-                raise InputError(f"{name}: no node of the cluster has {size}; add a larger one, or make smaller shards")
-            time.sleep(_LOOK_SECONDS)
-            self._nodes.look()
-
 
 class _Actors:
-    """Starts each call in one of some processes that hold what was prepared: one for each GPU, or for each core."""
+    """Starts each call in one of some processes that hold what was prepared: one for each GPU, or for each core.
 
-    def __init__(self, work: Work[Any], nodes: _Nodes) -> None:
+    A process gets its first call once it has started: one for which no node has room would keep a call for ever.
+    """
+
+    def __init__(self, work: Work[Any], nodes: Nodes) -> None:
         self._work, self._nodes = work, nodes
+        self.starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
         self._busy: dict[Any, Any] = {}  # by the reference to the answer
 
     def has_room(self, running: int) -> bool:
-        """Whether a process is idle, or could be started."""
-        return bool(self._idle) or len(self._busy) < self._nodes.actors
+        """Whether a process is idle; starts processes where nodes have room."""
+        while len(self.starting) + len(self._idle) + len(self._busy) < self._nodes.actors:
+            actor = self._add()
+            self.starting[actor.started.remote()] = actor
+        return bool(self._idle)
+
+    def started(self, reference: Any) -> None:
+        """A process has started, or died over it."""
+        actor = self.starting.pop(reference)
+        with contextlib.suppress(RayError):
+            ray.get(reference)
+            self._idle.append(actor)
 
     def start(self, one: _Try) -> Any:
         """Start a call; return Ray's reference to its answer."""
-        actor = self._idle.popleft() if self._idle else self._add(one.need)
+        actor = self._idle.popleft()
         reference = actor.call.remote(one.number, self._work.function, self._work.calls[one.number])
         self._busy[reference] = actor
         return reference
@@ -206,11 +145,12 @@ class _Actors:
 
     def stop(self, references: Iterable[Any]) -> None:
         """End all processes."""
-        for actor in (*self._idle, *self._busy.values()):
+        for actor in (*self.starting.values(), *self._idle, *self._busy.values()):
             ray.kill(actor)
 
-    def _add(self, need: Need) -> Any:
-        options = {"num_cpus": self._nodes.cores_of_actor, "num_gpus": int(self._nodes.gpus > 0), "memory": need.memory}
+    def _add(self) -> Any:
+        memory = self._work.need.memory
+        options = {"num_cpus": self._nodes.cores_of_actor, "num_gpus": int(self._nodes.gpus > 0), "memory": memory}
         return ray.remote(_Holder).options(max_restarts=0, **options).remote(self._work.prepare)
 
 
@@ -218,8 +158,11 @@ class _Holder:
     """On a node: a process that holds what was prepared."""
 
     def __init__(self, prepare: Callable[[], Any]) -> None:
-        # Not here: an error would end the actor without a name.
+        # Not here: an error would end the process without the name of what it was to work on.
         self._prepare, self._held = prepare, None
+
+    def started(self) -> None:
+        """Answers once the process has started."""
 
     def call(self, number: int, function: Callable[..., T], arguments: Sequence[Any]) -> tuple[str, Done[T]]:
         """As `_call`."""
@@ -232,8 +175,9 @@ class RayTasks:
     """Runs tasks on the cluster that this process is connected to."""
 
     def __init__(self) -> None:
-        self._nodes = _Nodes()
+        self._nodes = Nodes()
         self._counts = NodeCounts()
+        self._unfit_since: float | None = None
 
     def describe(self) -> str:
         """How many nodes there are, and how fast each has been."""
@@ -247,11 +191,15 @@ class RayTasks:
         try:
             while waiting or running:
                 self._nodes.look()
+                self._check_fit(work, running.values())
                 while waiting and starter.has_room(len(running)):
                     one = waiting.popleft()
                     running[starter.start(one)] = one
-                ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
+                ready, _ = ray.wait([*running, *starter.starting], num_returns=1, timeout=LOOK_SECONDS)
                 for reference in ready:
+                    if reference in starter.starting:
+                        starter.started(reference)
+                        continue
                     ended, is_dead = self._settle(work, running.pop(reference), reference)
                     starter.ended(reference, is_dead)
                     if isinstance(ended, Done):
@@ -260,6 +208,20 @@ class RayTasks:
                         waiting.appendleft(ended)
         finally:
             starter.stop(running)
+
+    def _check_fit(self, work: Work[Any], running: Iterable[_Try]) -> None:
+        """Raise InputError where a call has waited too long for a node that is large enough: Ray waits for ever."""
+        unfit = next((one for one in running if not self._nodes.fit(one.need)), None)
+        if unfit is None:
+            self._unfit_since = None
+            return
+        name, need = work.names[unfit.number], unfit.need
+        size = f"{need.memory / 1e9:.2g} GB of memory and {need.disk / 1e9:.2g} GB of disk"
+        if self._unfit_since is None:
+            self._unfit_since = time.monotonic()
+            _log.warning("%s: waiting for a node with %s", name, size)
+        elif time.monotonic() - self._unfit_since > _WAIT_FOR_NODE_SECONDS:
+            raise InputError(f"{name}: no node of the cluster has {size}; add a larger one, or make smaller shards")
 
     def _settle(self, work: Work[T], one: _Try, reference: Any) -> tuple[Done[T] | _Try, bool]:
         """How a call ended, or the next try at it; and whether its process died.
