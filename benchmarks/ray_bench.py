@@ -102,7 +102,7 @@ def time_works(config: RayBenchConfig, folder: Path, place: str, where: TaskConf
         sorted((folder / "observation").glob("*.h5"), key=lambda path: "A1 B A2 C A3 D".find(path.stem))
     )
     packing = PackConfig(folder / "data", str(out), workers=1, shard_mb=32, tasks=where)
-    ingesting = IngestConfig(out, observation, workers=1, shard_mb=8, tasks=where)
+    ingesting = IngestConfig(str(out), observation, workers=1, shard_mb=8, tasks=where)
     bytes_of = sum(path.stat().st_size for path in observation)
     works: dict[str, tuple[Callable[[], object], int, str]] = {
         "pack": (lambda: pack(packing), config.cadences, "cadences"),

@@ -1,16 +1,12 @@
 """Pack records into shards: tars, indexes and the manifest; in parallel, resumable, each file whole or absent."""
 
-import contextlib
 import functools
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -20,19 +16,15 @@ from shard_tools.conversions import report_conversions
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
-from shard_tools.locks import folder_lock
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import NO_FILE, DataSet, write_tables
+from shard_tools.output import Output
 from shard_tools.sources import digest_sources, find_changed, find_unsure, renew_sources, write_sources
-from shard_tools.storage.address import check_url, is_remote, local_folder
 from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_shard
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import Threads
 from shard_tools.tasks.places import open_tasks, run_shown
-from shard_tools.unfinished import BESIDE, WORK, Place, check_out_folder, clear_leftovers
-
-if TYPE_CHECKING:
-    from shard_tools.storage.upload import Upload
+from shard_tools.unfinished import Place
 
 _log = logging.getLogger(__name__)
 
@@ -80,19 +72,6 @@ class PackConfig:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
 
-    @property
-    def folder(self) -> Path:
-        """Where files are written: `out` itself, or the staging folder for a remote store."""
-        if not is_remote(self.out):
-            return local_folder(self.out)
-        return Path(tempfile.gettempdir(), self.own_staging)
-
-    @property
-    def own_staging(self) -> Path:
-        """The staging folder, relative to a machine's temporary files: nodes of a cluster may have others."""
-        digest = hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]
-        return self.staging or Path(f"needlestream-pack-{os.getuid()}-{digest}")
-
 
 def pack(config: PackConfig) -> Manifest:
     """Write `config.input` as shards to `config.out` and return their manifest.
@@ -104,33 +83,22 @@ def pack(config: PackConfig) -> Manifest:
     making = _plan_making(config, catalog.records)
     plans = plan_shards(catalog.records, making.shape, config.shard_mb * 10**6)
     made = _describe(config, catalog)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    check_out_folder(config.folder)
-    upload = _open_upload(config)
-    if _is_packed(config, upload):
-        return _already_packed(config, made, plans, making, upload)
-    (config.folder / WORK).mkdir(exist_ok=True)
-    with contextlib.ExitStack() as held:
-        held.enter_context(folder_lock(config.folder / WORK, "lock"))
-        if upload:
-            held.enter_context(upload.locked())
-        if _is_packed(config, upload):  # another process finished it since the look above
-            return _already_packed(config, made, plans, making, upload)
-        clear_leftovers(config.folder, {plan.name for plan in plans})
-        if upload:
-            upload.clear({plan.name for plan in plans}, BESIDE)
-        done = _pack_shards(config, plans, making, upload)
+    output = Output(config.out, config.staging, config.tasks)
+    output.prepare()
+    if output.is_finished():
+        return _already_packed(config, made, plans, making, output)
+    with output.held():
+        if output.is_finished():  # another process finished it since the look above
+            return _already_packed(config, made, plans, making, output)
+        output.clear({plan.name for plan in plans})
+        done = _pack_shards(config, plans, making, output)
         packed = [shard for shard, _ in done]
         data = DataSet(catalog.records, packed, _say_what_was_left_out(catalog, packed), making.shape, made)
-        write_tables(config.input, config.folder, data)
+        write_tables(config.input, output.folder, data)
         sources = {plan.name: digest for plan, (_, digest) in zip(plans, done, strict=True)}
-        write_sources(config.folder, file_sha256(config.folder / MANIFEST), sources)
-        if upload:
-            upload.finish(config.folder, BESIDE)
-        shutil.rmtree(config.folder / WORK)
-    if upload:
-        upload.remove_notes()
-        upload.remove_staging(config.folder, WORK)
+        write_sources(output.folder, file_sha256(output.folder / MANIFEST), sources)
+        output.publish()
+    output.tidy()
     return read_manifest(config.out)
 
 
@@ -161,19 +129,6 @@ def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
     return made
 
 
-def _open_upload(config: PackConfig) -> "Upload | None":
-    """The upload to a remote store; None where the shards stay in a folder."""
-    if not is_remote(config.out):
-        return None
-    from shard_tools.storage.upload import Upload  # its libraries are slow to import
-
-    return Upload(config.out, MANIFEST, WORK)
-
-
-def _is_packed(config: PackConfig, upload: "Upload | None") -> bool:
-    return upload.is_finished() if upload else (config.folder / MANIFEST).is_file()
-
-
 def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: int) -> list[ShardPlan]:
     """Cut records, in order, into shards of about `shard_bytes`; no shard mixes splits."""
     count = 1
@@ -198,7 +153,7 @@ def _plan_making(config: PackConfig, records: Sequence[Record]) -> Making:
 
 
 def _already_packed(
-    config: PackConfig, made: dict[str, Any], plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
+    config: PackConfig, made: dict[str, Any], plans: Sequence[ShardPlan], making: Making, output: Output
 ) -> Manifest:
     """Return a finished pack of the same input; raise InputError if it is of anything else."""
     manifest = read_manifest(config.out)
@@ -212,31 +167,25 @@ def _already_packed(
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
     if unsure:
         renew_sources(manifest, plans)
-    shutil.rmtree(config.folder / WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
-    if upload:
-        upload.remove_notes()
-        upload.remove_staging(config.folder, WORK)
+    output.tidy()
     _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
     return manifest
 
 
 def _pack_shards(
-    config: PackConfig, plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
+    config: PackConfig, plans: Sequence[ShardPlan], making: Making, output: Output
 ) -> list[tuple[PackedShard, str]]:
     """Write missing shards; return all, each with the digest of its sources."""
-    is_shared = upload is None or config.tasks.on == "local"
-    place = Place(config.folder if is_shared else config.own_staging, upload, is_shared)
-    calls = [(place, plan, making) for plan in plans]
+    calls = [(output.place, plan, making) for plan in plans]
     names = [f"{config.out}/{plan.name}" for plan in plans]
-    need = Need(disk=config.shard_mb * 10**6 if upload else 0)
+    need = Need(disk=config.shard_mb * 10**6 if output.is_remote else 0)
     work = Work(pack_shard, calls, "packing", "shards", names, need)
     done: dict[int, tuple[PackedShard, str]] = {}
     # Threads, not processes: reading, hashing and writing all release the GIL.
     with open_tasks(config.tasks, Threads(config.workers)) as tasks:
         for each in run_shown(tasks, work):
             done[each.number] = each.result()
-            if upload:
-                upload.check_locked()
+            output.check_held()
     return [done[number] for number in range(len(plans))]
 
 

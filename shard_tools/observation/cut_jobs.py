@@ -18,14 +18,17 @@ Job = tuple[Place, CutShard, str]
 """Where to write a shard, the shard, and the digest of its sources' sizes and times."""
 
 
-def cut_work(jobs: Sequence[Job]) -> Work[PackedShard]:
-    """The tasks that cut shards. They need processes: HDF5 lets one thread at a time read, and may crash."""
+def cut_work(jobs: Sequence[Job], disk: int = 0) -> Work[PackedShard]:
+    """The tasks that cut shards; each takes `disk` bytes of temporary files.
+
+    They need processes: HDF5 lets one thread at a time read, and may crash.
+    """
     death = (
         "that read this file or one after it in its cadence; either HDF5 crashed, as the file is damaged, or memory "
         "ran out"
     )
     names = [str(shard.plan.cadence.first.path) for _, shard, _ in jobs]
-    return Work(cut_shard, jobs, "ingesting", "shards", names, Need(_MEMORY), death=death)
+    return Work(cut_shard, jobs, "ingesting", "shards", names, Need(_MEMORY, disk), death=death)
 
 
 def cut_shard(place: Place, shard: CutShard, sources: str) -> PackedShard:

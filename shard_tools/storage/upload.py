@@ -71,6 +71,11 @@ class Upload:
         for file in (path, index):
             file.unlink()
 
+    def remove_shard(self, shard: str) -> None:
+        """Delete a shard and its index, if they are there."""
+        for name in {shard, _index_of(shard)} & set(self._store.names()):
+            self._store.remove(name)
+
     def read_note(self, name: str) -> bytes:
         """The note of an unfinished pack; empty where there is none."""
         return read_file(self._store, f"{self._work}/{name}") or b""

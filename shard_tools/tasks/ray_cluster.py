@@ -112,6 +112,7 @@ class _Actors:
 
     def __init__(self, work: Work[Any], nodes: Nodes) -> None:
         self._work, self._nodes = work, nodes
+        self._prepare = ray.put(work.prepare)  # once for all processes: it may hold models
         self.starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
         self._busy: dict[Any, Any] = {}  # by the reference to the answer
@@ -140,7 +141,9 @@ class _Actors:
     def ended(self, reference: Any, is_dead: bool) -> None:
         """A call ended; its process is idle or dead."""
         actor = self._busy.pop(reference)
-        if not is_dead:
+        if is_dead:
+            ray.kill(actor)  # perhaps it is only out of reach, and holds its core
+        else:
             self._idle.append(actor)
 
     def stop(self, references: Iterable[Any]) -> None:
@@ -151,7 +154,7 @@ class _Actors:
     def _add(self) -> Any:
         memory = self._work.need.memory
         options = {"num_cpus": self._nodes.cores_of_actor, "num_gpus": int(self._nodes.gpus > 0), "memory": memory}
-        return ray.remote(_Holder).options(max_restarts=0, **options).remote(self._work.prepare)
+        return ray.remote(_Holder).options(max_restarts=0, **options).remote(self._prepare)
 
 
 class _Holder:
