@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import ray
@@ -116,6 +117,7 @@ class _Actors:
         self.starting: dict[Any, Any] = {}
         self._idle: deque[Any] = deque()
         self._busy: dict[Any, Any] = {}  # by the reference to the answer
+        self._failed_starts = 0  # one after the other
 
     def has_room(self, running: int) -> bool:
         """Whether a process is idle; starts processes where nodes have room."""
@@ -125,11 +127,18 @@ class _Actors:
         return bool(self._idle)
 
     def started(self, reference: Any) -> None:
-        """A process has started, or died over it."""
+        """A process has started, or died over it. Raises InputError where several did one after the other."""
         actor = self.starting.pop(reference)
-        with contextlib.suppress(RayError):
+        try:
             ray.get(reference)
-            self._idle.append(actor)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts == MOST_TRIES:
+                reason = str(error).strip().splitlines()[-1]
+                raise InputError(f"--on ray: processes for {self._work.label} do not start: {reason}") from None
+            return
+        self._failed_starts = 0
+        self._idle.append(actor)
 
     def start(self, one: _Try) -> Any:
         """Start a call; return Ray's reference to its answer."""
@@ -194,7 +203,7 @@ class RayTasks:
         try:
             while waiting or running:
                 self._nodes.look()
-                self._check_fit(work, running.values())
+                self._check_fit(work, [*running.values(), *islice(waiting, 1)])
                 while waiting and starter.has_room(len(running)):
                     one = waiting.popleft()
                     running[starter.start(one)] = one
@@ -212,9 +221,9 @@ class RayTasks:
         finally:
             starter.stop(running)
 
-    def _check_fit(self, work: Work[Any], running: Iterable[_Try]) -> None:
+    def _check_fit(self, work: Work[Any], tries: Iterable[_Try]) -> None:
         """Raise InputError where a call has waited too long for a node that is large enough: Ray waits for ever."""
-        unfit = next((one for one in running if not self._nodes.fit(one.need)), None)
+        unfit = next((one for one in tries if not self._nodes.fit(one.need)), None)
         if unfit is None:
             self._unfit_since = None
             return
