@@ -17,7 +17,7 @@ from ray._raylet import GcsClient
 
 from tests.conftest import ROOT
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 MEMORY = 4_000_000_000  # that a node declares
 _ALIVE = 0
 _RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
@@ -36,14 +36,13 @@ class Nodes:
         self.address = f"127.0.0.1:{port}"
         client = ["--ray-client-server-port", str(port + 1), "--include-dashboard", "false"]
         self._start(["--head", "--port", str(port), *client, "--temp-dir", str(self._folder)], MEMORY, environment)
-        self.wait_for(1)
+        self.wait()
 
     def add(self, memory: int = MEMORY, disk: int = 0, **environment: str) -> subprocess.Popen[bytes]:
         """Start a node; return when the cluster has it."""
-        before = self.count()
         resources = ["--resources", json.dumps({"disk": disk})] if disk else []
         process = self._start(["--address", self.address, *resources], memory, environment)
-        self.wait_for(before + 1)
+        self.wait()
         return process
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
@@ -61,11 +60,12 @@ class Nodes:
             return sum(info.state == _ALIVE for info in infos.values())
         return 0
 
-    def wait_for(self, number: int) -> None:
-        """Wait until so many nodes are alive."""
+    def wait(self) -> None:
+        """Wait until the head knows which nodes are alive."""
         deadline = time.monotonic() + START_SECONDS
-        while (found := self.count()) != number:
-            assert time.monotonic() < deadline, f"{found} nodes, expected {number}"
+        expected = sum(process.poll() is None for process in self._processes)
+        while (found := self.count()) != expected:
+            assert time.monotonic() < deadline, f"{found} nodes, expected {expected}"
             time.sleep(0.2)
 
     def stop(self) -> None:

@@ -74,7 +74,7 @@ class Two:
             way.fault = lambda request: None
         if self.second is None or self.second.poll() is not None:
             self.second = self.nodes.add(AWS_ENDPOINT_URL=self.ways[1].url)
-        self.nodes.wait_for(2)
+        self.nodes.wait()
 
 
 @pytest.fixture(scope="module")
