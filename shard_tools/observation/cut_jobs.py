@@ -1,69 +1,40 @@
-"""Cut shards in processes of their own: each is finished or absent, and one that died names the files it read."""
+"""Cut shards, each a task of its own that is finished or absent."""
 
 import hashlib
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shard_tools.errors import InputError
 from shard_tools.observation.cut_plan import CutPlan, CutShard
 from shard_tools.observation.cutting import to_members
 from shard_tools.tar_shard import PackedShard, write_members
-from shard_tools.unfinished import finish_shard
+from shard_tools.tasks.base import Need, Work
+from shard_tools.unfinished import Place
 
 METHOD = 2
 """What is cut depends on it: raise it with every change of the values."""
-Job = tuple[CutShard, Path, str]
-"""A shard to cut, the folder for it, and the digest of its sources' sizes and times."""
+_MEMORY = 600_000_000  # of a process that cuts (measured: 0.4 GB), and some room
+Job = tuple[Place, CutShard, str]
+"""Where to write a shard, the shard, and the digest of its sources' sizes and times."""
 
 
-def cut_jobs(workers: int, jobs: Sequence[Job]) -> Iterator[tuple[int, PackedShard | InputError | OSError]]:
-    """Each job's number and shard, or why it could not be cut, as they are finished.
+def cut_work(jobs: Sequence[Job], disk: int = 0) -> Work[PackedShard]:
+    """The tasks that cut shards; each takes `disk` bytes of temporary files.
 
-    Raises InputError naming the cadence where a process dies: HDF5 crashes on some damaged files.
+    They need processes: HDF5 lets one thread at a time read, and may crash.
     """
-    # Processes, not threads: HDF5 lets one thread of a process read at a time. Spawned, as the caller may have threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=end_with_parent) as pool:
-        futures: dict[Future[PackedShard], int] = {pool.submit(cut_shard, *job): n for n, job in enumerate(jobs)}
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                yield futures[future], error if isinstance(error, InputError | OSError) else future.result()
-        except BrokenProcessPool:
-            left = [jobs[n][0] for future, n in futures.items() if not future.done() or future.exception()]
-            first = {str(shard.plan.cadence.first.path) for shard in left[:workers]}
-            raise InputError(
-                f"{', '.join(sorted(first))}: a process died that read this file or one after it in its cadence; "
-                "either HDF5 crashed, as the file is damaged, or memory ran out (give a smaller --workers)"
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    death = (
+        "that read this file or one after it in its cadence; either HDF5 crashed, as the file is damaged, or memory "
+        "ran out"
+    )
+    names = [str(shard.plan.cadence.first.path) for _, shard, _ in jobs]
+    return Work(cut_shard, jobs, "ingesting", "shards", names, Need(_MEMORY, disk), death=death)
 
 
-def end_with_parent() -> None:
-    """End this worker when its parent was killed: it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
-def cut_shard(shard: CutShard, folder: Path, sources: str) -> PackedShard:
-    """Cut a shard into `folder`, unless an earlier run finished it from the same sources."""
+def cut_shard(place: Place, shard: CutShard, sources: str) -> PackedShard:
+    """Cut a shard, unless an earlier run finished it from the same sources."""
     inputs = hashlib.sha256(repr([identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()
-    return finish_shard(folder, shard.name, inputs, lambda path: write_shard(shard, path))
+    return place.finish_shard(shard.name, inputs, lambda path: write_shard(shard, path))
 
 
 def write_shard(shard: CutShard, path: Path) -> PackedShard:
