@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from shard_tools.manifest import Manifest
 from shard_tools.progress import progress
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model, pick_precision
+from training.observed_search import CadenceScorer, aim, to_axes
 from training.other_weights import load_other_weights
 from training.weights import fill_model, find_weights, is_ours, load_weights
 
@@ -54,15 +56,23 @@ def predict_each(
     for model in models:
         model.eval()
     rows, counts, logits = [], [], []
-    with torch.inference_mode():
+    # Benchmarks give batches alone, without a manifest.
+    with torch.inference_mode(), CadenceScorer(models, getattr(loader, "manifest", None)) as cadences:
         for batch in progress(loader, len(loader), label, "batches"):
             rows.append(batch.row)
             counts.append(batch.counts)
-            logits.append(torch.stack([_mean_logits(model, batch.image, accelerator.autocast) for model in models], 1))
+            logits.append(cadences.score(batch.row, batch.image, partial(_all_logits, models, accelerator.autocast)))
             after_batch()
     row, count, logit = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in (rows, counts, logits))
     unique, values = unique_rows(row[count], logit[count])
     return unique.astype(np.int64), [column.astype(np.float64) for column in values.T]
+
+
+def _all_logits(
+    models: Sequence[nn.Module], autocast: Callable[[], AbstractContextManager[Any]], image: Tensor
+) -> Tensor:
+    """(B, models) logits of images (B, V, C, H, W)."""
+    return torch.stack([_mean_logits(model, image, autocast) for model in models], 1)
 
 
 def _mean_logits(model: nn.Module, image: Tensor, autocast: Callable[[], AbstractContextManager[Any]]) -> Tensor:
@@ -117,7 +127,7 @@ def predict(
 
     model.eval()
     rows, logits = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), CadenceScorer([model], loader.manifest) as cadences:
         for batch in loader:
             if batch.image.ndim != 5:
                 raise InputError(
@@ -125,7 +135,8 @@ def predict(
                     "width); open the loader with a canvas and without augment"
                 )
             rows.append(batch.row[batch.counts])
-            logits.append(_mean_logits(model, batch.image, autocast)[batch.counts])
+            found = cadences.score(batch.row, batch.image, partial(_all_logits, [model], autocast))
+            logits.append(found[batch.counts, 0])
     row, logit = (torch.cat(parts).cpu().numpy() for parts in (rows, logits))
     return pd.DataFrame({"key": loader.manifest.keys_of(row), "logit": logit, "score": sigmoid(logit)})
 
@@ -172,11 +183,14 @@ def read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
+        axes = to_axes(about["axes"]) if "axes" in about else None  # of an observation
         _ = f"{about['auc']:.4f} {about['fold']}"  # printed at the end
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
     model = build_model(architecture, canvas.channels, canvas.height, canvas.width)
     fill_model(model, state, str(path))
+    if axes is not None:
+        aim(model, axes)
     return Trained(model, canvas, architecture.views(canvas.views), about), shape
 
 

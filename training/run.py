@@ -28,11 +28,13 @@ from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import Manifest
+from shard_tools.observation.observed_axes import is_observed
 from training.checkpoint import has_checkpoint, rehearse_checkpoint
 from training.config import TrainConfig, check_same_run, run_identity, to_dict
 from training.finite import FiniteWatch
 from training.interruption import Interruption
 from training.model import build_model, check_compiler
+from training.observed_search import aim_at, aimed_axes
 from training.optimiser import build_optimiser
 from training.part_norms import PartNorms
 
@@ -131,6 +133,7 @@ def build_run(
         manifest, valid_order, valid_share, config.canvas, device=accelerator.device, config=config.loader
     )
     bare_model = build_network(config, accelerator) if network is None else network
+    aim_at(bare_model, train_loader.manifest, config.canvas)
     bare_model.to(accelerator.device)
     make_ranks_alike(accelerator, bare_model)  # before the running mean starts from these weights
     ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
@@ -311,6 +314,8 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         **{name: plain["model"][name] for name in ("model", "stem", "candidates")},
         "canvas": plain["canvas"],
         "shape": list(run.manifest.shape),
+        # Of the competition's snippets they follow from the shape, as in older weights.
+        **({"axes": aimed_axes(run.bare_model)} if is_observed(run.train_loader.manifest) else {}),
         "fold": run.config.fold,
         "auc": auc,
         "shards_identity": run.manifest.identity,
