@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import tyro
 
 from pipeline.canvas import CanvasConfig
@@ -29,7 +31,15 @@ from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
-from training.prediction import BATCH_SIZE, OtherModel, PredictConfig, Trained, load_trained, predict_all
+from training.prediction import (
+    BATCH_SIZE,
+    OtherModel,
+    PredictConfig,
+    Trained,
+    count_trained_on,
+    load_trained,
+    predict_all,
+)
 from training.run import trained_on
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 from training.weights import find_weights
@@ -128,11 +138,22 @@ def infer(config: InferConfig) -> None:
         how = PredictConfig(config.split, config.batch_size, config.loader)
         rows, logits = predict_all(accelerator, manifest, trained, how)
         if accelerator.is_main_process:
+            _warn_of_known(manifest, trained, rows)
             score = mean_score(logits, config.average)
             logit = mean_logit(logits) if config.average == "logits" else None
             scored = Scored(rows, manifest.target[rows], score, logit)
             _write_results(_Results(config, manifest, keys, scored, [each.about for each in trained]))
     accelerator.end_training()
+
+
+def _warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> None:
+    """Warn where snippets of an observation are scored by weights that were trained on them."""
+    if known := count_trained_on(manifest, trained, rows):
+        _log.warning(
+            "warning: %s of %s snippets are scored by weights that were trained on them as holding no needle, which "
+            "may hide one; weights of train.py --fold all score each snippet by those that were not",
+            f"{known:,}", f"{len(rows):,}",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from pipeline.backgrounds import backgrounds_order, check_backgrounds
+from pipeline.backgrounds import VALIDATION, backgrounds_order, check_backgrounds, kept_back_rows
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.atomic_files import write_whole
@@ -174,7 +174,8 @@ def build_train_loader(
         data, rows = manifest, manifest.rows("train", config.held_out)
         order = Order(rows, manifest.targets(rows), config.sampling, config.seed, config.class_weights)
     else:
-        data, order = backgrounds, backgrounds_order(backgrounds, config.seed)
+        kept_back = kept_back_rows(backgrounds, manifest, config.held_out)
+        data, order = backgrounds, backgrounds_order(backgrounds, config.seed, kept_back)
     share = Share(
         len(order), config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
     )
@@ -275,7 +276,8 @@ def check_run_dir(
 ) -> None:
     """Refuse a run folder that holds anything but this run, or this run without --resume."""
     path = config.run_dir / CONFIG
-    others = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
+    names = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
+    others = [name for name in names if name != VALIDATION]  # made before the run, and checked where it is made
     if path.is_file() and config.resume:
         identity = None if backgrounds is None else backgrounds.identity
         mine = run_identity(config, manifest.identity, accelerator.num_processes, identity)
@@ -326,6 +328,8 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
             if run.backgrounds is not None
             else {}
         ),
+        # Observations of which the weights know all folds but their own.
+        **({"kept_back_of": run.manifest.made[VALIDATION]["of"]} if VALIDATION in run.manifest.made else {}),
     }
 
 
