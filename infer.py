@@ -1,5 +1,6 @@
 """Predict: weights and shards to a Kaggle submission, on any number of devices. python infer.py --help"""
 
+import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split

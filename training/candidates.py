@@ -8,7 +8,7 @@ Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F 
 K candidate, W channel of a cut-out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -95,26 +95,36 @@ class SumWindows(Search):
 
     def forward(self, panels: Tensor) -> Seen:
         """Search panels (B, P, T, F), ON ones first."""
+        return next(self.views(panels))
+
+    def views(self, panels: Tensor) -> Iterator[Seen]:
+        """What is seen of panels (B, P, T, F), then what would be seen of them with their channels reversed.
+
+        One search is enough for both, as lines and paths are the same there.
+        """
         values = whiten(panels.float())
         sums = self.sums(values.clamp(-CLIP, CLIP))
         on, off = sums[:, :ON], sums[:, ON:]
         on_near, off_near = near(on), near(off)
         needles, controls = self.find(on, off, off_near), self.find(off, on, on_near)
-        windows = [
-            self._window([on, off, on_near[:, None], off_near[:, None]], needles),
-            self._window([off, on, off_near[:, None], on_near[:, None]], controls),
-        ]
+        planes = [on, off, on_near[:, None], off_near[:, None]]
+        exchanged = [off, on, off_near[:, None], on_near[:, None]]
         evidence = torch.cat([needles.evidence, controls.evidence])
         paths = find_paths(values)
-        return Seen(torch.cat(windows), evidence, cut_out_paths(values, paths), paths.evidence)
+        for sign in (1, -1):
+            windows = torch.cat([self._window(planes, needles, sign), self._window(exchanged, controls, sign)])
+            yield Seen(windows, evidence, cut_out_paths(values, paths, sign), paths.evidence)
 
-    def _window(self, planes: list[Tensor], lines: Lines) -> Tensor:
-        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them."""
+    def _window(self, planes: list[Tensor], lines: Lines, sign: int) -> Tensor:
+        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them.
+
+        With `sign` -1 as where channels, and so drift rates, are reversed.
+        """
         device = lines.rate.device
         rows = torch.arange(WINDOW_RATES, device=device) - WINDOW_RATES // 2
         columns = torch.arange(WINDOW_CHANNELS, device=device) - WINDOW_CHANNELS // 2
-        rate = (lines.rate[..., None] + rows)[:, :, None, :, None]
-        channel = (lines.channel[..., None] + columns)[:, :, None, None, :]
+        rate = (lines.rate[..., None] + sign * rows)[:, :, None, :, None]
+        channel = (lines.channel[..., None] + sign * columns)[:, :, None, None, :]
         inside = (rate >= 0) & (rate < RATES) & (channel >= 0) & (channel < 2 * self.channels)
         cadence = torch.arange(len(rate), device=device)[:, None, None, None, None]
         place = rate.clamp(0, RATES - 1), channel.clamp(0, 2 * self.channels - 1)
@@ -207,7 +217,14 @@ class WindowModel(_SearchModel):
         Both are a soft maximum over the candidates, as one needle is enough, by the same weights.
         """
         with torch.no_grad():
-            seen: Seen = self.candidates(image)
+            seen = next(self.candidates.views(image))
+        return self._judge(seen)
+
+    def both_views(self, image: Tensor) -> Tensor:
+        """(B, 2) logits of images, and of the same with their channels reversed, by one search. For prediction."""
+        return torch.cat([self._judge(seen) for seen in self.candidates.views(image)], 1)
+
+    def _judge(self, seen: Seen) -> Tensor:
         lines = self._features(self.backbone, seen.windows, self.describe, seen.evidence).chunk(2)
         paths = self._features(self.path_network, seen.cutouts, self.describe_path, seen.path_evidence).chunk(2, 1)
         seen_together = torch.stack([_put_together(lines, paths), _put_together(lines[::-1], paths[::-1])])

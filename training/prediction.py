@@ -22,6 +22,7 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.observation.band_folds import band_folds
 from shard_tools.progress import progress
+from training.candidates import WindowModel
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model, pick_precision
 from training.observed_search import CadenceScorer, aim, to_axes
@@ -80,7 +81,11 @@ def _all_logits(
 def _mean_logits(model: nn.Module, image: Tensor, autocast: Callable[[], AbstractContextManager[Any]]) -> Tensor:
     """Logits (B,) in float64 of images (B, V, C, H, W), averaged over the views."""
     with autocast():
-        views: Tensor = model(image.flatten(0, 1)).float().view(image.shape[:2])
+        views: Tensor
+        if isinstance(model, WindowModel) and image.shape[1] == 2:
+            views = model.both_views(image[:, 0]).float()
+        else:
+            views = model(image.flatten(0, 1)).float().view(image.shape[:2])
     return views.double().mean(dim=1)
 
 
