@@ -143,7 +143,7 @@ def test_an_observation_alone_is_refused_with_the_remedy(observation: Manifest, 
 def run_dir(observation: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the observation, fold 1 kept back."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    train(with_validation_set(config_of(observation, folder, fold=1)))
+    train(with_validation_set(config_of(observation, folder, fold=1, report=True)))
     return folder
 
 
@@ -156,6 +156,10 @@ def test_a_run_on_an_observation_leaves_weights_that_score_it(
     assert shape == observation.shape and about["axes"]["panel_starts_s"][1] == pytest.approx(320.0, abs=1e-3)
     with caplog.at_level(logging.WARNING):
         infer(InferConfig((str(observation.root),), (run_dir / "best.safetensors",), tmp_path / "out.csv"))
+    for page in (run_dir / "report.html", tmp_path / "out.report.html"):
+        if page.exists():
+            assert "without the pauses between them" in page.read_text() and "Hz/s assume" not in page.read_text()
+    assert (run_dir / "report.html").exists()
     known = int((band_folds(observation) != 1).sum())
     assert f"{known} of {len(observation)} snippets are scored by weights that were trained on them" in caplog.text
 
