@@ -25,9 +25,11 @@ from shard_tools.verify import verify
 from tests.conftest import data_set_bytes
 from tests.observation_files import write_cadence
 from train import train
+from training.accelerator import build_accelerator
 from training.config import TrainConfig
 from training.prediction import count_trained_on, plan_judges, read_trained
 from training.presets import PRESETS
+from training.run import build_train_loader, read_backgrounds
 from training.validation_set import make_validation_set, with_validation_set
 from training.weights import load_weights
 
@@ -129,11 +131,12 @@ def test_a_validation_set_is_the_same_each_time_and_another_one_is_refused(
 
 
 def test_an_observation_alone_is_refused_with_the_remedy(observation: Manifest, tmp_path: Path) -> None:
-    config = replace(
-        config_of(observation, tmp_path), backgrounds=(), draws=replace(PRESETS["fine"].draws, needles=None)
-    )
-    with pytest.raises(InputError, match=r"without labels; add --backgrounds .*shards to train on them"):
-        with_validation_set(config)
+    draws = replace(PRESETS["fine"].draws, needles=None)
+    config = replace(config_of(observation, tmp_path / "run"), backgrounds=(), draws=draws)
+    with pytest.raises(
+        InputError, match="shards: snippets of an observation, without labels; give it as --backgrounds"
+    ):
+        train(with_validation_set(config))
 
 
 # ---- The run and its weights
@@ -182,3 +185,14 @@ def test_each_snippet_is_judged_by_the_model_that_does_not_know_it(observation: 
     assert [part.rows.tolist() for part in alone] == [rows.tolist()]
     assert count_trained_on(observation, [*folds, other], rows) == 0
     assert count_trained_on(observation, folds[:3], rows) == int((fold > 2).sum())
+
+
+def test_a_run_does_not_read_what_is_kept_back(observation: Manifest, tmp_path: Path) -> None:
+    config = with_validation_set(config_of(observation, tmp_path / "run", fold=3))
+    validated = read_manifests(config.shards)
+    backgrounds = read_backgrounds(config, validated)
+    assert backgrounds is not None and len(validated) == int((band_folds(observation) == 3).sum())
+    kept_back = kept_back_rows(observation, validated, 3)
+    with build_train_loader(config, build_accelerator("float32"), validated, backgrounds) as loader:
+        read = {int(row) for batch in loader for row in batch.row[batch.counts]}
+    assert read == set(range(len(observation))) - set(kept_back.tolist())

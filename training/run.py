@@ -214,6 +214,11 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
     if config.held_out >= folds:
         raise InputError(f"--fold {config.fold}: {manifest.root} has folds 0 to {folds - 1}")
     samples = manifest.splits["train"]["samples"]
+    if not samples and is_observed(manifest):
+        raise InputError(
+            f"{manifest.root}: snippets of an observation, without labels; give it as --backgrounds too, to train on "
+            "it with needles that are added, and to validate on snippets that are kept back"
+        )
     if not samples:
         raise InputError(
             f"{manifest.root}: no training cadences, only {manifest.splits['test']['samples']:,} of test/; pack a "

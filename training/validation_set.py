@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate import PartialState
 
 from pipeline.augment import DrawConfig
 from pipeline.backgrounds import VALIDATION
@@ -30,12 +29,12 @@ from shard_tools.cadence import npy_header
 from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.kaggle_layout import Record
-from shard_tools.manifest import MANIFEST, Manifest, read_manifest
+from shard_tools.manifest import MANIFEST, Manifest, read_contents, read_manifest
 from shard_tools.manifest_writer import BANDPASS, CADENCES, CUTS, DataSet, write_tables
 from shard_tools.observation.band_folds import FOLDS, band_folds
-from shard_tools.observation.observed_axes import is_observed
 from shard_tools.observation.tables import read_observations
 from shard_tools.tar_shard import write_members
+from training.accelerator import build_accelerator
 from training.config import TrainConfig
 
 _SNIPPETS = 400  # of a fold, evenly spaced over it
@@ -52,19 +51,21 @@ def with_validation_set(config: TrainConfig) -> TrainConfig:
 
     The set is made unless it is there. Raises InputError where it cannot be.
     """
-    manifest = read_manifests(config.shards, config.store)
-    if manifest.splits["train"]["samples"] or not is_observed(manifest):
+    if not config.backgrounds or not _is_unlabelled_observation(config):
         return config
-    if not config.backgrounds:
-        raise InputError(
-            f"{manifest.root}: snippets of an observation, without labels; add --backgrounds {' '.join(config.shards)} "
-            "to train on them with needles that are added, and to validate on some that are kept back"
-        )
     folder = config.run_dir / VALIDATION
-    with PartialState().main_process_first():
-        if PartialState().is_main_process:
-            make_validation_set(folder, manifest, config)
+    accelerator = build_accelerator(config.precision)
+    if accelerator.is_main_process:
+        make_validation_set(folder, read_manifests(config.shards, config.store), config)
+    accelerator.wait_for_everyone()
     return dataclasses.replace(config, shards=(str(folder),))
+
+
+def _is_unlabelled_observation(config: TrainConfig) -> bool:
+    """Whether --shards are snippets that `ingest` cut; their tables of contents alone are read."""
+    fields = [read_contents(root, config.store).fields for root in config.shards]
+    has_labels = any(each["splits"]["train"]["samples"] for each in fields)
+    return not has_labels and all(CUTS in each["files"] for each in fields)
 
 
 def make_validation_set(folder: Path, manifest: Manifest, config: TrainConfig) -> Manifest:
@@ -181,8 +182,7 @@ def _write_tables_of(folder: Path, manifest: Manifest, chosen: _Chosen, keys: Se
     cadences = 0
     for data_set in manifest.data_sets:
         observations = read_observations(data_set)
-        if observations is None:
-            raise InputError(f"{data_set.store.root}: not made by `ingest`; give observations alone as --shards")
+        assert observations is not None, f"{data_set.store.root}: not observed"
         rows = chosen.rows[(chosen.rows >= data_set.rows.start) & (chosen.rows < data_set.rows.stop)]
         for name, table in observations.tables.items():
             kept = table.take(pa.array(rows - data_set.rows.start)) if name == CUTS else table
