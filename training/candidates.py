@@ -189,6 +189,7 @@ class CandidateModel(_SearchModel):
 class WindowModel(_SearchModel):
     """Compares the candidates of an image (B, P, T, F) with those of the control, and ON paths with OFF paths."""
 
+    candidates: SumWindows
     control_share: Tensor
 
     def __init__(self, backbone: nn.Module, path_network: nn.Module, candidates: SumWindows) -> None:
