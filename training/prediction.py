@@ -190,7 +190,7 @@ def read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
-        axes = to_axes(about["axes"]) if "axes" in about else None  # of an observation
+        axes = to_axes(about["axes"]) if about.get("axes") else None  # of a search in an observation
         _ = f"{about['auc']:.4f} {about['fold']}"  # printed at the end
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None

@@ -92,6 +92,11 @@ class Run:
     """What is trained on in place of the other folds, with --backgrounds."""
 
     @property
+    def trained_on(self) -> Manifest:
+        """The data that are trained on."""
+        return self.manifest if self.backgrounds is None else self.backgrounds
+
+    @property
     def judged_model(self) -> nn.Module:
         """The model that is validated and saved: the moving average, if there is one."""
         return self.bare_model if self.ema is None else self.ema.module
@@ -133,7 +138,7 @@ def build_run(
         manifest, valid_order, valid_share, config.canvas, device=accelerator.device, config=config.loader
     )
     bare_model = build_network(config, accelerator) if network is None else network
-    aim_at(bare_model, train_loader.manifest, config.canvas)
+    aim_at(bare_model, manifest if backgrounds is None else backgrounds, config.canvas)
     bare_model.to(accelerator.device)
     make_ranks_alike(accelerator, bare_model)  # before the running mean starts from these weights
     ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
@@ -322,7 +327,7 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         "canvas": plain["canvas"],
         "shape": list(run.manifest.shape),
         # Of the competition's snippets they follow from the shape, as in older weights.
-        **({"axes": aimed_axes(run.bare_model)} if is_observed(run.train_loader.manifest) else {}),
+        **({"axes": aimed_axes(run.bare_model)} if is_observed(run.trained_on) else {}),
         "fold": run.config.fold,
         "auc": auc,
         "shards_identity": run.manifest.identity,
