@@ -44,7 +44,7 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help install shards train infer test fuzz chaos bench peers needles curve weights learning-check bench-check gpu-check lint format clean
+.PHONY: help install shards train infer test fuzz chaos bench peers needles curve weights weights-fine learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make install  make .venv and install into it; the next ones do so too'
@@ -59,6 +59,7 @@ help:
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
 	@echo 'make weights  train the weights that come with the program (half an hour)'
+	@echo 'make weights-fine  the same for fine products of a telescope (estimated: 20 minutes)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores, estimated)'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
@@ -196,6 +197,10 @@ curve: $(READY_DEV)
 
 weights: $(READY_DEV)
 	$(PYTHON) benchmarks/learning_curve.py --cadences 1000 3000 10000 30000 100000 --runs 1 1 1 1 1 --backgrounds 10000 --keep training/needlestream.safetensors $(ARGS)
+
+# What is finished in the work folder is kept: a run that was interrupted goes on.
+weights-fine: $(READY_DEV)
+	$(PYTHON) benchmarks/fine_weights.py --work-dir $(or $(TMPDIR),/tmp)/needlestream-fine --keep training/needlestream-fine.safetensors $(ARGS)
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl

@@ -40,7 +40,15 @@ from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
-from training.prediction import BATCH_SIZE, OtherModel, PredictConfig, Trained, load_trained, predict_all
+from training.prediction import (
+    BATCH_SIZE,
+    OtherModel,
+    PredictConfig,
+    Trained,
+    count_trained_on,
+    load_trained,
+    predict_all,
+)
 from training.run import trained_on
 from training.scoring import Scoring, score_in_parts
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
@@ -59,8 +67,9 @@ class InferConfig:
     Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     weights: tuple[Path, ...]
     """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
-    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream: the weights that
-    come with the program."""
+    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream,
+    needlestream-fine: the weights that come with the program, for snippets of the competition's shape and for those of
+    fine products."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
     pipe."""
@@ -145,6 +154,7 @@ def infer(config: InferConfig) -> None:
         trained = load_all(config, manifest)
         rows, logits = predict(config, accelerator, manifest, trained)
         if accelerator.is_main_process:
+            _warn_of_known(manifest, trained, rows)
             score = mean_score(logits, config.average)
             logit = mean_logit(logits) if config.average == "logits" else None
             scored = Scored(rows, manifest.target[rows], score, logit)
@@ -167,6 +177,16 @@ def predict(
     with open_tasks(config.tasks, InTurn()) as tasks:
         scoring = Scoring(manifest, trained, digests, config.precision, how, config.scores)
         return score_in_parts(tasks, scoring)
+
+
+def _warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> None:
+    """Warn where snippets of an observation are scored by weights that were trained on them."""
+    if known := count_trained_on(manifest, trained, rows):
+        _log.warning(
+            "warning: %s of %s snippets are scored by weights that were trained on them as holding no needle, which "
+            "may hide one; weights of train.py --fold all score each snippet by those that were not",
+            f"{known:,}", f"{len(rows):,}",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from training.resume import resume
 from training.run import Run, build_network, build_run, log_start, own_run_dir, read_backgrounds, write_config
 from training.tracker import build_trackers, start_trackers
 from training.validation import check_weights, validate
+from training.validation_set import with_validation_set
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 _log = logging.getLogger("train")
@@ -229,6 +230,7 @@ def main() -> int:
     check_gpu(cpu_is_asked_for())
     # Outside of a run's loop, which finishes its step: before, after and between folds there is nothing to lose.
     exit_when_asked(EXIT_PREEMPTED)
+    config = with_validation_set(config)
     try:
         if config.fold == "all":
             train_folds(config, train, write_roc)

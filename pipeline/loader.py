@@ -25,6 +25,7 @@ from pipeline.bad_samples import BadSamples, Policy
 from pipeline.canvas import CanvasConfig
 from pipeline.devices import with_index
 from pipeline.images import ImageConfig, Images
+from pipeline.observed_times import observed_cadences
 from pipeline.plan import Order, Share
 from pipeline.planner import EXTRA, Planned, Planner
 from pipeline.randomness import Int64s
@@ -112,7 +113,8 @@ class Loader:
         """
         if share.length != len(order):
             raise ValueError(f"a share of {share.length} positions, for an order of {len(order)}")
-        if draws is not None and draws.needles is not None:
+        adds_needles = draws is not None and draws.needles is not None
+        if adds_needles:
             check_no_needles(manifest)
         self.share = share
         self.manifest = manifest
@@ -120,7 +122,8 @@ class Loader:
         # Numbered now, so that DALI and torch use the same GPU whichever is current later.
         self.device = with_index(device)
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
-        self._planner = Planner(order, share, draws if canvas else None, canvas, planes)
+        observed = observed_cadences(manifest) if adds_needles else None
+        self._planner = Planner(order, share, draws if canvas else None, canvas, planes, observed)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)
         self._ahead = config.read_ahead + 1
         self._images: Images | None = self._build_images(canvas, tuple(views))

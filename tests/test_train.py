@@ -410,7 +410,7 @@ def test_impossible_options_are_refused_by_name(words: list[str], message: str) 
         parse_train_config(["--shards", "s", "--run-dir", "r", *words])
 
 
-@pytest.mark.parametrize("preset", ["demo", "seed", "full"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_options_go_on_top_of_their_preset(preset: str) -> None:
     words = ["--shards", "s", "--run-dir", "r", "--preset", preset, "--epochs", "77", "--canvas", "panels"]
     found = parse_train_config(words)
