@@ -94,7 +94,7 @@ def simulate_sky(folder: Path, seed: int, lines: Sequence[Line]) -> Manifest:
             fields = header_fields(config, panel)
             fields["tstart"] += seed  # each on a day of its own, or their snippets would have the same keys
             write_fbh5(path, draw_panel(config, panel, list(lines)), fields, _NFPC)
-        ingest(IngestConfig(folder, paths, workers=1))
+        ingest(IngestConfig(str(folder), paths, workers=1))
     shutil.rmtree(files, ignore_errors=True)
     return read_manifests(folder)
 
