@@ -30,6 +30,7 @@ from shard_tools.atomic_files import file_sha256, is_stream
 from shard_tools.errors import InputError, run_command
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Int64s, Manifest
+from shard_tools.observation.observed_axes import is_observed
 from shard_tools.sample import read_snippets
 from shard_tools.storage.base import StoreConfig
 from shard_tools.tasks.base import TaskConfig
@@ -172,6 +173,11 @@ def predict(
     if accelerator.num_processes > 1:
         raise InputError(
             "--scores: start infer.py without a launcher; --on ray spreads the work over GPUs and machines"
+        )
+    if is_observed(manifest):
+        raise InputError(
+            f"--scores: {manifest.root} is an observation, whose snippets are scored on one machine only, as each needs "
+            "the times of its own cadence; leave out --scores and --on ray"
         )
     digests = [file_sha256(path) for path in config.weights]
     with open_tasks(config.tasks, InTurn()) as tasks:

@@ -1,12 +1,15 @@
 """Scoring an observation: the search is aimed at each cadence's own panels, and training at the median of them all."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import infer
+from infer import InferConfig
 from pipeline import open_loader
 from pipeline.canvas import CanvasConfig
 from shard_tools.axes import Axes, kaggle_axes
@@ -19,6 +22,7 @@ from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.observed_axes import axes_of, cadence_of
 from tests.observation_files import START_MJD, power, write_cadence, write_h5
 from tests.observation_files import fields as header_fields
+from training.accelerator import build_accelerator
 from training.model import ModelConfig, build_model
 from training.observed_search import CadenceScorer, aim, aim_at, aimed_axes, median_axes, started_as, to_axes
 from training.prediction import predict
@@ -106,3 +110,10 @@ def test_snippets_that_were_not_observed_are_scored_as_they_always_were() -> Non
         with torch.inference_mode():
             assert torch.equal(cadences.score(torch.arange(2), image, model), model(image))
     assert to_axes(aimed_axes(model) or {}) == kaggle_axes(16, 1024)
+
+
+def test_scores_in_parts_are_refused_for_an_observation(manifest: Manifest, tmp_path: Path) -> None:
+    shards = tuple(str(data_set.store.root) for data_set in manifest.data_sets)
+    config = InferConfig(shards, (Path("needlestream"),), scores=str(tmp_path))
+    with pytest.raises(InputError, match=r"--scores: .* is an observation"):
+        infer.predict(config, build_accelerator("no"), manifest, [])
