@@ -123,7 +123,7 @@ def _best_line(cumulated: Float64s, rows: Float64s, width: float, rates: Range, 
 
 def _spread(middle: float, reach: float, step: float) -> Float64s:
     count = int(np.ceil(reach / step))
-    return middle + step * np.arange(-count, count + 1)
+    return np.asarray(middle + step * np.arange(-count, count + 1), np.float64)
 
 
 def _measure(values: Float32s, axes: Axes, middle: float, rate: float, chosen: list[int]) -> Fit:
