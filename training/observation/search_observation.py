@@ -42,6 +42,9 @@ class How:
     min_snr: float
     device: torch.device
     loader: LoaderConfig
+    watched: frozenset[int] = frozenset()
+    """Rows of which fainter lines are kept too, from `watched_snr` on."""
+    watched_snr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Findings:
     """Lines in the OFF panels alone, by the same search with ON and OFF exchanged."""
     interference: list[Event]
     """Lines in both."""
+    faint: list[Event]
+    """Lines in the ON panels of the watched rows, whatever their SNR."""
 
 
 def search_observation(manifest: Manifest, observed: Observed, split: str, how: How) -> Findings:
@@ -65,22 +70,24 @@ def search_observation(manifest: Manifest, observed: Observed, split: str, how: 
         of_cadence = rows[cadence == number]
         if len(of_cadence):
             lines += _search_cadence(manifest, of_cadence, files.axes, how)
-    return _to_findings(lines, observed)
+    return _to_findings(lines, observed, how.min_snr)
 
 
-def _to_findings(lines: list[SnippetLine], observed: Observed) -> Findings:
+def _to_findings(found: list[SnippetLine], observed: Observed, min_snr: float) -> Findings:
     """Events of the lines of all snippets.
 
     A snippet that holds only a part of a line may lack the panels in which it is interference. So lines of interference
     are merged with both the others, and the snippet that shows a line best decides what it is.
     """
+    lines = [line for line in found if line.snr >= min_snr]
+    faint = [line for line in found if line.snr < min_snr and line.on and not line.is_interference]
     in_both = [line for line in lines if line.is_interference]
     halves = []
     for on in (True, False):
         in_half = [line for line in lines if line.on == on and not line.is_interference]
         merged = merge_lines(in_both + in_half, observed.places)
         halves.append([event for event in merged if not event.line.is_interference])
-    return Findings(halves[0], halves[1], merge_lines(in_both, observed.places))
+    return Findings(halves[0], halves[1], *(merge_lines(each, observed.places) for each in (in_both, faint)))
 
 
 def _rows_with_noise(manifest: Manifest, observed: Observed, split: str) -> npt.NDArray[np.int64]:
@@ -105,6 +112,8 @@ def _search_cadence(manifest: Manifest, rows: npt.NDArray[np.int64], axes: Axes,
     try:
         for batch in progress(loader, len(loader), "search", "batches"):
             counts = batch.counts.numpy()
-            yield from find_lines(scorer, axes, batch.row.numpy()[counts], batch.image.numpy()[counts], how.min_snr)
+            found, snippets = batch.row.numpy()[counts], batch.image.numpy()[counts]
+            least = np.array([how.watched_snr if row in how.watched else how.min_snr for row in found.tolist()])
+            yield from find_lines(scorer, axes, found, snippets, least)
     finally:
         loader.close()

@@ -57,9 +57,13 @@ def _brightest(fit: Fit, positions: Sequence[int]) -> float:
 
 
 def find_lines(
-    scorer: LineScorer, axes: Axes, rows: npt.NDArray[np.int64], snippets: npt.NDArray[np.float16], min_snr: float
+    scorer: LineScorer,
+    axes: Axes,
+    rows: npt.NDArray[np.int64],
+    snippets: npt.NDArray[np.float16],
+    min_snr: npt.NDArray[np.float64],
 ) -> Iterator[SnippetLine]:
-    """Yield the lines of snippets (B, P, T, F), whose rows are `rows`, from `min_snr` on.
+    """Yield the lines of snippets (B, P, T, F), whose rows are `rows`, from `min_snr` (B,) on.
 
     A snippet in which something was found is searched again without it, a few times.
     """
@@ -69,7 +73,9 @@ def find_lines(
         found = scorer.score(np.ascontiguousarray(values[left][:, list(_IMAGE_ORDER)]))
         again = []
         for place, number in enumerate(left.tolist()):
-            lines = _fit_lines(int(rows[number]), values[number], axes, _of_snippet(found, place), min_snr)
+            lines = _fit_lines(
+                int(rows[number]), values[number], axes, _of_snippet(found, place), float(min_snr[number])
+            )
             if lines:
                 again.append(number)
             yield from lines

@@ -13,15 +13,18 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from training.candidates import WindowModel
 from training.observation.candidates_table import Candidate, write_candidates
+from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
 from training.observation.observed import read_observed
 from training.observation.ranking import rank_events
 from training.observation.search_observation import Findings, How, search_observation
+from training.observation.turbo_seti import write_turbo_seti
 from training.prediction import load_trained
 
 NO_WEIGHTS = Path("none")
 """Stands for the search alone where weights are asked for."""
-INTERFERENCE = "interference.csv"
+INTERFERENCE, HITS = "interference.csv", "hits.csv"
+"""Beside the table of candidates."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class CandidatesConfig:
     of some thousand snippets."""
     pictures: int = 20
     """Number of candidates that get a picture."""
+    turbo_seti: Path | None = None
+    """Folder for what was found in the formats of turboSETI: a .dat file for each telescope file, and events.csv."""
+    hits: Path | None = None
+    """Hits (.dat) or events (.csv) of turboSETI: write them with the score of the best line near each, as hits.csv
+    beside the table of candidates."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.min_snr <= 1e6:
@@ -101,13 +109,22 @@ def find_candidates(
     assert config.candidates is not None
     _check_out(config.candidates)
     observed = read_observed(manifest)
+    placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
     model, summed = load_line_model(weights, manifest)
     if model is not None:
         model = model.to(device).eval()
-    findings = search_observation(manifest, observed, split, How(model, summed, config.min_snr, device, loader))
-    candidates, _ = rank_events(findings, observed, manifest, trained=model is not None, pictures=config.pictures)
-    beside = config.candidates.with_name(INTERFERENCE)
-    write_candidates(config.candidates, candidates)
-    sources = [(files.source, files.start_mjd) for files in observed.cadences]
-    write_interference(beside, findings.interference, sources)
-    return Written(candidates, findings, [config.candidates, beside])
+    watched = frozenset(int(row) for rows in placed.rows for row in rows) if placed else frozenset()
+    how = How(model, summed, config.min_snr, device, loader, watched, LEAST_SNR)
+    findings = search_observation(manifest, observed, split, how)
+    candidates, events = rank_events(findings, observed, manifest, trained=model is not None, pictures=config.pictures)
+    ranked = list(zip(candidates, events, strict=True))
+    paths = [config.candidates, config.candidates.with_name(INTERFERENCE)]
+    write_candidates(paths[0], candidates)
+    write_interference(paths[1], findings.interference, [(each.source, each.start_mjd) for each in observed.cadences])
+    if config.turbo_seti is not None:
+        paths += write_turbo_seti(config.turbo_seti, findings, ranked, observed)
+    if placed is not None:
+        paths.append(config.candidates.with_name(HITS))
+        known = Known(ranked, findings.interference, findings.faint, model is not None)
+        write_scored_hits(paths[-1], placed, known, manifest)
+    return Written(candidates, findings, paths)
