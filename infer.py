@@ -3,6 +3,7 @@
 python infer.py --help
 """
 
+import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split

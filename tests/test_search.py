@@ -334,3 +334,16 @@ def test_lines_are_followed_through_the_pauses_between_panels(rate: float, chann
 def _halves(search: SumWindows, panels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     sums = search.sums(panels)
     return sums[:, :3], sums[:, 3:], near(sums[:, 3:])
+
+
+@pytest.mark.parametrize("time_bins", [1, 6, 13])
+def test_sums_follow_the_times_of_the_rows_whatever_their_number(time_bins: int) -> None:
+    axes = Axes(time_bins, 32, 2.0, 3.0, (0.0, 31.0, 60.0, 93.0, 120.0, 155.0), 4.0)
+    values = torch.randn(2, 6, time_bins, 32, generator=torch.Generator().manual_seed(0))
+    search = SumWindows(axes, 1)
+    waves = torch.fft.rfft(values.double(), n=64, dim=3)[..., None, :]  # (B, P, T, 1, k)
+    waves[..., len(search.turn) :] = 0  # frequencies that are left out
+    shift = search.rates[:, None] * search.rows.double()[:, :, None, None] - 16  # channels: (P, T, R, 1)
+    turned = waves * torch.exp(2j * torch.pi * torch.arange(33) / 64 * shift)
+    expected = torch.fft.irfft(turned, n=64, dim=4).sum(2) / time_bins**0.5
+    torch.testing.assert_close(search.sums(values).double(), expected, atol=1e-4, rtol=0)
