@@ -14,12 +14,14 @@ from training.observation.events import Event
 
 Float64s = npt.NDArray[np.float64]
 
-CROWDED, COMB = "crowded", "comb"
-"""Flags: many lines of interference beside it; one of a row of lines at equal distances with equal drift."""
+CROWDED, COMB, CROSSED = "crowded", "comb", "crossed"
+"""Flags: many lines of interference beside it; one of a row of lines at equal distances with equal drift; a brighter
+line crosses it in an ON panel, so that some of its power may be of that line."""
 COLUMNS = ("frequency_mhz", "drift_rate_hz_s", "snr_on", "snr_off", "bandwidth_hz", "snippets", "source", "tstart_mjd")
 _BESIDE_HZ, _CROWD = 12e3, 8  # interference to both sides, and lines of it, that make a crowd
 _COMB_LINES = 5  # Voyager's carrier has two side bands: three lines at equal distances may well be a transmitter's
 _SAME_DISTANCE, _SAME_RATE = 3.0, 2.0  # channels; channels in the cadence
+_TOUCHING = 3.0  # channels, and half of the widths
 
 
 def is_crowded(events: Sequence[Event], interference: Sequence[Event]) -> npt.NDArray[np.bool_]:
@@ -52,6 +54,30 @@ def in_comb(events: Sequence[Event]) -> npt.NDArray[np.bool_]:
             if last - first + 2 >= _COMB_LINES:
                 found[rising[first : last + 2]] = True
     return found
+
+
+def is_crossed(events: Sequence[Event], others: Sequence[Event]) -> npt.NDArray[np.bool_]:
+    """(events,) whether a brighter one of `others` crosses each, or touches it, in an ON panel."""
+    found = np.zeros(len(events), bool)
+    for number in sorted(set(_cadences(events))):
+        of_cadence = [other for other in others if other.place.cadence == number]
+        ends = np.array([_on_ends(other) for other in of_cadence]).reshape(-1, len(ON_POSITIONS), 2)
+        snr = np.array([other.line.snr for other in of_cadence])
+        half = np.array([other.line.fit.width / 2 for other in of_cadence])
+        for place, event in enumerate(events):
+            if event.place.cadence == number:
+                apart = ends - _on_ends(event)
+                touch = np.abs(apart).min(axis=2) <= (_TOUCHING + half + event.line.fit.width / 2)[:, None]
+                cross = (apart[..., 0] * apart[..., 1] < 0) | touch
+                found[place] = bool((cross.any(axis=1) & (snr > event.line.snr)).any())
+    return found
+
+
+def _on_ends(event: Event) -> Float64s:
+    """(3, 2) channels at the start and the end of each ON panel, counted from 0 MHz."""
+    axes = event.place.axes
+    ends = axes.rows[list(ON_POSITIONS)][:, [0, -1]] + np.array([-0.5, 0.5])
+    return np.asarray(event.place.first_mhz * 1e6 / axes.channel_width_hz + event.line.fit.channels(ends))
 
 
 def _cadences(events: Sequence[Event]) -> list[int]:

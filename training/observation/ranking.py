@@ -11,7 +11,7 @@ from training.metrics import sigmoid
 from training.observation.candidates_table import PICTURES, Candidate
 from training.observation.events import Event
 from training.observation.false_alarms import false_alarm_rates
-from training.observation.interference import COMB, CROWDED, in_comb, is_crowded
+from training.observation.interference import COMB, CROSSED, CROWDED, in_comb, is_crossed, is_crowded
 from training.observation.observed import Observed
 from training.observation.search_observation import Findings
 
@@ -49,10 +49,16 @@ def _scores(events: Sequence[Event]) -> Float64s:
 
 def _flags(findings: Findings) -> list[str]:
     """The words of each event."""
-    crowded = is_crowded(findings.events, findings.interference)
-    comb = in_comb([*findings.events, *findings.interference])[: len(findings.events)]
-    words = zip((event.flags for event in findings.events), crowded, comb, strict=True)
-    return [" ".join([*own, *([CROWDED] if many else []), *([COMB] if even else [])]) for own, many, even in words]
+    events, both = findings.events, [*findings.events, *findings.interference]
+    marks = {
+        CROWDED: is_crowded(events, findings.interference),
+        COMB: in_comb(both)[: len(events)],
+        CROSSED: is_crossed(events, both),
+    }
+    return [
+        " ".join([*event.flags, *(word for word, marked in marks.items() if marked[number])])
+        for number, event in enumerate(events)
+    ]
 
 
 def _to_candidate(
