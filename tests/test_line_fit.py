@@ -90,7 +90,7 @@ def test_snr_is_in_standard_deviations_whatever_the_units_of_a_panel(
 def test_along_a_given_line_noise_has_mean_0_and_standard_deviation_1_even_if_it_is_skewed() -> None:
     """In the OFF panels, which have no part in the choice of the line."""
     axes, rng, found = FINE, np.random.default_rng(3), []
-    for seed in range(60):
+    for _ in range(60):
         values = rng.standard_gamma(4.0, (6, axes.time_bins, axes.channels)).astype(np.float32)
         add_line(values, axes, 500, 0.7, level=40.0)
         found.append(fitted(values, axes, 500, 0.7).panel_snr[[1, 3, 5]])

@@ -86,7 +86,7 @@ def _to_findings(found: list[SnippetLine], observed: Observed, min_snr: float) -
     for on in (True, False):
         in_half = [line for line in lines if line.on == on and not line.is_interference]
         merged = merge_lines(in_both + in_half, observed.places)
-        halves.append([event for event in merged if not event.line.is_interference])
+        halves.append([event for event in merged if event.line.can_be_judged and not event.line.is_interference])
     return Findings(halves[0], halves[1], *(merge_lines(each, observed.places) for each in (in_both, faint)))
 
 

@@ -18,6 +18,7 @@ _ROUNDS = 4  # searches of a snippet in which every time something was found
 _IN_OTHERS = 4.0  # standard deviations in the other panels that noise does not reach along a given line
 _SHARE_IN_OTHERS = 1 / 3  # of a line's own: the other panels' beams see far less of what is on the target
 _SAME_LINE = 3.0  # channels
+_LEAST_OWN = 2  # panels
 _IMAGE_ORDER = (*ON_POSITIONS, *OFF_POSITIONS)
 
 
@@ -42,6 +43,13 @@ class SnippetLine:
     def snr(self) -> float:
         """In the panels in which it was looked for, together."""
         return self.fit.snr(self.positions)
+
+    @property
+    def can_be_judged(self) -> bool:
+        """Whether enough of it lies in the band: two of its own panels, and one that could show interference."""
+        known = np.isfinite(self.fit.panel_snr)
+        own = int(known[list(self.positions)].sum())
+        return own >= _LEAST_OWN and int(known.sum()) - own >= 1
 
     @property
     def is_interference(self) -> bool:
