@@ -1,4 +1,7 @@
-"""Predict: weights and shards to a Kaggle submission, on any number of devices. python infer.py --help"""
+"""Predict: weights and shards to a Kaggle submission, on any number of devices; or an observation to candidates.
+
+python infer.py --help
+"""
 
 import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
@@ -41,6 +44,7 @@ from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
+from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, Written, find_candidates
 from training.prediction import (
     BATCH_SIZE,
     OtherModel,
@@ -56,6 +60,7 @@ from training.submission import check_ids, check_out, hold_pipe, submission_keys
 from training.weights import find_weights
 
 _CANDIDATES = 6  # in the picture
+_LISTED = 10  # candidates of an observation that are printed
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +75,7 @@ class InferConfig:
     """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
     they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream,
     needlestream-fine: the weights that come with the program, for snippets of the competition's shape and for those of
-    fine products."""
+    fine products. none: with --candidates, the search alone."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
     pipe."""
@@ -94,6 +99,7 @@ class InferConfig:
     """For weights of another program: the timm model that they belong to. The canvas is then given by --canvas,
     --height, --width and the options after them, as the images of that training were."""
     canvas: tyro.conf.OmitArgPrefixes[CanvasConfig] = field(default_factory=CanvasConfig)
+    observation: tyro.conf.OmitArgPrefixes[CandidatesConfig] = field(default_factory=CandidatesConfig)
     loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
     tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
@@ -114,6 +120,10 @@ class InferConfig:
             raise InputError(f"--batch-size {self.batch_size}: expected at least 1")
         if self.fill_missing is not None and not 0 <= self.fill_missing <= 1:
             raise InputError(f"--fill-missing {self.fill_missing}: expected 0 to 1")
+        if self.observation.candidates is None and NO_WEIGHTS in self.weights:
+            raise InputError("--weights none: is for --candidates; a submission needs a file of weights")
+        if self.observation.candidates is not None and (len(self.weights) > 1 or self.model or self.tta):
+            raise InputError("--candidates: takes one file of weights of train.py, without --model and --tta")
 
 
 def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
@@ -146,6 +156,9 @@ def infer(config: InferConfig) -> None:
     accelerator = build_accelerator(config.precision)
     manifest = read_manifests(config.shards, config.store)
     check_split(config, manifest)
+    if config.observation.candidates is not None:
+        _search_observation(config, manifest, accelerator)
+        return
     keys = submission_keys(config.split, manifest)
     check_ids(keys, config.split, manifest, config.fill_missing)
     with contextlib.ExitStack() as until_written:
@@ -176,8 +189,8 @@ def predict(
         )
     if is_observed(manifest):
         raise InputError(
-            f"--scores: {manifest.root} is an observation, whose snippets are scored on one machine only, as each needs "
-            "the times of its own cadence; leave out --scores and --on ray"
+            f"--scores: {manifest.root} is an observation, whose snippets are scored on one machine, as each needs the "
+            "times of its own cadence; leave out --scores and --on ray"
         )
     digests = [file_sha256(path) for path in config.weights]
     with open_tasks(config.tasks, InTurn()) as tasks:
@@ -193,6 +206,26 @@ def _warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDA
             "may hide one; weights of train.py --fold all score each snippet by those that were not",
             f"{known:,}", f"{len(rows):,}",
         )  # fmt: skip
+
+
+def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:
+    """Write the candidates of an observation, and say where they are."""
+    if accelerator.num_processes > 1:
+        raise InputError("--candidates: works in one process; start infer.py without accelerate launch or torchrun")
+    where = config.split, config.weights[0], config.loader, accelerator.device
+    _print_found(find_candidates(config.observation, manifest, *where))
+
+
+def _print_found(written: Written) -> None:
+    candidates, findings = written.candidates, written.findings
+    print(f"candidates:  {written.paths[0]}  ({len(candidates):,} lines in the ON panels alone)")
+    print(f"interference: {written.paths[1]}  ({len(findings.interference):,} lines in ON and OFF panels)")
+    print(f"controls:    {len(findings.controls):,} lines in the OFF panels alone, by which false alarms are estimated")
+    for candidate in candidates[:_LISTED]:
+        print(
+            f"{candidate.rank:5d}  {candidate.frequency_mhz:.6f} MHz {candidate.drift_rate_hz_s:+.4f} Hz/s  SNR "
+            f"{candidate.snr:.1f}  score {candidate.score:.4g}  {candidate.flags}"
+        )
 
 
 @dataclass(frozen=True)

@@ -117,12 +117,13 @@ def test_the_control_sees_the_windows_of_the_exchanged_cadence() -> None:
     exchanged = SumWindows(kaggle_axes(BINS, CHANNELS), 4)
     exchanged.panel_turn = search.panel_turn.roll(3, 0)
     with torch.no_grad():
-        windows, evidence, *paths = search(image)
-        again, same, *exchanged_paths = exchanged(image.roll(3, 1))
+        windows, evidence, *paths, channel, rate = search(image)
+        again, same, *exchanged_paths, same_channel, same_rate = exchanged(image.roll(3, 1))
     for here, there in zip(paths, exchanged_paths, strict=True):
         torch.testing.assert_close(there.roll(3, 1), here, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(again.roll(1, 0), windows, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(same.roll(1, 0), evidence, rtol=1e-3, atol=1e-3)
+    assert torch.equal(same_channel.roll(1, 0), channel) and torch.equal(same_rate.roll(1, 0), rate)
 
 
 def test_what_lies_outside_of_the_sums_is_0_in_a_window() -> None:
