@@ -2,6 +2,10 @@
 
 import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
+from pipeline import compile_ahead
+
+if __name__ == "__main__":
+    compile_ahead.start(("eval",))
 
 # isort: split
 import contextlib

@@ -2,6 +2,10 @@
 
 import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
+from pipeline import compile_ahead
+
+if __name__ == "__main__":
+    compile_ahead.start(("train", "eval"))
 
 # isort: split
 import contextlib
@@ -96,6 +100,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     left = (share.steps - first % share.steps) * share.accumulate
     for micro, batch in enumerate(progress(batches, left, f"epoch {len(state.history) + 1}", "batches"), start=1):
         ends_step = micro % share.accumulate == 0
+        if micro == left:
+            run.valid_loader.begin()  # the first batches of validation are made while the last step is trained
         losses += train_step(run, batch, ends_step)
         if ends_step and state.step % share.steps:  # after the last step of an epoch there is always a checkpoint
             _checkpoint_if_due(run, batch, losses)
@@ -154,12 +160,14 @@ def train(config: TrainConfig) -> None:
         write_config(run)
         if config.resume:
             resume(run)
+        _begin_epoch(run)
         start_trackers(accelerator, config, run.progress.step)
         log_start(run)
         with run.interruption:
             while len(run.progress.history) < config.epochs:
                 if run.progress.trained is None:
                     run.progress.trained = train_epoch(run)
+                    _begin_epoch(run)
                     # Before the validation: a run that is stopped in it, or while writing its results, repeats only it.
                     _save(run)
                 _finish_epoch(run, run.progress.trained)
@@ -169,6 +177,13 @@ def train(config: TrainConfig) -> None:
     # Not end_training: it would take the ranks apart, and the next fold needs them.
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _begin_epoch(run: Run) -> None:
+    """Have the next epoch's first batches made, while this one is validated or the run starts."""
+    finished = len(run.progress.history) + (run.progress.trained is not None)
+    if finished < run.config.epochs:
+        run.train_loader.begin()
 
 
 def _finish_epoch(run: Run, trained: dict[str, float]) -> None:

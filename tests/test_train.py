@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from training.metrics import roc_auc
 from training.model import ModelConfig
 from training.prediction import predict_rows
 from training.presets import PRESETS, parse_train_config
-from training.run import build_optimiser, build_run, build_schedule
+from training.run import Run, build_optimiser, build_run, build_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -244,6 +245,27 @@ def trained_auc(config: TrainConfig, manifest: Manifest) -> float:
     loader = Loader(manifest, order, Share(len(rows), 16), config.canvas)
     found, logit = predict_rows(accelerator, run.judged_model, loader, "trained on")
     return roc_auc(manifest.target[found], logit)
+
+
+def test_validation_is_begun_before_the_last_step_and_the_next_epoch_before_validation(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no epoch after the last one."""
+    begun: list[tuple[int, int]] = []
+
+    def noting(function: Any) -> Any:
+        def call(run: Run, *arguments: Any) -> Any:
+            begun.append((len(run.train_loader._begun), len(run.valid_loader._begun)))
+            return function(run, *arguments)
+
+        return call
+
+    monkeypatch.setattr("train.train_step", noting(train_module.train_step))
+    monkeypatch.setattr("train.validate", noting(train_module.validate))
+    train(tiny_config(manifest.root, tmp_path / "run", epochs=2))
+    first, second = begun[: len(begun) // 2], begun[len(begun) // 2 :]
+    assert [valid for _, valid in first] == [valid for _, valid in second] == [0] * (len(first) - 2) + [2, 2]
+    assert (first[-1][0], second[-1][0]) == (5, 0)
 
 
 def test_skipped_samples_are_named_at_the_end(
