@@ -155,8 +155,12 @@ def train(config: TrainConfig) -> None:
     network = build_network(config, accelerator)
     manifest = read_manifests(config.shards, config.store)
     backgrounds = read_backgrounds(config, manifest)
-    with own_run_dir(config, accelerator, manifest, backgrounds):
+    with contextlib.ExitStack() as until_ended:
+        until_ended.enter_context(own_run_dir(config, accelerator, manifest, backgrounds))
         run = build_run(config, accelerator, manifest, network, backgrounds)
+        # Also where the run is stopped: what the loaders have begun would be made first.
+        until_ended.callback(run.train_loader.close)
+        until_ended.callback(run.valid_loader.close)
         write_config(run)
         if config.resume:
             resume(run)
@@ -172,8 +176,6 @@ def train(config: TrainConfig) -> None:
                     _save(run)
                 _finish_epoch(run, run.progress.trained)
         _finish_run(run)
-        run.train_loader.close()
-        run.valid_loader.close()
     # Not end_training: it would take the ranks apart, and the next fold needs them.
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,6 +267,22 @@ def test_validation_is_begun_before_the_last_step_and_the_next_epoch_before_vali
     first, second = begun[: len(begun) // 2], begun[len(begun) // 2 :]
     assert [valid for _, valid in first] == [valid for _, valid in second] == [0] * (len(first) - 2) + [2, 2]
     assert (first[-1][0], second[-1][0]) == (5, 0)
+
+
+def test_a_run_that_ends_with_an_error_leaves_no_thread(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With batches of both loaders begun."""
+
+    def fail(run: Run) -> None:
+        assert run.train_loader._begun and run.valid_loader._begun
+        raise InputError("stopped in the validation")
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr("train.validate", fail)
+    with pytest.raises(InputError, match="stopped in the validation"):
+        train(tiny_config(manifest.root, tmp_path / "run", epochs=2))
+    assert set(threading.enumerate()) <= before
 
 
 def test_skipped_samples_are_named_at_the_end(
