@@ -4,8 +4,8 @@ Each call runs from a snippet to its image, so that threads do not wait for each
 calls they did, and were slower together than one alone (docs/performance.md). All steps are in this file because
 Numba's cache of a function does not notice a change of a function that it calls from another file.
 
-Nothing is assigned to a whole slice and no NumPy reduction is called, except to make arrays: Numba compiles a general
-function for each, with its error messages, and both kernels took three times as long to compile.
+No step assigns to a whole slice or calls a NumPy reduction. Numba compiles a general function for each of these, error
+messages included, and the kernels then take nearly three times as long to compile.
 
 Axes: P positions, t time bins before summing, N planes, T time bins, F frequency channels; C, H, W canvas.
 """
@@ -107,8 +107,8 @@ def _inlined(function: Function) -> Function:
     """For steps of a kernel.
 
     A function that stays by itself exists twice: compiled alone and with its caller, with sums in another order. Which
-    of the two runs depends on whether this process compiled them or found them in the cache. The wrappers that are left
-    out are for calls from elsewhere.
+    of the two runs depends on whether this process compiled them or found them in the cache. Wrappers are left out:
+    they are for calls from Python and C.
     """
     compiled: Function = njit(**_STEP_OPTIONS)(function)
     return compiled
@@ -176,8 +176,9 @@ def write_train_images(
 def _planes_to_sum(together: bool, is_first: bool, source: int, planes: int) -> tuple[int, int]:
     """The first plane to sum before plane `source` is used, and the one after the last.
 
-    Where planes need each other all are summed at first. Else they are done one by one: one stays in the core's cache,
-    six do not. Both are one loop, as what is inlined twice is compiled twice.
+    `together`: all planes are summed before the first is used, as they need each other. Otherwise one at a time: one
+    stays in the core's cache, six do not. Both cases share one loop, since a step that is called in two places is
+    compiled twice.
     """
     if together:
         return 0, planes if is_first else 0
@@ -190,7 +191,7 @@ def _sum_and_add_signals(
 ) -> None:
     """Plane number `plane` (T, F) of panels (P, t, F), with the signals that are added to it; `wide` is memory."""
     has_signal = _has_signal(draws, plane)
-    # One call of each step, with other arguments: what is inlined twice is compiled twice.
+    # Each step is called in one place only: it is inlined, and would be compiled once for each place.
     is_wide = has_signal and draws.signal_normalised
     target, time_bins = (wide, 1) if is_wide else (values, steps.sum_time_bins)
     _sum_time_bins(panels[steps.positions[plane]], time_bins, target)

@@ -35,7 +35,7 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 
 Engine = Literal["auto", "dali", "cpu"]
-_ASKED_FOR = (-1, -1)  # in place of the epoch and number of a batch
+_ASKED_FOR = (-1, -1)  # stands for the batch that is waited for: if it fails, all are begun again
 REMOTE_READS = 32  # 300 cadences/s of 838 kB at 20 ms of latency and 1 Gbit/s need some 10
 
 
