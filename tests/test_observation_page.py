@@ -84,8 +84,9 @@ def test_panels_are_drawn_where_they_were_with_the_line_between_its_arrowheads(m
     panels = panels_of(manifest, line.frequency_mhz)
     figure = draw_event(panels, line, [1.0] * 6)
     axes = figure.axes[0]
-    tops = [image.get_extent()[3] for image in axes.images]
+    bottoms, tops = zip(*(image.get_extent()[2:] for image in axes.images), strict=True)
     assert tops == pytest.approx([320.0 * n for n in range(6)], abs=0.01)
+    assert np.subtract(bottoms, tops) == pytest.approx(16 * panels.bin_length_s)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "320", "640", "960", "1280", "1600"]
     marks = arrowheads(figure)
     assert len(marks) == 12

@@ -76,4 +76,4 @@ def identity(plan: CutPlan) -> list[Any]:
     """All that a plan's snippets depend on but the data; without folders, so that files may be moved."""
     headers = [{**vars(header), "path": header.path.name} for header in plan.cadence.headers]
     rest = plan.channel_bin, plan.shape, plan.overlap, plan.starts.tolist(), plan.exclude_mhz, plan.feed, METHOD
-    return [headers, *rest]
+    return [headers, *rest, *plan.needles]

@@ -24,6 +24,7 @@ from shard_tools.observation.flatten import (
     to_bandpass,
     to_radiometer_noise,
 )
+from shard_tools.observation.needles import add_needles
 from shard_tools.observation.opening import open_filterbank
 
 # Bytes of one file that are read at a time, unless a single coarse channel is larger.
@@ -73,8 +74,8 @@ def read_pieces(plan: CutPlan, files: Sequence[FilterbankFile], first: int, last
         width = int(plan.borders[stop] - plan.borders[first])
         values = np.empty((len(files), plan.time_bins, width), np.float32)
         medians = []
-        for panel, file in zip(values, files, strict=True):
-            panel[:] = _read_panel(plan, file, first, stop)
+        for number, (panel, file) in enumerate(zip(values, files, strict=True)):
+            panel[:] = _read_panel(plan, number, file, first, stop)
             medians.append(_flatten_panel(plan, panel, plan.borders[first : stop + 1]))
         yield Piece(first, values, [list(each) for each in zip(*medians, strict=True)])
         first = stop
@@ -88,12 +89,14 @@ def _channels_at_once(plan: CutPlan, file: FilterbankFile) -> int:
     return max(1, most // block) * block if block <= _MOST_READS * most else most
 
 
-def _read_panel(plan: CutPlan, file: FilterbankFile, first: int, stop: int) -> Float32s:
-    """(T, F) sums of channels of the coarse channels `first` to `stop` of one file, without DC spikes."""
+def _read_panel(plan: CutPlan, panel: int, file: FilterbankFile, first: int, stop: int) -> Float32s:
+    """(T, F) sums of channels of the coarse channels `first` to `stop` of one panel's file, without DC spikes."""
     start, end = (int(plan.borders[each]) * plan.channel_bin for each in (first, stop))
     values = file.read(start, end, plan.time_bins, plan.feed)
     if file.header.layout.dtype == "float32":  # no power is 0: what was lost is
         values[values == 0] = np.nan
+    if plan.needles:
+        add_needles(plan, panel, values, first, stop)
     if plan.cadence.first.has_dc_spikes:
         remove_dc_spikes(values, plan.cadence.first.nfpc)
     sums = sum_channels(values, plan.channel_bin)
