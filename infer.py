@@ -1,5 +1,9 @@
-"""Predict: weights and shards to a Kaggle submission, on any number of devices. python infer.py --help"""
+"""Predict: weights and shards to a Kaggle submission, on any number of devices; or an observation to candidates.
 
+python infer.py --help
+"""
+
+import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from accelerate import Accelerator
 
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import LoaderConfig
@@ -29,12 +34,14 @@ from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
+from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, Written, find_candidates
 from training.prediction import BATCH_SIZE, OtherModel, PredictConfig, Trained, load_trained, predict_all
 from training.run import trained_on
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 from training.weights import find_weights
 
 _CANDIDATES = 6  # in the picture
+_LISTED = 10  # candidates of an observation that are printed
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +55,7 @@ class InferConfig:
     weights: tuple[Path, ...]
     """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
     they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream: the weights that
-    come with the program."""
+    come with the program. none: with --candidates, the search alone."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
     pipe."""
@@ -69,6 +76,7 @@ class InferConfig:
     """For weights of another program: the timm model that they belong to. The canvas is then given by --canvas,
     --height, --width and the options after them, as the images of that training were."""
     canvas: tyro.conf.OmitArgPrefixes[CanvasConfig] = field(default_factory=CanvasConfig)
+    observation: tyro.conf.OmitArgPrefixes[CandidatesConfig] = field(default_factory=CandidatesConfig)
     loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
@@ -86,6 +94,10 @@ class InferConfig:
             raise InputError(f"--batch-size {self.batch_size}: expected at least 1")
         if self.fill_missing is not None and not 0 <= self.fill_missing <= 1:
             raise InputError(f"--fill-missing {self.fill_missing}: expected 0 to 1")
+        if self.observation.candidates is None and NO_WEIGHTS in self.weights:
+            raise InputError("--weights none: is for --candidates; a submission needs a file of weights")
+        if self.observation.candidates is not None and (len(self.weights) > 1 or self.model or self.tta):
+            raise InputError("--candidates: takes one file of weights of train.py, without --model and --tta")
 
 
 def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
@@ -118,6 +130,9 @@ def infer(config: InferConfig) -> None:
     accelerator = build_accelerator(config.precision)
     manifest = read_manifests(config.shards, config.store)
     check_split(config, manifest)
+    if config.observation.candidates is not None:
+        _search_observation(config, manifest, accelerator)
+        return
     keys = submission_keys(config.split, manifest)
     check_ids(keys, config.split, manifest, config.fill_missing)
     with contextlib.ExitStack() as until_written:
@@ -133,6 +148,26 @@ def infer(config: InferConfig) -> None:
             scored = Scored(rows, manifest.target[rows], score, logit)
             _write_results(_Results(config, manifest, keys, scored, [each.about for each in trained]))
     accelerator.end_training()
+
+
+def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:
+    """Write the candidates of an observation, and say where they are."""
+    if accelerator.num_processes > 1:
+        raise InputError("--candidates: works in one process; start infer.py without accelerate launch or torchrun")
+    where = config.split, config.weights[0], config.loader, accelerator.device
+    _print_found(find_candidates(config.observation, manifest, *where))
+
+
+def _print_found(written: Written) -> None:
+    candidates, findings = written.candidates, written.findings
+    print(f"candidates:  {written.paths[0]}  ({len(candidates):,} lines in the ON panels alone)")
+    print(f"interference: {written.paths[1]}  ({len(findings.interference):,} lines in ON and OFF panels)")
+    print(f"controls:    {len(findings.controls):,} lines in the OFF panels alone, by which false alarms are estimated")
+    for candidate in candidates[:_LISTED]:
+        print(
+            f"{candidate.rank:5d}  {candidate.frequency_mhz:.6f} MHz {candidate.drift_rate_hz_s:+.4f} Hz/s  SNR "
+            f"{candidate.snr:.1f}  score {candidate.score:.4g}  {candidate.flags}"
+        )
 
 
 @dataclass(frozen=True)

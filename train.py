@@ -1,5 +1,6 @@
 """Train: shards to weights, on any number of devices. python train.py --help"""
 
+import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split

@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split

@@ -122,7 +122,7 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
 def _to_data_sets(manifests: Iterable[Manifest]) -> Iterator[DataSet]:
     start = 0
     for each in manifests:
-        yield DataSet(each.store, each.files, each.identity, range(start, start + len(each)))
+        yield DataSet(each.store, each.files, each.identity, range(start, start + len(each)), each.made)
         start += len(each)
 
 

@@ -58,6 +58,8 @@ class DataSet:
     """SHA-256 of its manifest.json."""
     rows: range
     """Its rows of the manifest."""
+    made: dict[str, Any]
+    """How it was made."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Manifest:
     @property
     def data_sets(self) -> tuple[DataSet, ...]:
         """The data sets whose rows these are, in order; one, unless several were joined."""
-        return self.parts or (DataSet(self.store, self.files, self.identity, range(len(self))),)
+        return self.parts or (DataSet(self.store, self.files, self.identity, range(len(self)), self.made),)
 
     @property
     def root(self) -> Any:

@@ -41,6 +41,7 @@ from training.float32_linear import Float32Linear
 from training.prediction import predict_rows
 from training.presets import PRESETS
 from training.run import Run, build_run
+from training.search import Search
 
 ALL_CANVASES = [*(config.canvas for config in PRESETS.values()), *CANVASES]
 CPU = torch.device("cpu")
@@ -243,8 +244,8 @@ def step_faults(run: Run, watched: Callable[[Run], Watch] = watched_step) -> set
         watch = watched(run)
     except Exception as error:  # what a tensor without values refuses is what would wait, or fail
         return {f"{type(error).__name__}: {error}"}
-    # Heads are in float32 whatever the rest is.
-    heads = sum(isinstance(each, Float32Linear) for each in run.bare_model.modules())
+    # Heads and the search are in float32 whatever the rest is.
+    heads = sum(isinstance(each, (Float32Linear, Search)) for each in run.bare_model.modules())
     wide = watch.products[torch.float32] if low != torch.float32 else heads
     dtypes = set() if wide == heads and watch.products[low] > 5 else {f"products in {dict(watch.products)}"}
     state = [*run.bare_model.parameters(), *run.bare_model.buffers(), *run.judged_model.parameters()]
@@ -323,7 +324,7 @@ def test_a_step_or_a_prediction_that_mixes_devices_or_waits_is_caught(manifest: 
 
 # Bytes that a step holds at most at the preset's batch size, by the sizes of its tensors alone, as measured (GB), and a
 # few percent more.
-PEAKS = {"full": (7.28, 7.6e9), "demo": (0.248, 0.26e9)}
+PEAKS = {"full": (7.28, 7.6e9), "demo": (0.231, 0.24e9)}
 
 
 def peak_bytes(preset: Preset, precision: str, manifest: Manifest, keeps: bool = False) -> int:
@@ -344,9 +345,10 @@ def test_a_step_holds_no_more_memory_than_it_did(manifest: Manifest, preset: Pre
     assert peak_bytes(preset, "bf16", manifest) < PEAKS[preset][1]
 
 
-@pytest.mark.parametrize(("precision", "keeps"), [("float32", False), ("bf16", True)])
-def test_a_step_that_holds_more_is_caught(manifest: Manifest, precision: str, keeps: bool) -> None:
-    assert peak_bytes("demo", precision, manifest, keeps) >= PEAKS["demo"][1]
+# The peak of `demo` is in its search, which is in float32 whatever the rest is.
+@pytest.mark.parametrize(("preset", "precision", "keeps"), [("full", "float32", False), ("demo", "bf16", True)])
+def test_a_step_that_holds_more_is_caught(manifest: Manifest, preset: Preset, precision: str, keeps: bool) -> None:
+    assert peak_bytes(preset, precision, manifest, keeps) >= PEAKS[preset][1]
 
 
 # ---- --compile

@@ -117,12 +117,13 @@ def test_the_control_sees_the_windows_of_the_exchanged_cadence() -> None:
     exchanged = SumWindows(kaggle_axes(BINS, CHANNELS), 4)
     exchanged.panel_turn = search.panel_turn.roll(3, 0)
     with torch.no_grad():
-        windows, evidence, *paths = search(image)
-        again, same, *exchanged_paths = exchanged(image.roll(3, 1))
+        windows, evidence, *paths, channel, rate = search(image)
+        again, same, *exchanged_paths, same_channel, same_rate = exchanged(image.roll(3, 1))
     for here, there in zip(paths, exchanged_paths, strict=True):
         torch.testing.assert_close(there.roll(3, 1), here, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(again.roll(1, 0), windows, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(same.roll(1, 0), evidence, rtol=1e-3, atol=1e-3)
+    assert torch.equal(same_channel.roll(1, 0), channel) and torch.equal(same_rate.roll(1, 0), rate)
 
 
 def test_what_lies_outside_of_the_sums_is_0_in_a_window() -> None:
@@ -333,3 +334,16 @@ def test_lines_are_followed_through_the_pauses_between_panels(rate: float, chann
 def _halves(search: SumWindows, panels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     sums = search.sums(panels)
     return sums[:, :3], sums[:, 3:], near(sums[:, 3:])
+
+
+@pytest.mark.parametrize("time_bins", [1, 6, 13])
+def test_sums_follow_the_times_of_the_rows_whatever_their_number(time_bins: int) -> None:
+    axes = Axes(time_bins, 32, 2.0, 3.0, (0.0, 31.0, 60.0, 93.0, 120.0, 155.0), 4.0)
+    values = torch.randn(2, 6, time_bins, 32, generator=torch.Generator().manual_seed(0))
+    search = SumWindows(axes, 1)
+    waves = torch.fft.rfft(values.double(), n=64, dim=3)[..., None, :]  # (B, P, T, 1, k)
+    waves[..., len(search.turn) :] = 0  # frequencies that are left out
+    shift = search.rates[:, None] * search.rows.double()[:, :, None, None] - 16  # channels: (P, T, R, 1)
+    turned = waves * torch.exp(2j * torch.pi * torch.arange(33) / 64 * shift)
+    expected = torch.fft.irfft(turned, n=64, dim=4).sum(2) / time_bins**0.5
+    torch.testing.assert_close(search.sums(values).double(), expected, atol=1e-4, rtol=0)

@@ -74,6 +74,19 @@ class Candidates(Search):
         return pad(torch.cat([found, nearness], 2), (0, 0, 0, height - values.shape[2]))
 
 
+class PanelSums(NamedTuple):
+    """Panels (B, P, T, F) in standard deviations of the noise, and their sums along lines."""
+
+    values: Tensor
+    on: Tensor
+    """(B, 3, R, 2 F) of the ON panels."""
+    off: Tensor
+    """(B, 3, R, 2 F) of the OFF panels."""
+    on_near: Tensor
+    """(B, R, 2 F) `near` of each."""
+    off_near: Tensor
+
+
 class Seen(NamedTuple):
     """What the network sees of a batch; the second half of 2 B is the control, as in Candidates."""
 
@@ -85,6 +98,10 @@ class Seen(NamedTuple):
     """(B, P, PATH_PLANES, T', PATH_CHANNELS) along the best path of each panel."""
     path_evidence: Tensor
     """(B, P, PATH_EVIDENCE) of each path."""
+    channel: Tensor
+    """(2 B, K) of each line, in the middle of the cadence: see Lines."""
+    rate: Tensor
+    """(2 B, K) index of each line's drift rate."""
 
 
 class SumWindows(Search):
@@ -95,18 +112,26 @@ class SumWindows(Search):
 
     def forward(self, panels: Tensor) -> Seen:
         """Search panels (B, P, T, F), ON ones first."""
+        return self.look_at(self.sum_panels(panels))
+
+    def sum_panels(self, panels: Tensor) -> PanelSums:
+        """The sums of panels (B, P, T, F), ON ones first, along all lines."""
         values = whiten(panels.float())
         sums = self.sums(values.clamp(-CLIP, CLIP))
         on, off = sums[:, :ON], sums[:, ON:]
-        on_near, off_near = near(on), near(off)
+        return PanelSums(values, on, off, near(on), near(off))
+
+    def look_at(self, sums: PanelSums) -> Seen:
+        """What the network sees of the best lines."""
+        values, on, off, on_near, off_near = sums
         needles, controls = self.find(on, off, off_near), self.find(off, on, on_near)
         windows = [
             self._window([on, off, on_near[:, None], off_near[:, None]], needles),
             self._window([off, on, off_near[:, None], on_near[:, None]], controls),
         ]
-        evidence = torch.cat([needles.evidence, controls.evidence])
+        channel, rate, evidence = (torch.cat(halves) for halves in zip(needles, controls, strict=True))
         paths = find_paths(values)
-        return Seen(torch.cat(windows), evidence, cut_out_paths(values, paths), paths.evidence)
+        return Seen(torch.cat(windows), evidence, cut_out_paths(values, paths), paths.evidence, channel, rate)
 
     def _window(self, planes: list[Tensor], lines: Lines) -> Tensor:
         """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them."""
@@ -208,13 +233,16 @@ class WindowModel(_SearchModel):
         """
         with torch.no_grad():
             seen: Seen = self.candidates(image)
+        for_on, for_off = torch.logsumexp(self.line_logits(seen), 2, keepdim=True).unbind()
+        return for_on - self.control_share * for_off
+
+    def line_logits(self, seen: Seen) -> Tensor:
+        """(2, B, K) what speaks for a needle on each line; the second half is the control's."""
         lines = self._features(self.backbone, seen.windows, self.describe, seen.evidence).chunk(2)
         paths = self._features(self.path_network, seen.cutouts, self.describe_path, seen.path_evidence).chunk(2, 1)
         seen_together = torch.stack([_put_together(lines, paths), _put_together(lines[::-1], paths[::-1])])
         compared = cast(Tensor, self.compare(seen_together)).flatten(2)  # (2, B, K)
-        searched = self._searched(seen.evidence).view_as(compared)
-        for_on, for_off = torch.logsumexp(compared + searched, 2, keepdim=True).unbind()
-        return for_on - self.control_share * for_off
+        return compared + self._searched(seen.evidence).view_as(compared)
 
     def _features(self, backbone: nn.Module, images: Tensor, describe: nn.Module, evidence: Tensor) -> Tensor:
         """(N, K, FEATURES) of images (N, K, C, H, W) and the numbers about them (N, K, E)."""

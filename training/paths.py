@@ -52,35 +52,34 @@ def find_paths(values: Tensor) -> Paths:
     gain = pad(values, (1, 1))
     # Over three channels, as wide as a narrow signal is.
     gain = ((gain[..., :-2] + 2 * gain[..., 1:-1] + gain[..., 2:]) / _SQRT_6).clamp(-CLIP, CLIP) - _EXPECTED
-    total = torch.zeros_like(gain[:, :, 0])
-    totals, steps = [], []
-    for row in gain.unbind(2):
-        beside = pad(total, (1, 1))
-        # Of equal sums the straight one.
-        before, step = torch.stack([total, beside[..., :-2] - _STEP, beside[..., 2:] - _STEP]).max(0)
-        total = before.clamp_min(0) + row
-        totals.append(total)
-        steps.append(torch.where(before > 0, step + 1, 0).to(torch.int8))
-    return _trace(torch.stack(totals, 2), torch.stack(steps, 2))
+    # Sums along the best paths so far, with zeros around them: from there no path goes on, but it may begin.
+    totals = [gain.new_zeros((*gain.shape[:2], gain.shape[3] + 2))]
+    for here in gain.unbind(2):
+        before = totals[-1]
+        aside = torch.maximum(before[..., :-2], before[..., 2:]).sub_(_STEP)
+        totals.append(pad(torch.maximum(before[..., 1:-1], aside).clamp_min_(0).add_(here), (1, 1)))
+    return _trace(torch.stack(totals, 2))
 
 
-def _trace(totals: Tensor, steps: Tensor) -> Paths:
-    """Follow the largest sum of each panel back, in `totals` (B, P, T, F).
-
-    `steps` say where a path came from: 0, it began here; 1, the same channel; 2 and 3, the channel below and above.
-    """
-    channels = totals.shape[3]
-    score, end = totals.flatten(2).max(2)
+def _trace(totals: Tensor) -> Paths:
+    """Follow the largest sum of each panel back, in `totals` (B, P, 1 + T, 1 + F + 1), whose borders are 0."""
+    sums = totals[:, :, 1:, 1:-1]
+    time_bins, channels = sums.shape[2:]
+    score, end = sums.flatten(2).max(2)
     channel, end = end % channels, end // channels
     begun = torch.zeros_like(score, dtype=torch.bool)
+    # Where a path may have come from, and at which cost; of equal sums the straight one.
+    moves = torch.arange(3, device=totals.device)
+    moves = torch.where(moves == 2, 1, -moves)  # 0, -1, 1: a tensor of numbers would wait for the device
+    cost = moves.abs() * _STEP
     places, inside = [], []
-    for row in reversed(range(totals.shape[2])):
+    for row in reversed(range(time_bins)):
         on = ~begun & (end >= row)
         places.append(channel)
         inside.append(on)
-        step = steps[:, :, row].gather(2, channel[..., None])[..., 0]
-        channel = channel + on * ((step == 3).long() - (step == 2).long())
-        begun = begun | (on & (step == 0))
+        before, came = (totals[:, :, row].gather(2, channel[..., None] + 1 + moves) - cost).max(2)
+        begun = begun | (on & (before <= 0))
+        channel = torch.where(on & ~begun, channel + moves[came], channel)
     return Paths(score, torch.stack(places[::-1], 2), torch.stack(inside[::-1], 2))
 
 

@@ -8,15 +8,17 @@ K candidate.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, max_pool1d, max_pool2d
+from torch.nn.functional import max_pool1d, pad
 
 from shard_tools.axes import Axes
-from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from training.dedoppler import CLIP, EXCUSED, FAINTEST, VETO
+from training.float32_linear import float32_only
 
 EVIDENCE = 8  # numbers about each candidate
 RATES = 121
@@ -45,9 +47,7 @@ def flatten(panels: Tensor) -> Tensor:
     noise = ((on_noise + off_noise) / 2).clamp_min(FAINTEST)
     values = (panels - torch.minimum(on_level, off_level)[:, None]) / noise[:, None]
     # Each panel has its own normalisation and bands: remove what is too wide to be a line.
-    rows = values.clamp(-CLIP, CLIP).flatten(0, 2)[:, None]
-    around = avg_pool1d(rows, _BAND, 1, _BAND // 2, count_include_pad=False)
-    values = values - around.view_as(values)
+    values = values - _around(values.clamp(-CLIP, CLIP))
     return values / _noise(values, 3).clamp_min(1)
 
 
@@ -68,8 +68,27 @@ def whiten(panels: Tensor) -> Tensor:
 
 def _around(values: Tensor) -> Tensor:
     """The mean of the channels around each: what varies as slowly is no line."""
-    rows = values.flatten(0, 2)[:, None]
-    return avg_pool1d(rows, _BAND, 1, _BAND // 2, count_include_pad=False).view_as(values)
+    channels, half = values.shape[-1], _BAND // 2
+    place = torch.arange(channels, device=values.device)
+    known = (place + half).clamp_max(channels - 1) - (place - half).clamp_min(0) + 1  # channels in the band
+    return _windows(pad(values, (half, half)), _BAND, -1, torch.add) / known
+
+
+def _windows(values: Tensor, width: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `combine` makes of each `width` neighbours on an axis, which becomes shorter by `width` - 1.
+
+    From windows of 1, 2, 4, ... neighbours: torch's pooling takes ten times as long.
+    """
+    places = values.shape[axis] - width + 1
+    found, start, size = None, 0, 1
+    while size <= width:
+        if width & size:
+            part = values.narrow(axis, start, places)
+            found, start = part if found is None else combine(found, part), start + size
+        length = values.shape[axis] - size
+        values, size = combine(values.narrow(axis, 0, length), values.narrow(axis, size, length)), 2 * size
+    assert found is not None
+    return found
 
 
 def _level(half: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,49 +122,64 @@ class Search(nn.Module):
     rows: Tensor
     """(P, T) in time bins from the middle of the cadence."""
     turn: Tensor
+    """(k, R, 2 T') cosines and sines of the phases by which Fourier coefficient k of the T' later rows turns."""
     panel_turn: Tensor
+    """(P, R, k, 2) by which all rows of a panel turn together."""
 
     def __init__(self, axes: Axes, count: int) -> None:
         super().__init__()
         self.axes, self.count, self.channels = axes, count, axes.channels
-        time_bins, channels = axes.time_bins, axes.channels
         spread = torch.linspace(-1, 1, RATES, dtype=torch.float64)
-        rates = spread.sign() * spread.abs() ** _CROWDING * axes.steepest / time_bins
+        rates = spread.sign() * spread.abs() ** _CROWDING * axes.steepest / axes.time_bins
         rows = torch.from_numpy(axes.rows)[list(_ORDER)]
         # Shifting a row by c channels turns the phase of its Fourier coefficient k by 2 pi k c / n, so shifting all
         # rows by all rates and summing them is a matrix product. Rows are padded to twice the channels, as a line may
         # leave the band by half of it on either side. One further out wraps around, and so do the cut-outs.
-        kept = int(_FREQUENCIES_KEPT * (channels + 1))
-        cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / (2 * channels)
-        within = cycles[:, None, None] * rates[:, None] * (torch.arange(time_bins) - (time_bins - 1) / 2)
-        real, imaginary = within.cos(), within.sin()
-        turn = torch.cat([torch.cat([real, -imaginary], 2), torch.cat([imaginary, real], 2)], 1) / math.sqrt(time_bins)
-        between = cycles * rates[:, None] * rows.mean(1)[:, None, None]
-        for name, values in (("rates", rates), ("rows", rows), ("turn", turn)):
+        kept = int(_FREQUENCIES_KEPT * (axes.channels + 1))
+        cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / (2 * axes.channels)
+        # A row and its mirror image in the panel turn by opposite phases: their sum and difference need real phases.
+        after = torch.arange(axes.time_bins // 2, axes.time_bins) - (axes.time_bins - 1) / 2
+        within = cycles[:, None, None] * rates[:, None] * after
+        # The first channel of the sums is -F / 2.
+        between = cycles * (rates[:, None] * rows.mean(1)[:, None, None] - axes.channels // 2)
+        for name, values in (
+            ("rates", rates),
+            ("rows", rows),
+            ("turn", torch.cat([within.cos(), within.sin()], 2) / math.sqrt(axes.time_bins)),
+            ("panel_turn", torch.stack([between.cos(), between.sin()], 3)),
+        ):
             self.register_buffer(name, values.float(), persistent=False)
-        panel_turn = torch.stack([between.cos(), between.sin()], 3).float()
-        self.register_buffer("panel_turn", panel_turn, persistent=False)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sums along lines of every rate (B, P, R, 2 F), over sqrt(T): white noise keeps its standard deviation of 1.
 
         The last axis is a line's channel in the middle of the cadence, from -F / 2: a line that is in the band for one
-        panel may be far outside it there.
+        panel may be far outside it there. In float32 under autocast too.
         """
-        batch, channels = len(values), values.shape[3]
-        waves = torch.fft.rfft(values, n=2 * channels, dim=3)[..., : len(self.turn)]
-        rows = torch.cat([waves.real, waves.imag], 2).permute(3, 2, 0, 1).flatten(2)  # (k, 2 T, B P)
-        turned = (self.turn @ rows).float().reshape(len(rows), -1, batch, PANELS).permute(2, 3, 1, 0)  # (B, P, 2 R, k)
-        lines = torch.complex(turned[:, :, :RATES].contiguous(), turned[:, :, RATES:].contiguous())
-        found = torch.fft.irfft(lines * torch.view_as_complex(self.panel_turn.contiguous()), n=2 * channels, dim=3)
-        return torch.cat([found[..., -(channels // 2) :], found[..., : -(channels // 2)]], 3)
+        with float32_only(values):
+            middle = values.shape[2] // 2
+            earlier, later = values[:, :, :middle].flip(2), values[:, :, middle:]
+            if later.shape[2] > middle:  # the row in the middle, which is its own mirror image
+                earlier = pad(earlier, (0, 0, 1, 0))
+            even, odd = (
+                torch.fft.rfft(rows, n=2 * self.channels, dim=3)[..., : len(self.turn)]
+                for rows in (later + earlier, later - earlier)
+            )
+            rows = torch.view_as_real(torch.cat([even, 1j * odd], 2)).permute(3, 2, 0, 1, 4)  # (k, 2 T', B, P, 2)
+            products = (self.turn @ rows.flatten(2)).view(len(rows), -1, *values.shape[:2], 2)
+            lines = torch.view_as_complex(products).permute(2, 3, 1, 0)  # (B, P, R, k)
+            turned = lines.new_empty(lines.shape)
+            torch.mul(lines, torch.view_as_complex(self.panel_turn), out=turned)
+            summed: Tensor = torch.fft.irfft(turned, n=2 * self.channels, dim=3)
+            return summed
 
     def find(self, on: Tensor, off: Tensor, off_near: Tensor) -> Lines:
         """The lines whose sums `on` (B, 3, R, 2 F) stand out most from `off`; `off_near` is `near(off)`."""
-        score, rate = _score(on, off_near).max(1)  # (B, 2 F)
+        of_all = _score(on, off_near)
+        score = of_all.amax(1)  # (B, 2 F)
         is_peak = score == max_pool1d(score[:, None], _APART, 1, _APART // 2)[:, 0]
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
-        rate = rate.gather(1, channel)
+        rate = of_all.gather(2, channel[:, None].expand(-1, RATES, -1)).argmax(1)
         cadence = torch.arange(len(on), device=on.device)[:, None]
         # Sums along it in the ON panels, near it in the OFF panels, along it there: (B, K, 3), (B, K, 1), (B, K, 3).
         found = [part.permute(0, 2, 3, 1)[cadence, rate, channel] for part in (on, off_near[:, None], off)]
@@ -160,18 +194,25 @@ def near(panels: Tensor) -> Tensor:
     A line close to interference may cross it in an ON panel but miss it in the OFF panels. Sums below 0 count as much:
     where a steady line is fainter than usual in one panel, it may be brighter in another.
     """
-    best = panels.abs().amax(1, keepdim=True)
+    channels = panels.shape[3]
+    first, second, third = panels.abs().unbind(1)
+    best = torch.maximum(torch.maximum(first, second), third)
     # In blocks of channels, with their neighbours: a window around each channel would cost ten times as much.
-    blocks = max_pool2d(best, (1, _BLOCK), ceil_mode=True)
-    around = max_pool2d(blocks, (_NEAR_RATES, 3), 1, (_NEAR_RATES // 2, 1))
-    return around.repeat_interleave(_BLOCK, 3)[:, 0, :, : panels.shape[3]]
+    blocks = pad(best, (0, -channels % _BLOCK)).view(*best.shape[:2], -1, _BLOCK).amax(3)
+    # Magnitudes are at least 0, so that rows and columns of 0 around them change nothing.
+    around = pad(blocks, (1, 1, _NEAR_RATES // 2, _NEAR_RATES // 2))
+    around = _windows(_windows(around, 3, 2, torch.maximum), _NEAR_RATES, 1, torch.maximum)
+    return around.repeat_interleave(_BLOCK, 2)[..., :channels]
 
 
 def _score(panels: Tensor, others: Tensor) -> Tensor:
     """Score of sums in three panels (B, 3, R, 2 F): the best of one, two or all, less what `others` have nearby."""
     first, second, third = panels.unbind(1)
-    best = torch.maximum(torch.maximum(first, second), third)
+    total = first + second
+    total += third
     least = torch.minimum(torch.minimum(first, second), third)
-    total = first + second + third
-    together = torch.maximum(torch.maximum(best, (total - least) / math.sqrt(2)), total / math.sqrt(3))
-    return together - VETO * (others - EXCUSED).clamp_min(0)
+    two = torch.sub(total, least, out=least).mul_(1 / math.sqrt(2))
+    best = torch.maximum(first, second)
+    for each in (third, two, total.mul_(1 / math.sqrt(3))):
+        torch.maximum(best, each, out=best)
+    return best.sub_((others - EXCUSED).clamp_min_(0), alpha=VETO)

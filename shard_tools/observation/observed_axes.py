@@ -1,0 +1,42 @@
+"""The axes of a data set's cadences: of an observation as it was made, of anything else as the competition's."""
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.axes import Axes, kaggle_axes
+from shard_tools.manifest import DataSet, Manifest
+from shard_tools.observation.tables import ObservedCadence, read_observations
+
+
+def axes_of(manifest: Manifest) -> list[Axes]:
+    """The axes of each observed cadence, in the order of cadences.parquet, data set after data set.
+
+    A data set that was not cut by `ingest` has one entry, `kaggle_axes` of its shape. `cadence_of` gives the entry of
+    each row. Raises InputError naming a table that is missing or was changed.
+    """
+    return [axes for data_set in manifest.data_sets for axes in _axes_of_one(manifest, data_set)]
+
+
+def cadence_of(manifest: Manifest) -> npt.NDArray[np.int64]:
+    """(rows,) the place in `axes_of` of each row's axes. Raises as `axes_of`."""
+    found = np.zeros(len(manifest), np.int64)
+    first = 0
+    for data_set in manifest.data_sets:
+        observations = read_observations(data_set)
+        found[data_set.rows.start : data_set.rows.stop] = first + (0 if observations is None else observations.cadence)
+        first += 1 if observations is None else len(observations.cadences)
+    return found
+
+
+def _axes_of_one(manifest: Manifest, data_set: DataSet) -> list[Axes]:
+    time_bins, channels = manifest.shape[1:]
+    observations = read_observations(data_set)
+    if observations is None:
+        return [kaggle_axes(time_bins, channels)]
+    max_drift = data_set.made["observation"]["max_drift_hz_s"]
+    return [_to_axes(cadence, time_bins, channels, max_drift) for cadence in observations.cadences]
+
+
+def _to_axes(cadence: ObservedCadence, time_bins: int, channels: int, max_drift_hz_s: float) -> Axes:
+    starts = tuple(cadence.panel_start_s.tolist())
+    return Axes(time_bins, channels, cadence.bin_length_s, cadence.channel_width_hz, starts, max_drift_hz_s)

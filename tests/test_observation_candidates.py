@@ -1,0 +1,436 @@
+"""The promises of `infer.py --candidates`: from the shards of an observation to ranked candidates.
+
+Axes: P panel, T time bin, F frequency channel; B snippet, K line.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infer import InferConfig, infer
+from pipeline.canvas import CanvasConfig
+from shard_tools.axes import kaggle_axes
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
+from shard_tools.errors import InputError
+from shard_tools.manifest import Manifest
+from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.simulate import (
+    CARRIER_DRIFT_HZ_S,
+    CARRIER_MHZ,
+    CHANNEL_MHZ,
+    SIDE_BAND_MHZ,
+    Line,
+    SimulateObservationConfig,
+    draw_panel,
+    header_fields,
+    write_fbh5,
+)
+from shard_tools.sample import read_snippets
+from tests.test_line_fit import FINE, add_line, noise
+from tests.tiny import pack_tiny
+from training.model import ModelConfig, build_model
+from training.observation.candidates_table import Candidate, read_candidates
+from training.observation.hits import read_hits
+from training.observation.line_scores import LineScorer
+from training.observation.observed import read_observed
+from training.observation.snippet_lines import find_lines
+from training.observation.write_findings import CandidatesConfig
+from training.weights import save_weights
+
+NAMES = ("A1", "B", "A2", "C", "A3", "D")
+BAND = SimulateObservationConfig(Path(), coarse_channels=4, nfpc=32768, seed=3)
+CPU = torch.device("cpu")
+
+
+def write_files(
+    folder: Path, lines: Sequence[Line], config: SimulateObservationConfig = BAND, **fields: Any
+) -> list[Path]:
+    """Six files of noise with these lines."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{name}.h5" for name in NAMES]
+    for panel, path in enumerate(paths):
+        header = header_fields(config, panel) | fields
+        if "tstart_later" in header:
+            header["tstart"] += header.pop("tstart_later")
+        write_fbh5(path, draw_panel(config, panel, list(lines)), header, config.nfpc)
+    return paths
+
+
+def ingested(folder: Path, lines: Sequence[Line], config: SimulateObservationConfig = BAND) -> Manifest:
+    files = write_files(folder / "files", lines, config)
+    return ingest(IngestConfig(folder / "shards", tuple(files), workers=1))
+
+
+def candidates_of(manifest: Manifest, out: Path, weights: Path | str = "none", **options: Any) -> list[Candidate]:
+    config = CandidatesConfig(candidates=out, **options)
+    infer(InferConfig((str(manifest.root),), (Path(weights),), observation=config, precision="float32"))
+    return read_candidates(out)
+
+
+def interference_of(out: Path) -> list[dict[str, str]]:
+    with out.with_name("interference.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def nearest(found: Sequence[Candidate], line: Line) -> Candidate:
+    return min(found, key=lambda each: abs(each.frequency_mhz - line.frequency_mhz))
+
+
+def assert_at(found: Candidate, line: Line) -> None:
+    """Within 2 channels of 22 Hz and 0.05 Hz/s."""
+    assert abs(found.frequency_mhz - line.frequency_mhz) < 2 * 8 * CHANNEL_MHZ, (found, line)
+    assert abs(found.drift_rate_hz_s - line.drift_rate_hz_s) < 0.05, (found, line)
+
+
+VOYAGER = [
+    Line("carrier", CARRIER_MHZ, CARRIER_DRIFT_HZ_S, 300.0, ON_POSITIONS),
+    *(
+        Line("side_band", CARRIER_MHZ + side * SIDE_BAND_MHZ, CARRIER_DRIFT_HZ_S, 40.0, ON_POSITIONS)
+        for side in (-1, 1)
+    ),
+]
+HIGHEST_MHZ = BAND.first_mhz
+INTERFERENCE = [
+    Line("interference", HIGHEST_MHZ - 0.06, 0.3, 60.0, tuple(range(6))),
+    Line("interference", HIGHEST_MHZ - 0.12, -1.1, 60.0, (0, 1, 2, 4)),
+    Line("interference", HIGHEST_MHZ - 0.25, 0.8, 120.0, OFF_POSITIONS),
+]
+
+
+@pytest.fixture(scope="module")
+def voyager(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return ingested(tmp_path_factory.mktemp("voyager"), [*VOYAGER, *INTERFERENCE])
+
+
+@pytest.fixture(scope="module")
+def table(voyager: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its candidates.csv, in a folder with all that is written."""
+    out = tmp_path_factory.mktemp("candidates") / "new" / "candidates.csv"
+    candidates_of(voyager, out, pictures=2, turbo_seti=out.parent / "turbo_seti")
+    return out
+
+
+def test_voyagers_carrier_and_side_bands_are_the_candidates_and_interference_is_none(
+    voyager: Manifest, table: Path
+) -> None:
+    found = read_candidates(table)
+    assert len(found) == 3 and [each.rank for each in found] == [1, 2, 3]
+    for line in VOYAGER:
+        assert_at(nearest(found, line), line)
+    carrier = nearest(found, VOYAGER[0])
+    assert (round(carrier.frequency_mhz, 4), round(carrier.drift_rate_hz_s, 3)) == (8419.2970, -0.378)
+    assert carrier.snr == pytest.approx((carrier.snr_a1 + carrier.snr_a2 + carrier.snr_a3) / np.sqrt(3), abs=0.02)
+    # 300 in one channel of 2.8 Hz, of which 8 are summed and which the line leaves: some 100 in each ON panel.
+    assert min(carrier.snr_a1, carrier.snr_a2, carrier.snr_a3) > 80
+    assert max(map(abs, (carrier.snr_b, carrier.snr_c, carrier.snr_d))) < 4
+    assert (carrier.source, carrier.tstart_mjd) == ("VOYAGER-1", pytest.approx(57650.7820949074))
+    assert carrier.ra == pytest.approx(17.1677733) and carrier.dec == pytest.approx(12.183)
+    assert [each.picture for each in found] == ["candidates/1.png", "candidates/2.png", ""]
+    assert {each.snippet for each in found} <= set(voyager.keys_of(np.arange(len(voyager))))
+    both = interference_of(table)
+    assert len(both) == 2
+    for line in INTERFERENCE[:2]:
+        assert min(abs(float(row["frequency_mhz"]) - line.frequency_mhz) for row in both) < 3e-5
+    assert not table.with_name("submission.csv").exists()
+
+
+def test_channels_are_counted_from_the_lowest_of_the_file(table: Path) -> None:
+    carrier = nearest(read_candidates(table), VOYAGER[0])
+    lowest = HIGHEST_MHZ - (BAND.channels - 1) * CHANNEL_MHZ
+    assert abs(carrier.channel - (CARRIER_MHZ - lowest) / CHANNEL_MHZ) < 16
+    assert carrier.coarse_channel == carrier.channel // BAND.nfpc == 1
+
+
+def test_a_line_in_the_off_panels_alone_is_a_false_alarm_of_candidates_that_score_less(table: Path) -> None:
+    """The OFF line of INTERFERENCE is the one control."""
+    found = read_candidates(table)
+    rates = [each.false_alarm_rate for each in found]
+    assert rates == sorted(rates) and rates[0] == 0 and rates[-1] == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_the_same_shards_give_the_same_tables(voyager: Manifest, table: Path, tmp_path: Path) -> None:
+    candidates_of(voyager, tmp_path / "candidates.csv", pictures=2, turbo_seti=tmp_path / "turbo_seti")
+    written = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    assert len(written) == 2 + 7
+    for path in written:
+        assert path.read_bytes() == (table.parent / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_path: Path) -> None:
+    """At any place in a snippet and in a coarse channel, across the borders of both, drifting up and down."""
+    # 6.13 kHz divides neither the snippets' step of 15.3 kHz nor the coarse channels' 91.6 kHz.
+    offsets = np.arange(0.006, BAND.channels * CHANNEL_MHZ - 0.006, 0.00613)
+    drifts = np.resize([0.41, -0.27, 0.13, -0.52, 0.0, 0.33], len(offsets))
+    needles = [
+        Line("needle", HIGHEST_MHZ - offset, drift, 55.0, ON_POSITIONS)
+        for offset, drift in zip(offsets.tolist(), drifts.tolist(), strict=True)
+    ]
+    borders = HIGHEST_MHZ - np.arange(1, 4) * BAND.nfpc * CHANNEL_MHZ
+    needles += [
+        Line("border", mhz - 0.0003 * sign, 0.6 * sign, 55.0, ON_POSITIONS)
+        for mhz, sign in zip(borders, (1, -1, 1), strict=True)
+    ]
+    found = candidates_of(ingested(tmp_path, needles), tmp_path / "candidates.csv", min_snr=8.0)
+    for line in needles:
+        assert_at(nearest(found, line), line)
+    assert len(found) == len(needles) == 61
+    assert not [each for each in found if each.snr < 20]
+
+
+@pytest.mark.parametrize("options", [{}, {"channel_bin": 1, "max_drift": 0.4}])
+def test_a_second_pass_without_summing_channels_finds_the_slow_line_brighter(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = replace(BAND, coarse_channels=2, nfpc=8192)
+    line = Line("needle", config.first_mhz - 0.02, 0.01, 25.0, ON_POSITIONS)
+    files = write_files(tmp_path / "files", [line], config)
+    manifest = ingest(IngestConfig(tmp_path / "shards", tuple(files), workers=1, **options))
+    (found,) = candidates_of(manifest, tmp_path / "candidates.csv", min_snr=8.0)
+    assert_at(found, line)
+    assert (found.snr > 30) == bool(options)
+
+
+def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Path) -> None:
+    """Both have a line at the same place: two candidates, each with the start of its own cadence."""
+    config = replace(BAND, coarse_channels=2, nfpc=8192)
+    line = Line("needle", config.first_mhz - 0.02, 0.4, 80.0, ON_POSITIONS)
+    lists = [write_files(tmp_path / str(day), [line], config, tstart_later=float(day)) for day in (0, 1)]
+    (tmp_path / "two.lst").write_text("".join(f"{path}\n" for files in lists for path in files))
+    manifest = ingest(IngestConfig(tmp_path / "shards", cadences=tmp_path / "two.lst", workers=1))
+    found = candidates_of(manifest, tmp_path / "candidates.csv")
+    assert len({each.tstart_mjd for each in found}) == len(found) == 2
+    for each in found:
+        assert_at(each, line)
+
+
+def untrained(path: Path, shape: tuple[int, int, int] = (6, 16, 1024), stem: str = "sums", **canvas: Any) -> Path:
+    """Weights of a new model, which scores as the search does, but for noise."""
+    torch.manual_seed(0)
+    plain = {"canvas": "panels", "height": shape[1], "width": shape[2], "normalise": False}
+    size = CanvasConfig(**(plain | canvas))
+    model = "convnext_window" if stem == "sums" else "swin_nano"
+    state = build_model(ModelConfig(model, stem=stem), size.channels, size.height, size.width).state_dict()  # type: ignore[arg-type]
+    about = {"model": model, "stem": stem, "candidates": 2, "canvas": dataclasses.asdict(size), "shape": list(shape)}
+    save_weights(path, state, about | {"fold": 0, "auc": 0.5, "shards_identity": ""})
+    return path
+
+
+def test_by_weights_candidates_are_the_same_and_scores_are_probabilities(voyager: Manifest, tmp_path: Path) -> None:
+    found = candidates_of(voyager, tmp_path / "candidates.csv", untrained(tmp_path / "w.safetensors"))
+    for line in VOYAGER:
+        assert_at(nearest(found, line), line)
+    assert len(found) == 3 and all(0 <= each.score <= 1 for each in found)
+    assert found == sorted(found, key=lambda each: -each.score)
+
+
+def test_the_logits_of_a_snippets_lines_add_up_to_the_models_own(voyager: Manifest, tmp_path: Path) -> None:
+    """And the control's to the model's logit of the snippet with ON and OFF exchanged."""
+    from training.observation.write_findings import load_line_model
+
+    model, _ = load_line_model(untrained(tmp_path / "w.safetensors"), voyager)
+    assert model is not None
+    axes = read_observed(voyager).cadences[0].axes
+    scorer = LineScorer(axes, model.eval(), 0, CPU)
+    order = [*ON_POSITIONS, *OFF_POSITIONS]
+    images = read_snippets(voyager, np.arange(5, 13))[:, order].astype(np.float32)
+    found = scorer.score(images)
+    model.candidates = scorer._search
+    with torch.no_grad():
+        own = model(torch.from_numpy(images)).numpy()[:, 0]
+    np.testing.assert_allclose(np.logaddexp.reduce(found.needles.score, axis=1), own, atol=1e-4)
+    assert not np.allclose(np.logaddexp.reduce(found.controls.score, axis=1), own, atol=0.1)
+
+
+def test_time_bins_are_summed_as_the_weights_need_it_and_rates_stay_those_of_the_snippet() -> None:
+    """The shape of the competition, and of mid-resolution products, with weights that sum 7 time bins."""
+    axes = kaggle_axes()
+    values = noise(axes, 1)
+    add_line(values, axes, 130, 0.06, level=1.0)
+    image = values[[*ON_POSITIONS, *OFF_POSITIONS]][None]
+    whole, summed = (LineScorer(axes, None, 2, CPU, time_bins).score(image).needles for time_bins in (1, 7))
+    for found in (whole, summed):
+        assert abs(found.channel[0, 0] - 130) < 3 and abs(found.rate[0, 0] - 0.06) < 0.01
+    lines = list(
+        find_lines(
+            LineScorer(axes, None, 2, CPU, 7), axes, np.array([4]), values[None].astype(np.float16), np.array([8.0])
+        )
+    )
+    assert [(line.row, line.on) for line in lines] == [(4, True)] and abs(lines[0].fit.rate - 0.06) < 0.002
+
+
+def test_more_lines_than_one_search_proposes_are_found_in_one_snippet() -> None:
+    values = noise(FINE)
+    places = [(120, 0.3), (260, -0.4), (400, 0.1), (520, 0.6), (640, -0.2), (760, 0.5), (900, -0.6)]
+    for middle, rate in places:
+        add_line(values, FINE, middle, rate, level=4.0)
+    scorer = LineScorer(FINE, None, 2, CPU)
+    lines = list(find_lines(scorer, FINE, np.array([0]), values[None].astype(np.float16), np.array([8.0])))
+    assert sorted(round(line.fit.middle) for line in lines) == pytest.approx([middle for middle, _ in places], abs=1)
+
+
+def test_a_faint_needle_beside_bright_interference_is_found_once_this_is_blanked() -> None:
+    values = noise(FINE)
+    add_line(values, FINE, 500, 0.5, level=60.0, panels=tuple(range(6)))
+    add_line(values, FINE, 512, 0.5, level=3.0)
+    scorer = LineScorer(FINE, None, 4, CPU)
+    lines = list(find_lines(scorer, FINE, np.array([0]), values[None].astype(np.float16), np.array([8.0])))
+    needles = [line for line in lines if not line.is_interference]
+    assert len(needles) == 1 and abs(needles[0].fit.middle - 512) < 1.5 and np.isfinite(needles[0].score)
+
+
+# ---- turboSETI's formats
+
+
+def test_each_telescope_file_has_a_dat_file_with_its_header_and_the_lines_that_it_shows(table: Path) -> None:
+    folder, wanted = table.parent / "turbo_seti", [*VOYAGER, *INTERFERENCE]
+    for panel, name in enumerate(NAMES):
+        text = (folder / f"{name}.dat").read_text().splitlines()
+        fields = header_fields(BAND, panel)
+        assert text[1] == f"# File ID: {name}.h5 " and text[3] == f"# Source:{fields['source_name']}"
+        assert float(text[4].split()[2]) == pytest.approx(fields["tstart"], abs=1e-9)
+        hits = read_hits(folder / f"{name}.dat")
+        expected = sorted(
+            line.frequency_mhz + line.drift_rate_hz_s * 320 * panel / 1e6 for line in wanted if panel in line.panels
+        )
+        assert sorted(hits.mhz) == pytest.approx(expected, abs=4e-5)
+        assert set(hits.mjd) == {float(text[4].split()[2])}
+        for row, mhz in zip(hits.rows, hits.mhz, strict=True):
+            coarse, index = divmod(round((mhz - fields["fch1"]) / fields["foff"]), BAND.nfpc)
+            assert abs(int(row[5]) - index) <= 1 and 0 <= coarse < 4  # the frequency is rounded to 1 Hz
+
+
+def test_hits_of_turbo_seti_get_the_score_of_the_line_near_them(voyager: Manifest, table: Path, tmp_path: Path) -> None:
+    found = read_candidates(table)
+    second = header_fields(BAND, 2)["tstart"]
+    faint = HIGHEST_MHZ - 0.3
+    rows = [
+        (CARRIER_MHZ + CARRIER_DRIFT_HZ_S * 640 / 1e6 + 2e-5, second),  # in the third file, some channels off
+        (INTERFERENCE[0].frequency_mhz, header_fields(BAND, 0)["tstart"]),
+        (8000.0, second),
+        (CARRIER_MHZ, second + 1),
+        (faint, second),
+    ]
+    with (tmp_path / "mine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("", "SNR", "Freq", "MJD"), *((n, 30, *row) for n, row in enumerate(rows))])
+    candidates_of(voyager, tmp_path / "candidates.csv", hits=tmp_path / "mine.csv")
+    with (tmp_path / "hits.csv").open(newline="") as file:
+        scored = list(csv.DictReader(file))
+    carrier = nearest(found, VOYAGER[0])
+    assert [row["SNR"] for row in scored] == ["30"] * 5
+    assert [row["found"] for row in scored[:4]] == ["candidate", "interference", "outside", "outside"]
+    assert scored[4]["found"] in ("faint", "nothing")
+    assert (int(scored[0]["rank"]), float(scored[0]["score"])) == (carrier.rank, carrier.score)
+    assert float(scored[0]["line_mhz"]) == carrier.frequency_mhz and scored[0]["snippet"]
+    assert scored[1]["score"] == scored[2]["score"] == scored[2]["snippet"] == "" and scored[1]["snippet"]
+    # A table of candidates is the same with hits and without.
+    assert (tmp_path / "candidates.csv").read_text().count("\n") == len(found) + 1
+
+
+def test_a_faint_line_that_is_no_candidate_gives_a_hit_its_score(tmp_path: Path) -> None:
+    config = replace(BAND, coarse_channels=1)
+    line = Line("needle", config.first_mhz - 0.03, 0.3, 16.0, ON_POSITIONS)
+    files = write_files(tmp_path / "files", [line], config)
+    manifest = ingest(IngestConfig(tmp_path / "shards", tuple(files), workers=1))
+    (tmp_path / "mine.csv").write_text(f"Freq,MJD\n{line.frequency_mhz},{header_fields(config, 0)['tstart']}\n")
+    assert candidates_of(manifest, tmp_path / "candidates.csv", hits=tmp_path / "mine.csv", min_snr=30) == []
+    with (tmp_path / "hits.csv").open(newline="") as file:
+        (scored,) = csv.DictReader(file)
+    assert scored["found"] == "faint" and 3 < float(scored["score"]) < 12 and 5 < float(scored["line_snr"]) < 16
+    assert abs(float(scored["line_mhz"]) - line.frequency_mhz) < 5e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Freq,Source\n1,2\n", "lacks the columns .'MJD'.; expected turboSETI's table"),
+        ("Freq,MJD\n8419.1,57650\nsoon,57650\n", "line 3: 'soon', expected a number"),
+        ("# File ID\n000001 1 2 8419.1\n", "lacks a line '# MJD:'"),
+        ("# MJD: 57650.0\tRA\n000001\t0.1\n", "line 2: '', expected a number"),
+        ("", "lacks the columns"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_table_that_is_none_of_turbo_setis_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "mine").write_text(text)
+    with pytest.raises(InputError, match=f"--hits {tmp_path / 'mine'}.*{words}"):
+        read_hits(tmp_path / "mine")
+
+
+# ---- What is refused
+
+
+def test_a_data_set_without_frequencies_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    manifest = pack_tiny(tmp_path, train=20, test=3)
+    with pytest.raises(InputError, match=r"--candidates: .*has no frequencies; .*ingest.*Leave --candidates out"):
+        candidates_of(manifest, tmp_path / "candidates.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shape": (6, 32, 512)}, r"trained on snippets of shape \(6, 32, 512\); .* holds \(6, 16, 1024\)"),
+        ({"stem": "none", "canvas": "on_off", "height": 224, "width": 224}, "expected weights that score lines"),
+        ({"normalise": True}, "expected weights that score lines"),
+        ({"height": 8}, "expected weights that score lines"),
+    ],
+)
+def test_weights_that_do_not_score_lines_of_this_shape_are_refused(
+    voyager: Manifest, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    weights = untrained(tmp_path / "w.safetensors", **options)
+    with pytest.raises(InputError, match=words):
+        candidates_of(voyager, tmp_path / "candidates.csv", weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "words"),
+    [
+        (("none",), {}, "--weights none: is for --candidates"),
+        (("a", "b"), {"observation": CandidatesConfig(Path("c.csv"))}, "--candidates: takes one file of weights"),
+        (("a",), {"observation": CandidatesConfig(Path("c.csv")), "tta": True}, "--candidates: takes one file"),
+    ],
+)
+def test_options_that_contradict_candidates_are_refused(
+    weights: tuple[str, ...], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        InferConfig(("shards",), tuple(map(Path, weights)), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"min_snr": 3.0}, "--min-snr 3.0"), ({"pictures": -1}, "--pictures -1")]
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        CandidatesConfig(Path("c.csv"), **options)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_search(voyager: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file" / "candidates.csv", Path("/dev/null")):
+        with pytest.raises(InputError, match=f"--candidates {out}: "):
+            candidates_of(voyager, out)
+
+
+def test_an_observation_without_noise_in_some_panel_is_refused(tmp_path: Path) -> None:
+    config = replace(BAND, coarse_channels=2, nfpc=8192)
+    files = write_files(tmp_path / "files", [], config)
+    write_fbh5(files[3], np.ones((16, config.channels), np.float32), header_fields(config, 3), config.nfpc)
+    manifest = ingest(IngestConfig(tmp_path / "shards", tuple(files), workers=1))
+    with pytest.raises(InputError, match=r"each of the \d+ snippets .* has a panel without noise"):
+        candidates_of(manifest, tmp_path / "candidates.csv")
+
+
+def test_noise_alone_gives_a_table_without_rows(tmp_path: Path) -> None:
+    manifest = ingested(tmp_path, [], replace(BAND, coarse_channels=1))
+    assert candidates_of(manifest, tmp_path / "candidates.csv", turbo_seti=tmp_path / "dat") == []
+    assert interference_of(tmp_path / "candidates.csv") == []

@@ -1,0 +1,106 @@
+"""The table of candidates: candidates.csv, one row an event, best first."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from shard_tools.atomic_files import write_whole
+from shard_tools.csv_table import read_table
+from shard_tools.errors import InputError
+
+PICTURES = "candidates"
+"""Folder of the pictures, beside the table."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row; the fields are the columns, in their order. None and NaN are empty cells."""
+
+    rank: int
+    """From 1."""
+    score: float
+    """Sigmoid of a logit, 0 to 1, by trained weights; by the search alone, in standard deviations."""
+    false_alarm_rate: float
+    """Estimated share of false ones among the candidates with at least this score."""
+    frequency_mhz: float
+    """At the telescope, at the start of the first panel."""
+    drift_rate_hz_s: float
+    snr: float
+    """Of the three ON panels together, in standard deviations; the next six of each panel, in their order."""
+    snr_a1: float
+    snr_b: float
+    snr_a2: float
+    snr_c: float
+    snr_a3: float
+    snr_d: float
+    bandwidth_hz: float
+    coarse_channel: int | None
+    """Counted from the band's lowest, as `channel`; None where coarse channels are not known."""
+    channel: int
+    """Of the file, at the start of the first panel."""
+    source: str
+    ra: float
+    """Hours."""
+    dec: float
+    """Degrees."""
+    tstart_mjd: float
+    flags: str
+    """Words between spaces."""
+    snippet: str
+    """Key of the snippet."""
+    picture: str
+    """File, from the table's folder; empty where there is none."""
+
+
+COLUMNS = tuple(field.name for field in fields(Candidate))
+_DECIMALS = {
+    "false_alarm_rate": 4,
+    "frequency_mhz": 6,
+    "drift_rate_hz_s": 4,
+    "bandwidth_hz": 1,
+    "ra": 6,
+    "dec": 6,
+    "tstart_mjd": 8,
+} | dict.fromkeys([name for name in COLUMNS if name.startswith("snr")], 2)
+_TYPES = {field.name: field.type for field in fields(Candidate)}
+
+
+def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
+    """Write the table, at once or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for candidate in candidates:
+        writer.writerow([_to_cell(name, getattr(candidate, name)) for name in COLUMNS])
+    write_whole(path, text.getvalue())
+
+
+def _to_cell(name: str, value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if name in _DECIMALS:
+        return f"{value:.{_DECIMALS[name]}f}"
+    return str(value)
+
+
+def read_candidates(path: Path) -> list[Candidate]:
+    """Read what `write_candidates` wrote. Raises InputError naming the line that is not of such a table."""
+    candidates = []
+    with path.open("rb") as file:
+        for where, cells in read_table(file, str(path), COLUMNS):
+            try:
+                candidates.append(Candidate(**{name: _of_cell(name, cell) for name, cell in cells.items()}))  # type: ignore[arg-type]
+            except ValueError as error:
+                raise InputError(f"{where}: {error}, expected a row of infer.py --candidates") from None
+    return candidates
+
+
+def _of_cell(name: str, cell: str) -> object:
+    if _TYPES[name] is str:
+        return cell
+    if _TYPES[name] is float:
+        return float(cell) if cell else math.nan
+    return None if _TYPES[name] is not int and not cell else int(cell)

@@ -1,0 +1,126 @@
+"""From the lines of snippets to events of the sky: a line that overlapping snippets show is one event."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.axes import Axes
+from training.observation.snippet_lines import SnippetLine
+
+Float64s = npt.NDArray[np.float64]
+
+_APART = 4.0  # channels, and half of the widths: lines as close in all panels that show both are one
+_WHOLE = 0.9  # of a line's time bins in the snippet: with fewer it is called partial
+PARTIAL = "partial"
+"""Flag: a good part of the line lies outside of the band, or on blank values."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a snippet lies, and when it was observed."""
+
+    cadence: int
+    """Index of its cadence among those of the data set."""
+    axes: Axes
+    first_mhz: float
+    """Centre of its channel 0."""
+    flags: str
+    """Of the snippet."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the sky, as the snippet shows it in which it lies farthest from the edges."""
+
+    line: SnippetLine
+    place: Place
+    snippets: int
+    """That show it."""
+
+    @property
+    def start_mhz(self) -> float:
+        """Frequency at the start of the first panel."""
+        return self.panel_mhz(0)
+
+    def panel_mhz(self, panel: int) -> float:
+        """Frequency at the start of a panel."""
+        axes = self.place.axes
+        channel = self.line.fit.channels(axes.rows[panel, :1] - 0.5)[0]
+        return float(self.place.first_mhz + channel * axes.channel_width_hz / 1e6)
+
+    @property
+    def drift_rate_hz_s(self) -> float:
+        """Above 0 where the frequency rises."""
+        return self.place.axes.hertz_per_second(self.line.fit.rate)
+
+    @property
+    def bandwidth_hz(self) -> float:
+        """Width of the line less its drift within a time bin; at least a channel, since narrower ones are not told."""
+        return max(1.0, self.line.fit.width - abs(self.line.fit.rate)) * self.place.axes.channel_width_hz
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Of its snippet, and its own."""
+        return (*self.place.flags.split(), *([PARTIAL] if self.line.fit.inside < _WHOLE else []))
+
+
+def merge_lines(lines: Iterable[SnippetLine], places: Sequence[Place]) -> list[Event]:
+    """One event for each line of the sky, from lower to higher frequencies; `places` has one place for each row.
+
+    The score and all else are those of the snippet in which the line is farthest from the edges: another one may lack
+    the panels in which the same line would be interference.
+    """
+    placed = [_Placed.of(line, places[line.row]) for line in lines]
+    placed.sort(key=lambda each: -each.margin)
+    by_bin: dict[tuple[int, int], list[_Placed]] = defaultdict(list)
+    kept: list[_Placed] = []
+    for each in placed:
+        cadence, number = each.bin
+        near = (other for step in (-1, 0, 1) for other in by_bin[cadence, number + step])
+        same = next((other for other in near if other.is_same(each)), None)
+        if same is None:
+            kept.append(each)
+            by_bin[each.bin].append(each)
+        else:
+            same.snippets.add(each.line.row)
+    events = [Event(each.line, each.place, len(each.snippets)) for each in kept]
+    return sorted(events, key=lambda event: (event.place.cadence, event.start_mhz))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A line with its channels in all panels, counted from 0 MHz: comparable between the snippets of a cadence."""
+
+    line: SnippetLine
+    place: Place
+    channels: Float64s
+    """(P,) in the middle of each panel."""
+    margin: float
+    """Channels to the snippet's nearest edge; negative where it leaves the snippet."""
+    snippets: set[int]
+
+    @classmethod
+    def of(cls, line: SnippetLine, place: Place) -> "_Placed":
+        axes = place.axes
+        within = line.fit.channels(axes.rows)
+        margin = float(min(within.min(), axes.channels - 1 - within.max()))
+        channels = place.first_mhz * 1e6 / axes.channel_width_hz + within.mean(axis=1)
+        return cls(line, place, channels, margin, {line.row})
+
+    @property
+    def bin(self) -> tuple[int, int]:
+        """Of a table in which two lines that are the same are in one bin, or in neighbouring ones."""
+        # In a panel that shows both they are close; in the middle they differ by what rates up to the steepest cross.
+        axes = self.place.axes
+        width = 2 * axes.steepest / axes.time_bins * np.abs(axes.rows).max() + 2 * _APART + axes.channels / 8
+        return self.place.cadence, int(self.channels[[0, -1]].mean() // width)
+
+    def is_same(self, other: "_Placed") -> bool:
+        """Whether both are close to each other in all panels that show both; in at least one."""
+        shown = np.isfinite(self.line.fit.panel_snr) & np.isfinite(other.line.fit.panel_snr)
+        apart = np.abs(self.channels - other.channels)[shown]
+        most = _APART + (self.line.fit.width + other.line.fit.width) / 2
+        return bool(len(apart) and apart.max() <= most)

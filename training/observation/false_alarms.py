@@ -1,0 +1,30 @@
+"""False alarm rates, estimated by the same search with ON and OFF exchanged.
+
+Target-decoy estimation, of mass spectrometry: Elias & Gygi 2007, Nature Methods 4:207; the monotone form (q-values) is
+that of Käll et al. 2008, J. Proteome Res. 7:29.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Float64s = npt.NDArray[np.float64]
+
+
+def false_alarm_rates(scores: Float64s, control_scores: Float64s) -> Float64s:
+    """For each score s, #(control scores >= s) / #(scores >= s), at most 1, and no lower for a lower score.
+
+    It assumes that the sky of the OFF panels is like that of the ON panels: that noise and interference give as many
+    lines in A and not in B, C, D as the other way around. Real signals of B, C or D count as false alarms. With no
+    control above s it is 0, which says no more than: less than one in as many events.
+    """
+    falling = np.sort(scores)[::-1]
+    # Of equal scores all count.
+    events = len(falling) - np.searchsorted(falling[::-1], falling, "left")
+    controls = len(control_scores) - np.searchsorted(np.sort(control_scores), falling, "left")
+    rate = np.minimum(controls / np.maximum(events, 1), 1.0)
+    # The lowest at this or a lower score: whoever accepts that score accepts this one too.
+    monotone = np.minimum.accumulate(rate[::-1])[::-1]
+    order = np.argsort(-scores, kind="stable")
+    found = np.empty(len(scores))
+    found[order] = monotone
+    return found

@@ -1,0 +1,174 @@
+"""Scores for hits of turboSETI: of the best line near each one, in the snippets that hold it."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.atomic_files import write_whole
+from shard_tools.errors import InputError
+from shard_tools.manifest import Manifest
+from shard_tools.observation.header import SECONDS_A_DAY
+from training.metrics import sigmoid
+from training.observation.candidates_table import Candidate
+from training.observation.events import Event
+from training.observation.observed import Observed
+
+Int64s = npt.NDArray[np.int64]
+
+EVENT, INTERFERENCE, FAINT, NOTHING, OUTSIDE = "candidate", "interference", "faint", "nothing", "outside"
+"""What lies near a hit: a row of candidates.csv; a line in ON and OFF panels; a line too faint for the table; no line;
+or no snippet holds it."""
+ADDED = ("found", "score", "false_alarm_rate", "rank", "line_mhz", "line_drift_rate_hz_s", "line_snr", "snippet")
+LEAST_SNR = 3.0
+"""Of lines in the snippets that hold hits."""
+_NEAR = 8.0  # channels
+_COLUMNS = ("Freq", "MJD")  # of a table of events or hits
+_DAT_COLUMNS = ("TopHitNum", "DriftRate", "SNR", "Freq", "Corrected_Frequency", "ChanIndx", "FreqStart", "FreqEnd")
+
+
+@dataclass(frozen=True)
+class Hits:
+    """A table of turboSETI's."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    mhz: list[float]
+    """At the start of the file in which each was found."""
+    mjd: list[float]
+    """Start of that file."""
+
+
+def read_hits(path: Path) -> Hits:
+    """Read a table of events (.csv, with columns Freq and MJD) or of hits (.dat). Raises InputError naming the line."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--hits {path}: cannot be read ({error}); expected a .dat or .csv of turboSETI") from None
+    return _read_dat(path, lines) if lines and lines[0].startswith("#") else _read_csv(path, lines)
+
+
+def _read_csv(path: Path, lines: Sequence[str]) -> Hits:
+    columns, *rows = [*csv.reader(lines)] or [[]]
+    if missing := [name for name in _COLUMNS if name not in columns]:
+        raise InputError(f"--hits {path}: lacks the columns {missing}; expected turboSETI's table of events, or a .dat")
+    mhz, mjd = (
+        [_to_number(path, number, row, columns.index(name)) for number, row in enumerate(rows, start=2)]
+        for name in _COLUMNS
+    )
+    return Hits(columns, rows, mhz, mjd)
+
+
+def _read_dat(path: Path, lines: Sequence[str]) -> Hits:
+    heads = [line for line in lines if line.startswith("# MJD:")]
+    if not heads:
+        raise InputError(f"--hits {path}: lacks a line '# MJD:', expected a .dat of turboSETI")
+    start = _to_number(path, lines.index(heads[0]) + 1, heads[0].split()[2:3], 0)
+    numbered = [(number, line.split()) for number, line in enumerate(lines, start=1) if line and line[0] != "#"]
+    rows = [cells[: len(_DAT_COLUMNS)] for _, cells in numbered]
+    mhz = [_to_number(path, number, cells, _DAT_COLUMNS.index("Freq")) for number, cells in numbered]
+    return Hits([*_DAT_COLUMNS, "MJD"], [[*row, str(start)] for row in rows], mhz, [start] * len(rows))
+
+
+def _to_number(path: Path, line: int, cells: Sequence[str], place: int) -> float:
+    cell = cells[place] if place < len(cells) else ""
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"--hits {path}, line {line}: {cell!r}, expected a number; is it a table of turboSETI?")
+    return number
+
+
+@dataclass(frozen=True)
+class PlacedHits:
+    """Which snippets hold each hit, and in which panel it was found."""
+
+    hits: Hits
+    panels: list[tuple[int, int] | None]
+    """Cadence and panel; None where no file began at that time."""
+    rows: list[Int64s]
+    """Of the data set, the one first in which the hit is farthest from the edges."""
+
+
+def place_hits(hits: Hits, observed: Observed) -> PlacedHits:
+    """Find the snippets that hold each hit."""
+    first = np.array([place.first_mhz for place in observed.places])
+    width = np.array([place.axes.channel_width_hz / 1e6 for place in observed.places])
+    channels = np.array([place.axes.channels for place in observed.places])
+    cadence = np.array([place.cadence for place in observed.places])
+    panels = [_find_panel(mjd, observed) for mjd in hits.mjd]
+    rows = []
+    for mhz, panel in zip(hits.mhz, panels, strict=True):
+        channel = (mhz - first) / width
+        margin = np.minimum(channel, channels - 1 - channel)
+        margin[cadence != (-1 if panel is None else panel[0])] = -np.inf
+        falling = np.argsort(-margin, kind="stable")
+        rows.append(falling[margin[falling] >= -0.5])
+    return PlacedHits(hits, panels, rows)
+
+
+def _find_panel(mjd: float, observed: Observed) -> tuple[int, int] | None:
+    """The cadence and the panel that began at that time, to half a panel."""
+    for number, files in enumerate(observed.cadences):
+        since_s = np.abs((mjd - files.start_mjd) * SECONDS_A_DAY - np.array(files.axes.panel_starts_s))
+        if since_s.min() <= files.axes.time_bins * files.axes.bin_length_s / 2:
+            return number, int(since_s.argmin())
+    return None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a hit may be near to."""
+
+    ranked: Sequence[tuple[Candidate, Event]]
+    interference: Sequence[Event]
+    faint: Sequence[Event]
+    """All lines with a score, however faint."""
+    trained: bool
+    """Whether scores are logits."""
+
+
+def write_scored_hits(path: Path, placed: PlacedHits, known: Known, manifest: Manifest) -> None:
+    """Write the table with what lies near each hit; cells are empty where nothing is known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*placed.hits.columns, *ADDED])
+    for number, row in enumerate(placed.hits.rows):
+        rows, panel = placed.rows[number], placed.panels[number]
+        if panel is None or not len(rows):
+            added: tuple[object, ...] = (OUTSIDE, *[""] * (len(ADDED) - 1))
+        else:
+            added = (*_near(placed.hits.mhz[number], panel, known), manifest.key(int(rows[0])))
+        writer.writerow([*row, *added])
+    write_whole(path, text.getvalue())
+
+
+def _near(mhz: float, panel: tuple[int, int], known: Known) -> tuple[object, ...]:
+    """The cells of ADDED but for the snippet."""
+    ranked = [each for each in known.ranked if _is_near(each[1], mhz, panel)]
+    if ranked:
+        candidate, event = min(ranked, key=lambda each: each[0].rank)
+        return EVENT, candidate.score, f"{candidate.false_alarm_rate:.4f}", candidate.rank, *_line_cells(event)
+    if both := [event for event in known.interference if _is_near(event, mhz, panel)]:
+        return INTERFERENCE, "", "", "", *_line_cells(max(both, key=lambda event: event.line.snr))
+    if faint := [event for event in known.faint if _is_near(event, mhz, panel)]:
+        best = max(faint, key=lambda event: event.line.score)
+        score = float(sigmoid(np.array(best.line.score))) if known.trained else best.line.score
+        return FAINT, score, "", "", *_line_cells(best)
+    return NOTHING, *[""] * (len(ADDED) - 2)
+
+
+def _is_near(event: Event, mhz: float, panel: tuple[int, int]) -> bool:
+    apart_hz = abs(event.panel_mhz(panel[1]) - mhz) * 1e6
+    return event.place.cadence == panel[0] and apart_hz <= _NEAR * event.place.axes.channel_width_hz
+
+
+def _line_cells(event: Event) -> tuple[str, ...]:
+    return f"{event.start_mhz:.6f}", f"{event.drift_rate_hz_s:.4f}", f"{event.line.snr:.2f}"

@@ -1,0 +1,198 @@
+"""The fit of one line to a snippet: its channel, drift rate, width, and signal to noise ratio in each panel.
+
+The search (training/search.py) says where to look, to a few channels. Here every line near it is tried on the snippet's
+own values, at the times when its panels were observed.
+
+Axes: P panel, in the order of the observation; T time bin; F frequency channel; W channel beside the line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.axes import Axes
+from shard_tools.cadence import PANELS
+from training.observation import line_kernels as kernels
+from training.search import RATES
+
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+
+_STEP = 0.5  # channels from one line that is tried to the next, at the ends of the cadence too
+_FINER = 4  # times, the second time
+_CHANNELS = 9.0  # to both sides of where the search found the line
+_RATE_STEPS = 3.0  # of the search, to both sides
+_SEARCH_STEP = 1.3 / (RATES // 2)  # between the search's rates where they are widest, as a share of the steepest
+_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # channels
+_BESIDE = 64  # channels to both sides of the line, in which the noise is measured
+_GUARD = 26  # channels to both sides of the line that may be part of it
+_LEAST_BESIDE = 32  # values: fewer do not tell the noise
+_OUTLIER = 4.0  # standard deviations; noise beyond is left out where noise is measured
+_MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
+_VISIBLE = 4.0  # standard deviations: how far to both sides of its middle a line is blanked
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A line in one snippet."""
+
+    middle: float
+    """Channel of the snippet that its centre crosses in the middle of the cadence; it may lie outside."""
+    rate: float
+    """Channels a time bin."""
+    width: int
+    """Channels that hold the line, with its drift within a time bin."""
+    panel_snr: Float64s
+    """(P,) NaN where more than half of the line lies outside of the snippet or on blank values."""
+    inside: float
+    """Share of the time bins of all panels in which the line lies inside of the snippet and on values."""
+
+    def channels(self, rows: Float64s) -> Float64s:
+        """The channel at each of `rows`, in time bins from the middle of the cadence."""
+        return self.middle + self.rate * rows
+
+    def snr(self, positions: Sequence[int]) -> float:
+        """Signal to noise ratio in these panels together; NaN where it is known in none."""
+        known = self.panel_snr[list(positions)]
+        known = known[np.isfinite(known)]
+        return float(known.sum() / np.sqrt(len(known))) if len(known) else float("nan")
+
+    def best_snr(self, positions: Sequence[int]) -> float:
+        """The best of these panels; NaN where it is known in none."""
+        known = self.panel_snr[list(positions)]
+        return float(np.nanmax(known)) if np.isfinite(known).any() else float("nan")
+
+
+def to_noise_units(snippet: npt.NDArray[np.floating]) -> Float32s:
+    """A snippet (P, T, F) in standard deviations of each panel's noise above its median; blank values stay 0.
+
+    The snippet's own normalisation would do for a panel without signals; a bright line raises its standard deviation.
+    """
+    values = snippet.astype(np.float32)
+    blank = values == 0
+    for panel in range(len(values)):
+        level, noise = _median_and_noise(values[panel][~blank[panel]])
+        values[panel] = (values[panel] - level) / noise if noise else 0
+    values[blank] = 0
+    return values
+
+
+def _median_and_noise(values: Float32s) -> tuple[float, float]:
+    """Median, and standard deviation of the noise by the median absolute deviation; 0 where there is none."""
+    if len(values) < _LEAST_BESIDE:
+        return 0.0, 0.0
+    level = np.median(values)
+    return float(level), float(_MADS * np.median(np.abs(values - level)))
+
+
+def fit_line(values: Float32s, axes: Axes, channel: float, rate: float, positions: Sequence[int]) -> Fit:
+    """Fit a line to `values` (P, T, F) of `to_noise_units`, near `channel` in the middle of the cadence and `rate`.
+
+    `positions` are the panels in which it is looked for: the ON ones, or the OFF ones for a control.
+    """
+    chosen = list(positions)
+    rows = np.ascontiguousarray(axes.rows[chosen])
+    cumulated = np.zeros((len(chosen), axes.time_bins, axes.channels + 1))
+    np.cumsum(values[chosen], axis=2, out=cumulated[:, :, 1:], dtype=np.float64)
+    steepest = axes.steepest / axes.time_bins
+    rate_step = _STEP / np.abs(rows).max()
+    width = max(1.0, abs(rate))  # of a line without a width of its own: its drift within a time bin
+    reach = max(rate_step, _RATE_STEPS * _SEARCH_STEP * steepest)
+    place = _best_line(cumulated, rows, width, (rate, reach, rate_step), (channel, _CHANNELS, _STEP))
+    finer = rate_step / _FINER, _STEP / _FINER
+    place = _best_line(cumulated, rows, width, (place[0], rate_step, finer[0]), (place[1], _STEP, finer[1]))
+    return _measure(values, axes, place[1], place[0], chosen)
+
+
+Range = tuple[float, float, float]
+"""A middle, how far to both sides of it, and the step."""
+
+
+def _best_line(cumulated: Float64s, rows: Float64s, width: float, rates: Range, middles: Range) -> tuple[float, float]:
+    """Rate and middle of the line that stands out most in one, two or all of the panels (N, T, F + 1)."""
+    rate, middle = _spread(*rates), _spread(*middles)
+    sums = np.empty((len(cumulated), len(rate), len(middle)))
+    kernels.sum_lines(cumulated, rows, rate, middle, width, sums)
+    falling = -np.sort(-sums, axis=0)
+    together = (falling.cumsum(axis=0) / np.sqrt(np.arange(1, len(sums) + 1))[:, None, None]).max(axis=0)
+    best = np.unravel_index(together.argmax(), together.shape)
+    return float(rate[best[0]]), float(middle[best[1]])
+
+
+def _spread(middle: float, reach: float, step: float) -> Float64s:
+    count = int(np.ceil(reach / step))
+    return np.asarray(middle + step * np.arange(-count, count + 1), np.float64)
+
+
+def _measure(values: Float32s, axes: Axes, middle: float, rate: float, chosen: list[int]) -> Fit:
+    """Width and signal to noise ratio of a line: its sum over the root of the number of values, in the noise beside it.
+
+    The width is the one with the highest ratio in the `chosen` panels together.
+    """
+    upright = _turn_upright(values, axes, middle, rate)
+    offset = np.arange(-_BESIDE, _BESIDE + 1)
+    beside = upright[:, :, np.abs(offset) > _GUARD + abs(rate) / 2]
+    standard = np.stack([_to_standard(panel, noise) for panel, noise in zip(upright, beside, strict=True)])
+    known = np.isfinite(standard)
+    sums = np.where(known, standard, 0).sum(axis=1)
+    counts = known.sum(axis=1)
+    first, width = _best_box(sums[chosen].sum(axis=0), counts[chosen].sum(axis=0))
+    box = slice(first, first + width)
+    total, count = sums[:, box].sum(axis=1), counts[:, box].sum(axis=1)
+    full = width * axes.time_bins
+    snr = np.where(count >= full / 2, total / np.sqrt(np.maximum(count, 1)), np.nan)
+    centre = offset[first] + (width - 1) / 2
+    return Fit(middle + centre, rate, width, snr, float(count.sum() / (PANELS * full)))
+
+
+def _turn_upright(values: Float32s, axes: Axes, middle: float, rate: float) -> Float32s:
+    """(P, T, W) the channels beside a line, which is in the middle; NaN outside of the snippet and for blank values."""
+    channel = np.floor(middle + rate * axes.rows + 0.5).astype(np.int64)[..., None] + np.arange(-_BESIDE, _BESIDE + 1)
+    inside = (channel >= 0) & (channel < axes.channels)
+    found = np.take_along_axis(values, np.clip(channel, 0, axes.channels - 1), axis=2)
+    return np.where(inside & (found != 0), found, np.float32(np.nan))
+
+
+def _to_standard(panel: Float32s, beside: Float32s) -> Float32s:
+    """A panel (T, W) in standard deviations of the noise `beside` the line; all NaN where this is not known.
+
+    The mean and not the median: the sum of skewed noise has the mean's level.
+    """
+    known = beside[np.isfinite(beside)]
+    level, noise = _median_and_noise(known)
+    if not noise:
+        return np.full_like(panel, np.nan)
+    kept = known[np.abs(known - level) < _OUTLIER * noise]
+    return np.asarray((panel - kept.mean()) / kept.std(), np.float32)
+
+
+def _best_box(sums: Float64s, counts: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """First place and width of the neighbouring channels (W,) around the middle that stand out most together."""
+    best = (-np.inf, _BESIDE, 1)
+    total, count = (np.concatenate([[0], np.cumsum(each)]) for each in (sums, counts))
+    for width in _WIDTHS:
+        # Fitted lines are in the middle: of a wide one some channel, of a narrow one a neighbour at most.
+        reach = max(2.0, width / 4)
+        firsts = np.arange(np.ceil(_BESIDE - (width - 1) / 2 - reach), _BESIDE - (width - 1) / 2 + reach + 0.1)
+        firsts = firsts.astype(np.int64)
+        ratio = (total[firsts + width] - total[firsts]) / np.sqrt(np.maximum(count[firsts + width] - count[firsts], 1))
+        place = int(ratio.argmax())
+        best = max(best, (float(ratio[place]), int(firsts[place]), width))
+    return best[1], best[2]
+
+
+def blank_line(values: Float32s, axes: Axes, fit: Fit) -> None:
+    """Blank a line in `values` (P, T, F), in place: in all panels, as wide as it is visible in their sum."""
+    upright = _turn_upright(values, axes, fit.middle, fit.rate)
+    known = np.isfinite(upright)
+    profile = np.where(known, upright, 0).sum(axis=1) / np.sqrt(np.maximum(known.sum(axis=1), 1))
+    visible = (profile > _VISIBLE).any(axis=0)
+    half = fit.width // 2 + 2
+    while half < _BESIDE and (visible[_BESIDE - half] or visible[_BESIDE + half]):
+        half += 1
+    channel = np.floor(fit.channels(axes.rows) + 0.5).astype(np.int64)[..., None] + np.arange(-half, half + 1)
+    inside = (channel >= 0) & (channel < axes.channels)
+    panel, row, _ = np.nonzero(inside)
+    values[panel, row, channel[inside]] = 0

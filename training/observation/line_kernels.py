@@ -1,0 +1,40 @@
+"""The inner loop of the fit of a line, compiled by Numba.
+
+Axes: N panel, T time bin, F frequency channel; R drift rate, C channel in the middle of the cadence.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Float64s = npt.NDArray[np.float64]
+
+_kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+
+
+@_kernel
+def sum_lines(
+    cumulated: Float64s, rows: Float64s, rates: Float64s, middles: Float64s, width: float, sums: Float64s
+) -> None:
+    """Sum panels along every line into `sums` (N, R, C), over sqrt(T x width): white noise keeps its deviation of 1.
+
+    `cumulated` (N, T, F + 1) is the sum of the channels below each channel's lower edge, so that a line may have any
+    `width`, in channels, and lie anywhere between them. `rows` (N, T) are the times of the time bins, `rates` are in
+    channels per unit of `rows`. Values outside the panels count as 0.
+    """
+    panels, time_bins, edges = cumulated.shape
+    channels = edges - 1
+    scale = 1 / np.sqrt(time_bins * width)
+    for panel in range(panels):
+        for rate in range(len(rates)):
+            for middle in range(len(middles)):
+                total = 0.0
+                for row in range(time_bins):
+                    lower = middles[middle] + rates[rate] * rows[panel, row] + 0.5 - width / 2
+                    high = min(max(lower + width, 0.0), channels - 1e-9)
+                    low = min(max(lower, 0.0), channels - 1e-9)
+                    at, below = int(high), int(low)
+                    line = cumulated[panel, row]
+                    total += line[at] + (high - at) * (line[at + 1] - line[at])
+                    total -= line[below] + (low - below) * (line[below + 1] - line[below])
+                sums[panel, rate, middle] = total * scale

@@ -1,0 +1,111 @@
+"""The lines of snippets with a score for each: by trained weights, or by the search alone.
+
+Axes: B snippet, P panel (ON ones first), T time bin, F frequency channel; K line.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shard_tools.axes import Axes
+from training.candidates import PanelSums, SumWindows, WindowModel
+from training.search import Lines
+
+Float64s = npt.NDArray[np.float64]
+
+
+class ScoredLines(NamedTuple):
+    """K lines of each of B snippets."""
+
+    channel: Float64s
+    """(B, K) channel of the snippet in the middle of the cadence."""
+    rate: Float64s
+    """(B, K) in channels a time bin."""
+    score: Float64s
+    """(B, K) a logit by trained weights; standard deviations by the search alone; NaN for lines without one."""
+
+
+class FoundLines(NamedTuple):
+    """What was found in each snippet of a batch. Exchanging ON and OFF exchanges the first two, and the last two."""
+
+    needles: ScoredLines
+    """Lines on which the ON panels stand out from the OFF panels."""
+    controls: ScoredLines
+    """The same search with ON and OFF exchanged."""
+    bright_on: ScoredLines
+    """The brightest lines of the ON panels, whatever is in the OFF panels. They have no score."""
+    bright_off: ScoredLines
+    """The brightest lines of the OFF panels."""
+
+
+class LineScorer:
+    """Finds lines in snippets of one cadence and scores each one."""
+
+    def __init__(
+        self, axes: Axes, model: WindowModel | None, count: int, device: torch.device, sum_time_bins: int = 1
+    ) -> None:
+        """`model` is None to score by the search alone, with `count` lines; a model has its own number of lines.
+
+        The search and the model see sums of `sum_time_bins`, by whose root they are divided, as a canvas has them.
+        """
+        self._model = model
+        count = count if model is None else model.candidates.count
+        self._search = SumWindows(axes.summed(sum_time_bins), count).to(device).eval()
+        self._sum_time_bins, self._device = sum_time_bins, device
+
+    def score(self, snippets: npt.NDArray[np.floating]) -> FoundLines:
+        """The lines of snippets (B, P, T, F), which have the ON panels first."""
+        with torch.inference_mode():
+            panels = torch.from_numpy(snippets).to(self._device)
+            if self._sum_time_bins > 1:
+                panels = _sum_rows(panels, self._sum_time_bins)
+            sums = self._search.sum_panels(panels)
+            needles, controls = self._by_search(sums) if self._model is None else self._by_model(self._model, sums)
+            nothing = torch.zeros_like(sums.off_near)
+            bright = (self._search.find(first, second, nothing) for first, second in _both_ways(sums))
+            return FoundLines(needles, controls, *(self._to_lines(lines) for lines in bright))
+
+    def _by_search(self, sums: PanelSums) -> tuple[ScoredLines, ScoredLines]:
+        needles = self._search.find(sums.on, sums.off, sums.off_near)
+        controls = self._search.find(sums.off, sums.on, sums.on_near)
+        return self._to_lines(needles, searched(needles)), self._to_lines(controls, searched(controls))
+
+    def _by_model(self, model: WindowModel, sums: PanelSums) -> tuple[ScoredLines, ScoredLines]:
+        """A line's logit has subtracted what the model's has: a share of what speaks for lines in the other panels.
+
+        So the logits of a snippet's lines add up, as a soft maximum, to the model's own logit.
+        """
+        seen = self._search.look_at(sums)
+        by_line = model.line_logits(seen).float()
+        against = model.control_share * torch.logsumexp(by_line, 2, keepdim=True).flip(0)
+        logits = (by_line - against).unbind()
+        halves = zip(seen.channel.chunk(2), seen.rate.chunk(2), seen.evidence.chunk(2), strict=True)
+        needles, controls = (self._to_lines(Lines(*half), logit) for half, logit in zip(halves, logits, strict=True))
+        return needles, controls
+
+    def _to_lines(self, lines: Lines, score: Tensor | None = None) -> ScoredLines:
+        score = torch.full_like(lines.evidence[..., 0], torch.nan) if score is None else score
+        channel = lines.channel - self._search.channels // 2
+        rate = self._search.rates[lines.rate] / self._sum_time_bins
+        found = (each.double().cpu().numpy() for each in (channel, rate, score))
+        return ScoredLines(*found)
+
+
+def _sum_rows(panels: Tensor, time_bins: int) -> Tensor:
+    """Sum neighbouring time bins of (B, P, T, F), so that the noise stays 1."""
+    batch, positions, rows, channels = panels.shape
+    summed = panels.view(batch, positions, rows // time_bins, time_bins, channels).sum(3)
+    return summed / math.sqrt(time_bins)
+
+
+def _both_ways(sums: PanelSums) -> list[tuple[Tensor, Tensor]]:
+    return [(sums.on, sums.off), (sums.off, sums.on)]
+
+
+def searched(lines: Lines) -> Tensor:
+    """(B, K) the search's own score of lines, in standard deviations."""
+    return lines.evidence[..., 0].sinh()

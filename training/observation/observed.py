@@ -1,0 +1,96 @@
+"""Where and when the snippets of a data set were observed, with what the tables say of each cadence."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shard_tools.axes import Axes
+from shard_tools.errors import InputError
+from shard_tools.manifest import DataSet, Manifest
+from shard_tools.manifest_writer import CADENCES
+from shard_tools.observation.observed_axes import axes_of
+from shard_tools.observation.tables import Observations, read_observations
+from training.observation.events import Place
+
+
+@dataclass(frozen=True)
+class CadenceFiles:
+    """The six files of a cadence; a row of cadences.parquet."""
+
+    axes: Axes
+    sources: tuple[str, ...]
+    files: tuple[str, ...]
+    start_mjd: float
+    fch1_mhz: float
+    foff_mhz: float
+    channels: int
+    nfpc: int
+    """0 where it is not known."""
+    ra_hours: float | None
+    dec_degrees: float | None
+
+    @property
+    def source(self) -> str:
+        """Of the first file."""
+        return self.sources[0]
+
+    @property
+    def lowest_mhz(self) -> float:
+        """Centre of the lowest channel of the files."""
+        return self.fch1_mhz + min(0.0, self.foff_mhz * (self.channels - 1))
+
+    def channel_of(self, mhz: float) -> int:
+        """The files' channel nearest to a frequency, counted from the lowest."""
+        return round((mhz - self.lowest_mhz) / abs(self.foff_mhz))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All of a data set."""
+
+    cadences: list[CadenceFiles]
+    places: list[Place]
+    """Of each row."""
+
+
+def read_observed(manifest: Manifest) -> Observed:
+    """Raises InputError where a data set was not cut by `ingest`: its channels have no frequencies."""
+    axes = axes_of(manifest)
+    cadences: list[CadenceFiles] = []
+    places: list[Place] = []
+    for data_set in manifest.data_sets:
+        first = len(cadences)
+        observations = _read_one(data_set)
+        rows = observations.tables[CADENCES].to_pylist()
+        cadences += [_to_files(row, axes[first + number]) for number, row in enumerate(rows)]
+        places += [
+            Place(first + int(cadence), axes[first + int(cadence)], float(mhz), flags)
+            for cadence, mhz, flags in zip(
+                observations.cadence, observations.first_mhz, observations.flags, strict=True
+            )
+        ]
+    return Observed(cadences, places)
+
+
+def _read_one(data_set: DataSet) -> Observations:
+    observations = read_observations(data_set)
+    if observations is None:
+        raise InputError(
+            f"--candidates: {data_set.store.root} has no frequencies; expected a data set that `python -m shard_tools "
+            "ingest` cut from telescope files. Leave --candidates out for a submission with one score for each snippet"
+        )
+    return observations
+
+
+def _to_files(row: dict[str, Any], axes: Axes) -> CadenceFiles:
+    return CadenceFiles(
+        axes=axes,
+        sources=tuple(row["sources"]),
+        files=tuple(row["files"]),
+        start_mjd=row["start_mjd"],
+        fch1_mhz=row["fch1_mhz"],
+        foff_mhz=row["foff_mhz"],
+        channels=row["channels"],
+        nfpc=row["nfpc"],
+        ra_hours=row["ra_hours"],
+        dec_degrees=row["dec_degrees"],
+    )

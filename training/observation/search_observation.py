@@ -1,0 +1,119 @@
+"""The search of an observation: batch after batch from the shards, to events, false alarms and interference.
+
+Axes: B snippet, P panel, T time bin, F frequency channel.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.loader import Loader, LoaderConfig
+from pipeline.plan import Order, Share
+from shard_tools.axes import Axes
+from shard_tools.cadence import PANELS
+from shard_tools.errors import InputError
+from shard_tools.manifest import Manifest
+from shard_tools.progress import progress
+from training.candidates import WindowModel
+from training.observation.events import Event, merge_lines
+from training.observation.line_scores import LineScorer
+from training.observation.observed import Observed
+from training.observation.snippet_lines import SnippetLine, find_lines
+from training.search import RATES
+
+_LINES = 4  # of a snippet in one search, without weights
+_SUMS_BYTES = 100e6  # of a batch; the search holds a few times as much
+_EMPTY = "empty"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class How:
+    """How an observation is searched."""
+
+    model: WindowModel | None
+    """None: by the search alone."""
+    sum_time_bins: int
+    """As the model was trained."""
+    min_snr: float
+    device: torch.device
+    loader: LoaderConfig
+    watched: frozenset[int] = frozenset()
+    """Rows of which fainter lines are kept too, from `watched_snr` on."""
+    watched_snr: float = 0.0
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found, from lower to higher frequencies, cadence after cadence."""
+
+    events: list[Event]
+    """Lines in the ON panels alone."""
+    controls: list[Event]
+    """Lines in the OFF panels alone, by the same search with ON and OFF exchanged."""
+    interference: list[Event]
+    """Lines in both."""
+    faint: list[Event]
+    """Lines in the ON panels of the watched rows, whatever their SNR."""
+
+
+def search_observation(manifest: Manifest, observed: Observed, split: str, how: How) -> Findings:
+    """Search all snippets of a split. Raises InputError where no snippet has noise in all its panels."""
+    rows = _rows_with_noise(manifest, observed, split)
+    cadence = np.array([observed.places[row].cadence for row in rows])
+    lines: list[SnippetLine] = []
+    for number, files in enumerate(observed.cadences):
+        of_cadence = rows[cadence == number]
+        if len(of_cadence):
+            lines += _search_cadence(manifest, of_cadence, files.axes, how)
+    return _to_findings(lines, observed, how.min_snr)
+
+
+def _to_findings(found: list[SnippetLine], observed: Observed, min_snr: float) -> Findings:
+    """Events of the lines of all snippets.
+
+    A snippet that holds only a part of a line may lack the panels in which it is interference. So lines of interference
+    are merged with both the others, and the snippet that shows a line best decides what it is.
+    """
+    lines = [line for line in found if line.snr >= min_snr]
+    faint = [line for line in found if line.snr < min_snr and line.on and not line.is_interference]
+    in_both = [line for line in lines if line.is_interference]
+    halves = []
+    for on in (True, False):
+        in_half = [line for line in lines if line.on == on and not line.is_interference]
+        merged = merge_lines(in_both + in_half, observed.places)
+        halves.append([event for event in merged if event.line.can_be_judged and not event.line.is_interference])
+    return Findings(halves[0], halves[1], *(merge_lines(each, observed.places) for each in (in_both, faint)))
+
+
+def _rows_with_noise(manifest: Manifest, observed: Observed, split: str) -> npt.NDArray[np.int64]:
+    rows = manifest.rows(split)
+    kept = np.array([row for row in rows.tolist() if _EMPTY not in observed.places[row].flags.split()], np.int64)
+    if not len(kept):
+        raise InputError(
+            f"--candidates: each of the {len(rows):,} snippets of {manifest.root} has a panel without noise (flag "
+            f"{_EMPTY}); expected data in all six files: look at what the files hold, and ingest again"
+        )
+    if len(kept) < len(rows):
+        _log.warning("%d of %d snippets have a panel without noise and are left out", len(rows) - len(kept), len(rows))
+    return kept
+
+
+def _search_cadence(manifest: Manifest, rows: npt.NDArray[np.int64], axes: Axes, how: How) -> Iterator[SnippetLine]:
+    scorer = LineScorer(axes, how.model, _LINES, how.device, how.sum_time_bins)
+    batch_size = max(1, int(_SUMS_BYTES / (4 * PANELS * RATES * 2 * axes.channels)))
+    share = Share(len(rows), min(batch_size, len(rows)))
+    order = Order(rows, manifest.target[rows], "sequential")
+    loader = Loader(manifest, order, share, None, config=how.loader)
+    try:
+        for batch in progress(loader, len(loader), "search", "batches"):
+            counts = batch.counts.numpy()
+            found, snippets = batch.row.numpy()[counts], batch.image.numpy()[counts]
+            least = np.array([how.watched_snr if row in how.watched else how.min_snr for row in found.tolist()])
+            yield from find_lines(scorer, axes, found, snippets, least)
+    finally:
+        loader.close()

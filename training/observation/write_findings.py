@@ -1,0 +1,130 @@
+"""Score an observation and write what was found: the command behind `infer.py --candidates`."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.canvas import CanvasConfig
+from pipeline.loader import LoaderConfig
+from shard_tools.atomic_files import is_stream
+from shard_tools.errors import InputError
+from shard_tools.manifest import Manifest
+from training.candidates import WindowModel
+from training.observation.candidates_table import Candidate, write_candidates
+from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
+from training.observation.interference import write_interference
+from training.observation.observed import read_observed
+from training.observation.ranking import rank_events
+from training.observation.search_observation import Findings, How, search_observation
+from training.observation.turbo_seti import write_turbo_seti
+from training.prediction import load_trained
+
+NO_WEIGHTS = Path("none")
+"""Stands for the search alone where weights are asked for."""
+INTERFERENCE, HITS = "interference.csv", "hits.csv"
+"""Beside the table of candidates."""
+
+
+@dataclass(frozen=True)
+class CandidatesConfig:
+    """What is written of an observation."""
+
+    candidates: Path | None = None
+    """For shards that `python -m shard_tools ingest` cut: write a ranked table of candidates here (.csv), and
+    interference.csv beside it, in place of a submission. --weights none ranks them by the search alone."""
+    min_snr: float = 6.0
+    """Least signal to noise ratio of a candidate, in its three ON panels together. Noise alone reaches 6 in about one
+    of some thousand snippets."""
+    pictures: int = 20
+    """Number of candidates that get a picture."""
+    turbo_seti: Path | None = None
+    """Folder for what was found in the formats of turboSETI: a .dat file for each telescope file, and events.csv."""
+    hits: Path | None = None
+    """Hits (.dat) or events (.csv) of turboSETI: write them with the score of the best line near each, as hits.csv
+    beside the table of candidates."""
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.min_snr <= 1e6:
+            raise InputError(f"--min-snr {self.min_snr}: expected 4 or more; noise alone reaches 4 in every snippet")
+        if self.pictures < 0:
+            raise InputError(f"--pictures {self.pictures}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was found and written."""
+
+    candidates: list[Candidate]
+    findings: Findings
+    paths: list[Path]
+
+
+def load_line_model(weights: Path, manifest: Manifest) -> tuple[WindowModel | None, int]:
+    """A model that scores lines, and the time bins that it sums; None for the search alone.
+
+    Raises InputError where the weights are of another kind or for another shape.
+    """
+    if weights == NO_WEIGHTS:
+        return None, 1
+    trained = load_trained(weights, manifest, tta=False)
+    model, canvas = trained.model, trained.canvas
+    time_bins, channels = manifest.shape[1:]
+    summed = canvas.sum_time_bins
+    plain = CanvasConfig("panels", time_bins // summed, channels, summed, normalise=False)
+    if not isinstance(model, WindowModel) or canvas != plain:
+        raise InputError(
+            f"{weights}: trained with --canvas {canvas.canvas} to give one score for a snippet, expected weights that "
+            "score lines: train with a preset that has --stem sums on panels that are neither resized nor normalised, "
+            "or give --weights none to rank by the search alone"
+        )
+    return model, summed
+
+
+def _check_out(out: Path) -> None:
+    """Make the folder of the table. Raises InputError where it could not be written, before the search."""
+    if out.is_dir() or is_stream(out):
+        raise InputError(f"--candidates {out}: not a regular file, expected the name of a table such as candidates.csv")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--candidates {out}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def find_candidates(
+    config: CandidatesConfig,
+    manifest: Manifest,
+    split: str,
+    weights: Path,
+    loader: LoaderConfig,
+    device: torch.device,
+) -> Written:
+    """Search the snippets of a split, rank what was found, and write candidates.csv and interference.csv.
+
+    Raises InputError where the data set is no observation, the weights do not fit, or no snippet can be searched.
+    """
+    assert config.candidates is not None
+    _check_out(config.candidates)
+    observed = read_observed(manifest)
+    placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
+    model, summed = load_line_model(weights, manifest)
+    if model is not None:
+        model = model.to(device).eval()
+    watched = frozenset(int(row) for rows in placed.rows for row in rows) if placed else frozenset()
+    how = How(model, summed, config.min_snr, device, loader, watched, LEAST_SNR)
+    findings = search_observation(manifest, observed, split, how)
+    candidates, events = rank_events(findings, observed, manifest, trained=model is not None, pictures=config.pictures)
+    ranked = list(zip(candidates, events, strict=True))
+    paths = [config.candidates, config.candidates.with_name(INTERFERENCE)]
+    write_candidates(paths[0], candidates)
+    write_interference(paths[1], findings.interference, [(each.source, each.start_mjd) for each in observed.cadences])
+    if config.turbo_seti is not None:
+        paths += write_turbo_seti(config.turbo_seti, findings, ranked, observed)
+    if placed is not None:
+        paths.append(config.candidates.with_name(HITS))
+        known = Known(ranked, findings.interference, findings.faint, model is not None)
+        write_scored_hits(paths[-1], placed, known, manifest)
+    return Written(candidates, findings, paths)
