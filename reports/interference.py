@@ -1,10 +1,12 @@
 """What interference an observation holds, by frequency."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -13,62 +15,66 @@ from reports.plots import OFF_COLOUR, ON_COLOUR, to_png
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.csv_table import read_table
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidate_table import CandidateRow, to_number
+from shard_tools.observation.candidates_table import Candidate
+from shard_tools.observation.lines import to_number
 from shard_tools.observation.tables import Observations
 
 Floats = npt.NDArray[np.floating]
-_FREQUENCY = "frequency_mhz"
+_COLUMNS = ("frequency_mhz", "snr_off")
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 10 and 1.02 where a logarithmic axis would have powers of 10
+_POINTS: Mapping[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "", "alpha": 0.8}
 
 
 def read_interference(path: Path) -> Floats:
-    """The frequencies (MHz) of a table of interference; empty where there is none."""
+    """Frequency (MHz) and SNR in the OFF panels of the lines of interference.csv (n, 2); none where it is absent."""
     if not path.is_file():
-        return np.empty(0)
+        return np.empty((0, 2))
     with path.open("rb") as file:
-        rows = read_table(file, str(path), [_FREQUENCY])
-        return np.array([to_number(where, _FREQUENCY, cells[_FREQUENCY]) for where, cells in rows])
+        rows = [[to_number(where, name, cells[name]) for name in _COLUMNS]
+                for where, cells in read_table(file, str(path), _COLUMNS)]  # fmt: skip
+    return np.array(rows, np.float64).reshape(-1, 2)
 
 
-def draw_interference(
-    observed: Sequence[Observations], manifest: Manifest, candidates: Sequence[CandidateRow], interference: Floats
-) -> list[Picture]:
-    """A chart of each data set: the strongest panel of each snippet, ON and OFF, with candidates and interference."""
+def draw_lines(candidates: Sequence[Candidate], interference: Floats) -> Picture:
+    """Candidates and lines of interference by frequency and SNR."""
+    figure, axes = _chart()
+    found = np.array([(each.frequency_mhz, each.snr) for each in candidates]).reshape(-1, 2)
+    axes.plot(*interference.T, color=OFF_COLOUR, label="interference, in its best OFF panel", **_POINTS)
+    axes.plot(*found.T, color=ON_COLOUR, label="candidates, in the ON panels", **_POINTS)
+    axes.set_yscale("log" if len(found) + len(interference) else "linear")
+    axes.set_ylabel("SNR")
+    _finish(axes)
+    return to_picture(to_png(figure), "SNR of candidates and of interference by frequency", "Lines that were found")
+
+
+def draw_strengths(observed: Sequence[Observations], manifest: Manifest) -> list[Picture]:
+    """A chart of each data set: how much the strongest ON and OFF panel of each snippet vary."""
     pictures = []
     for observations in observed:
         widths = np.array([cadence.channel_width_hz for cadence in observations.cadences])[observations.cadence]
-        middle = observations.first_mhz + (manifest.shape[2] - 1) / 2 * widths / 1e6
-        found = np.array([candidate.frequency_mhz for candidate in candidates])
-        figure = _draw(middle, observations.scale, found, interference)
-        pictures.append(to_picture(to_png(figure), "strength of ON and OFF panels by frequency"))
+        mhz = observations.first_mhz + (manifest.shape[2] - 1) / 2 * widths / 1e6
+        figure, axes = _chart()
+        for name, panels, colour in (("OFF", OFF_POSITIONS, OFF_COLOUR), ("ON", ON_POSITIONS, ON_COLOUR)):
+            strongest = observations.scale[:, list(panels)].max(axis=1)
+            axes.plot(mhz, strongest, color=colour, label=f"strongest {name} panel of a snippet", **_POINTS)
+        axes.set_yscale("log")
+        axes.set_ylabel("times the receiver's noise")
+        _finish(axes)
+        title = "How much snippets vary"
+        pictures.append(to_picture(to_png(figure), "standard deviation of each snippet by frequency", title))
     return pictures
 
 
-def _draw(mhz: Floats, scale: Floats, candidates: Floats, interference: Floats) -> Figure:
-    """`scale` (snippets, P) at the middles `mhz` of the snippets, in those of the receiver's noise."""
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    order = np.argsort(mhz)
-    for name, panels, colour in (("OFF", OFF_POSITIONS, OFF_COLOUR), ("ON", ON_POSITIONS, ON_COLOUR)):
-        strongest = scale[order][:, list(panels)].max(axis=1)
-        axes.plot(mhz[order], strongest, ".", markersize=4, color=colour, alpha=0.7, label=f"strongest {name} panel")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    top = axes.get_xaxis_transform()
-    for name, places, marker, height in (
-        ("interference", interference, "x", 1.03),
-        ("candidates", candidates, 7, 1.08),
-    ):
-        if len(places):
-            colour = OFF_COLOUR if marker == "x" else ON_COLOUR
-            axes.plot(
-                places, np.full(len(places), height), marker=marker, linestyle="", markersize=5, color=colour,
-                transform=top, clip_on=False, label=name,
-            )  # fmt: skip
+def _chart() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _finish(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(_PLAIN)
+    axes.yaxis.set_minor_formatter(_PLAIN)
     axes.set_xlabel("frequency (MHz)")
-    axes.set_ylabel("times the receiver's noise")
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    return figure
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)

@@ -12,18 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from reports.event_waterfalls import EventLine, Panels, draw_event
-from reports.interference import draw_interference, read_interference
+from reports.interference import draw_lines, draw_strengths, read_interference
 from reports.page import Block, Picture, Section, to_picture, write_page
 from reports.plots import to_png
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidate_table import CandidateRow, read_candidates
+from shard_tools.observation.candidates_table import Candidate, read_candidates
+from shard_tools.observation.lines import TRUTH_TABLE, read_truth
+from shard_tools.observation.recall import RecallConfig, find_needles, group_needles
 from shard_tools.observation.tables import Observations, ObservedCadence, read_observations
 from shard_tools.sample import read_snippet_of
 
-SHOWN = 20
-"""Candidates with a picture, and rows of the table on the page."""
+_LISTED = 50  # rows of the table on the page
 _HEADINGS = (
     "rank", "MHz", "Hz/s", "SNR", "score", "false alarm rate", "bandwidth (Hz)", "coarse channel", "source", "flags",
 )  # fmt: skip
@@ -44,8 +45,12 @@ _PICTURES = (
     "and one in a flagged snippet."
 )
 _INTERFERENCE = (
-    "How much more the values of each snippet vary than the receiver's noise does: 1 is noise alone. What stands out "
-    "in ON and OFF alike is interference. Candidates among it deserve the least trust."
+    "Lines that are in ON and OFF panels, and how much more the values of each snippet vary than the receiver's noise: "
+    "1 is noise alone. What stands out in ON and OFF alike is interference. Trust a candidate in its midst the least."
+)
+_SNR = (
+    "Their SNR is that of one panel in one channel of the file, if the needle did not drift; drift and summed channels "
+    "lower it."
 )
 
 
@@ -99,22 +104,24 @@ class ObservedSnippets:
         )
 
 
-def write_observation_report(table: Path, manifest: Manifest, weights: Sequence[str] = (), shown: int = SHOWN) -> Path:
-    """Draw the first candidates of a table, write a page beside it, and return the page's path.
+def write_observation_report(table: Path, manifest: Manifest, weights: Sequence[str] = ()) -> Path:
+    """Draw the candidates for which a table names a picture, write a page beside it, and return the page's path.
 
-    Pictures are written where the table's column `picture` says. Raises InputError where the table, or a snippet
-    that it names, cannot be read.
+    The page also tells which added needles were found, where truth.csv of `inject` lies beside the shards. Raises
+    InputError where the table, or a snippet that it names, cannot be read.
     """
     candidates = read_candidates(table)
     snippets = ObservedSnippets(manifest)
-    pictures = [write_picture(table, snippets, candidate) for candidate in candidates[:shown]]
+    pictures = [write_picture(table, snippets, candidate) for candidate in candidates if candidate.picture]
     interference = read_interference(table.with_name("interference.csv"))
-    charts = draw_interference([observed for _, observed in snippets.observed], manifest, candidates, interference)
+    charts = [draw_lines(candidates, interference)]
+    charts += draw_strengths([observed for _, observed in snippets.observed], manifest)
     blocks = [
         Block("", _ABOUT, numbers=_headline(candidates, snippets, len(interference))),
-        Block("The table", _FALSE_ALARMS, table=_to_table(candidates[:shown])),
+        Block("The table", _FALSE_ALARMS, table=_to_table(candidates[:_LISTED])),
         Block("Pictures", _PICTURES, pictures=pictures),
         Block("Interference by frequency", _INTERFERENCE, pictures=charts, is_wide=True),
+        *_added(table, candidates, manifest),
         *_searched(snippets, weights),
     ]
     if not candidates:
@@ -126,7 +133,7 @@ def write_observation_report(table: Path, manifest: Manifest, weights: Sequence[
     return page
 
 
-def write_picture(table: Path, snippets: ObservedSnippets, candidate: CandidateRow) -> Picture:
+def write_picture(table: Path, snippets: ObservedSnippets, candidate: Candidate) -> Picture:
     """Draw one candidate, write it to the file that the table names, and return it with what is known about it."""
     place = snippets.find(candidate.snippet)
     if place is None:
@@ -135,13 +142,12 @@ def write_picture(table: Path, snippets: ObservedSnippets, candidate: CandidateR
             "not hold; give the shards that were scored"
         )
     line = EventLine(candidate.frequency_mhz, candidate.drift_rate_hz_s)
-    png = to_png(draw_event(snippets.panels(place), line, candidate.panel_snr))
-    if candidate.picture:
-        path = table.parent / candidate.picture
-        if not path.resolve().is_relative_to(table.parent.resolve()):
-            raise InputError(f"{table}: picture {candidate.picture!r} leads out of its folder; expected a path inside")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, png, durable=False)
+    png = to_png(draw_event(snippets.panels(place), line, candidate.panel_snrs))
+    path = table.parent / candidate.picture
+    if not path.resolve().is_relative_to(table.parent.resolve()):
+        raise InputError(f"{table}: picture {candidate.picture!r} leads out of its folder; expected a path inside")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, png, durable=False)
     title = f"{candidate.rank}: {candidate.frequency_mhz:.6f} MHz"
     lines = [
         f"score {_said(candidate.score, '.3f')}, false alarm rate {_said(candidate.false_alarm_rate, '.2g')}",
@@ -158,7 +164,7 @@ def _said(value: float, form: str) -> str:
 
 
 def _headline(
-    candidates: Sequence[CandidateRow], snippets: ObservedSnippets, interference: int
+    candidates: Sequence[Candidate], snippets: ObservedSnippets, interference: int
 ) -> list[tuple[str, str, str]]:
     numbers = [(f"{len(candidates):,}", "candidates", "")]
     likely = sum(candidate.false_alarm_rate <= 0.1 for candidate in candidates)
@@ -169,11 +175,11 @@ def _headline(
     return numbers
 
 
-def _to_table(candidates: Sequence[CandidateRow]) -> list[Sequence[str]]:
+def _to_table(candidates: Sequence[Candidate]) -> list[Sequence[str]]:
     return [_HEADINGS, *map(_to_cells, candidates)]
 
 
-def _to_cells(candidate: CandidateRow) -> Sequence[str]:
+def _to_cells(candidate: Candidate) -> Sequence[str]:
     """In the order of _HEADINGS."""
     return (
         f"{candidate.rank}",
@@ -183,10 +189,26 @@ def _to_cells(candidate: CandidateRow) -> Sequence[str]:
         _said(candidate.score, ".3f"),
         _said(candidate.false_alarm_rate, ".2g"),
         _said(candidate.bandwidth_hz, ".0f"),
-        f"{candidate.coarse_channel}" if candidate.coarse_channel >= 0 else "not known",
+        "not known" if candidate.coarse_channel is None else f"{candidate.coarse_channel}",
         candidate.source,
         candidate.flags,
     )
+
+
+def _added(table: Path, candidates: Sequence[Candidate], manifest: Manifest) -> list[Block]:
+    """Which of the needles that `inject` added are among the candidates; nothing where it added none."""
+    truth = Path(manifest.root) / TRUTH_TABLE if isinstance(manifest.root, Path) else None
+    if truth is None or not truth.is_file():
+        return []
+    found = find_needles(candidates, read_truth(truth), RecallConfig(table, truth))
+    if not found:
+        return []
+    hits = sum(each.candidate is not None for each in found)
+    rows: list[Sequence[str]] = [("", "", "found", "of", "recall")]
+    for name, groups in group_needles(found).items():
+        rows += [(name, g.name, f"{g.found}", f"{g.needles}", f"{g.found / g.needles:.0%}") for g in groups]
+    text = f"{hits} of {len(found)} simulated needles are in the table, so these are not all of the sky. {_SNR}"
+    return [Block("Added needles that were found", text, table=rows)]
 
 
 def _searched(snippets: ObservedSnippets, weights: Sequence[str]) -> list[Block]:

@@ -15,7 +15,7 @@ import pytest
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
-from shard_tools.observation.candidate_table import read_candidates
+from shard_tools.observation.candidates_table import read_candidates
 from shard_tools.observation.ingest import ingest, plan_ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.inject import InjectConfig, draw_needles, inject
@@ -97,6 +97,29 @@ def test_needles_lie_evenly_in_the_band_for_the_whole_cadence(files: list[Path],
         assert all(abs(line.drift_rate_hz_s) <= 4 and 10 <= line.snr <= 90 for line in needles)
     drifts = [line.drift_rate_hz_s for number in range(40) for line in draw_needles(plan, asked, number)]
     assert min(drifts) < -3 and max(drifts) > 3
+
+
+def test_a_steep_needle_is_where_it_was_in_every_time_bin_borders_and_pauses_included(
+    files: list[Path], plain: Manifest, tmp_path: Path
+) -> None:
+    inject(config(tmp_path / "out", files, needles=5))
+    difference = noise(read_manifest(tmp_path / "out")) - noise(plain)
+    observed = read_observations(plain.data_sets[0])
+    assert observed is not None
+    (cadence,) = observed.cadences
+    middle_s = cadence.row_starts_s(SPECTRA) + cadence.bin_length_s / 2
+    found = 0
+    for line in (each.line for each in read_truth(tmp_path / "out" / "truth.csv")):
+        mhz = line.frequency_mhz + line.drift_rate_hz_s * middle_s / 1e6
+        for row, first_mhz in enumerate(observed.first_mhz):
+            expected = (mhz - first_mhz) * 1e6 / cadence.channel_width_hz
+            for panel in ON_POSITIONS:
+                for channel, values in zip(expected[panel], difference[row, panel], strict=True):
+                    if 8 <= channel <= 1015:
+                        # 4 Hz/s cross three channels in a time bin.
+                        assert values[int(channel) - 3 : int(channel) + 5].sum() > 0.6 * line.snr / np.sqrt(8 * SPECTRA)
+                        found += 1
+    assert found >= 5 * 3 * SPECTRA * 0.9
 
 
 def test_the_place_in_the_coarse_channel_counts_from_its_lowest_frequency(files: list[Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Axes: T spectrum, F channel.
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import ON_POSITIONS
 from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
-from shard_tools.observation.candidate_table import to_number
 
 TRUTH_TABLE = "truth.csv"
 TRUTH = ("kind", "frequency_mhz", "drift_rate_hz_s", "snr", "panels", "tstart_mjd", "place")
@@ -115,3 +115,13 @@ def _to_true_line(where: str, cells: dict[str, str]) -> TrueLine:
         tuple(int(panel) for panel in panels),
     )
     return TrueLine(line, numbers["tstart_mjd"], numbers["place"])
+
+
+def to_number(where: str, name: str, text: str) -> float:
+    """A cell's number; NaN where it is empty. Raises InputError naming the place and the column."""
+    if not text:
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where}: {name} {text!r}, expected a number") from None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tyro
 
 from shard_tools.errors import InputError
-from shard_tools.observation.candidate_table import CandidateRow, read_candidates
+from shard_tools.observation.candidates_table import Candidate, read_candidates
 from shard_tools.observation.lines import TrueLine, read_truth
 
 _SAME_START_DAYS = 1e-5  # about a second
@@ -50,7 +50,7 @@ class Found:
     """A needle, and the candidate that is it."""
 
     needle: TrueLine
-    candidate: CandidateRow | None
+    candidate: Candidate | None
     """The best-ranked one; None where there is none."""
 
     @property
@@ -77,7 +77,7 @@ class Group:
     found: int
 
 
-def find_needles(candidates: Sequence[CandidateRow], truth: Sequence[TrueLine], config: RecallConfig) -> list[Found]:
+def find_needles(candidates: Sequence[Candidate], truth: Sequence[TrueLine], config: RecallConfig) -> list[Found]:
     """For each needle of a table of truth, lines in the ON panels alone, the best-ranked candidate that is it."""
     counted = [each for each in candidates if not each.false_alarm_rate > config.most_false_alarms]
     counted.sort(key=lambda each: each.rank)
