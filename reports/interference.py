@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from reports.page import Picture, to_picture
 from reports.plots import OFF_COLOUR, ON_COLOUR, to_png
@@ -21,7 +21,7 @@ from shard_tools.observation.tables import Observations
 
 Floats = npt.NDArray[np.floating]
 _COLUMNS = ("frequency_mhz", "snr_off")
-_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 10 and 1.02 where a logarithmic axis would have powers of 10
+_WIDE_SPAN = 5.0
 _POINTS: Mapping[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "", "alpha": 0.8}
 
 
@@ -41,9 +41,8 @@ def draw_lines(candidates: Sequence[Candidate], interference: Floats) -> Picture
     found = np.array([(each.frequency_mhz, each.snr) for each in candidates]).reshape(-1, 2)
     axes.plot(*interference.T, color=OFF_COLOUR, label="interference, in its best OFF panel", **_POINTS)
     axes.plot(*found.T, color=ON_COLOUR, label="candidates, in the ON panels", **_POINTS)
-    axes.set_yscale("log" if len(found) + len(interference) else "linear")
     axes.set_ylabel("SNR")
-    _finish(axes)
+    _finish(axes, np.concatenate([found, interference])[:, 1])
     return to_picture(to_png(figure), "SNR of candidates and of interference by frequency", "Lines that were found")
 
 
@@ -57,9 +56,8 @@ def draw_strengths(observed: Sequence[Observations], manifest: Manifest) -> list
         for name, panels, colour in (("OFF", OFF_POSITIONS, OFF_COLOUR), ("ON", ON_POSITIONS, ON_COLOUR)):
             strongest = observations.scale[:, list(panels)].max(axis=1)
             axes.plot(mhz, strongest, color=colour, label=f"strongest {name} panel of a snippet", **_POINTS)
-        axes.set_yscale("log")
         axes.set_ylabel("times the receiver's noise")
-        _finish(axes)
+        _finish(axes, observations.scale)
         title = "How much snippets vary"
         pictures.append(to_picture(to_png(figure), "standard deviation of each snippet by frequency", title))
     return pictures
@@ -70,9 +68,14 @@ def _chart() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _finish(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(_PLAIN)
-    axes.yaxis.set_minor_formatter(_PLAIN)
+def _finish(axes: Axes, heights: Floats) -> None:
+    """Names and ticks; the axis of the `heights` is logarithmic where they span more than a factor of five."""
+    heights = heights[np.isfinite(heights) & (heights > 0)]
+    if len(heights) and heights.max() > _WIDE_SPAN * heights.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # 20, not 2 x 10^1
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("frequency (MHz)")
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(6))

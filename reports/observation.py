@@ -36,7 +36,8 @@ _ABOUT = (
 _FALSE_ALARMS = (
     "The false alarm rate is the share of candidates with at least this score that chance or interference would give, "
     "estimated by the same search with ON and OFF exchanged. 0.1 means: of ten such candidates expect one by chance. "
-    "It assumes that the sky and the interference are alike in ON and OFF."
+    "It is 0 where the exchanged search found nothing of this score. It assumes that the sky and the interference are "
+    "alike in ON and OFF."
 )
 _PICTURES = (
     "Time runs down; each panel is drawn when it was observed, with the pauses between. Red arrowheads in the pauses "
@@ -217,6 +218,8 @@ def _searched(snippets: ObservedSnippets, weights: Sequence[str]) -> list[Block]
     rows = [("shards", str(snippets.manifest.root))]
     if weights:
         rows.append(("weights", ", ".join(weights)))
+    if list(weights) == ["none"]:
+        rows.append(("score", "of the search alone, in standard deviations of the noise"))
     for _, observed in snippets.observed:
         rows.append(("observed", observed.describe(channels)))
         starts = ", ".join(f"{start:.0f}" for start in observed.cadences[0].panel_start_s)
