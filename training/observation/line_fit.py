@@ -29,7 +29,9 @@ _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # channels
 _BESIDE = 64  # channels to both sides of the line, in which the noise is measured
 _GUARD = 26  # channels to both sides of the line that may be part of it
 _LEAST_BESIDE = 32  # values: fewer do not tell the noise
+_FOR_NOISE = 4096  # values of a panel: enough for its noise to 2 %; that of a line is measured beside it
 _OUTLIER = 4.0  # standard deviations; noise beyond is left out where noise is measured
+_FIRST_NOISE, _CLIPPINGS = 2.0, 3  # of the panel's noise, which that beside the line need not be; rounds
 _MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
 _VISIBLE = 4.0  # standard deviations: how far to both sides of its middle a line is blanked
 
@@ -73,7 +75,8 @@ def to_noise_units(snippet: npt.NDArray[np.floating]) -> Float32s:
     values = snippet.astype(np.float32)
     blank = values == 0
     for panel in range(len(values)):
-        level, noise = _median_and_noise(values[panel][~blank[panel]])
+        known = values[panel][~blank[panel]]
+        level, noise = _median_and_noise(known[:: 1 + len(known) // _FOR_NOISE])
         values[panel] = (values[panel] - level) / noise if noise else 0
     values[blank] = 0
     return values
@@ -133,8 +136,7 @@ def _measure(values: Float32s, axes: Axes, middle: float, rate: float, chosen: l
     """
     upright = _turn_upright(values, axes, middle, rate)
     offset = np.arange(-_BESIDE, _BESIDE + 1)
-    beside = upright[:, :, np.abs(offset) > _GUARD + abs(rate) / 2]
-    standard = np.stack([_to_standard(panel, noise) for panel, noise in zip(upright, beside, strict=True)])
+    standard = _to_standard(upright, np.abs(offset) > _GUARD + abs(rate) / 2)
     known = np.isfinite(standard)
     sums = np.where(known, standard, 0).sum(axis=1)
     counts = known.sum(axis=1)
@@ -155,17 +157,23 @@ def _turn_upright(values: Float32s, axes: Axes, middle: float, rate: float) -> F
     return np.where(inside & (found != 0), found, np.float32(np.nan))
 
 
-def _to_standard(panel: Float32s, beside: Float32s) -> Float32s:
-    """A panel (T, W) in standard deviations of the noise `beside` the line; all NaN where this is not known.
+def _to_standard(upright: Float32s, beside: npt.NDArray[np.bool_]) -> Float32s:
+    """Panels (P, T, W) in standard deviations of the noise in the channels `beside` (W,) the line.
 
-    The mean and not the median: the sum of skewed noise has the mean's level.
+    All NaN in a panel of which this is not known. The mean and not the median: the sum of skewed noise has the mean's
+    level.
     """
-    known = beside[np.isfinite(beside)]
-    level, noise = _median_and_noise(known)
-    if not noise:
-        return np.full_like(panel, np.nan)
-    kept = known[np.abs(known - level) < _OUTLIER * noise]
-    return np.asarray((panel - kept.mean()) / kept.std(), np.float32)
+    values = upright[:, :, beside]
+    finite = np.isfinite(values)
+    values = np.where(finite, values, 0)
+    level, noise = np.zeros((len(values), 1, 1)), np.full((len(values), 1, 1), _FIRST_NOISE)
+    for _ in range(_CLIPPINGS):
+        kept = finite & (np.abs(values - level) < _OUTLIER * noise)
+        count = np.maximum(kept.sum(axis=(1, 2), keepdims=True), 1)
+        level = np.where(kept, values, 0).sum(axis=(1, 2), keepdims=True) / count
+        noise = np.sqrt((np.where(kept, values - level, 0) ** 2).sum(axis=(1, 2), keepdims=True) / count)
+    noise[(count < _LEAST_BESIDE) | (noise == 0)] = np.nan
+    return np.asarray((upright - level) / noise, np.float32)
 
 
 def _best_box(sums: Float64s, counts: npt.NDArray[np.int64]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ Float64s = npt.NDArray[np.float64]
 
 
 class ScoredLines(NamedTuple):
-    """K lines of each of B snippets."""
+    """K lines of each of B snippets, those first that stand out most."""
 
     channel: Float64s
     """(B, K) channel of the snippet in the middle of the cadence."""
@@ -27,6 +27,8 @@ class ScoredLines(NamedTuple):
     """(B, K) in channels a time bin."""
     score: Float64s
     """(B, K) a logit by trained weights; standard deviations by the search alone; NaN for lines without one."""
+    searched: Float64s
+    """(B, K) the search's own score, in standard deviations."""
 
 
 class FoundLines(NamedTuple):
@@ -91,7 +93,7 @@ class LineScorer:
         score = torch.full_like(lines.evidence[..., 0], torch.nan) if score is None else score
         channel = lines.channel - self._search.channels // 2
         rate = self._search.rates[lines.rate] / self._sum_time_bins
-        found = (each.double().cpu().numpy() for each in (channel, rate, score))
+        found = (each.double().cpu().numpy() for each in (channel, rate, score, searched(lines)))
         return ScoredLines(*found)
 
 

@@ -26,7 +26,7 @@ from training.observation.snippet_lines import SnippetLine, find_lines
 from training.search import RATES
 
 _LINES = 4  # of a snippet in one search, without weights
-_SUMS_BYTES = 100e6  # of a batch; the search holds a few times as much
+_SUMS_BYTES = 50e6  # of a batch; the search holds a few times as much
 _EMPTY = "empty"
 _log = logging.getLogger(__name__)
 
@@ -98,6 +98,9 @@ def _rows_with_noise(manifest: Manifest, observed: Observed, split: str) -> npt.
             f"--candidates: each of the {len(rows):,} snippets of {manifest.root} has a panel without noise (flag "
             f"{_EMPTY}); expected data in all six files: look at what the files hold, and ingest again"
         )
+    if all(observed.places[row].flags for row in kept.tolist()):
+        words = sorted({word for row in kept.tolist() for word in observed.places[row].flags.split()})
+        _log.warning("each of %d snippets has a flag (%s): distrust their candidates", len(kept), ", ".join(words))
     if len(kept) < len(rows):
         _log.warning("%d of %d snippets have a panel without noise and are left out", len(rows) - len(kept), len(rows))
     return kept

@@ -15,6 +15,7 @@ from training.observation.line_fit import Fit, Float32s, blank_line, fit_line, t
 from training.observation.line_scores import FoundLines, LineScorer, ScoredLines
 
 _ROUNDS = 4  # searches of a snippet in which every time something was found
+_BRIGHT = 5.0  # standard deviations: noise seldom reaches it, and lines without a score are worth a fit from there on
 _IN_OTHERS = 4.0  # standard deviations in the other panels that noise does not reach along a given line
 _SHARE_IN_OTHERS = 1 / 3  # of a line's own: the other panels' beams see far less of what is on the target
 _SAME_LINE = 3.0  # channels
@@ -109,6 +110,7 @@ def _of_snippet(found: FoundLines, place: int) -> list[_Start]:
         _Start(float(lines.channel[place, k]), float(lines.rate[place, k]), float(lines.score[place, k]), on)
         for lines, on in groups
         for k in range(lines.channel.shape[1])
+        if np.isfinite(lines.score[place, k]) or lines.searched[place, k] >= _BRIGHT
     ]
 
 
