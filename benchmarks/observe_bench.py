@@ -309,7 +309,7 @@ def main(config: ObserveBenchConfig) -> int:
     with tempfile.TemporaryDirectory(dir=config.work_dir) as name:
         figures = [*measure_speed(config, Path(name)), *measure_recall(config, Path(name))]
     print_table(figures)
-    record("observe", dataclasses.asdict(config), figures)
+    record("observe", dataclasses.asdict(config), [{"workload": "observe", **figure} for figure in figures])
     missed = missed_goals(figures, config.check_margin) if config.check else []
     for line in missed:
         print(f"error: {line}", file=sys.stderr)
