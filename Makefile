@@ -48,7 +48,7 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: $(OBSERVED)/files/truth.csv $(OBSERVED)/shards/manifest.json $(OBSERVED)/candidates.report.html demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help install shards train infer observe test fuzz chaos bench needles curve weights learning-check bench-check gpu-check lint format clean
+.PHONY: help install shards train infer observe test fuzz chaos bench peers needles curve weights weights-fine learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make install  make .venv and install into it; the next ones do so too'
@@ -60,9 +60,11 @@ help:
 	@echo 'make lint     check style, types and imports'
 	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
 	@echo 'make bench    measure loading, training, prediction and packing against others'
+	@echo 'make peers    train and predict by the loops of others too (an hour, estimated)'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
 	@echo 'make weights  train the weights that come with the program (half an hour)'
+	@echo 'make weights-fine  the same for fine products of a telescope (estimated: 20 minutes)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores, estimated)'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
@@ -195,6 +197,14 @@ bench: $(READY_BENCH)
 	$(PYTHON) benchmarks/pack_bench.py
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
+# With the model of the preset demo, and with a plain Swin on the canvas of the preset seed.
+peers: $(READY_BENCH)
+	$(PYTHON) benchmarks/train_bench.py --peers all $(ARGS)
+	$(PYTHON) benchmarks/train_bench.py --peers all --what infer $(ARGS)
+	$(PYTHON) benchmarks/train_bench.py --peers all --preset seed --model swin_nano $(ARGS)
+	$(PYTHON) benchmarks/train_bench.py --peers all --preset seed --model swin_nano --what infer $(ARGS)
+	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
+
 needles: $(READY_DEV)
 	$(PYTHON) benchmarks/needle_bench.py $(ARGS)
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
@@ -208,6 +218,10 @@ curve: $(READY_DEV)
 
 weights: $(READY_DEV)
 	$(PYTHON) benchmarks/learning_curve.py --cadences 1000 3000 10000 30000 100000 --runs 1 1 1 1 1 --backgrounds 10000 --keep training/needlestream.safetensors $(ARGS)
+
+# What is finished in the work folder is kept: a run that was interrupted goes on.
+weights-fine: $(READY_DEV)
+	$(PYTHON) benchmarks/fine_weights.py --work-dir $(or $(TMPDIR),/tmp)/needlestream-fine --keep training/needlestream-fine.safetensors $(ARGS)
 
 # Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl

@@ -5,6 +5,10 @@ python infer.py --help
 
 import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
+from pipeline import compile_ahead
+
+if __name__ == "__main__":
+    compile_ahead.start(("eval",))
 
 # isort: split
 import contextlib
@@ -15,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import tyro
 from accelerate import Accelerator
 
@@ -24,20 +30,33 @@ from reports.candidates import Scored
 from reports.observation import write_observation_report
 from reports.sections import Prediction, write_prediction_report
 from reports.waterfalls import write_waterfalls
-from shard_tools.atomic_files import is_stream
+from shard_tools.atomic_files import file_sha256, is_stream
 from shard_tools.errors import InputError, run_command
 from shard_tools.joined_manifest import read_manifests
-from shard_tools.manifest import Manifest
+from shard_tools.manifest import Int64s, Manifest
+from shard_tools.observation.observed_axes import is_observed
 from shard_tools.sample import read_snippets
 from shard_tools.storage.base import StoreConfig
+from shard_tools.tasks.base import TaskConfig
+from shard_tools.tasks.local import InTurn
+from shard_tools.tasks.places import open_tasks
 from training.accelerator import build_accelerator
 from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
 from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, Written, find_candidates
-from training.prediction import BATCH_SIZE, OtherModel, PredictConfig, Trained, load_trained, predict_all
+from training.prediction import (
+    BATCH_SIZE,
+    OtherModel,
+    PredictConfig,
+    Trained,
+    count_trained_on,
+    load_trained,
+    predict_all,
+)
 from training.run import trained_on
+from training.scoring import Scoring, score_in_parts
 from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
 from training.weights import find_weights
 
@@ -55,8 +74,9 @@ class InferConfig:
     Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     weights: tuple[Path, ...]
     """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
-    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream: the weights that
-    come with the program. none: with --candidates, the search alone."""
+    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream,
+    needlestream-fine: the weights that come with the program, for snippets of the competition's shape and for those of
+    fine products. none: with --candidates, the search alone."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
     pipe."""
@@ -73,6 +93,9 @@ class InferConfig:
     """Score for ids of the submission that the shards lack, 0 to 1; unset: such ids are an error."""
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
     """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
+    scores: str | None = None
+    """Folder or URL (s3://, gs://) that keeps the logits in parts, as parquet files with one row a cadence; an
+    interrupted prediction goes on where it stopped. --on ray needs it, in a place that all nodes see."""
     model: str | None = None
     """For weights of another program: the timm model that they belong to. The canvas is then given by --canvas,
     --height, --width and the options after them, as the images of that training were."""
@@ -80,6 +103,7 @@ class InferConfig:
     observation: tyro.conf.OmitArgPrefixes[CandidatesConfig] = field(default_factory=CandidatesConfig)
     loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
+    tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", listed(self.shards))
@@ -91,6 +115,8 @@ class InferConfig:
                 "--canvas and its options are for weights of another program, which need --model too; those of "
                 "train.py say which canvas they need"
             )
+        if self.tasks.on == "ray" and self.scores is None:
+            raise InputError("--on ray: needs --scores too, a folder or URL for what each node scored")
         if self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: expected at least 1")
         if self.fill_missing is not None and not 0 <= self.fill_missing <= 1:
@@ -141,14 +167,46 @@ def infer(config: InferConfig) -> None:
             check_out(config.out, keys)
             until_written.enter_context(hold_pipe(config.out))
         trained = load_all(config, manifest)
-        how = PredictConfig(config.split, config.batch_size, config.loader)
-        rows, logits = predict_all(accelerator, manifest, trained, how)
+        rows, logits = predict(config, accelerator, manifest, trained)
         if accelerator.is_main_process:
+            _warn_of_known(manifest, trained, rows)
             score = mean_score(logits, config.average)
             logit = mean_logit(logits) if config.average == "logits" else None
             scored = Scored(rows, manifest.target[rows], score, logit)
             _write_results(_Results(config, manifest, keys, scored, [each.about for each in trained]))
     accelerator.end_training()
+
+
+def predict(
+    config: InferConfig, accelerator: Accelerator, manifest: Manifest, trained: Sequence[Trained]
+) -> tuple[Int64s, list[npt.NDArray[np.float64]]]:
+    """Rows and each model's logits of the split: on this rank's device, or in parts, wherever the tasks run."""
+    how = PredictConfig(config.split, config.batch_size, config.loader)
+    if config.scores is None:
+        return predict_all(accelerator, manifest, trained, how)
+    if accelerator.num_processes > 1:
+        raise InputError(
+            "--scores: start infer.py without a launcher; --on ray spreads the work over GPUs and machines"
+        )
+    if is_observed(manifest):
+        raise InputError(
+            f"--scores: {manifest.root} is an observation, whose snippets are scored on one machine, as each needs the "
+            "times of its own cadence; leave out --scores and --on ray"
+        )
+    digests = [file_sha256(path) for path in config.weights]
+    with open_tasks(config.tasks, InTurn()) as tasks:
+        scoring = Scoring(manifest, trained, digests, config.precision, how, config.scores)
+        return score_in_parts(tasks, scoring)
+
+
+def _warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> None:
+    """Warn where snippets of an observation are scored by weights that were trained on them."""
+    if known := count_trained_on(manifest, trained, rows):
+        _log.warning(
+            "warning: %s of %s snippets are scored by weights that were trained on them as holding no needle, which "
+            "may hide one; weights of train.py --fold all score each snippet by those that were not",
+            f"{known:,}", f"{len(rows):,}",
+        )  # fmt: skip
 
 
 def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:

@@ -2,6 +2,10 @@
 
 import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
+from pipeline import compile_ahead
+
+if __name__ == "__main__":
+    compile_ahead.start(("train", "eval"))
 
 # isort: split
 import contextlib
@@ -47,6 +51,7 @@ from training.resume import resume
 from training.run import Run, build_network, build_run, log_start, own_run_dir, read_backgrounds, write_config
 from training.tracker import build_trackers, start_trackers
 from training.validation import check_weights, validate
+from training.validation_set import with_validation_set
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 _log = logging.getLogger("train")
@@ -96,6 +101,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     left = (share.steps - first % share.steps) * share.accumulate
     for micro, batch in enumerate(progress(batches, left, f"epoch {len(state.history) + 1}", "batches"), start=1):
         ends_step = micro % share.accumulate == 0
+        if micro == left:
+            run.valid_loader.begin()  # the first batches of validation are made while the last step is trained
         losses += train_step(run, batch, ends_step)
         if ends_step and state.step % share.steps:  # after the last step of an epoch there is always a checkpoint
             _checkpoint_if_due(run, batch, losses)
@@ -149,26 +156,37 @@ def train(config: TrainConfig) -> None:
     network = build_network(config, accelerator)
     manifest = read_manifests(config.shards, config.store)
     backgrounds = read_backgrounds(config, manifest)
-    with own_run_dir(config, accelerator, manifest, backgrounds):
+    with contextlib.ExitStack() as until_ended:
+        until_ended.enter_context(own_run_dir(config, accelerator, manifest, backgrounds))
         run = build_run(config, accelerator, manifest, network, backgrounds)
+        # Also where the run is stopped: what the loaders have begun would be made first.
+        until_ended.callback(run.train_loader.close)
+        until_ended.callback(run.valid_loader.close)
         write_config(run)
         if config.resume:
             resume(run)
+        _begin_epoch(run)
         start_trackers(accelerator, config, run.progress.step)
         log_start(run)
         with run.interruption:
             while len(run.progress.history) < config.epochs:
                 if run.progress.trained is None:
                     run.progress.trained = train_epoch(run)
+                    _begin_epoch(run)
                     # Before the validation: a run that is stopped in it, or while writing its results, repeats only it.
                     _save(run)
                 _finish_epoch(run, run.progress.trained)
         _finish_run(run)
-        run.train_loader.close()
-        run.valid_loader.close()
     # Not end_training: it would take the ranks apart, and the next fold needs them.
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _begin_epoch(run: Run) -> None:
+    """Have the next epoch's first batches made, while this one is validated or the run starts."""
+    finished = len(run.progress.history) + (run.progress.trained is not None)
+    if finished < run.config.epochs:
+        run.train_loader.begin()
 
 
 def _finish_epoch(run: Run, trained: dict[str, float]) -> None:
@@ -212,6 +230,7 @@ def main() -> int:
     check_gpu(cpu_is_asked_for())
     # Outside of a run's loop, which finishes its step: before, after and between folds there is nothing to lose.
     exit_when_asked(EXIT_PREEMPTED)
+    config = with_validation_set(config)
     try:
         if config.fold == "all":
             train_folds(config, train, write_roc)

@@ -22,7 +22,7 @@ HISTORY = Path(os.environ.get("NEEDLESTREAM_HISTORY", RESULTS / "history.jsonl")
 # Packages that a rate may depend on.
 PACKAGES = (
     "torch", "torchvision", "nvidia-dali", "timm", "accelerate", "numpy", "webdataset", "mosaicml-streaming",
-    "litdata", "spdl", "spdl-core", "spdl-io", "ffcv", "torchdata",
+    "litdata", "spdl", "spdl-core", "spdl-io", "ffcv", "torchdata", "grain", "lightning",
 )  # fmt: skip
 _FIELDS = {
     "benchmark": str, "time": str, "commit": str, "machine": dict, "versions": dict, "config": dict, "figures": list,

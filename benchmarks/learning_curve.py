@@ -43,7 +43,7 @@ class CurveConfig:
 
     cadences: tuple[int, ...] = (1_000, 3_000, 10_000, 30_000, 100_000, 200_000)
     """Cadences that each training sees."""
-    backgrounds: int = 20_000
+    backgrounds: int = 10_000
     """Backgrounds at most; a training that sees more takes them again, with other signals."""
     runs: tuple[int, ...] = (3, 3, 3, 1, 1, 1)
     """Trainings of each point, from seeds of their own; the mean is shown."""

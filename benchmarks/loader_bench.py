@@ -52,8 +52,9 @@ class LoaderBenchConfig:
     """raw: float16 batches as they are. canvas: the six panels stacked, resized to 224x224. train: the canvas with
     every draw and CutMix. tta: the canvas and its reverse along frequency."""
     peers: tuple[str, ...] = ("default",)
-    """`default`, `all`, `none`, or names: torch, torch-workers, original, webdataset, dali; and for `all`
-    original-workers, streaming, litdata, spdl, datasets."""
+    """`default`, `all`, `none`, or names: torch, torch-workers, kernels, kernels-workers (which make
+    canvases with our kernels), original, webdataset, dali; and for `all` original-workers, streaming, litdata, spdl,
+    datasets, grain, grain-workers."""
     source: Source = "page-cache"
     """page-cache: files that were just read. cold: dropped from the page cache before every round, which is one
     epoch. s3: a server on this machine that waits before each answer."""
@@ -107,7 +108,7 @@ class LoaderBenchConfig:
             asked_for = {contestant.name}
             asked_for |= {"all"} if contestant.in_all else set()
             asked_for |= {"default"} if contestant.by_default else set()
-            return contestant.kind != "peer" or bool(asked_for & set(self.peers))
+            return contestant.kind in ("ours", "ceiling") or bool(asked_for & set(self.peers))
 
         return [contestant for contestant in CONTESTANTS if takes_part(contestant)]
 

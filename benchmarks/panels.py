@@ -33,7 +33,7 @@ class Panel:
 
     @property
     def best(self) -> dict[str, float]:
-        """The highest rate of each kind: ours, peer, ceiling."""
+        """The highest rate of each kind: ours, peer, kernels, ceiling."""
         return {figure["kind"]: figure["cadences_per_s"] for figure in reversed(self.figures)}
 
 

@@ -31,6 +31,12 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("preset", "preset", "s"), ("seconds", "seconds", ",.0f"), ("cadences", "cadences", ",.0f"),
         ("lowest", "slowest epoch, cadences/s", ",.0f"), ("highest", "fastest", ",.0f"),
     ),
+    "train peers": (
+        ("preset", "preset", "s"), ("loop", "loop", "s"), ("feed", "canvases", "s"), ("workers", "workers", "d"),
+        ("cadences_per_s", "cadences/s", ",.1f"), ("lowest", "lowest", ",.1f"), ("highest", "highest", ",.1f"),
+        ("cpu_ms", "CPU ms a cadence", ",.1f"), ("ours_times", "ours is times as fast", ".2f"),
+        ("differs", "what differs", "s"), ("failed", "failed", "s"),
+    ),
     CURVE: (
         ("row", "cadences trained on", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
         ("ahead_auc", "ahead of untrained by (95 %)", _PAIRED), ("recall_1e2", "recall at 1e-2", ".3f"),
@@ -52,6 +58,7 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }  # fmt: skip
 _TABLES["infer"] = _TABLES["train"]
+_TABLES["infer peers"] = _TABLES["train peers"]
 _LOADER_COLUMNS = (
     ("name", "loader", "s"), ("cadences_per_s", "cadences/s", ",.0f"), ("range", "range", "s"),
     ("gb_per_s", "GB/s", ".2f"), ("cpu_ms", "CPU ms a cadence", ".2f"), ("peak_mb", "peak MB", ",.0f"),
@@ -140,7 +147,7 @@ def _latest_figures(entries: Sequence[Entry]) -> list[tuple[str, Entry, list[Fig
 def _preset(workload: str, figures: list[dict[str, Any]]) -> str:
     """The preset of training and prediction, whose rates are compared with the same preset's only."""
     names = [str(figure["preset"]) for figure in figures if "preset" in figure]
-    return names[0] if names and workload in _THREE_RATES else ""
+    return names[0] if names and workload.removesuffix(" peers") in _THREE_RATES else ""
 
 
 def _one_row(figures: list[dict[str, Any]]) -> dict[str, Any]:

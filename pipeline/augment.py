@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.special import betaincinv
 
 from pipeline.canvas import CanvasConfig
+from pipeline.observed_times import ObservedTimes
 from pipeline.randomness import EpochPart, Int64s, Stream
 from pipeline.signals import Bools, Float64s, Numbers, SignalConfig, Signals, draw_signals, no_signals
 from pipeline.simulated_signals import MOST_SIGNALS, SimulatedConfig, draw_simulated
@@ -74,8 +75,9 @@ class DrawConfig:
     1.73."""
     needles: float | None = None
     """For cadences without needles (--backgrounds): probability of adding a needle (0 to 1), whose target is then 1.
-    Narrowband interference is added too, whether or not there is a needle, as `shard_tools simulate` does. Unset: 0.5
-    with --backgrounds, else nothing is added."""
+    Narrowband interference is added too, whether or not there is a needle, as `shard_tools simulate` does. In snippets
+    of `ingest` signals drift at up to the --max-drift that they were cut for. Unset: 0.5 with --backgrounds, else
+    nothing is added."""
     signal_snr_min: float = 100.0
     """With needles, SNR of the faintest added signal, as setigen defines it: its peak in standard deviations of a
     pixel's noise, times the square root of the cadence's time bins. 100 is 2.5 standard deviations of 1638 bins."""
@@ -186,8 +188,17 @@ def partner_positions(positions: Int64s, length: int) -> Int64s:
     return np.where(partners < length, partners, positions)
 
 
-def draw(config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int], part: EpochPart) -> Draws:
-    """Draw for positions of an epoch; `planes` is the shape (N, T, F) before the canvas is resized."""
+def draw(
+    config: DrawConfig,
+    canvas: CanvasConfig,
+    planes: tuple[int, int, int],
+    part: EpochPart,
+    observed: ObservedTimes | None = None,
+) -> Draws:
+    """Draw for positions of an epoch; `planes` is the shape (N, T, F) before the canvas is resized.
+
+    `observed` says when the samples' panels were, where they are of an observation and signals are added.
+    """
     _, time_bins, channels = planes
 
     def within(stream: Stream, largest: float) -> Float64s:
@@ -201,7 +212,7 @@ def draw(config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int],
     mixed[alone] = 0
     box[alone | (mixed > 0)] = 0
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
-    signals = _draw_signals(config, canvas, planes, part)
+    signals = _draw_signals(config, canvas, planes, part, observed)
     return Draws(
         flip_frequency=(part.uniform(Stream.FLIP_FREQUENCY) < config.flip_frequency).astype(np.int32),
         flip_time=((part.uniform(Stream.FLIP_TIME) < config.flip_time) & canvas.flips_time).astype(np.int32),
@@ -234,14 +245,20 @@ def mixed_targets(
     return (draws.kept * own + (1 - draws.kept) * partner).astype(np.float32)
 
 
-def _draw_signals(config: DrawConfig, canvas: CanvasConfig, planes: tuple[int, int, int], part: EpochPart) -> Signals:
+def _draw_signals(
+    config: DrawConfig,
+    canvas: CanvasConfig,
+    planes: tuple[int, int, int],
+    part: EpochPart,
+    observed: ObservedTimes | None,
+) -> Signals:
     if not config.most_signals:
         return no_signals(len(part))
     _, time_bins, channels = planes
     shape = (time_bins * canvas.sum_time_bins, channels)
     if config.needles is not None:
         simulated = SimulatedConfig(config.needles, config.signal_snr_min, config.signal_snr_max)
-        return draw_simulated(simulated, canvas.positions, shape, part)
+        return draw_simulated(simulated, canvas.positions, shape, part, observed)
     kinds = SignalConfig(config.inject, config.inject_interference, config.inject_snr_min, config.inject_snr_max)
     return draw_signals(kinds, canvas.positions, shape, part.uniform)
 

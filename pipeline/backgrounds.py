@@ -8,13 +8,38 @@ from pipeline.randomness import Int64s
 from shard_tools.errors import InputError
 from shard_tools.key_digests import rows_with, sorted_digests
 from shard_tools.manifest import Manifest
+from shard_tools.observation.band_folds import band_folds, rows_beside
+
+VALIDATION = "validation"
+"""The entry of `Manifest.made` of a validation set, which says of which observations it is; and its folder in a run."""
 
 
-def backgrounds_order(backgrounds: Manifest, seed: int) -> Order:
-    """Every cadence of the data sets once an epoch, of whichever split, shuffled. Raises as `check_no_needles`."""
+def backgrounds_order(backgrounds: Manifest, seed: int, kept_back: Int64s | None = None) -> Order:
+    """Every cadence of the data sets once an epoch, of whichever split, shuffled, but for the rows `kept_back`.
+
+    Raises as `check_no_needles`.
+    """
     check_no_needles(backgrounds)
     rows = np.arange(len(backgrounds))
-    return Order(rows, np.zeros(len(rows), np.int8), "uniform", seed)
+    chosen = rows if kept_back is None else np.setdiff1d(rows, kept_back)
+    return Order(chosen, np.zeros(len(rows), np.int8), "uniform", seed)
+
+
+def kept_back_rows(backgrounds: Manifest, validated: Manifest, fold: int) -> Int64s:
+    """The rows of `backgrounds` that are not trained on, because some of them are validated on.
+
+    Where `validated` was made of snippets of an observation (training/validation_set.py), these are all snippets of the
+    same fold of that observation, and those that share channels with them. Raises InputError naming a table that is
+    missing or was changed.
+    """
+    observations = validated.made.get(VALIDATION, {}).get("of", [])
+    found = [np.zeros(0, np.int64)]
+    for data_set in backgrounds.data_sets:
+        if data_set.identity in observations:
+            own = np.arange(data_set.rows.start, data_set.rows.stop)
+            held_out = own[band_folds(backgrounds)[own] == fold]
+            found.append(rows_beside(backgrounds, data_set, held_out))
+    return np.concatenate(found)
 
 
 def check_no_needles(backgrounds: Manifest) -> None:

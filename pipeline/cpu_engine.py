@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from pipeline import compile_ahead
 from pipeline.augment import Draws, Float32s
 from pipeline.bad_samples import BadSamples
 from pipeline.buffers import BufferPool
@@ -99,6 +100,7 @@ class CpuImages:
         self._started.clear()
 
     def _make(self, work: _Work, groups: list[Group]) -> None:
+        compile_ahead.wait()
         images = work.image.numpy()
         for group in groups:
             snippets = self._snippets()[: len(group)]

@@ -4,15 +4,19 @@ Each call runs from a snippet to its image, so that threads do not wait for each
 calls they did, and were slower together than one alone (docs/performance.md). All steps are in this file because
 Numba's cache of a function does not notice a change of a function that it calls from another file.
 
+No step assigns to a whole slice or calls a NumPy reduction. Numba compiles a general function for each of these, error
+messages included, and the kernels then take nearly three times as long to compile.
+
 Axes: P positions, t time bins before summing, N planes, T time bins, F frequency channels; C, H, W canvas.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from pipeline.kernel_cache import Function, share_cache
 from pipeline.signals import LORENTZIAN_END, LORENTZIAN_REACH, NEIGHBOUR_ROOT
 
 Float32s = npt.NDArray[np.float32]
@@ -87,31 +91,44 @@ class Scratch(NamedTuple):
 
 # Sums in any order, as vectors need; infinity and NaN keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-_kernel = njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
-# Inlined, as a function that stays by itself exists twice: compiled alone and with its caller, with sums in another
-# order. Which of the two runs depends on whether this process compiled them or found them in the cache.
-_inlined = njit(nogil=True, forceinline=True, fastmath=_FASTMATH, error_model="numpy")
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
+_STEP_OPTIONS = {**_OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
 _TO_FLOAT32 = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 _SQRT_HALF = np.uint32(0x3F3504F3)  # as bits of a float32
 _REACH = 5.0  # standard deviations of a signal's profile, where 4e-6 of its peak is left
+
+
+def _kernel(function: Function) -> Function:
+    compiled: Function = njit(**_OPTIONS)(function)
+    return share_cache(compiled)
+
+
+def _inlined(function: Function) -> Function:
+    """For steps of a kernel.
+
+    A function that stays by itself exists twice: compiled alone and with its caller, with sums in another order. Which
+    of the two runs depends on whether this process compiled them or found them in the cache. Wrappers are left out:
+    they are for calls from Python and C.
+    """
+    compiled: Function = njit(**_STEP_OPTIONS)(function)
+    return compiled
 
 
 @_kernel
 def write_eval_image(panels: UInt16s, steps: Steps, scratch: Scratch, image: Float32s) -> None:
     """A snippet (P, t, F) of float16 bits to its image (C, H, W)."""
     work, sums = scratch.planes[0, :-1], scratch.sums[0]
-    together = steps.subtract > 0
-    if together:
-        for plane in range(len(work)):
-            _sum_time_bins(panels[steps.positions[plane]], steps.sum_time_bins, work[plane])
-        _subtract_means(work, steps.subtract > 1)
-    sums[:] = 0
-    in_channel = len(work) // len(image)
-    for plane in range(len(work)):
-        # Where planes do not need each other they are done one by one: one stays in the core's cache, six do not.
+    _clear(sums)
+    together, planes = steps.subtract > 0, len(work)
+    in_channel = planes // len(image)
+    for plane in range(planes):
+        first, last = _planes_to_sum(together, plane == 0, plane, planes)
+        for summed in range(first, last):
+            values = work[summed if together else 0]
+            _sum_time_bins(panels[steps.positions[summed]], steps.sum_time_bins, values)
+        if together and plane == 0:
+            _subtract_means(work, steps.subtract > 1)
         values = work[plane if together else 0]
-        if not together:
-            _sum_time_bins(panels[steps.positions[plane]], steps.sum_time_bins, values)
         _normalise_and_compress(values, steps)
         _resize_rows(values, plane % in_channel * len(values), steps.rows, sums[plane // in_channel])
     _resize_columns(sums, steps.columns, image)
@@ -127,23 +144,22 @@ def write_train_images(
 ) -> None:
     """Snippets (1 or 2, P, t, F) of float16 bits to their images (C, H, W), augmented and mixed with each other."""
     work, sums = scratch.planes, scratch.sums
-    together = steps.subtract > 0
-    sums[:] = 0
-    planes = work.shape[1] - 1
+    together, planes = steps.subtract > 0, work.shape[1] - 1
     in_channel = planes // images[0].shape[0]
     for sample in range(len(panels)):
-        if together:
-            for plane in range(planes):
-                _sum_and_add_signals(panels[sample], steps, draws[sample], plane, scratch.panel, work[sample, plane])
-            _subtract_means(work[sample, :planes], steps.subtract > 1)
+        _clear(sums[sample])
     for plane in range(planes):
         for sample in range(len(panels)):
             drawn = draws[sample]
             size = planes // drawn.stacks
             source = plane // size * size + size - 1 - plane % size if drawn.flip_time else plane
+            first, last = _planes_to_sum(together, plane == 0, source, planes)
+            for summed in range(first, last):
+                values = work[sample, summed if together else 0]
+                _sum_and_add_signals(panels[sample], steps, drawn, summed, scratch.panel, values)
+            if together and plane == 0:
+                _subtract_means(work[sample, :planes], steps.subtract > 1)
             values = work[sample, source if together else 0]
-            if not together:
-                _sum_and_add_signals(panels[sample], steps, drawn, source, scratch.panel, values)
             _normalise_and_compress(values, steps)
             _augment(values, drawn, plane, work[sample, planes])
         if len(panels) == 2:
@@ -157,26 +173,64 @@ def write_train_images(
 
 
 @_inlined
+def _planes_to_sum(together: bool, is_first: bool, source: int, planes: int) -> tuple[int, int]:
+    """The first plane to sum before plane `source` is used, and the one after the last.
+
+    `together`: all planes are summed before the first is used, as they need each other. Otherwise one at a time: one
+    stays in the core's cache, six do not. Both cases share one loop, since a step that is called in two places is
+    compiled twice.
+    """
+    if together:
+        return 0, planes if is_first else 0
+    return source, source + 1
+
+
+@_inlined
 def _sum_and_add_signals(
     panels: UInt16s, steps: Steps, draws: SampleDraws, plane: int, wide: Float32s, values: Float32s
 ) -> None:
     """Plane number `plane` (T, F) of panels (P, t, F), with the signals that are added to it; `wide` is memory."""
-    panel = panels[steps.positions[plane]]
-    if not _has_signal(draws, plane):
-        _sum_time_bins(panel, steps.sum_time_bins, values)
-    elif draws.signal_normalised:
-        _sum_time_bins(panel, 1, wide)
-        _add_signals(wide, 1, draws, plane)
+    has_signal = _has_signal(draws, plane)
+    # Each step is called in one place only: it is inlined, and would be compiled once for each place.
+    is_wide = has_signal and draws.signal_normalised
+    target, time_bins = (wide, 1) if is_wide else (values, steps.sum_time_bins)
+    _sum_time_bins(panels[steps.positions[plane]], time_bins, target)
+    if has_signal:
+        _add_signals(target, time_bins, draws, plane)
+    if is_wide:
         _normalise(wide, steps.epsilon)
         _sum_rows(wide, steps.sum_time_bins, values)
-    else:
-        _sum_time_bins(panel, steps.sum_time_bins, values)
-        _add_signals(values, steps.sum_time_bins, draws, plane)
 
 
 @_inlined
 def _has_signal(draws: SampleDraws, plane: int) -> bool:
-    return len(draws.signal_level) > 0 and draws.signal_level[:, plane].max() > 0
+    found = False
+    for signal in range(len(draws.signal_level)):
+        found |= _is_bright(draws.signal_level[signal, plane])
+    return found
+
+
+@_inlined
+def _is_bright(level: Float32s) -> bool:
+    """Whether a signal's brightness (t,) is above 0 in any time bin."""
+    found = False
+    for time in range(len(level)):
+        found |= level[time] > 0
+    return found
+
+
+@_inlined
+def _clear(sums: Float32s) -> None:
+    """Fill (C, H, F) with 0."""
+    for channel in range(sums.shape[0]):
+        for row in range(sums.shape[1]):
+            _fill(sums[channel, row], np.float32(0))
+
+
+@_inlined
+def _fill(of: Float32s, value: np.float32) -> None:
+    for place in range(len(of)):
+        of[place] = value
 
 
 @_inlined
@@ -192,7 +246,7 @@ def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
     factor = _TO_FLOAT32 / np.float32(np.sqrt(time_bins))  # so that white noise keeps its standard deviation
     for row in range(plane.shape[0]):
         total = plane[row]
-        total[:] = 0
+        _fill(total, np.float32(0))
         for part in range(time_bins):
             halves = panel[row * time_bins + part]
             for channel in range(channels):
@@ -210,7 +264,7 @@ def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
     factor = np.float32(1 / np.sqrt(time_bins))
     for row in range(plane.shape[0]):
         total = plane[row]
-        total[:] = 0
+        _fill(total, np.float32(0))
         for part in range(time_bins):
             values = panel[row * time_bins + part]
             for channel in range(len(total)):
@@ -223,12 +277,12 @@ def _add_signals(values: Float32s, time_bins: int, draws: SampleDraws, plane: in
     noise = _noise(values) / np.sqrt(time_bins)
     for signal in range(len(draws.signal_level)):
         path, level = draws.signal_path[signal, plane], draws.signal_level[signal, plane]
-        if level.max() > 0:
+        if _is_bright(level):
             width = draws.signal_width[signal]
             if draws.signal_lorentzian[signal]:
-                _add_lorentzian(values, time_bins, path, level * noise, width)
+                _add_lorentzian(values, time_bins, path, level, noise, width)
             else:
-                _add_gaussian(values, time_bins, path, level * noise, width)
+                _add_gaussian(values, time_bins, path, level, noise, width)
 
 
 @_inlined
@@ -245,8 +299,8 @@ def _noise(plane: Float32s) -> float:
 
 
 @_inlined
-def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64s, width: float) -> None:
-    """Add a Gaussian profile with a peak (t,) along a path (t,) to a plane (T, F).
+def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, level: Float32s, noise: float, width: float) -> None:
+    """Add a Gaussian profile along a path (t,) to a plane (T, F); its peak is `level` (t,) times `noise`.
 
     The ratio of a channel's value to the one before falls by one factor from channel to channel: two exponentials for
     each time bin, not one for each channel.
@@ -254,12 +308,13 @@ def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64
     step = 1 / width
     fall = np.exp(-step * step)
     for time in range(len(path)):
-        if peak[time] == 0:
+        peak = level[time] * noise
+        if peak == 0:
             continue
         first = max(0, int(np.floor(path[time] - _REACH * width)))
         last = min(plane.shape[1] - 1, int(np.ceil(path[time] + _REACH * width)))
         offset = (first - path[time]) * step
-        value = peak[time] * np.exp(-0.5 * offset * offset)
+        value = peak * np.exp(-0.5 * offset * offset)
         ratio = np.exp(-step * (offset + 0.5 * step))
         for channel in range(first, last + 1):
             plane[time // time_bins, channel] += np.float32(value)
@@ -268,14 +323,17 @@ def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64
 
 
 @_inlined
-def _add_lorentzian(plane: Float32s, time_bins: int, path: Float32s, peak: Float64s, width: float) -> None:
+def _add_lorentzian(
+    plane: Float32s, time_bins: int, path: Float32s, level: Float32s, noise: float, width: float
+) -> None:
     """Add a Lorentzian profile, as `_add_gaussian`; it ends in 0 at its reach (pipeline/signals.py)."""
     for time in range(len(path)):
-        if peak[time] == 0:
+        peak = level[time] * noise
+        if peak == 0:
             continue
         first = max(0, int(np.ceil(path[time] - LORENTZIAN_REACH * width)))
         last = min(plane.shape[1] - 1, int(np.floor(path[time] + LORENTZIAN_REACH * width)))
-        scale = peak[time] / (1 - LORENTZIAN_END)
+        scale = peak / (1 - LORENTZIAN_END)
         for channel in range(first, last + 1):
             offset = (channel - path[time]) / width
             plane[time // time_bins, channel] += np.float32(scale * (1 / (1 + offset * offset) - LORENTZIAN_END))
@@ -290,7 +348,8 @@ def _subtract_means(planes: Float32s, of_rows: bool) -> None:
         for row in range(time_bins):
             for channel in range(channels):
                 mean[channel] += planes[plane, row, channel]
-    mean /= np.float32(count * time_bins)
+    for channel in range(channels):
+        mean[channel] /= np.float32(count * time_bins)
     for plane in range(count):
         for row in range(time_bins):
             values = planes[plane, row]
@@ -299,7 +358,9 @@ def _subtract_means(planes: Float32s, of_rows: bool) -> None:
                 values[channel] -= mean[channel]
                 total += values[channel]
             if of_rows:
-                values -= total / np.float32(channels)
+                shift = total / np.float32(channels)
+                for channel in range(channels):
+                    values[channel] -= shift
 
 
 @_inlined
@@ -377,7 +438,7 @@ def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None
         values = to[row]
         place = row + draws.shift
         if place < 0 or place >= time_bins:
-            values[:] = offset  # what comes in is 0
+            _fill(values, offset)  # what comes in is 0
             continue
         source = of[time_bins - 1 - place if draws.flip_time else place]
         if draws.flip_frequency:
@@ -388,7 +449,8 @@ def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None
             _scale(source[: draws.roll], gain, offset, values[kept:])
     first, time_bin, channel, count, height, width = draws.erase_box
     if first <= plane < first + count:
-        to[time_bin : time_bin + height, channel : channel + width] = 0
+        for row in range(time_bin, time_bin + height):
+            _fill(to[row, channel : channel + width], np.float32(0))
 
 
 @_inlined
@@ -496,7 +558,9 @@ def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:
     """Images (C, H, F) to (C, H, W)."""
     first, weight = weights
     if len(weight) == 1:
-        image[:] = sums
+        for channel in range(image.shape[0]):
+            for row in range(image.shape[1]):
+                _copy(sums[channel, row], image[channel, row])
         return
     of = np.zeros(sums.shape[2] + len(weight), np.float32)  # zeros behind the end, of weight 0
     start = first.astype(np.uint32)
@@ -504,7 +568,7 @@ def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:
         for row in range(image.shape[1]):
             _copy(sums[channel, row], of[: sums.shape[2]])
             to = image[channel, row]
-            to[:] = 0
+            _fill(to, np.float32(0))
             for tap in range(0, len(weight), 4):
                 for column in range(len(to)):
                     place = start[column] + np.uint32(tap)

@@ -38,6 +38,8 @@ class DaliImages:
 
     def next(self) -> tuple[Planned, Tensor]:
         """Wait for the oldest batch that was begun. Raises InputError if a sample is bad and is not replaced."""
+        if not self._in_graph:
+            self._graph.reset()  # it ended with the epoch before, or with a failed batch
         (output,) = self._graph.run()
         # Its batch has left the graph: the block's memory may be used again.
         block = self._in_graph.popleft()
@@ -49,7 +51,6 @@ class DaliImages:
         while self._in_graph:
             self._graph.run()
             self._in_graph.popleft()
-        self._graph.reset()
 
     def close(self) -> None:
         """Stop the reader's threads and free the graph and all memory at once, the device's too."""

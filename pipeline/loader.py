@@ -9,6 +9,7 @@ are applied to the batch's labels.
 Axes: B batch, V views, C channels, H height, W width.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -24,6 +25,7 @@ from pipeline.bad_samples import BadSamples, Policy
 from pipeline.canvas import CanvasConfig
 from pipeline.devices import with_index
 from pipeline.images import ImageConfig, Images
+from pipeline.observed_times import observed_cadences
 from pipeline.plan import Order, Share
 from pipeline.planner import EXTRA, Planned, Planner
 from pipeline.randomness import Int64s
@@ -34,6 +36,7 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 
 Engine = Literal["auto", "dali", "cpu"]
+_ASKED_FOR = (-1, -1)  # stands for the batch that is waited for: if it fails, all are begun again
 REMOTE_READS = 32  # 300 cadences/s of 838 kB at 20 ms of latency and 1 Gbit/s need some 10
 
 
@@ -87,8 +90,9 @@ class Batch:
 class Loader:
     """Iterate over an order, one epoch after another; resumable through `state_dict`.
 
-    Each iteration goes on after the last batch that was handed out, to the end of its epoch. Each rank's loader reads
-    its own share, so that Accelerate need not (and does not) prepare it.
+    Each iteration goes on after the last batch that was handed out, to the end of its epoch. `begin` has its first
+    batches made before it is asked for them. Each rank's loader reads its own share, so that Accelerate need not (and
+    does not) prepare it.
     """
 
     def __init__(
@@ -109,7 +113,8 @@ class Loader:
         """
         if share.length != len(order):
             raise ValueError(f"a share of {share.length} positions, for an order of {len(order)}")
-        if draws is not None and draws.needles is not None:
+        adds_needles = draws is not None and draws.needles is not None
+        if adds_needles:
             check_no_needles(manifest)
         self.share = share
         self.manifest = manifest
@@ -117,11 +122,14 @@ class Loader:
         # Numbered now, so that DALI and torch use the same GPU whichever is current later.
         self.device = with_index(device)
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
-        self._planner = Planner(order, share, draws if canvas else None, canvas, planes)
+        observed = observed_cadences(manifest) if adds_needles else None
+        self._planner = Planner(order, share, draws if canvas else None, canvas, planes, observed)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)
         self._ahead = config.read_ahead + 1
         self._images: Images | None = self._build_images(canvas, tuple(views))
-        self._epoch = self._micro = self._begun = 0  # of the next batch to hand out, and to begin
+        self._epoch = self._micro = 0  # of the next batch to hand out
+        self._begun: deque[tuple[int, int]] = deque()
+        """Epoch and number of every batch that was begun and not yet handed out."""
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -133,17 +141,30 @@ class Loader:
         return self.share.steps * self.share.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        self._open_images().reset()  # drops what an iteration that was left early had begun
-        self._begun = self._micro
         while self._micro < len(self):
-            while self._begun < min(len(self), self._micro + self._ahead):
-                self._open_images().start(self._planner.plan(self._epoch, self._begun), self._epoch)
-                self._begun += 1
+            self.begin()
+            self._begun[0] = _ASKED_FOR
             planned, image = self._open_images().next()
+            self._begun.popleft()
             # Counted before it is handed out, so that a state taken while it is used continues after it.
             self._micro += 1
             yield self._to_batch(planned, image)
         self._epoch, self._micro = self._epoch + 1, 0
+
+    def begin(self) -> None:
+        """Begin the next batches and return at once, so that the next iteration need not wait for its first ones.
+
+        For a pause between two iterations, such as validation. It begins no more than an iteration has in advance:
+        `read_ahead` + 1 batches, with DALI as many more as its graph holds, and none of the epoch after. `state_dict`
+        does not count them. Errors are raised when the batch is asked for.
+        """
+        images = self._open_images()
+        if self._begun and self._begun[0] != (self._epoch, self._micro):
+            images.reset()  # another state was loaded, or a batch that was asked for has failed
+            self._begun.clear()
+        for micro in range(self._micro + len(self._begun), min(len(self), self._micro + self._ahead)):
+            images.start(self._planner.plan(self._epoch, micro), self._epoch)
+            self._begun.append((self._epoch, micro))
 
     def __enter__(self) -> Self:
         return self
@@ -179,6 +200,7 @@ class Loader:
         if self._images is not None:
             self._images.close()
             self._images = None
+            self._begun.clear()
 
     def _open_images(self) -> Images:
         if self._images is None:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pipeline.augment import DrawConfig, Draws, Int32s, draw, partner_positions
 from pipeline.canvas import CanvasConfig
+from pipeline.observed_times import ObservedCadences
 from pipeline.plan import Order, Share
 from pipeline.randomness import EpochPart, Int64s
 from shard_tools.errors import InputError
@@ -45,6 +46,8 @@ class Planner:
     canvas: CanvasConfig | None
     planes: tuple[int, int, int]
     """(N, T, F) of the canvas; only needed for draws."""
+    observed: ObservedCadences | None = None
+    """When the cadences of each row were observed; only needed for signals in snippets of an observation."""
 
     def plan(self, epoch: int, micro: int) -> Planned:
         """Batch `micro` of this rank's share of an epoch."""
@@ -54,8 +57,10 @@ class Planner:
         length = len(self.order)
         slots, partner = batch_slots(positions, counts, length)
         part = EpochPart(self.order.seed, epoch, slots, length)
-        draws = draw(self.draws, self.canvas, self.planes, part)
-        return Planned(slots, counts, replace(draws, partner=partner), self.order.rows_at(epoch, slots))
+        rows = self.order.rows_at(epoch, slots)
+        observed = None if self.observed is None else self.observed.of(rows)
+        draws = draw(self.draws, self.canvas, self.planes, part, observed)
+        return Planned(slots, counts, replace(draws, partner=partner), rows)
 
 
 def batch_slots(positions: Int64s, counts: npt.NDArray[np.bool_], length: int) -> tuple[Int64s, Int32s]:

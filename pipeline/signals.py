@@ -8,6 +8,7 @@ F frequency channels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,50 @@ class Signals:
 
 
 @dataclass(frozen=True)
+class Times:
+    """When the panels and time bins of cadences were, as shares of the cadence's length, 0 to 1."""
+
+    bins: Float64s
+    """(n, P t) start of each time bin."""
+    begins: Float64s
+    """(n, P) start of each panel."""
+    ends: Float64s
+    """(n, P) its end."""
+
+    @cached_property
+    def step(self) -> Float64s:
+        """(n,) length of a time bin."""
+        return np.asarray(self.bins[:, 1] - self.bins[:, 0])
+
+    def at(self, rows: npt.NDArray[np.int64]) -> "Times":
+        """The times of some samples."""
+        return Times(self.bins[rows], self.begins[rows], self.ends[rows])
+
+    def first_and_last(self, panels: Bools) -> tuple[Float64s, Float64s]:
+        """Start of the first and end of the last of the panels (n, P) that hold a signal."""
+        return self.begin(panels.argmax(axis=1)), self.end(PANELS - 1 - panels[:, ::-1].argmax(axis=1))
+
+    def begin(self, panel: npt.NDArray[np.int64]) -> Float64s:
+        """(n,) when a panel (n,) of each sample began."""
+        return _of_panel(self.begins, panel)
+
+    def end(self, panel: npt.NDArray[np.int64]) -> Float64s:
+        """(n,) when a panel (n,) of each sample ended."""
+        return _of_panel(self.ends, panel)
+
+
+def _of_panel(values: Float64s, panel: npt.NDArray[np.int64]) -> Float64s:
+    return np.asarray(values[np.arange(len(panel)), panel])
+
+
+def end_to_end(count: int, bins: int) -> Times:
+    """The times of `count` samples of panels that follow each other without pauses, as the competition's do."""
+    time, panel = np.arange(PANELS * bins) / (PANELS * bins), np.arange(PANELS)
+    begins, ends = panel / PANELS, 1 - (PANELS - 1 - panel) / PANELS
+    return Times(*(np.broadcast_to(each, (count, len(each))) for each in (time, begins, ends)))
+
+
+@dataclass(frozen=True)
 class Curves:
     """What n paths are made of."""
 
@@ -95,14 +140,14 @@ def draw_signals(config: SignalConfig, positions: tuple[int, ...], shape: tuple[
     three OFF panels, the rest in all six.
     """
     bins, channels = shape
-    time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
     panels, is_needle = _draw_panels(config.interference, number)
+    time = end_to_end(len(panels), bins)
     present = number(Stream.SIGNAL) < config.share
-    first, last = first_and_last(panels)
-    path = lay_paths(time, channels, first, last, _draw_curves(channels, first, last, number))
+    first, last = time.first_and_last(panels)
+    path = lay_paths(time.bins, channels, first, last, _draw_curves(channels, first, last, number))
     levels = draw_snr(config.snr_min, config.snr_max, number) * present
     everywhere = np.asarray(panels.all(axis=1))
-    gate = _draw_gates(time, first, last, everywhere, number)
+    gate = _draw_gates(time.bins, first, last, everywhere, number)
     balance = _BALANCE ** (np.stack([number(pair) for pair in _PAIRS], axis=1) - 0.5)
     level = levels[:, None] * np.repeat(panels * np.repeat(balance, 2, axis=1), bins, axis=1) * gate
     by_panel = (len(path), 1, PANELS, bins)
@@ -121,24 +166,19 @@ def draw_subsets(which: Float64s, all_three: float) -> Bools:
     return np.asarray(_SUBSETS[np.where(which < all_three, 0, np.minimum(rest, len(_SUBSETS) - 1))])
 
 
-def first_and_last(panels: Bools) -> tuple[Float64s, Float64s]:
-    """Start of the first and end of the last of the panels (n, P) that hold a signal, 0 to 1 over the cadence."""
-    return panels.argmax(axis=1) / PANELS, 1 - panels[:, ::-1].argmax(axis=1) / PANELS
-
-
 def draw_snr(smallest: float, largest: float, number: Numbers) -> Float64s:
     """(n,) log-uniform between the two."""
     return np.asarray(np.exp(np.log(smallest) + number(Stream.SIGNAL_SNR) * np.log(largest / smallest)))
 
 
 def lay_paths(time: Float64s, channels: int, first: Float64s, last: Float64s, curves: Curves) -> Float64s:
-    """(n, P t) centres that stay among the channels from time `first` to `last`."""
+    """(n, P t) centres at the times (n, P t) that stay among the channels from time `first` to `last`."""
     drift, bend = curves.drift, curves.bend
     half_extent = np.minimum(np.abs(drift) * (last - first) / 2 + bend + MARGIN, channels / 2)
     centre = half_extent + curves.centre * (channels - 2 * half_extent)
     path = centre[:, None] + drift[:, None] * (time - (first + last)[:, None] / 2)
     bent = np.flatnonzero(bend)  # few of them, and a sine takes longer than all the rest
-    swing = np.sin(2 * np.pi * (curves.turns[bent, None] * time + curves.phase[bent, None]))
+    swing = np.sin(2 * np.pi * (curves.turns[bent, None] * time[bent] + curves.phase[bent, None]))
     path[bent] += bend[bent, None] * swing
     return np.asarray(path)
 

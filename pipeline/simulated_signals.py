@@ -1,4 +1,7 @@
-"""Signals for backgrounds, drawn as shard_tools/simulate.py draws them: a needle, and interference. Pure.
+"""Signals for backgrounds: a needle, and interference. Pure.
+
+They are drawn as shard_tools/simulate.py draws them, unless the backgrounds were cut from a telescope's files
+(`ingest`). There the paths cross the pauses between panels, and drift rates are those that the snippets were cut for.
 
 Axes: n samples, S signals of a sample, P panels, N planes of the canvas, t time bins of a snippet's panel, F frequency
 channels.
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.observed_times import ObservedTimes
 from pipeline.randomness import EpochPart, Int64s, Stream
 from pipeline.signals import (
     MARGIN,
@@ -17,9 +21,10 @@ from pipeline.signals import (
     Float64s,
     Numbers,
     Signals,
+    Times,
     draw_snr,
     draw_subsets,
-    first_and_last,
+    end_to_end,
     lay_paths,
 )
 from shard_tools.cadence import KAGGLE_SHAPE, ON_POSITIONS, PANELS
@@ -38,6 +43,11 @@ _STEEPEST = 0.5 * _KAGGLE_BINS  # channels over the cadence
 _WIDEST = 180 / _KAGGLE_CHANNELS  # share of the channels that a path drifts over while it is on
 _STEEPEST_HOP, _LARGEST_SWING = 40.0, 5.0  # channels of a hopping signal within a panel
 _FEWEST_BINS = 4  # of a pulse and its pause, so that each pulse has a time bin
+# Of an observation: chance of each kind, in the order of _KINDS, and the full width of a narrow line in channels. Real
+# narrowband signals are about a hertz wide.
+_SIMULATED_WIDTH = (1.2, 1.3)
+_OBSERVED_KINDS = (0.6, 0.1, 0.1, 0.1, 0.1, 0.0)
+_OBSERVED_WIDTH = (1.0, 1.0)  # least, and how much wider at most
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,16 @@ class _Drawn:
 
 
 def draw_simulated(
-    config: SimulatedConfig, positions: tuple[int, ...], shape: tuple[int, int], part: EpochPart
+    config: SimulatedConfig,
+    positions: tuple[int, ...],
+    shape: tuple[int, int],
+    part: EpochPart,
+    observed: ObservedTimes | None = None,
 ) -> Signals:
-    """Needles and interference for the samples of a part, on the planes that show `positions`; `shape` is (t, F)."""
+    """Needles and interference for the samples of a part, on the planes that show `positions`; `shape` is (t, F).
+
+    `observed` says when the samples' panels were, where they are of an observation.
+    """
     is_needle = part.uniform(Stream.SIGNAL, 1) < config.needles
     others = _draw_counts(is_needle, part.uniform(Stream.SIGNAL_OTHERS, 1))
     size = (len(part), MOST_SIGNALS)
@@ -75,7 +92,8 @@ def draw_simulated(
     # No sample has a needle and two signals of interference: the last of these takes the needle's place.
     for number, (present, place) in enumerate(((is_needle, 0), (others > 0, 1), (others > 1, 0))):
         rows = np.flatnonzero(present)  # only these are computed
-        drawn = _draw_one(config, shape, part.at(rows), number)
+        there = None if observed is None else observed.at(rows)
+        drawn = _draw_one(config, shape, part.at(rows), number, there)
         by_panel = (len(rows), PANELS, shape[0])
         path[rows, place] = drawn.path.reshape(by_panel)[:, positions]
         level[rows, place] = drawn.level.reshape(by_panel)[:, positions]
@@ -89,26 +107,45 @@ def _draw_counts(is_needle: Bools, which: Float64s) -> Int64s:
     return np.asarray((which[:, None] >= steps[is_needle.astype(int)]).sum(axis=1))
 
 
-def _draw_one(config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, signal: int) -> _Drawn:
+def _draw_one(
+    config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, signal: int, observed: ObservedTimes | None
+) -> _Drawn:
     """Signal number `signal` of each sample: number 0 is the needle."""
     bins, channels = shape
     number = _numbers(part, signal)
     panels = draw_needle_panels(number) if signal == 0 else draw_interference_panels(number)
-    time = np.arange(PANELS * bins) / (PANELS * bins)  # 0 to 1 over the cadence
-    first, last = first_and_last(panels)
-    kind = np.floor(len(_KINDS) * number(Stream.SIGNAL_KIND)).astype(int)
-    path = lay_paths(time, channels, first, last, _draw_curves(channels, first, last, kind, number))
+    time = end_to_end(len(part), bins) if observed is None else observed.times
+    first, last = time.first_and_last(panels)
+    kind = _draw_kinds(number, observed is not None)
+    drift = (
+        _draw_drifts(channels, first, last, number)
+        if observed is None
+        else observed.draw_drifts(channels, last - first, number)
+    )
+    path = lay_paths(time.bins, channels, first, last, _draw_curves(channels, drift, kind, number))
     # setigen's definition: the peak of the mean over all time bins, in standard deviations of such a mean.
     peak = draw_snr(config.snr_min, config.snr_max, number) / np.sqrt(PANELS * bins)
     level = peak[:, None] * np.repeat(panels, bins, axis=1)
-    pulsed, intermittent = (np.flatnonzero(kind == one) for one in (_PULSED, _INTERMITTENT))
-    level[pulsed] *= _draw_pulses(time, _numbers(part.at(pulsed), signal))
-    level[intermittent] *= _draw_presence(time, panels[intermittent], _numbers(part.at(intermittent), signal))
-    hopping = np.flatnonzero(kind == _HOPPING)
+    pulsed, intermittent, hopping = (np.flatnonzero(kind == one) for one in (_PULSED, _INTERMITTENT, _HOPPING))
+    level[pulsed] *= _draw_pulses(time.at(pulsed), _numbers(part.at(pulsed), signal))
+    numbers = _numbers(part.at(intermittent), signal)
+    level[intermittent] *= _draw_presence(time.at(intermittent), panels[intermittent], numbers)
     path[hopping], gate = _draw_hops(part.at(hopping), signal, bins, channels)
     level[hopping] *= gate
-    full_width, lorentzian = _draw_profiles(kind, number)
-    return _Drawn(path, level, full_width * np.where(lorentzian, 0.5, SIGMA), lorentzian)
+    full_width, lorentzian = _draw_profiles(kind, number, observed is not None)
+    width = full_width * np.where(lorentzian, 0.5, SIGMA)
+    if observed is not None:
+        smeared = _smear(width, drift * time.step)
+        level, width = level * (width / smeared)[:, None], smeared
+    return _Drawn(path, level, width, lorentzian)
+
+
+def _smear(width: Float64s, drift: Float64s) -> Float64s:
+    """(n,) the width of a profile that moves by `drift` channels within a time bin, whose power is kept.
+
+    The variance of the box that it passes through is added to its own.
+    """
+    return np.sqrt(width**2 + drift**2 / 12)
 
 
 def _numbers(part: EpochPart, signal: int) -> Numbers:
@@ -136,39 +173,51 @@ def draw_interference_panels(number: Numbers) -> Bools:
     return panels
 
 
-def _draw_curves(channels: int, first: Float64s, last: Float64s, kind: Int64s, number: Numbers) -> Curves:
+def _draw_kinds(number: Numbers, is_observed: bool) -> Int64s:
+    """(n,) the place of each signal's kind in _KINDS."""
+    which = number(Stream.SIGNAL_KIND)
+    if not is_observed:
+        return np.floor(len(_KINDS) * which).astype(int)
+    return np.searchsorted(np.cumsum(_OBSERVED_KINDS)[:-2], which, "right")
+
+
+def _draw_drifts(channels: int, first: Float64s, last: Float64s, number: Numbers) -> Float64s:
+    """(n,) channels over the cadence."""
     which = number(Stream.SIGNAL_DRIFT)
     steepest = np.minimum(_STEEPEST, _WIDEST * channels / (last - first))
     # Squared: most drifts are slow, as in the real data.
-    drift = np.where(which < 0.5, -1, 1) * (2 * which % 1) ** 2 * steepest
+    return np.asarray(np.where(which < 0.5, -1, 1) * (2 * which % 1) ** 2 * steepest)
+
+
+def _draw_curves(channels: int, drift: Float64s, kind: Int64s, number: Numbers) -> Curves:
     bend = np.where(kind == _S_CURVE, 4 + 16 * number(Stream.SIGNAL_BEND), 0) * min(1, channels / _KAGGLE_CHANNELS)
     turns = 1 / (0.4 + 1.1 * number(Stream.SIGNAL_BEND_PERIOD))
     return Curves(drift, bend, turns, number(Stream.SIGNAL_BEND_PHASE), number(Stream.SIGNAL_CENTRE))
 
 
-def _draw_pulses(time: Float64s, number: Numbers) -> Bools:
+def _draw_pulses(time: Times, number: Numbers) -> Bools:
     """(n, P t) when a pulsed signal is on."""
     period = (14 + 76 * number(Stream.SIGNAL_PULSE_PERIOD)) / _KAGGLE_BINS
-    period = np.maximum(period, _FEWEST_BINS / len(time))[:, None]
+    period = np.maximum(period, _FEWEST_BINS * time.step)[:, None]
     duty = (0.3 + 0.4 * number(Stream.SIGNAL_PULSE_DUTY))[:, None]
-    return np.asarray(time % period < duty * period)
+    return np.asarray(time.bins % period < duty * period)
 
 
-def _draw_presence(time: Float64s, panels: Bools, number: Numbers) -> Bools:
+def _draw_presence(time: Times, panels: Bools, number: Numbers) -> Bools:
     """(n, P t) from or until when an intermittent signal is on; `panels` (n, P) hold it."""
     begins = number(Stream.SIGNAL_GATE) < 0.5
-    first, last = first_and_last(panels)
+    first, last = time.first_and_last(panels)
     # Not too near to either end, or nothing would be left of it.
     earliest, latest = first + 0.1 * (last - first), first + 0.9 * (last - first)
-    latest = np.minimum(latest, last - 1 / len(time))  # where panels are short
+    latest = np.minimum(latest, last - time.step)  # where panels are short
     # Interference that ON panels hold too must stay in one OFF panel at least: else it would be a needle.
     is_mixed = panels[:, 0::2].any(axis=1) & panels[:, 1::2].any(axis=1)
-    off_end = (2 * panels[:, 1::2].argmax(axis=1) + 2) / PANELS  # of the first OFF panel that holds it
-    off_start = (5 - 2 * panels[:, 5::-2].argmax(axis=1)) / PANELS  # of the last
+    off_end = time.end(1 + 2 * panels[:, 1::2].argmax(axis=1))  # of the first OFF panel that holds it
+    off_start = time.begin(5 - 2 * panels[:, 5::-2].argmax(axis=1))  # of the last
     earliest = np.where(is_mixed, np.where(begins, first, off_end), earliest)
     latest = np.where(is_mixed, np.where(begins, off_start, last), latest)
     turn = (earliest + (latest - earliest) * number(Stream.SIGNAL_TURN))[:, None]
-    return np.asarray(np.where(begins[:, None], time >= turn, time < turn))
+    return np.asarray(np.where(begins[:, None], time.bins >= turn, time.bins < turn))
 
 
 def _draw_hops(part: EpochPart, signal: int, bins: int, channels: int) -> tuple[Float64s, Bools]:
@@ -191,7 +240,8 @@ def _draw_hops(part: EpochPart, signal: int, bins: int, channels: int) -> tuple[
     return path.reshape(len(path), PANELS * bins), np.tile(gate, (1, PANELS))
 
 
-def _draw_profiles(kind: Int64s, number: Numbers) -> tuple[Float64s, Bools]:
+def _draw_profiles(kind: Int64s, number: Numbers, is_observed: bool) -> tuple[Float64s, Bools]:
     """(n,) full widths at half maximum in channels, and whether the profile is a Lorentzian."""
     which, is_broad = number(Stream.SIGNAL_WIDTH), kind == _BROADENED
-    return np.where(is_broad, 4 + 6 * which, 1.2 + 1.3 * which), is_broad & (number(Stream.SIGNAL_PROFILE) < 0.5)
+    least, more = _OBSERVED_WIDTH if is_observed else _SIMULATED_WIDTH
+    return np.where(is_broad, 4 + 6 * which, least + more * which), is_broad & (number(Stream.SIGNAL_PROFILE) < 0.5)

@@ -11,6 +11,7 @@ from reports.plots import to_png
 from reports.waterfalls import draw_waterfall
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.manifest import Manifest
+from shard_tools.observation.observed_axes import is_observed
 from shard_tools.sample import read_snippet_of
 from training.dedoppler import find_drift
 from training.out_of_fold import read_scores
@@ -21,6 +22,10 @@ _TRACKS = (
     "Red arrowheads show where a drifting line enters and leaves each panel: the best line that a de-Doppler search "
     "finds in the ON panels and not in the OFF panels. It is an estimate, to be checked by eye, and independent of the "
     "network's score. Channels count from 0; Hz/s assume channels of {hertz:.2f} Hz and time bins of {seconds:.2f} s."
+)
+_NO_TRACKS = (
+    "Snippets of an observation, panel after panel, without the pauses between them. Lines with their frequencies and "
+    "drift rates are found by infer.py --candidates."
 )
 
 
@@ -84,26 +89,33 @@ def build_galleries(manifest: Manifest, scored: Scored) -> list[Block]:
 def draw_candidates(manifest: Manifest, scored: Scored, chosen: Rows) -> list[Picture]:
     """A waterfall of each of the `chosen` places, with its key, rank, truth where known, and estimated drift.
 
-    Raises InputError where a snippet cannot be read.
+    Of an observation without the drift: that search takes panels to follow each other without pauses. Raises
+    InputError where a snippet cannot be read.
     """
     rows = scored.rows[chosen]
+    observed = is_observed(manifest)
     summed = manifest.time_bin  # time bins summed while packing; find_drift takes them for single ones
     pictures = []
     for place, row, key in zip(chosen, rows, manifest.keys_of(rows), strict=True):
         snippet = read_snippet_of(manifest, int(row))
-        track = find_drift(snippet)
         lines = scored.say(int(place))
         if scored.target[place] >= 0:
             lines.append("truth: needle" if scored.target[place] else "truth: no needle")
-        lines.append(f"drift {track.drift_rate / summed:+.3f} Hz/s")
-        is_inside = 0 <= track.start_channel < manifest.shape[2]
-        lines.append(f"from channel {track.start_channel:.0f}{'' if is_inside else ', outside the snippet'}")
-        figure = draw_waterfall(snippet, (track.start_channel, track.end_channel))
+        ends = None
+        if not observed:
+            track = find_drift(snippet)
+            lines.append(f"drift {track.drift_rate / summed:+.3f} Hz/s")
+            is_inside = 0 <= track.start_channel < manifest.shape[2]
+            lines.append(f"from channel {track.start_channel:.0f}{'' if is_inside else ', outside the snippet'}")
+            ends = track.start_channel, track.end_channel
+        figure = draw_waterfall(snippet, ends)
         pictures.append(to_picture(to_png(figure), f"waterfall of {key}, six panels", key, lines))
     return pictures
 
 
 def describe_tracks(manifest: Manifest) -> str:
     """What the arrowheads of the waterfalls show, and in which units the drift is given."""
+    if is_observed(manifest):
+        return _NO_TRACKS
     seconds = TIME_BIN_SECONDS * manifest.time_bin
     return _TRACKS.format(hertz=CHANNEL_WIDTH_HZ, seconds=seconds)

@@ -11,6 +11,7 @@ from reports.candidates import Scored, read_validation
 from reports.plots import to_png
 from reports.waterfalls import draw_waterfall
 from shard_tools.manifest import Manifest
+from shard_tools.observation.observed_axes import is_observed
 from shard_tools.sample import read_snippet_of
 from training.dedoppler import find_drift
 
@@ -42,11 +43,13 @@ def _tabulate(manifest: Manifest, scored: Scored) -> list[list[Any]]:
     places = scored.falling[:_CANDIDATES]
     rows = scored.rows[places]
     table: list[list[Any]] = []
+    observed = is_observed(manifest)
     for rank, (place, row, key) in enumerate(zip(places, rows, manifest.keys_of(rows), strict=True), start=1):
         snippet = read_snippet_of(manifest, int(row))
-        track = find_drift(snippet)
-        drift_rate = track.drift_rate / manifest.time_bin  # find_drift takes summed time bins for single ones
-        waterfall = to_png(draw_waterfall(snippet, (track.start_channel, track.end_channel)))
-        figures = (float(scored.score[place]), float(scored.order[place]), drift_rate, track.start_channel)
+        track = None if observed else find_drift(snippet)  # which takes panels to follow each other without pauses
+        waterfall = to_png(draw_waterfall(snippet, track and (track.start_channel, track.end_channel)))
+        # find_drift takes summed time bins for single ones.
+        line = (None, None) if track is None else (track.drift_rate / manifest.time_bin, track.start_channel)
+        figures = (float(scored.score[place]), float(scored.order[place]), *line)
         table.append([rank, key, int(scored.target[place]), *figures, Image.open(io.BytesIO(waterfall))])
     return table

@@ -23,6 +23,7 @@ from shard_tools.observation.tables import read_observations
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 from shard_tools.storage.base import StoreConfig
+from shard_tools.tasks.base import TaskConfig
 from shard_tools.verify import verify
 
 
@@ -33,6 +34,7 @@ class VerifyConfig:
     shards: tyro.conf.Positional[str]
     """Folder or URL with manifest.json."""
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
+    tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _print_packed(manifest: Manifest) -> None:
 
 def _verify(command: VerifyConfig) -> int:
     faults = 0
-    for fault in verify(command.shards, command.store):
+    for fault in verify(command.shards, command.store, command.tasks):
         print(f"fault: {fault}")
         faults += 1
     print(f"{command.shards}: {f'{faults} faults' if faults else 'every byte is as it was packed'}")

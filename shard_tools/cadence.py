@@ -24,11 +24,13 @@ ON_POSITIONS = (0, 2, 4)
 OFF_POSITIONS = (1, 3, 5)
 KAGGLE_SHAPE = (PANELS, 273, 256)
 
-# The competition does not publish its resolution. These are Breakthrough Listen's fine channel at Green Bank
-# (187.5 MHz / 64 / 2**20; Lebofsky et al. 2019, arXiv:1906.07391) and three spectra summed, of which 273 make the
-# five minutes of one pointing (293 s). Only the units of simulated drift rates depend on them.
-CHANNEL_WIDTH_HZ = 187.5e6 / 64 / 2**20
-TIME_BIN_SECONDS = 3 / CHANNEL_WIDTH_HZ
+# The competition does not publish its resolution. These are those of Breakthrough Listen's mid-resolution product at
+# Green Bank (Lebofsky et al. 2019, arXiv:1906.07391): coarse channels of 187.5 MHz / 64 in 1,024 channels, and 3,072
+# spectra summed, of which 273 make the five minutes of one pointing (293 s). The noise of the real snippets says that
+# thousands of samples are in each value, and not six as in a product of 2.79 Hz (docs/data.md). Only the units of drift
+# rates and widths depend on them.
+CHANNEL_WIDTH_HZ = 187.5e6 / 64 / 1024
+TIME_BIN_SECONDS = 3072 / CHANNEL_WIDTH_HZ
 
 # A key becomes a file name, a tar member and a WebDataset __key__, which ends at the first dot; a USTAR name holds
 # 100 bytes, of which ".npy" takes four.

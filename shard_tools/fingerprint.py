@@ -9,15 +9,15 @@ channels), and the search needs about as much again.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import tyro
 
 from shard_tools.cadence import PANELS, read_rows
 from shard_tools.cores import usable_cores
@@ -35,12 +35,15 @@ from shard_tools.overlaps import (
     proof_rows,
     to_codes,
 )
-from shard_tools.progress import progress
+from shard_tools.tasks.base import TaskConfig, Tasks, Work
+from shard_tools.tasks.local import Threads
+from shard_tools.tasks.places import open_tasks, run_shown
 
 # Measured on the proofs' time bins: snippets without a common channel reach 0.08, even from the same minutes of one
 # observation; overlapping ones 0.9999, despite float16 and different normalisation.
 LEAST_CORRELATION = 0.5
-_AT_ONCE = 64  # snippets or pairs that a thread takes
+# Snippets or pairs in one task. Starting one on another node takes milliseconds.
+_AT_ONCE = {"local": 64, "ray": 1024}
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +66,7 @@ class FingerprintConfig:
     on_bad: Literal["fail", "quarantine"] = "fail"
     """What to do with a file that is no snippet, or of another shape: stop, or give it a group of its own. Values are
     not checked here: `pack` does."""
+    tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -107,10 +111,12 @@ def fingerprint(config: FingerprintConfig) -> Groups:
     shape = common_shape(config.input, records, config.on_bad == "quarantine", config.cast == "float16")
     if PANELS * (shape[1] - 1) < CODE_BITS or shape[2] < 2:
         raise InputError(f"{records[0].path}: shape {shape}; fingerprints take 12 time bins and 2 channels or more")
-    codes, unreadable = _read_codes(config, records, shape)
-    candidates = find_candidates(codes, max(1, round(config.min_overlap * shape[2])))
-    del codes  # most of the memory
-    proven = _prove(config, records, shape, candidates)
+    # Threads, not processes: NumPy and reading release the GIL.
+    with open_tasks(config.tasks, Threads(config.workers)) as tasks:
+        codes, unreadable = _read_codes(config, tasks, records, shape)
+        candidates = find_candidates(codes, max(1, round(config.min_overlap * shape[2])))
+        del codes  # most of the memory
+        proven = _prove(config, tasks, records, shape, candidates)
     pairs = Candidates(*(column[proven] for column in candidates))
     group = _to_groups(pairs, len(records))
     write_groups(config.out, [(r.key, records[g].key) for r, g in zip(records, group.tolist(), strict=True)])
@@ -131,59 +137,85 @@ def _to_groups(pairs: Candidates, count: int) -> npt.NDArray[np.int64]:
 
 
 def _read_codes(
-    config: FingerprintConfig, records: Sequence[Record], shape: tuple[int, int, int]
+    config: FingerprintConfig, tasks: Tasks, records: Sequence[Record], shape: tuple[int, int, int]
 ) -> tuple[Codes, list[tuple[str, str]]]:
     """(N, F - 1) codes of all snippets, and key and reason of those that cannot be read."""
     codes: Codes = np.zeros((len(records), shape[2] - 1), np.uint64)
     unreadable: list[tuple[str, str]] = []
-    rows = code_rows(shape[1])
-
-    def read(chunk: range) -> int:
-        for number in chunk:
-            record = records[number]
-            try:
-                codes[number] = to_codes(read_rows(record.path, shape, range(PANELS), rows, config.cast == "float16"))
-            except InputError as error:
-                if config.on_bad == "fail":
-                    raise
-                unreadable.append((record.key, str(error)))
-        return len(chunk)
-
-    _in_chunks(read, len(records), config.workers, "fingerprinting", "snippets")
+    chunks = _to_chunks(config, len(records))
+    reading = _Reading(shape, config.cast == "float16", config.on_bad == "quarantine")
+    calls = [(records[chunk.start : chunk.stop], reading) for chunk in chunks]
+    names = [str(records[chunk.start].path) for chunk in chunks]
+    work = Work(read_codes, calls, "fingerprinting", "snippets", names, counts=[len(chunk) for chunk in chunks])
+    for done in run_shown(tasks, work):
+        chunk = chunks[done.number]
+        codes[chunk.start : chunk.stop], bad = done.result()
+        unreadable += bad
     for key, reason in sorted(unreadable)[:20]:
         _log.warning("%s has a group of its own: %s", key, reason)
     return codes, sorted(unreadable)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How snippets are read."""
+
+    shape: tuple[int, int, int]
+    cast: bool
+    quarantine: bool
+
+
+def read_codes(records: Sequence[Record], reading: _Reading) -> tuple[Codes, list[tuple[str, str]]]:
+    """(N, F - 1) codes of some snippets, and key and reason of those that cannot be read, whose codes are 0."""
+    codes: Codes = np.zeros((len(records), reading.shape[2] - 1), np.uint64)
+    unreadable: list[tuple[str, str]] = []
+    rows = code_rows(reading.shape[1])
+    for number, record in enumerate(records):
+        try:
+            codes[number] = to_codes(read_rows(record.path, reading.shape, range(PANELS), rows, reading.cast))
+        except InputError as error:
+            if not reading.quarantine:
+                raise
+            unreadable.append((record.key, str(error)))
+    return codes, unreadable
+
+
 def _prove(
-    config: FingerprintConfig, records: Sequence[Record], shape: tuple[int, int, int], pairs: Candidates
+    config: FingerprintConfig,
+    tasks: Tasks,
+    records: Sequence[Record],
+    shape: tuple[int, int, int],
+    pairs: Candidates,
 ) -> npt.NDArray[np.bool_]:
     """(pairs,) whether the noise of the shared channels is the same, in time bins that the codes did not use."""
     proven = np.zeros(len(pairs.first), bool)
-    rows = proof_rows(shape[1])
-
-    def prove(chunk: range) -> int:
-        @lru_cache(maxsize=8)  # pairs are sorted: consecutive ones often have the same first snippet
-        def read(number: int) -> npt.NDArray[np.float16]:
-            return read_rows(records[number].path, shape, PROOF_POSITIONS, rows, config.cast == "float16")
-
-        for pair in chunk:
-            first, second = read(int(pairs.first[pair])), read(int(pairs.second[pair]))
-            proven[pair] = correlation(first, second, int(pairs.shift[pair])) >= LEAST_CORRELATION
-        return len(chunk)
-
-    _in_chunks(prove, len(proven), config.workers, "proving", "pairs")
+    chunks = _to_chunks(config, len(proven))
+    reading = _Reading(shape, config.cast == "float16", config.on_bad == "quarantine")
+    paths = [record.path for record in records]
+    calls = [
+        ([(paths[pairs.first[k]], paths[pairs.second[k]], int(pairs.shift[k])) for k in chunk], reading)
+        for chunk in chunks
+    ]
+    names = [str(paths[pairs.first[chunk.start]]) for chunk in chunks]
+    work = Work(prove, calls, "proving", "pairs", names, counts=[len(chunk) for chunk in chunks])
+    for done in run_shown(tasks, work):
+        chunk = chunks[done.number]
+        proven[chunk.start : chunk.stop] = done.result()
     return proven
 
 
-def _in_chunks(work: Callable[[range], int], total: int, workers: int, label: str, unit: str) -> None:
-    """Call `work` on threads with ranges that cover range(total), and show how many are done."""
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(work, range(k, min(k + _AT_ONCE, total))) for k in range(0, total, _AT_ONCE)]
-        try:
-            items = (None for future in as_completed(futures) for _ in range(future.result()))
-            for _ in progress(items, total, label, unit):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+def prove(pairs: Sequence[tuple[Path, Path, int]], reading: _Reading) -> list[bool]:
+    """Of some pairs, two files and their shift in channels each, whether the noise that they share is the same."""
+    rows = proof_rows(reading.shape[1])
+
+    @lru_cache(maxsize=8)  # pairs are sorted: consecutive ones often have the same first snippet
+    def read(path: Path) -> npt.NDArray[np.float16]:
+        return read_rows(path, reading.shape, PROOF_POSITIONS, rows, reading.cast)
+
+    return [bool(correlation(read(first), read(second), shift) >= LEAST_CORRELATION) for first, second, shift in pairs]
+
+
+def _to_chunks(config: FingerprintConfig, total: int) -> list[range]:
+    """Ranges that cover range(total), one for each task."""
+    size = _AT_ONCE[config.tasks.on]
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]

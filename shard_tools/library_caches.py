@@ -19,17 +19,18 @@ def place_library_caches() -> None:
     with contextlib.suppress(OSError):  # nothing is writable: the library that needs a cache will say so
         if "NUMBA_CACHE_DIR" not in os.environ and not _numba_finds_a_place():
             os.environ["NUMBA_CACHE_DIR"] = str(_own_folder() / "numba")
-        if "MPLCONFIGDIR" not in os.environ and not _can_write(_home("XDG_CONFIG_HOME", ".config") / "matplotlib"):
+        settings = user_folder("XDG_CONFIG_HOME", ".config") / "matplotlib"
+        if "MPLCONFIGDIR" not in os.environ and not _can_write(settings):
             os.environ["MPLCONFIGDIR"] = str(_own_folder() / "matplotlib")
 
 
 def _numba_finds_a_place() -> bool:
     """Numba's own order: beside the code, else in the user's folder for caches."""
     beside = [_ROOT / package / "__pycache__" for package in _WITH_KERNELS]
-    return all(map(_can_write, beside)) or _can_write(_home("XDG_CACHE_HOME", ".cache") / "numba")
+    return all(map(_can_write, beside)) or _can_write(user_folder("XDG_CACHE_HOME", ".cache") / "numba")
 
 
-def _home(variable: str, default: str) -> Path:
+def user_folder(variable: str, default: str) -> Path:
     """A user's cache or configuration folder; an unwritable path for a user without a home."""
     given = os.environ.get(variable)
     # Without HOME or a user name, "~" is not expanded: it would be a folder of that name right here.

@@ -36,7 +36,7 @@ def folder_lock(folder: Path, name: str) -> Iterator[None]:
             # The kernel releases it however the process dies.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _in_use(folder) from None
+            raise in_use(folder) from None
         except OSError as error:
             if error.errno not in NOT_SUPPORTED:
                 error.filename = str(folder / name)
@@ -49,8 +49,9 @@ def folder_lock(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _in_use(folder: Path) -> InputError:
-    return InputError(f"{folder}: another process is writing here; wait for it, or choose another folder")
+def in_use(place: Path | str) -> InputError:
+    """The error of a folder or a URL that another process writes to."""
+    return InputError(f"{place}: another process is writing here; wait for it, or choose another folder")
 
 
 @contextlib.contextmanager
@@ -67,7 +68,7 @@ def _own(path: Path) -> Iterator[None]:
         ended.set()
         beats.join()
         with contextlib.suppress(OSError):
-            if _is_ours(path.read_bytes()):
+            if is_ours(path.read_bytes()):
                 path.unlink()
 
 
@@ -77,7 +78,7 @@ def _create(path: Path) -> bool:
     except FileExistsError:
         return False
     with naming(path), os.fdopen(descriptor, "wb") as file:
-        file.write(_sign_of_life(0))
+        file.write(sign_of_life(0))
     return True
 
 
@@ -88,28 +89,31 @@ def _beat(path: Path, ended: threading.Event) -> None:
         number += 1
         try:
             with path.open("r+b") as file:
-                if not _is_ours(file.read()):
+                if not is_ours(file.read()):
                     _log.warning(
                         "%s: another process took this folder over as abandoned; stop one of the two", path.parent
                     )
                     return
                 file.seek(0)
-                file.write(_sign_of_life(number))
+                file.write(sign_of_life(number))
         except OSError:
             pass  # a full disk, or another process is checking the file: the next beat may succeed
 
 
-def _sign_of_life(number: int) -> bytes:
+def sign_of_life(number: int) -> bytes:
+    """What an owner writes into its file at heartbeat `number`."""
     about = {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid()), "beat": f"{number:012d}"}
     return json.dumps(about).encode()
 
 
-def _is_ours(content: bytes) -> bool:
-    about = _parsed(content)
+def is_ours(content: bytes) -> bool:
+    """Whether this process wrote an owner's file."""
+    about = parse_sign(content)
     return (about.get("machine"), about.get("process")) == (_machine(), os.getpid())
 
 
-def _parsed(content: bytes) -> dict[str, object]:
+def parse_sign(content: bytes) -> dict[str, object]:
+    """What an owner wrote; empty where that cannot be read."""
     try:
         about = json.loads(content)
     except ValueError:
@@ -124,23 +128,22 @@ def _clear_abandoned(path: Path) -> None:
     except FileNotFoundError:
         return
     if not _is_abandoned(path, content):
-        raise _in_use(path.parent)
+        raise in_use(path.parent)
     # Rename it, which only one process can do, and check it again: another may just have taken it over.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
         if aside.read_bytes() != content:
             aside.rename(path)
-            raise _in_use(path.parent)
+            raise in_use(path.parent)
         aside.unlink()
 
 
 def _is_abandoned(path: Path, content: bytes) -> bool:
     """Whether an owner is dead: on this machine, its process is gone; on another, its file stops changing."""
-    about = _parsed(content)
-    process = about.get("process")
-    if about.get("machine") == _machine() and isinstance(process, int):
-        return _started(process) != about.get("started")
+    if (is_dead := is_of_dead_process(content)) is not None:
+        return is_dead
+    process = parse_sign(content).get("process")
     _log.info(
         "%s: held by process %s of another machine; waiting %.0f s for a sign of life", path, process, SILENT_SECONDS
     )
@@ -150,6 +153,15 @@ def _is_abandoned(path: Path, content: bytes) -> bool:
             if path.read_bytes() != content:
                 return False
     return True
+
+
+def is_of_dead_process(content: bytes) -> bool | None:
+    """Whether the owner was a process of this machine that is gone; None where it is one of another machine."""
+    about = parse_sign(content)
+    process = about.get("process")
+    if about.get("machine") == _machine() and isinstance(process, int):
+        return _started(process) != about.get("started")
+    return None
 
 
 def _machine() -> str:

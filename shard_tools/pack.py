@@ -3,14 +3,12 @@
 import functools
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import tyro
 
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import check_time_bins, npy_header
@@ -18,18 +16,15 @@ from shard_tools.conversions import report_conversions
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
-from shard_tools.locks import folder_lock
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import NO_FILE, DataSet, write_tables
-from shard_tools.progress import progress
+from shard_tools.output import Output
 from shard_tools.sources import digest_sources, find_changed, find_unsure, renew_sources, write_sources
-from shard_tools.storage.address import check_url, is_remote, local_folder
-from shard_tools.storage.base import StoreConfig
 from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_shard
-from shard_tools.unfinished import BESIDE, WORK, check_out_folder, clear_leftovers, finish_shard
-
-if TYPE_CHECKING:
-    from shard_tools.storage.upload import Upload
+from shard_tools.tasks.base import Need, TaskConfig, Work
+from shard_tools.tasks.local import Threads
+from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.unfinished import Place
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +61,7 @@ class PackConfig:
     """Number of neighbouring time bins to sum into one, for smaller shards; 1 keeps the source files' bytes."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes)."""
+    tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         for flag, value in (("--workers", self.workers), ("--shard-mb", self.shard_mb), ("--time-bin", self.time_bin)):
@@ -76,52 +72,44 @@ class PackConfig:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
 
-    @property
-    def folder(self) -> Path:
-        """Where files are written: `out` itself, or the staging folder for a remote store."""
-        if not is_remote(self.out):
-            return local_folder(self.out)
-        name = f"needlestream-pack-{os.getuid()}-{hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]}"
-        return self.staging or Path(tempfile.gettempdir(), name)
-
 
 def pack(config: PackConfig) -> Manifest:
     """Write `config.input` as shards to `config.out` and return their manifest.
 
-    Packing the same input twice gives the same bytes. Raises InputError naming the file or key that breaks a
-    contract, or where the output folder holds something else; finished shards stay for the next try.
+    Packing the same input twice gives the same bytes, wherever the tasks run. Raises InputError naming the file or key
+    that breaks a contract, or where the output folder holds something else; finished shards stay for the next try.
     """
     catalog = read_catalog(config.input, config.folds, config.seed, config.allow_missing, config.groups)
     making = _plan_making(config, catalog.records)
     plans = plan_shards(catalog.records, making.shape, config.shard_mb * 10**6)
     made = _describe(config, catalog)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    check_out_folder(config.folder)
-    upload = _open_upload(config)
-    if _is_packed(config, upload):
-        return _already_packed(config, made, plans, making, upload)
-    (config.folder / WORK).mkdir(exist_ok=True)
-    with folder_lock(config.folder / WORK, "lock"):
-        if _is_packed(config, upload):  # another process finished it since the look above
-            return _already_packed(config, made, plans, making, upload)
-        clear_leftovers(config.folder, {plan.name for plan in plans})
-        if upload:
-            upload.clear({plan.name for plan in plans}, BESIDE)
-        packed, digests = _pack_shards(config, plans, making, upload)
-        report_conversions(shard.conversions for shard in packed)
-        quarantined = [line for shard in packed for line in shard.quarantined]
-        for line in quarantined[:20]:
-            _log.warning("left out %s (%s): %s", *line)
-        missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
-        data = DataSet(catalog.records, packed, [*missing, *quarantined], making.shape, made)
-        write_tables(config.input, config.folder, data)
-        write_sources(config.folder, file_sha256(config.folder / MANIFEST), digests)
-        if upload:
-            upload.finish(config.folder, BESIDE)
-        shutil.rmtree(config.folder / WORK)
-    if upload:
-        upload.remove_staging(config.folder, WORK)
+    output = Output(config.out, config.staging, config.tasks)
+    output.prepare()
+    if output.is_finished():
+        return _already_packed(config, made, plans, making, output)
+    with output.held():
+        if output.is_finished():  # another process finished it since the look above
+            return _already_packed(config, made, plans, making, output)
+        output.clear({plan.name for plan in plans})
+        done = _pack_shards(config, plans, making, output)
+        packed = [shard for shard, _ in done]
+        data = DataSet(catalog.records, packed, _say_what_was_left_out(catalog, packed), making.shape, made)
+        write_tables(config.input, output.folder, data)
+        sources = {plan.name: digest for plan, (_, digest) in zip(plans, done, strict=True)}
+        write_sources(output.folder, file_sha256(output.folder / MANIFEST), sources)
+        output.publish()
+    output.tidy()
     return read_manifest(config.out)
+
+
+def _say_what_was_left_out(catalog: Catalog, packed: Sequence[PackedShard]) -> list[list[str]]:
+    """[key, split, reason] of each sample without a file or quarantined; logs the latter, and what was rounded."""
+    report_conversions(shard.conversions for shard in packed)
+    quarantined = [line for shard in packed for line in shard.quarantined]
+    for line in quarantined[:20]:
+        _log.warning("left out %s (%s): %s", *line)
+    missing = [[key, split, NO_FILE] for split in SPLITS for key in catalog.missing.get(split, [])]
+    return [*missing, *quarantined]
 
 
 def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
@@ -139,19 +127,6 @@ def _describe(config: PackConfig, catalog: Catalog) -> dict[str, Any]:
     if config.cast != "none":
         made["cast"] = config.cast
     return made
-
-
-def _open_upload(config: PackConfig) -> "Upload | None":
-    """The upload to a remote store; None where the shards stay in a folder."""
-    if not is_remote(config.out):
-        return None
-    from shard_tools.storage.upload import Upload  # its libraries are slow to import
-
-    return Upload(config.out, StoreConfig(), MANIFEST)
-
-
-def _is_packed(config: PackConfig, upload: "Upload | None") -> bool:
-    return upload.is_finished() if upload else (config.folder / MANIFEST).is_file()
 
 
 def plan_shards(records: Sequence[Record], shape: tuple[int, ...], shard_bytes: int) -> list[ShardPlan]:
@@ -178,7 +153,7 @@ def _plan_making(config: PackConfig, records: Sequence[Record]) -> Making:
 
 
 def _already_packed(
-    config: PackConfig, made: dict[str, Any], plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
+    config: PackConfig, made: dict[str, Any], plans: Sequence[ShardPlan], making: Making, output: Output
 ) -> Manifest:
     """Return a finished pack of the same input; raise InputError if it is of anything else."""
     manifest = read_manifest(config.out)
@@ -192,41 +167,33 @@ def _already_packed(
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
     if unsure:
         renew_sources(manifest, plans)
-    shutil.rmtree(config.folder / WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
-    if upload:
-        upload.remove_staging(config.folder, WORK)
+    output.tidy()
     _log.info("%s is already packed; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
     return manifest
 
 
 def _pack_shards(
-    config: PackConfig, plans: Sequence[ShardPlan], making: Making, upload: "Upload | None"
-) -> tuple[list[PackedShard], dict[str, str]]:
-    """Write missing shards on `config.workers` threads; return all shards, and the digest of each one's sources."""
+    config: PackConfig, plans: Sequence[ShardPlan], making: Making, output: Output
+) -> list[tuple[PackedShard, str]]:
+    """Write missing shards; return all, each with the digest of its sources."""
+    calls = [(output.place, plan, making) for plan in plans]
+    names = [f"{config.out}/{plan.name}" for plan in plans]
+    need = Need(disk=config.shard_mb * 10**6 if output.is_remote else 0)
+    work = Work(pack_shard, calls, "packing", "shards", names, need)
+    done: dict[int, tuple[PackedShard, str]] = {}
     # Threads, not processes: reading, hashing and writing all release the GIL.
-    with ThreadPoolExecutor(config.workers) as pool:
-        futures: dict[Future[tuple[PackedShard, str]], int] = {
-            pool.submit(_pack_shard, config, plan, making, upload): number for number, plan in enumerate(plans)
-        }
-        done: dict[int, tuple[PackedShard, str]] = {}
-        try:
-            for future in progress(as_completed(futures), len(plans), "packing", "shards"):
-                done[futures[future]] = future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    packed = [done[number][0] for number in range(len(plans))]
-    return packed, {plan.name: done[number][1] for number, plan in enumerate(plans)}
+    with open_tasks(config.tasks, Threads(config.workers)) as tasks:
+        for each in run_shown(tasks, work):
+            done[each.number] = each.result()
+            output.check_held()
+    return [done[number] for number in range(len(plans))]
 
 
-def _pack_shard(
-    config: PackConfig, plan: ShardPlan, making: Making, upload: "Upload | None"
-) -> tuple[PackedShard, str]:
+def pack_shard(place: Place, plan: ShardPlan, making: Making) -> tuple[PackedShard, str]:
     """Write a shard, unless an earlier run finished it and its bytes still match; also return its sources' digest."""
     sources = digest_sources(plan.records)  # before reading: a change during it is noticed next time
-    inputs = _inputs_digest(plan, making, sources)
     write = functools.partial(write_shard, plan.records, making=making)
-    return finish_shard(config.folder, plan.name, inputs, write, upload), sources
+    return place.finish_shard(plan.name, _inputs_digest(plan, making, sources), write), sources
 
 
 def _inputs_digest(plan: ShardPlan, making: Making, sources: str) -> str:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,10 +15,19 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T], total: int, label: str, unit: str = "cadences") -> Iterator[T]:
-    """Yield `items` while showing how many of `total` are done, the rate and the time left."""
+def progress(
+    items: Iterable[T],
+    total: int,
+    label: str,
+    unit: str = "cadences",
+    note: Callable[[], str] = lambda: "",
+) -> Iterator[T]:
+    """Yield `items` while showing how many of `total` are done, the rate, the time left, and what `note` says then."""
     if is_terminal(sys.stderr):
-        yield from tqdm(items, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=False)
+        with tqdm(items, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=False) as bar:
+            for item in bar:
+                yield item
+                bar.set_postfix_str(note(), refresh=False)
         return
     # tqdm's carriage returns make one endless line of a log file.
     began = shown = time.monotonic()
@@ -27,5 +36,7 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "cadences")
         now = time.monotonic()
         if now - shown >= _SECONDS_BETWEEN_LINES and done < total:
             rate = done / (now - began)
-            _log.info("%s: %d of %d, %.3g %s/s, %.0f s left", label, done, total, rate, unit, (total - done) / rate)
+            more = f"; {said}" if (said := note()) else ""
+            left = (total - done) / rate
+            _log.info("%s: %d of %d, %.3g %s/s, %.0f s left%s", label, done, total, rate, unit, left, more)
             shown = now

@@ -198,7 +198,8 @@ def _setigen() -> tuple[Any, Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         setigen: Any = importlib.import_module("setigen")  # here, as it takes two seconds
-    units = {"df": CHANNEL_WIDTH_HZ, "dt": TIME_BIN_SECONDS, "fch1": 6e9, "ascending": True}
+    # fch1 is the place of no real band: with this ratio to df frequencies are as exact as channels need.
+    units = {"df": CHANNEL_WIDTH_HZ, "dt": TIME_BIN_SECONDS, "fch1": 6e9 * 1024, "ascending": True}
     frame, panel_frame = (setigen.Frame(shape=(bins, CHANNELS), **units) for bins in (TIME_BINS, PANEL_BINS))
     return setigen, frame, panel_frame
 

@@ -80,15 +80,17 @@ class SnippetTar:
         return Shard(name, size, self._writer.sha256, index_sha256, len(self.places)), index
 
 
-def write_members(members: Iterable[tuple[str, bytes]], path: Path, about: dict[str, Any]) -> PackedShard:
-    """Write `path` and its index from keys and npy files without labels, each whole or not at all.
+def write_members(
+    members: Iterable[tuple[str, bytes] | tuple[str, bytes, int]], path: Path, about: dict[str, Any]
+) -> PackedShard:
+    """Write `path` and its index from keys, npy files and, where they are known, targets, each whole or not at all.
 
     `about` goes into what is returned, as it is after the last member: the maker of the members may fill it.
     """
     with whole_file(path) as temporary, temporary.open("wb") as file:
         tar = SnippetTar(file)
-        for key, data in members:
-            tar.add(key, data)
+        for member in members:
+            tar.add(*member)
         shard, index = tar.close(path.name)
     write_whole(path.with_suffix(".idx"), index)
     return PackedShard(shard, tar.places, [], about=about)

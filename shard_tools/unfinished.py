@@ -1,8 +1,12 @@
 """A folder of shards while they are written: what an interrupted run finished is kept, the rest is cleared away."""
 
+import contextlib
 import json
-from collections.abc import Callable, Collection
-from dataclasses import asdict
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +26,7 @@ BESIDE = (*TABLES, SOURCES)
 """Files beside the manifest and the shards."""
 WORK = ".pack"
 """Inside the output folder: the lock, and a note for every finished shard."""
+_TASK = ".task-"  # hidden: no part of a data set
 
 
 def check_out_folder(out: Path) -> None:
@@ -41,33 +46,74 @@ def clear_leftovers(out: Path, planned: Collection[str]) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def finish_shard(
-    folder: Path, name: str, inputs: str, write: Callable[[Path], PackedShard], upload: "Upload | None" = None
-) -> PackedShard:
-    """Write a shard, unless an earlier run finished it from the same `inputs` (a digest) and its bytes still match."""
-    path, note = folder / name, folder / WORK / f"{name}.json"
-    kept, index = _read_note(note, inputs), path.with_suffix(".idx")
-    if kept and upload and upload.holds(kept.shard.name, kept.shard.bytes):
-        return kept
-    if kept and not upload and path.is_file() and index.is_file():
-        found = file_sha256(path), file_sha256(index)
-        if found == (kept.shard.sha256, kept.shard.index_sha256):
+@dataclass(frozen=True)
+class Place:
+    """Where shards and their notes are kept once they are finished. It is pickled with the tasks that write them."""
+
+    folder: Path
+    """For the shards; with an upload, for each one until it is uploaded."""
+    upload: "Upload | None" = None
+    is_shared: bool = True
+    """Whether all tasks see the same folder. If not, each makes one of its own inside it, on its own machine; a
+    relative folder is then among that machine's temporary files."""
+
+    def finish_shard(self, name: str, inputs: str, write: Callable[[Path], PackedShard]) -> PackedShard:
+        """Write a shard, unless an earlier run finished it from the same `inputs` (a digest) and it is still there."""
+        kept = _parse_note(self._read_note(f"{name}.json"), inputs)
+        if kept and self._holds(kept.shard):
             return kept
-    packed = write(path)
-    if upload:
-        upload.send_shard(path)
-    write_whole(note, json.dumps({"inputs": inputs, **asdict(packed)}))
-    return packed
+        with self._opened() as folder:
+            packed = write(folder / name)
+            if self.upload:
+                self.upload.send_shard(folder / name)
+        self._write_note(f"{name}.json", json.dumps({"inputs": inputs, **asdict(packed)}))
+        return packed
+
+    def _read_note(self, name: str) -> bytes:
+        if self.upload:
+            return self.upload.read_note(name)
+        path = self.folder / WORK / name
+        return path.read_bytes() if path.is_file() else b""
+
+    def _write_note(self, name: str, text: str) -> None:
+        if self.upload:
+            self.upload.send_note(name, text)
+        else:
+            write_whole(self.folder / WORK / name, text)
+
+    def _holds(self, shard: Shard) -> bool:
+        """Whether a shard and its index are there as its note says; a store is asked for sizes only."""
+        if self.upload:
+            return self.upload.holds(shard.name, shard.bytes)
+        path = self.folder / shard.name
+        index = path.with_suffix(".idx")
+        if not (path.is_file() and index.is_file()):
+            return False
+        return (file_sha256(path), file_sha256(index)) == (shard.sha256, shard.index_sha256)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Path]:
+        """The folder to write to."""
+        if self.is_shared:
+            yield self.folder
+            return
+        here = Path(tempfile.gettempdir(), self.folder)
+        here.mkdir(parents=True, exist_ok=True)
+        for left in here.glob(f"{_TASK}*"):
+            if not Path("/proc", left.name.split("-")[1]).exists():  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"{_TASK}{os.getpid()}-", dir=here) as own:
+            yield Path(own)
 
 
-def _read_note(note: Path, inputs: str) -> PackedShard | None:
-    """The note of a shard that an earlier run finished from the same inputs; None where there is none."""
+def _parse_note(text: bytes, inputs: str) -> PackedShard | None:
+    """The note of a shard that an earlier run finished from the same inputs; None where it is of anything else."""
     try:
-        content = json.loads(note.read_bytes())
+        content = json.loads(text)
         if content["inputs"] == inputs:
             shard, conversions = Shard(**content["shard"]), Conversions(**content["conversions"])
             about = content.get("about", {})  # earlier versions had none
             return PackedShard(shard, content["places"], content["quarantined"], conversions, about)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         pass  # A note damaged by a power cut is ignored: the shard is written again.
     return None

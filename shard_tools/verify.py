@@ -1,20 +1,29 @@
 """Check that every byte of a data set is as it was packed."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from shard_tools.cadence import check_finite
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, has_repeated_keys, read_manifest
+from shard_tools.manifest_rows import only_rows
 from shard_tools.sample import read_snippet_of
 from shard_tools.sample_table import SAMPLES
 from shard_tools.storage.base import Store, StoreConfig
+from shard_tools.tasks.base import TaskConfig, Work
+from shard_tools.tasks.local import InTurn
+from shard_tools.tasks.places import open_tasks, run_shown
 
 
-def verify(root: Path | str, config: StoreConfig = StoreConfig()) -> Iterator[str]:  # noqa: B008 (immutable)
+def verify(
+    root: Path | str,
+    config: StoreConfig = StoreConfig(),  # noqa: B008 (immutable)
+    where: TaskConfig = TaskConfig(),  # noqa: B008
+) -> Iterator[str]:
     """Yield one line for every fault: of the manifest, of a shard's size or bytes, of an index, of a snippet."""
     try:
         manifest = read_manifest(root, config)
@@ -27,12 +36,43 @@ def verify(root: Path | str, config: StoreConfig = StoreConfig()) -> Iterator[st
         yield f"{store.where(SAMPLES)}: a key is in both splits"
     for name, expected in manifest.files.items():
         yield from _verify_file(store, name, expected)
-    for number, shard in enumerate(manifest.shards):
-        faults = list(_verify_file(store, shard.name, shard.sha256, shard.bytes))
-        yield from faults
-        yield from _verify_file(store, shard.name.removesuffix(".tar") + ".idx", shard.index_sha256)
-        if not faults:
-            yield from _verify_samples(manifest, number)
+    calls = _OfShards(manifest)
+    names = [store.where(shard.name) for shard in manifest.shards]
+    # Each fault as soon as it is found; on a cluster, when those of the shards before are known.
+    ended: dict[int, list[str]] = {}
+    following = 0
+    with open_tasks(where, InTurn()) as tasks:
+        for done in run_shown(tasks, Work(verify_shard, calls, "verifying", "shards", names)):
+            ended[done.number] = done.result()
+            while following in ended:
+                yield from ended.pop(following)
+                following += 1
+
+
+class _OfShards(Sequence[tuple[Manifest]]):
+    """For each shard, a table of contents of it alone, made when it is asked for."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._rows = np.argsort(manifest.shard, kind="stable")
+        self._ends = np.searchsorted(manifest.shard[self._rows], np.arange(len(manifest.shards) + 1))
+
+    def __len__(self) -> int:
+        return len(self._manifest.shards)
+
+    def __getitem__(self, number: Any) -> Any:
+        if number >= len(self):
+            raise IndexError
+        rows = self._rows[self._ends[number] : self._ends[number + 1]]
+        return (only_rows(self._manifest, rows),)
+
+
+def verify_shard(contents: Manifest) -> list[str]:
+    """The faults of the only shard of a table of contents, of its index and of its snippets."""
+    (shard,) = contents.shards
+    faults = list(_verify_file(contents.store, shard.name, shard.sha256, shard.bytes))
+    of_index = list(_verify_file(contents.store, shard.name.removesuffix(".tar") + ".idx", shard.index_sha256))
+    return [*faults, *of_index, *([] if faults else _verify_samples(contents))]
 
 
 def _verify_file(store: Store, name: str, sha256: str, size: int | None = None) -> Iterator[str]:
@@ -52,11 +92,11 @@ def _verify_file(store: Store, name: str, sha256: str, size: int | None = None) 
         yield f"{where}: {error.strerror}"
 
 
-def _verify_samples(manifest: Manifest, number: int) -> Iterator[str]:
-    """The faults of the samples of one shard whose bytes are as packed: the manifest's offsets may still be wrong."""
-    where = manifest.store.where(manifest.shards[number].name)
-    for row in np.flatnonzero(manifest.shard == number).tolist():
+def _verify_samples(contents: Manifest) -> Iterator[str]:
+    """The faults of the samples of a shard whose bytes are as packed: the manifest's offsets may still be wrong."""
+    where = contents.store.where(contents.shards[0].name)
+    for row in range(len(contents)):
         try:
-            check_finite(read_snippet_of(manifest, row), f"{where}, {manifest.key(row)}")
+            check_finite(read_snippet_of(contents, row), f"{where}, {contents.key(row)}")
         except InputError as error:
             yield str(error)

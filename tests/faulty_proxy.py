@@ -39,6 +39,8 @@ class FaultyProxy(ThreadingHTTPServer):
         self.port, self.latency = port, latency
         self.fault: Callable[[Request], str | None] = lambda request: None
         self.requests: list[Request] = []
+        self.ignored: tuple[str, ...] = ()
+        """Headers of requests that do not reach the server."""
         self.released = threading.Event()
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -76,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(int(fault), {}, b"", 0)
             return
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.port)
-        upstream.request(self.command, self.path, body, dict(self.headers.items()))
+        sent = {name: value for name, value in self.headers.items() if name.lower() not in self.server.ignored}
+        upstream.request(self.command, self.path, body, sent)
         answer = upstream.getresponse()
         data = answer.read()
         headers = {name: value for name, value in answer.getheaders() if name.lower() not in _OWN}

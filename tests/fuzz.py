@@ -140,7 +140,7 @@ class Oracle:
         out = self.base / "observed"
         shutil.rmtree(out, ignore_errors=True)
         paths = sorted(self.files.glob(f"*.{extension}"), key=_by_time)
-        manifest = ingest(IngestConfig(out, tuple(paths), workers=1, max_drift=1.0))
+        manifest = ingest(IngestConfig(str(out), tuple(paths), workers=1, max_drift=1.0))
         return read_snippets(manifest, np.arange(len(manifest)))
 
     def _headers_differ(self, records: Any) -> bool:

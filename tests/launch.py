@@ -20,6 +20,15 @@ def command_line(script: str, *arguments: object, processes: int = 1) -> Sequenc
     return [sys.executable, *map(str, (*command, "--main_process_port", 0, script, *arguments))]
 
 
+def machine_command(rank: int, main: str, config: TrainConfig, *further: object) -> Sequence[str]:
+    """The words that start a training on machine `rank` of two, one process on each; `main` is rank 0's HOST:PORT."""
+    ip, port = main.split(":")
+    command: list[object] = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", 2]
+    command += ["--num_processes", 2, "--machine_rank", rank, "--main_process_ip", ip, "--main_process_port", port]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1, "train.py"]
+    return [sys.executable, *map(str, (*command, *flags(config), *further))]
+
+
 def flags(config: TrainConfig) -> list[object]:
     """The command line that makes a tiny configuration (of tests.tiny)."""
     words: list[object] = ["--shards", *config.shards, "--run-dir", config.run_dir, "--preset", "demo"]

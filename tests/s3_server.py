@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -19,9 +20,7 @@ def serving_s3(manifest: Manifest, url: str, acl: str = "private") -> Iterator[i
     server.start()
     try:
         _, port = server.get_host_and_port()
-        client = boto3.client(
-            "s3", "us-east-1", endpoint_url=f"http://127.0.0.1:{port}", aws_access_key_id="x", aws_secret_access_key="y"
-        )
+        client = s3_client(port)
         bucket, _, path = url.removeprefix("s3://").partition("/")
         client.create_bucket(Bucket=bucket, ACL=acl)
         for name, data in folder_bytes(manifest.root).items():
@@ -29,3 +28,20 @@ def serving_s3(manifest: Manifest, url: str, acl: str = "private") -> Iterator[i
         yield port
     finally:
         server.stop()
+
+
+def s3_client(port: int) -> Any:
+    return boto3.client(
+        "s3", "us-east-1", endpoint_url=f"http://127.0.0.1:{port}", aws_access_key_id="x", aws_secret_access_key="y"
+    )
+
+
+def read_s3(port: int, path: str, bucket: str = "bucket") -> dict[str, bytes]:
+    """Every file under a path of the server, by its name from there on."""
+    client = s3_client(port)
+    found = client.list_objects_v2(Bucket=bucket, Prefix=f"{path}/").get("Contents", [])
+    read = {}
+    for key in (str(entry["Key"]) for entry in found):
+        with contextlib.suppress(client.exceptions.NoSuchKey):  # removed since
+            read[key.removeprefix(f"{path}/")] = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    return read

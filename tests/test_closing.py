@@ -42,23 +42,25 @@ def parts_of(images: Any) -> dict[str, Any]:
     return found | ({"graph": images._graph} if hasattr(images, "_graph") else {})
 
 
-@pytest.mark.parametrize("when", ["unused", "in the middle", "at the end"])
+@pytest.mark.parametrize("when", ["unused", "begun", "in the middle", "at the end", "begun again"])
 @pytest.mark.parametrize("engine", ["dali", "cpu", "raw"])
 @pytest.mark.parametrize("draws", [None, DrawConfig(cutmix=0.5)], ids=["evaluation", "training"])
 def test_a_closed_loader_lets_go_of_everything_at_once(
     manifest: Manifest, no_collector: None, engine: str, draws: DrawConfig | None, when: str
 ) -> None:
     loader = build(manifest, "auto" if engine == "raw" else engine, draws, None if engine == "raw" else CANVAS)
-    iterator = iter(loader)
-    if when != "unused":
+    iterator, is_used = iter(loader), when not in ("unused", "begun")
+    if is_used:
         before = next(iterator)
         kept = before.image.clone()
-    if when == "at the end":
+    if when in ("at the end", "begun again"):
         list(iterator)
+    if when in ("begun", "begun again"):
+        loader.begin()
     parts = {name: weakref.ref(part) for name, part in parts_of(loader._images).items()}
     loader.close()
     assert [name for name, part in parts.items() if part() is not None] == []
-    if when != "unused":
+    if is_used:
         assert (before.image == kept).all()
     loader.close()  # once more changes nothing
     with pytest.raises(RuntimeError, match="closed"):

@@ -26,6 +26,7 @@ PROGRAM = r"(?:shard_tools|pipeline|training|reports|tests|benchmarks)"
 OTHERS = {
     "help", "multi-gpu", "num-machines", "num-processes", "machine-rank", "main-process-ip", "main-process-port",
     "mixed-precision", "dynamo-backend", "ntasks-per-node", "strict", "build-arg", "gpus", "logdir",
+    "head", "address", "port", "resources",  # of ray start
 }  # fmt: skip
 # Parses each command line as its program would, and stops before the program does anything.
 PARSE = """

@@ -25,18 +25,24 @@ SAID = {
 """Nothing is said of what is not used, or costs nothing: links, times, free space, maps."""
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of every command, on each such file system."""
+def build_lacking(folder: Path) -> Path:
+    """The library that stands for a file system that lacks something."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler on Linux, to stand for such a file system")
-    folder = tmp_path_factory.mktemp("lacking")
     library = folder / "lacking.so"
     build = [compiler, "-shared", "-fPIC", "-o", library, ROOT / "tests" / "lacking.c", "-ldl"]
     built = subprocess.run(build, capture_output=True, text=True, check=False)
     if built.returncode:
         pytest.skip(f"the C compiler cannot build tests/lacking.c: {built.stderr[-300:]}")
+    return library
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of every command, on each such file system."""
+    folder = tmp_path_factory.mktemp("lacking")
+    library = build_lacking(folder)
     environment = {**os.environ, "LD_PRELOAD": str(library), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "tests.every_command", str(folder)]
     environment["ACCELERATE_USE_CPU"] = "true"

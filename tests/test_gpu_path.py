@@ -244,8 +244,10 @@ def step_faults(run: Run, watched: Callable[[Run], Watch] = watched_step) -> set
         watch = watched(run)
     except Exception as error:  # what a tensor without values refuses is what would wait, or fail
         return {f"{type(error).__name__}: {error}"}
-    # Heads and the search are in float32 whatever the rest is.
-    heads = sum(isinstance(each, (Float32Linear, Search)) for each in run.bare_model.modules())
+    # Heads and the search are in float32 whatever the rest is. One search serves both views of a prediction.
+    heads = sum(isinstance(each, Float32Linear) for each in run.bare_model.modules())
+    searches = sum(isinstance(each, Search) for each in run.bare_model.modules())
+    heads = (2 * heads if searches and watched is watched_prediction else heads) + searches
     wide = watch.products[torch.float32] if low != torch.float32 else heads
     dtypes = set() if wide == heads and watch.products[low] > 5 else {f"products in {dict(watch.products)}"}
     state = [*run.bare_model.parameters(), *run.bare_model.buffers(), *run.judged_model.parameters()]
@@ -293,8 +295,8 @@ def buffer_left_behind(run: Run, patch: pytest.MonkeyPatch) -> None:
 
 
 def looks_at_logits(run: Run, patch: pytest.MonkeyPatch) -> None:
-    forward = run.judged_model.forward
-    patch.setattr(run.judged_model, "forward", lambda image: forward(image).cpu())
+    both_views = run.judged_model.both_views
+    patch.setattr(run.judged_model, "both_views", lambda image: both_views(image).cpu())
 
 
 STEP_MUTANTS = {

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -295,6 +296,45 @@ def test_candidates_whose_scores_are_all_one_keep_their_order_everywhere(
     assert f"on the train split: {auc:.4f}" in capsys.readouterr().out and auc != 0.5
     page = (tmp_path / "submission.report.html").read_text()
     assert "rank 1 of 50" in page and f"logit {logits[ordered[-1]]:.1f}" in page
+
+
+def test_a_prediction_in_parts_is_that_of_one_pass_and_goes_on_where_it_stopped(
+    manifest: Manifest, weights: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.scoring.ROWS", 8)
+    whole = config_of(manifest, weights, tmp_path / "whole.csv", split="train")
+    infer(whole)
+    in_parts = dataclasses.replace(whole, out=tmp_path / "parts.csv", scores=str(tmp_path / "scores"))
+    infer(in_parts)
+    assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    parts = sorted((tmp_path / "scores").glob("*/*.parquet"))
+    keys = [key for path in parts for key in pq.read_table(path)["key"].to_pylist()]
+    assert len(parts) == 7 and keys == manifest.keys_of(manifest.rows("train"))
+    parts[2].unlink()
+    before = {path: path.stat().st_mtime_ns for path in parts if path != parts[2]}
+    infer(in_parts)
+    assert parts[2].is_file() and {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+@pytest.mark.parametrize("damage", ["cut", "of others"])
+def test_a_part_that_is_damaged_or_of_other_cadences_is_refused_by_name(
+    manifest: Manifest, weights: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr("training.scoring.ROWS", 8)
+    config = config_of(manifest, weights[:1], tmp_path / "a.csv", split="train", scores=str(tmp_path / "scores"))
+    infer(config)
+    first, second, *_ = sorted((tmp_path / "scores").glob("*/*.parquet"))
+    first.write_bytes(first.read_bytes()[:-9] if damage == "cut" else second.read_bytes())
+    with pytest.raises(InputError, match=f"{first}: (damaged|holds other cadences).*delete it"):
+        infer(config)
+
+
+def test_other_weights_or_another_split_share_no_part(manifest: Manifest, weights: list[Path], tmp_path: Path) -> None:
+    config = config_of(manifest, weights[:1], tmp_path / "a.csv", scores=str(tmp_path / "scores"))
+    for changes in ({}, {"weights": weights[1:]}, {"split": "train"}, {"tta": True}):
+        infer(dataclasses.replace(config, **changes))
+    assert len(list((tmp_path / "scores").iterdir())) == 4
 
 
 def test_a_shard_cut_short_leaves_no_submission(manifest: Manifest, weights: list[Path], tmp_path: Path) -> None:

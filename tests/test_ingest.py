@@ -70,7 +70,7 @@ def headers(files: list[Path]) -> list[Header]:
 
 
 def config(out: Path, files: list[Path] | tuple[Path, ...] = (), **options: Any) -> IngestConfig:
-    return IngestConfig(out, tuple(files), **{"workers": 1, "shard_mb": 1, **options})
+    return IngestConfig(str(out), tuple(files), **{"workers": 1, "shard_mb": 1, **options})
 
 
 def observed(manifest: Manifest) -> Observations:
@@ -300,7 +300,6 @@ def test_options_that_leave_nothing_to_cut_are_refused_with_a_remedy(
         ({"exclude_mhz": ("1300-1200",)}, "expected LOW-HIGH"),
         ({"max_drift": -1.0}, "--max-drift -1"),
         ({"channel_bin": 0}, "--channel-bin 0: expected at least 1"),
-        ({"out": Path("s3://bucket/shards")}, "--out s3:/bucket/shards: expected a local folder"),
         ({"cadences": Path("a.lst")}, "expected six files, or --cadences LIST, and not both"),
     ],
 )
@@ -803,6 +802,7 @@ import time
 from pathlib import Path
 import shard_tools.observation.cut_jobs as jobs_module
 import shard_tools.observation.ingest as ingest_module
+from shard_tools.tasks.local import InTurn
 
 write = jobs_module.write_shard
 
@@ -813,10 +813,7 @@ def stand_still(shard, path):
         time.sleep(600)
     return write(shard, path)
 
-def one_by_one(workers, jobs):
-    yield from ((number, jobs_module.cut_shard(*job)) for number, job in enumerate(jobs))
-
-jobs_module.write_shard, ingest_module.cut_jobs = stand_still, one_by_one
+jobs_module.write_shard, ingest_module.Processes = stand_still, lambda workers: InTurn()
 from shard_tools.__main__ import main
 main()
 """
@@ -912,10 +909,10 @@ def test_a_folder_that_holds_something_else_is_refused(files: list[Path], tmp_pa
 def test_a_process_that_dies_on_a_file_names_it(files: list[Path], tmp_path: Path) -> None:
     script = (
         "import functools, os, sys; from pathlib import Path\n"
-        "import shard_tools.observation.cut_jobs as jobs; from shard_tools.errors import InputError\n"
+        "import shard_tools.tasks.local as local; from shard_tools.errors import InputError\n"
         "from shard_tools.observation.ingest import IngestConfig, ingest\n"
         "if __name__ == '__main__':\n"
-        "    jobs.end_with_parent = functools.partial(os._exit, 9)  # as HDF5 does on some damaged files\n"
+        "    local.end_with_parent = functools.partial(os._exit, 9)  # as HDF5 does on some damaged files\n"
         "    try: ingest(IngestConfig(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])), workers=1))\n"
         "    except InputError as error: print(error)\n"
     )
@@ -933,11 +930,11 @@ def test_a_process_that_hangs_on_a_file_is_ended_and_names_it(tmp_path: Path) ->
     files = write_cadence(tmp_path / "files", "fil")
     script = (
         "import functools, sys; from pathlib import Path\n"
-        "import shard_tools.observation.cut_jobs as jobs; from shard_tools.errors import InputError\n"
+        "import shard_tools.tasks.local as local; from shard_tools.errors import InputError\n"
         "from shard_tools.observation import read_watch; from tests.hanging_reads import hang_on\n"
         "from shard_tools.observation.ingest import IngestConfig, ingest\n"
         "if __name__ == '__main__':\n"
-        "    jobs.end_with_parent, read_watch.SECONDS = functools.partial(hang_on, 'A2.fil'), 3.0\n"
+        "    local.end_with_parent, read_watch.SECONDS = functools.partial(hang_on, 'A2.fil'), 3.0\n"
         "    try: ingest(IngestConfig(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])), workers=1))\n"
         "    except InputError as error: print(error)\n"
     )

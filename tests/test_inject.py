@@ -38,11 +38,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def plain(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return ingest(IngestConfig(tmp_path_factory.mktemp("plain") / "out", tuple(files), workers=1))
+    return ingest(IngestConfig(str(tmp_path_factory.mktemp("plain") / "out"), tuple(files), workers=1))
 
 
 def config(out: Path, files: list[Path], **options: Any) -> InjectConfig:
-    return InjectConfig(out, tuple(files), **{"workers": 1, "snr_min": 300.0, "snr_max": 300.0, **options})
+    return InjectConfig(str(out), tuple(files), **{"workers": 1, "snr_min": 300.0, "snr_max": 300.0, **options})
 
 
 def noise(manifest: Manifest) -> npt.NDArray[np.float64]:
@@ -57,7 +57,7 @@ def test_needles_are_as_strong_as_truth_says_and_where_it_says_and_nothing_else_
     files: list[Path], plain: Manifest, tmp_path: Path
 ) -> None:
     manifest = inject(config(tmp_path / "out", files, needles=5, max_drift=0.5))
-    plain_too = ingest(IngestConfig(tmp_path / "plain", tuple(files), workers=1, max_drift=0.5))
+    plain_too = ingest(IngestConfig(str(tmp_path / "plain"), tuple(files), workers=1, max_drift=0.5))
     difference = noise(manifest) - noise(plain_too)
     assert np.abs(difference[:, list(OFF_POSITIONS)]).max() == 0
     observed = read_observations(manifest.data_sets[0])
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_is_refused(files: l
     with pytest.raises(InputError, match="made of other files or with other options"):
         inject(config(tmp_path / "a", files, seed=1))
     with pytest.raises(InputError, match="made of other files or with other options"):
-        ingest(IngestConfig(tmp_path / "a", tuple(files), workers=1))
+        ingest(IngestConfig(str(tmp_path / "a"), tuple(files), workers=1))
 
 
 def test_excluded_ranges_get_no_needle(files: list[Path], tmp_path: Path) -> None:
@@ -162,13 +162,14 @@ def test_excluded_ranges_get_no_needle(files: list[Path], tmp_path: Path) -> Non
         ({"snr_max": 3.0}, "--snr-max 3"),
         ({"seed": -1}, "--seed -1"),
         ({"max_drift": -1}, "--max-drift -1"),
+        ({"out": "s3://bucket/shards"}, "--out s3://bucket/shards: expected a local folder"),
     ],
 )
 def test_options_of_inject_out_of_range_are_refused(
     files: list[Path], tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        inject(config(tmp_path / "out", files, **options))
+        inject(config(options.pop("out", tmp_path / "out"), files, **options))
 
 
 def test_info_says_that_needles_were_added(

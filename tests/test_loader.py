@@ -4,7 +4,10 @@ import dataclasses
 import itertools
 import os
 import shutil
+import threading
+from concurrent.futures import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.augment import DrawConfig
 from pipeline.buffers import BufferPool
+from pipeline.dali_graph import PREFETCH_DEPTH
 from pipeline.loader import Batch, Engine, Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
@@ -148,6 +152,107 @@ def test_an_iteration_left_early_is_taken_up_after_its_last_batch(manifest: Mani
             if len(seen) % 2 == 0:
                 break
     assert same(seen, expected)
+    loader.close()
+
+
+class CountingStore:
+    """A store that notes how many reads it was asked for."""
+
+    def __init__(self, store: Any) -> None:
+        self._store, self._lock, self.reads = store, threading.Lock(), 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def read_record(self, *arguments: Any) -> None:
+        with self._lock:
+            self.reads += 1
+        self._store.read_record(*arguments)
+
+
+def settle(loader: Loader) -> None:
+    """Wait until all is made that a loader has begun."""
+    images: Any = loader._images
+    started = [block for block, _ in images._blocks._reading] if hasattr(images, "_blocks") else images._started
+    wait([future for work in started for future in work.pending])
+
+
+@on_each_engine
+def test_batches_that_were_begun_are_read_before_they_are_asked_for_and_no_more_than_in_an_iteration(
+    manifest: Manifest, engine: Engine
+) -> None:
+    store: Any = CountingStore(manifest.store)
+    loader = train_loader(dataclasses.replace(manifest, store=store), engine=engine)
+    read = []
+    for _ in range(2):
+        for _ in range(3):
+            loader.begin()
+        settle(loader)
+        read.append(store.reads)
+        list(loader)
+        read.append(store.reads)
+    ahead = LoaderConfig().read_ahead + 1 + (PREFETCH_DEPTH if engine == "dali" else 0)
+    epoch = 8 * len(loader)
+    assert read == [8 * ahead, epoch, epoch + 8 * ahead, 2 * epoch]
+    loader.close()
+
+
+@on_each_engine
+@settings(max_examples=10)
+@given(begins=st.sets(st.integers(0, 20)), stops=st.sets(st.integers(0, 20)))
+def test_what_was_begun_in_advance_changes_neither_batches_nor_state(
+    manifest: Manifest, engine: Engine, begins: set[int], stops: set[int]
+) -> None:
+    plain, loader = (train_loader(manifest, engine=engine) for _ in range(2))
+    expected = [copied(batch) for _ in range(3) for batch in plain]
+    seen: list[tuple[torch.Tensor, ...]] = []
+    while len(seen) < len(expected):
+        for batch in loader:
+            seen.append(copied(batch))
+            if len(seen) in stops:
+                break
+        if len(seen) in begins:
+            state = loader.state_dict()
+            loader.begin()
+            assert loader.state_dict() == state
+    assert same(seen, expected)
+    plain.close()
+    loader.close()
+
+
+@on_each_engine
+@pytest.mark.parametrize("taken", [0, 3, 7])
+def test_a_state_that_is_loaded_drops_what_was_begun(manifest: Manifest, engine: Engine, taken: int) -> None:
+    loader = train_loader(manifest, engine=engine)
+    expected = [copied(batch) for batch in loader]
+    for epoch, batch in ((0, 0), (1, 2), (0, 2), (0, 0)):
+        list(itertools.islice(loader, taken))
+        loader.begin()
+        loader.load_state_dict({"epoch": epoch, "position": 8 * batch})
+        loader.begin()
+        rest = [copied(each) for each in loader]
+        assert len(rest) == len(expected) - batch
+        assert same(rest, expected[batch:]) == (epoch == 0)
+    loader.close()
+
+
+@on_each_engine
+def test_a_sample_that_breaks_after_its_batch_was_planned_fails_when_it_is_asked_for(
+    manifest: Manifest, tmp_path: Path, engine: Engine
+) -> None:
+    copy = damaged(manifest, tmp_path)
+    loader = train_loader(copy, engine=engine)
+    first = [copied(batch) for batch in loader]
+    key = break_sample(copy, 5)
+    loader.begin()
+    settle(loader)
+    for _ in range(2):  # also when it is asked for once more
+        with pytest.raises(InputError, match=key):
+            list(loader)
+    shard = copy.shards[int(copy.shard[5])].name
+    (copy.root / shard).write_bytes((manifest.root / shard).read_bytes())
+    loader.load_state_dict({"epoch": 0, "position": 0})
+    assert same([copied(batch) for batch in loader], first)
     loader.close()
 
 

@@ -8,17 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import loader_bench
 from benchmarks.bench_data import DataConfig, make_data, snippet_paths
 from benchmarks.loader_bench import LoaderBenchConfig
+from benchmarks.peers import ours
 from benchmarks.peers.contest import Contest, difference
 from benchmarks.peers.figures import GOALS, Round, Row, missed_goals, ratios, verdict
+from benchmarks.peers.kernels import KernelImages
 from benchmarks.peers.spec import BY_NAME, CONTESTANTS, Source, Spec, Workload
 from benchmarks.peers.table import table
+from pipeline.augment import DrawConfig
 from shard_tools.errors import InputError
 
 TINY = DataConfig(cadences=64, shape=(6, 40, 232))  # larger than the canvas, as the real ones are
+NO_DRAWS = DrawConfig(
+    flip_frequency=0, flip_time=0, roll_frequency=0, shift_time=0, erase=0, gain=0, offset=0, cutmix=0
+)  # fmt: skip
 DEFAULT = [contestant for contestant in CONTESTANTS if contestant.by_default]
 
 
@@ -74,6 +81,51 @@ def test_the_peer_to_copy_for_a_new_one_takes_part_and_only_when_named(data: Pat
     for peers, takes_part in ((("all",), False), (("default",), False), ((name,), True)):
         named = [contestant.name for contestant in LoaderBenchConfig(peers=peers).contestants()]
         assert (name in named) == takes_part
+
+
+def test_peers_with_our_kernels_take_part_only_where_canvases_are_made_and_are_no_ordinary_peers(data: Path) -> None:
+    kernels = [contestant for contestant in CONTESTANTS if contestant.kind == "kernels"]
+    assert [contestant.name for contestant in kernels] == ["kernels", "kernels-workers"]
+    with Contest(kernels, spec_of(data, "raw"), lambda _: None) as contest:
+        assert not contest.rows and not contest.processes
+    rows = [made_up("ours", "canvas", 900), made_up("torch", "canvas", 300), made_up("kernels", "canvas", 600)]
+    assert ratios(rows, None) == {
+        "best peer": (pytest.approx(3.0), "torch"), "best peer with our kernels": (pytest.approx(1.5), "kernels")
+    }  # fmt: skip
+
+
+def test_kernels_of_a_torch_dataloader_make_the_images_of_our_loader(data: Path) -> None:
+    """Bit for bit without draws; with them, each batch has other ones, and targets are mixed as the images are."""
+    paths, images = snippet_paths(data)[:15], KernelImages(ours.CANVAS, TINY.shape)
+    found = images.evaluation_images(paths, ours.CANVAS.views)
+    loading = ours.build(spec_of(data, "tta"), 2)
+    expected = next(iter(loading.epochs))[1][: len(paths)].clone()
+    loading.close()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    targets = (np.arange(len(paths)) % 2).astype(np.int8)
+    still, unmixed = images.training_images(paths, targets, NO_DRAWS)
+    torch.testing.assert_close(still, expected[:, 0])
+    assert unmixed.tolist() == targets.tolist()
+    (first, mixed), (second, _) = (images.training_images(paths, targets, ours.DRAWS) for _ in range(2))
+    assert not torch.equal(first, second) and first.shape == still.shape
+    assert ((mixed[:14] > 0) & (mixed[:14] < 1)).any() and mixed[14] == targets[14]  # the last has no partner
+
+
+def test_files_that_hold_other_values_are_refused_by_a_peer_with_our_kernels(data: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros(TINY.shape, np.float32))
+    with pytest.raises(ValueError, match=r"wide.npy: expected float16 \(6, 40, 232\)"):
+        KernelImages(ours.CANVAS, TINY.shape).evaluation_images([tmp_path / "wide.npy"], ("identity",))
+
+
+@pytest.mark.parametrize("name", ["grain", "grain-workers"])
+def test_grain_loads_every_cadence_once_and_makes_our_canvas(data: Path, name: str) -> None:
+    pytest.importorskip("grain")
+    for workload in ("raw", "train"):
+        with Contest([BY_NAME[name]], spec_of(data, workload), lambda _: None) as contest:
+            contest.compare(at_once=1)
+            contest.play(0, 0.0, before=lambda _: None)
+        (row,) = contest.rows
+        assert not row.failed and row.rounds[0].cadences == TINY.cadences
 
 
 def test_a_peer_that_dies_is_shown_as_failed_and_the_others_are_timed(raw_contest: Contest) -> None:

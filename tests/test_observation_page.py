@@ -35,7 +35,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """Two coarse channels with Voyager's carrier."""
     folder = tmp_path_factory.mktemp("observation")
     files = simulate_observation(SimulateObservationConfig(folder / "files", coarse_channels=2, nfpc=32768))
-    ingest(IngestConfig(folder / "shards", tuple(files), workers=1))
+    ingest(IngestConfig(str(folder / "shards"), tuple(files), workers=1))
     return read_manifests(str(folder / "shards"))
 
 

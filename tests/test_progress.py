@@ -40,3 +40,9 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left() -> None:
             pass  # a terminal whose other end is closed reads as an error
         assert process.wait() == 0
     assert b"packing" in shown and b"\r" in shown and b"shards/s" in shown and b"0/9" in shown
+
+
+def test_a_line_ends_with_what_the_place_of_the_work_says() -> None:
+    script = SCRIPT.replace('"packing", "shards")', '"packing", "shards", lambda: "2 nodes: a 3/s")')
+    done = subprocess.run([sys.executable, "-c", script, "log"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[0] == "packing: 2 of 9, 0.2 shards/s, 35 s left; 2 nodes: a 3/s"

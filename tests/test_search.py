@@ -106,8 +106,8 @@ def test_a_window_shows_the_sums_around_its_line(seed: int, rate: float, middle:
     torch.testing.assert_close(on.sort(1, descending=True).values, evidence[:, 1:4], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(off.sort(1, descending=True).values, evidence[:, 5:8], rtol=1e-3, atol=1e-3)
     assert on[0].mean() > 4 * off[0].abs().mean()
-    # The search's own choice: no neighbour is much brighter in all three ON panels together.
-    assert windows[0, :3].sinh().sum(0).max() < 1.3 * on[0].sum()
+    # The search's own choice: no neighbour is much brighter in the two best ON panels together.
+    assert windows[0, :3].sinh().topk(2, 0).values.sum(0).max() < 1.3 * on[0].topk(2).values.sum()
     assert windows[0, 9].argmax() == row * WINDOW_CHANNELS + column
     assert windows[:, 8].unique().numel() <= 4
 
@@ -347,3 +347,15 @@ def test_sums_follow_the_times_of_the_rows_whatever_their_number(time_bins: int)
     turned = waves * torch.exp(2j * torch.pi * torch.arange(33) / 64 * shift)
     expected = torch.fft.irfft(turned, n=64, dim=4).sum(2) / time_bins**0.5
     torch.testing.assert_close(search.sums(values).double(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [256, 56])
+def test_one_search_serves_both_views(channels: int) -> None:
+    model = build_model(ModelConfig("convnext_window", stem="sums"), 6, BINS, channels).eval()
+    image = torch.randn(4, 6, BINS, channels, generator=torch.Generator().manual_seed(0))
+    image[:2, :3, :, 31] += 2.0
+    with torch.no_grad():
+        expected = torch.cat([model(image), model(image.flip(3))], 1)
+        both = model.both_views(image)
+    torch.testing.assert_close(both, expected, atol=1e-4, rtol=0)
+    assert (both[:, 0] - both[:, 1]).abs().max() > 1e-3  # they differ, so that the second is seen as it is

@@ -46,6 +46,6 @@ def test_a_training_starts_from_them_and_another_network_refuses_them() -> None:
     expected, _ = load_weights(SHIPPED)
     assert built.keys() == expected.keys() and all(torch.equal(built[name], expected[name]) for name in expected)
     with pytest.raises(
-        InputError, match=r"these weights are those of preset demo .* not of --model swin_nano --stem no"
+        InputError, match=r"these weights are those of presets demo and fine .* not of --model swin_nano --stem no"
     ):
         ModelConfig("swin_nano", "needlestream")

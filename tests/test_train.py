@@ -8,9 +8,11 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ from training.metrics import roc_auc
 from training.model import ModelConfig
 from training.prediction import predict_rows
 from training.presets import PRESETS, parse_train_config
-from training.run import build_optimiser, build_run, build_schedule
+from training.run import Run, build_optimiser, build_run, build_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -246,6 +248,43 @@ def trained_auc(config: TrainConfig, manifest: Manifest) -> float:
     return roc_auc(manifest.target[found], logit)
 
 
+def test_validation_is_begun_before_the_last_step_and_the_next_epoch_before_validation(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no epoch after the last one."""
+    begun: list[tuple[int, int]] = []
+
+    def noting(function: Any) -> Any:
+        def call(run: Run, *arguments: Any) -> Any:
+            begun.append((len(run.train_loader._begun), len(run.valid_loader._begun)))
+            return function(run, *arguments)
+
+        return call
+
+    monkeypatch.setattr("train.train_step", noting(train_module.train_step))
+    monkeypatch.setattr("train.validate", noting(train_module.validate))
+    train(tiny_config(manifest.root, tmp_path / "run", epochs=2))
+    first, second = begun[: len(begun) // 2], begun[len(begun) // 2 :]
+    assert [valid for _, valid in first] == [valid for _, valid in second] == [0] * (len(first) - 2) + [2, 2]
+    assert (first[-1][0], second[-1][0]) == (5, 0)
+
+
+def test_a_run_that_ends_with_an_error_leaves_no_thread(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With batches of both loaders begun."""
+
+    def fail(run: Run) -> None:
+        assert run.train_loader._begun and run.valid_loader._begun
+        raise InputError("stopped in the validation")
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr("train.validate", fail)
+    with pytest.raises(InputError, match="stopped in the validation"):
+        train(tiny_config(manifest.root, tmp_path / "run", epochs=2))
+    assert set(threading.enumerate()) <= before
+
+
 def test_skipped_samples_are_named_at_the_end(
     manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,7 +410,7 @@ def test_impossible_options_are_refused_by_name(words: list[str], message: str) 
         parse_train_config(["--shards", "s", "--run-dir", "r", *words])
 
 
-@pytest.mark.parametrize("preset", ["demo", "seed", "full"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_options_go_on_top_of_their_preset(preset: str) -> None:
     words = ["--shards", "s", "--run-dir", "r", "--preset", preset, "--epochs", "77", "--canvas", "panels"]
     found = parse_train_config(words)

@@ -8,7 +8,7 @@ Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F 
 K candidate, W channel of a cut-out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -112,7 +112,7 @@ class SumWindows(Search):
 
     def forward(self, panels: Tensor) -> Seen:
         """Search panels (B, P, T, F), ON ones first."""
-        return self.look_at(self.sum_panels(panels))
+        return next(self.views(self.sum_panels(panels)))
 
     def sum_panels(self, panels: Tensor) -> PanelSums:
         """The sums of panels (B, P, T, F), ON ones first, along all lines."""
@@ -121,25 +121,32 @@ class SumWindows(Search):
         on, off = sums[:, :ON], sums[:, ON:]
         return PanelSums(values, on, off, near(on), near(off))
 
-    def look_at(self, sums: PanelSums) -> Seen:
-        """What the network sees of the best lines."""
+    def views(self, sums: PanelSums) -> Iterator[Seen]:
+        """What the network sees of the best lines, then what it would see of them with channels reversed.
+
+        One search is enough for both, as lines and paths are the same there.
+        """
         values, on, off, on_near, off_near = sums
         needles, controls = self.find(on, off, off_near), self.find(off, on, on_near)
-        windows = [
-            self._window([on, off, on_near[:, None], off_near[:, None]], needles),
-            self._window([off, on, off_near[:, None], on_near[:, None]], controls),
-        ]
+        planes = [on, off, on_near[:, None], off_near[:, None]]
+        exchanged = [off, on, off_near[:, None], on_near[:, None]]
         channel, rate, evidence = (torch.cat(halves) for halves in zip(needles, controls, strict=True))
         paths = find_paths(values)
-        return Seen(torch.cat(windows), evidence, cut_out_paths(values, paths), paths.evidence, channel, rate)
+        for sign in (1, -1):
+            windows = torch.cat([self._window(planes, needles, sign), self._window(exchanged, controls, sign)])
+            cutouts = cut_out_paths(values, paths, sign)
+            yield Seen(windows, evidence, cutouts, paths.evidence, channel, rate)
 
-    def _window(self, planes: list[Tensor], lines: Lines) -> Tensor:
-        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them."""
+    def _window(self, planes: list[Tensor], lines: Lines, sign: int) -> Tensor:
+        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them.
+
+        With `sign` -1 as where channels, and so drift rates, are reversed.
+        """
         device = lines.rate.device
         rows = torch.arange(WINDOW_RATES, device=device) - WINDOW_RATES // 2
         columns = torch.arange(WINDOW_CHANNELS, device=device) - WINDOW_CHANNELS // 2
-        rate = (lines.rate[..., None] + rows)[:, :, None, :, None]
-        channel = (lines.channel[..., None] + columns)[:, :, None, None, :]
+        rate = (lines.rate[..., None] + sign * rows)[:, :, None, :, None]
+        channel = (lines.channel[..., None] + sign * columns)[:, :, None, None, :]
         inside = (rate >= 0) & (rate < RATES) & (channel >= 0) & (channel < 2 * self.channels)
         cadence = torch.arange(len(rate), device=device)[:, None, None, None, None]
         place = rate.clamp(0, RATES - 1), channel.clamp(0, 2 * self.channels - 1)
@@ -204,6 +211,7 @@ class CandidateModel(_SearchModel):
 class WindowModel(_SearchModel):
     """Compares the candidates of an image (B, P, T, F) with those of the control, and ON paths with OFF paths."""
 
+    candidates: SumWindows
     control_share: Tensor
 
     def __init__(self, backbone: nn.Module, path_network: nn.Module, candidates: SumWindows) -> None:
@@ -232,7 +240,15 @@ class WindowModel(_SearchModel):
         Both are a soft maximum over the candidates, as one needle is enough, by the same weights.
         """
         with torch.no_grad():
-            seen: Seen = self.candidates(image)
+            seen = next(self.candidates.views(self.candidates.sum_panels(image)))
+        return self._judge(seen)
+
+    def both_views(self, image: Tensor) -> Tensor:
+        """(B, 2) logits of images, and of the same with their channels reversed, by one search. For prediction."""
+        return torch.cat([self._judge(seen) for seen in self.candidates.views(self.candidates.sum_panels(image))], 1)
+
+    def _judge(self, seen: Seen) -> Tensor:
+        """(B, 1) logits."""
         for_on, for_off = torch.logsumexp(self.line_logits(seen), 2, keepdim=True).unbind()
         return for_on - self.control_share * for_off
 

@@ -16,7 +16,7 @@ from shard_tools.errors import InputError
 from shard_tools.storage.base import StoreConfig
 from training.model import ModelConfig
 
-Preset = Literal["demo", "seed", "full"]
+Preset = Literal["demo", "seed", "full", "fine"]
 Tracker = Literal["wandb", "tensorboard", "none"]
 _NEEDLES = 0.5  # share of the backgrounds that get a needle
 
@@ -32,10 +32,12 @@ class TrainConfig:
     """Folder for everything that the run writes."""
     backgrounds: tuple[str, ...] = ()
     """Folders or URLs like those of --shards, with cadences without needles, labelled or not. All of them are trained
-    on, of both splits, with the signals that --needles adds; --shards is then only validated on."""
+    on, of both splits, with the signals that --needles adds; --shards is then only validated on. Give an observation as
+    both: a fold of its snippets is kept back, and validated on with needles that are added once."""
     preset: Preset = "full"
     """Defaults of the other options. demo: minutes on a CPU. seed: the recipe of the project that
-    Needlestream is based on, done right. full: for the Kaggle data on a GPU."""
+    Needlestream is based on, done right. full: for the Kaggle data on a GPU. fine: for snippets that `ingest` cut from
+    a fine product, with --backgrounds."""
     fold: int | Literal["all"] = 0
     """Fold to validate on; the others train. all: every fold in turn, each a run of its own in run-dir/fold0,
     run-dir/fold1, ...; then oof.csv and cv.json put their scores together."""

@@ -46,7 +46,9 @@ class Track(NamedTuple):
 def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
     """The line along which the ON panels of a finite snippet (6, T, F) stand out most from its OFF panels.
 
-    Drift rates go up to half a channel a time bin. Raises InputError for another number of panels.
+    Drift rates go up to half a channel a time bin. The panels are taken to follow each other without pauses, and rates
+    are in the competition's units: of an observation it finds neither lines nor rates. Raises InputError for another
+    number of panels.
     """
     if snippet.ndim != 3 or snippet.shape[0] != PANELS or min(snippet.shape) < 1:
         raise InputError(f"snippet of shape {snippet.shape}: expected ({PANELS}, time bins, frequency channels)")

@@ -32,7 +32,7 @@ from training.candidates import (
 from training.float32_linear import Float32Linear
 from training.paths import PATH_PLANES, path_shape
 from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
-from training.weights import SHIPPED, fill_model, find_weights
+from training.weights import SHIPPED, SHIPPED_FINE, fill_model, find_weights
 from training.window_network import convnext_window
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
@@ -58,8 +58,8 @@ class ModelConfig:
     """Name of a timm model, or swin_nano, swin_pico or convnext_window."""
     pretrained: str = "none"
     """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
-    needlestream: the weights that come with the program, for preset demo. Anything else: a file of weights
-    (.safetensors, .pth) for this model."""
+    needlestream, needlestream-fine: the weights that come with the program, of presets demo and fine. Anything else: a
+    file of weights (.safetensors, .pth) for this model."""
     stem: Literal["none", "sums", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
     most (training/candidates.py): sums at the de-Doppler sums around each, candidates at the cadence along each, turned
@@ -75,12 +75,13 @@ class ModelConfig:
         weights = find_weights(self.pretrained)
         if self.pretrained not in ("hub", "none") and not weights.is_file():
             raise InputError(
-                f"--pretrained {self.pretrained}: no such file; expected hub, none, needlestream or a weights file"
+                f"--pretrained {self.pretrained}: no such file; expected hub, none, needlestream, needlestream-fine or "
+                "a weights file"
             )
-        if weights == SHIPPED and (self.model, self.stem) != (convnext_window.__name__, "sums"):
+        if weights in (SHIPPED, SHIPPED_FINE) and (self.model, self.stem) != (convnext_window.__name__, "sums"):
             raise InputError(
-                f"--pretrained {self.pretrained}: these weights are those of preset demo (--model convnext_window "
-                f"--stem sums), and not of --model {self.model} --stem {self.stem}"
+                f"--pretrained {self.pretrained}: these weights are those of presets demo and fine (--model "
+                f"convnext_window --stem sums), and not of --model {self.model} --stem {self.stem}"
             )
         if not 1 <= self.candidates <= 64:
             raise InputError(f"--candidates {self.candidates}: expected 1 to 64")

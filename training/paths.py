@@ -83,13 +83,14 @@ def _trace(totals: Tensor) -> Paths:
     return Paths(score, torch.stack(places[::-1], 2), torch.stack(inside[::-1], 2))
 
 
-def cut_out_paths(values: Tensor, paths: Paths) -> Tensor:
+def cut_out_paths(values: Tensor, paths: Paths, sign: int = 1) -> Tensor:
     """The asinh of the channels around each path, 0 outside of the panel, and where the path is.
 
-    (B, P, PATH_PLANES, T', W) of values (B, P, T, F); T' is T filled up with zeros (path_shape).
+    (B, P, PATH_PLANES, T', W) of values (B, P, T, F); T' is T filled up with zeros (path_shape). With `sign` -1 as
+    where channels are reversed.
     """
     offset = torch.arange(PATH_CHANNELS, device=values.device) - PATH_CHANNELS // 2
-    place = paths.channel[..., None] + offset
+    place = paths.channel[..., None] + sign * offset
     known = (place >= 0) & (place < values.shape[3])
     found = values.gather(3, place.clamp(0, values.shape[3] - 1)).asinh() * known
     on = paths.inside[..., None].expand_as(found).to(found.dtype)

@@ -1,10 +1,12 @@
 """Prediction: from models and a loader to one logit for each sample."""
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,12 @@ from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.observation.band_folds import band_folds
 from shard_tools.progress import progress
+from training.candidates import WindowModel
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model, pick_precision
+from training.observed_search import CadenceScorer, aim, to_axes
 from training.other_weights import load_other_weights
 from training.weights import fill_model, find_weights, is_ours, load_weights
 
@@ -54,21 +59,33 @@ def predict_each(
     for model in models:
         model.eval()
     rows, counts, logits = [], [], []
-    with torch.inference_mode():
+    # Benchmarks give batches alone, without a manifest.
+    with torch.inference_mode(), CadenceScorer(models, getattr(loader, "manifest", None)) as cadences:
         for batch in progress(loader, len(loader), label, "batches"):
             rows.append(batch.row)
             counts.append(batch.counts)
-            logits.append(torch.stack([_mean_logits(model, batch.image, accelerator.autocast) for model in models], 1))
+            logits.append(cadences.score(batch.row, batch.image, partial(_all_logits, models, accelerator.autocast)))
             after_batch()
     row, count, logit = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in (rows, counts, logits))
     unique, values = unique_rows(row[count], logit[count])
     return unique.astype(np.int64), [column.astype(np.float64) for column in values.T]
 
 
+def _all_logits(
+    models: Sequence[nn.Module], autocast: Callable[[], AbstractContextManager[Any]], image: Tensor
+) -> Tensor:
+    """(B, models) logits of images (B, V, C, H, W)."""
+    return torch.stack([_mean_logits(model, image, autocast) for model in models], 1)
+
+
 def _mean_logits(model: nn.Module, image: Tensor, autocast: Callable[[], AbstractContextManager[Any]]) -> Tensor:
     """Logits (B,) in float64 of images (B, V, C, H, W), averaged over the views."""
     with autocast():
-        views: Tensor = model(image.flatten(0, 1)).float().view(image.shape[:2])
+        views: Tensor
+        if isinstance(model, WindowModel) and image.shape[1] == 2:
+            views = model.both_views(image[:, 0]).float()
+        else:
+            views = model(image.flatten(0, 1)).float().view(image.shape[:2])
     return views.double().mean(dim=1)
 
 
@@ -117,7 +134,7 @@ def predict(
 
     model.eval()
     rows, logits = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), CadenceScorer([model], loader.manifest) as cadences:
         for batch in loader:
             if batch.image.ndim != 5:
                 raise InputError(
@@ -125,7 +142,8 @@ def predict(
                     "width); open the loader with a canvas and without augment"
                 )
             rows.append(batch.row[batch.counts])
-            logits.append(_mean_logits(model, batch.image, autocast)[batch.counts])
+            found = cadences.score(batch.row, batch.image, partial(_all_logits, [model], autocast))
+            logits.append(found[batch.counts, 0])
     row, logit = (torch.cat(parts).cpu().numpy() for parts in (rows, logits))
     return pd.DataFrame({"key": loader.manifest.keys_of(row), "logit": logit, "score": sigmoid(logit)})
 
@@ -172,11 +190,14 @@ def read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
+        axes = to_axes(about["axes"]) if about.get("axes") else None  # of a search in an observation
         _ = f"{about['auc']:.4f} {about['fold']}"  # printed at the end
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
     model = build_model(architecture, canvas.channels, canvas.height, canvas.width)
     fill_model(model, state, str(path))
+    if axes is not None:
+        aim(model, axes)
     return Trained(model, canvas, architecture.views(canvas.views), about), shape
 
 
@@ -193,23 +214,101 @@ class PredictConfig:
 def predict_all(
     accelerator: Accelerator, manifest: Manifest, trained: Sequence[Trained], config: PredictConfig
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]]:
-    """Rows and each model's logits of a split, with one pass over the shards for all models that take the same images.
+    """Rows of a split, and their logits by each judge (`plan_judges`).
 
-    All models of one pass are on the device together.
+    There is one pass over the shards for all models that take the same images of the same rows. All models of one pass
+    are on the device together.
     """
     rows = manifest.rows(config.split)
-    order = Order(rows, manifest.target[rows], "sequential")
+    judges = plan_judges(manifest, trained, rows)
+    logits = [np.empty(len(rows)) for _ in judges]
+    parts = [(judge, part) for judge, judge_parts in enumerate(judges) for part in judge_parts]
+    passes: dict[tuple[Any, ...], list[tuple[int, JudgePart]]] = {}
+    for judge, part in parts:
+        each = trained[part.model]
+        passes.setdefault((each.canvas, each.views, part.rows.tobytes()), []).append((judge, part))
+    for group in passes.values():
+        models = [trained[part.model] for _, part in group]
+        found = _predict_part(accelerator, manifest, models, group[0][1].rows, config)
+        for (judge, part), values in zip(group, found, strict=True):
+            logits[judge][np.searchsorted(rows, part.rows)] = values
+    return rows, logits
+
+
+def _predict_part(
+    accelerator: Accelerator,
+    manifest: Manifest,
+    trained: Sequence[Trained],
+    rows: npt.NDArray[np.int64],
+    config: PredictConfig,
+) -> list[npt.NDArray[np.float64]]:
+    """Logits of some rows by models that take the same images."""
+    order = Order(rows, manifest.target, "sequential")
     share = Share(len(order), config.batch_size, 1, accelerator.process_index, accelerator.num_processes)
-    logits: dict[int, npt.NDArray[np.float64]] = {}
-    for canvas, views in dict.fromkeys((each.canvas, each.views) for each in trained):
-        group = [number for number, each in enumerate(trained) if (each.canvas, each.views) == (canvas, views)]
-        models = [trained[number].model.to(accelerator.device) for number in group]
-        loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
-        try:
-            rows, found = predict_each(accelerator, models, loader, "prediction")
-        finally:
-            loader.close()
-        for number, model, values in zip(group, models, found, strict=True):
-            logits[number] = values
-            model.to("cpu")  # the next pass needs the device's memory
-    return rows, [logits[number] for number in range(len(trained))]
+    models = [each.model.to(accelerator.device) for each in trained]
+    canvas, views = trained[0].canvas, trained[0].views
+    loader = Loader(manifest, order, share, canvas, None, views, accelerator.device, config.loader)
+    try:
+        _, found = predict_each(accelerator, models, loader, "prediction")
+    finally:
+        loader.close()
+    for model in models:
+        model.to("cpu")  # the next pass needs the device's memory
+    return found
+
+
+class JudgePart(NamedTuple):
+    """The rows that one of several models scores."""
+
+    model: int
+    """Its place among the models."""
+    rows: npt.NDArray[np.int64]
+
+
+def plan_judges(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> list[list[JudgePart]]:
+    """Which model scores which rows.
+
+    A judge is one model, or the models of several folds of an observation, each of which scores the fold that it was
+    not trained on. Rows of folds without a model go to the first.
+    """
+    judges: dict[str, list[int]] = {}
+    for number, each in enumerate(trained):
+        kept_back = each.about.get("kept_back_of")
+        judges.setdefault(json.dumps(kept_back) if kept_back else str(number), []).append(number)
+    return [_share_rows(manifest, trained, numbers, rows) for numbers in judges.values()]
+
+
+def _share_rows(
+    manifest: Manifest, trained: Sequence[Trained], numbers: Sequence[int], rows: npt.NDArray[np.int64]
+) -> list[JudgePart]:
+    """The rows that each of a judge's models scores; some models may get none."""
+    if len(numbers) == 1:
+        return [JudgePart(numbers[0], rows)]
+    judge = np.full(len(manifest), numbers[0])
+    fold = _kept_back_fold(manifest, trained[numbers[0]].about)
+    for number in reversed(numbers):  # of several of one fold the first
+        judge[fold == trained[number].about["fold"]] = number
+    shares = [JudgePart(number, rows[judge[rows] == number]) for number in numbers]
+    return [share for share in shares if len(share.rows)]
+
+
+def _kept_back_fold(manifest: Manifest, about: dict[str, Any]) -> npt.NDArray[np.int8]:
+    """(rows,) the fold of each row of an observation that weights were trained on but for a fold; else -1."""
+    fold = np.full(len(manifest), -1, np.int8)
+    observations = about.get("kept_back_of", [])
+    for data_set in manifest.data_sets:
+        if data_set.identity in observations:
+            own = slice(data_set.rows.start, data_set.rows.stop)
+            fold[own] = band_folds(manifest)[own]
+    return fold
+
+
+def count_trained_on(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> int:
+    """How many of these rows of observations are scored by weights that were trained on them."""
+    seen = np.zeros(len(manifest), bool)
+    for part in (part for judge in plan_judges(manifest, trained, rows) for part in judge):
+        about = trained[part.model].about
+        fold = _kept_back_fold(manifest, about)
+        own = part.rows
+        seen[own] |= (fold[own] >= 0) & (fold[own] != about.get("fold"))
+    return int(seen.sum())

@@ -29,6 +29,30 @@ PRESETS: dict[Preset, TrainConfig] = {
         canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
         draws=DrawConfig(flip_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0),
     ),
+    "fine": TrainConfig(
+        **_NOWHERE,
+        preset="fine",
+        epochs=8,
+        batch_size=32,
+        eval_batch_size=32,
+        learning_rate=2e-3,
+        warmup_epochs=0.5,
+        ema=0.995,
+        model=ModelConfig("convnext_window", stem="sums"),
+        canvas=CanvasConfig("panels", 16, 1024, normalise=False),
+        # A roll may wrap a line that drifts over a third of the channels.
+        draws=DrawConfig(
+            flip_time=0.0,
+            roll_frequency=0.0,
+            shift_time=0.0,
+            erase=0.0,
+            gain=0.0,
+            offset=0.0,
+            cutmix=0.0,
+            signal_snr_min=10.0,
+            signal_snr_max=400.0,
+        ),
+    ),
     # The recipe of the project that Needlestream is based on, without its bugs: CutMix mixes pixels, weights are the
     # classes', flips keep ON panels ON.
     "seed": TrainConfig(

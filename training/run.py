@@ -20,7 +20,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from pipeline.backgrounds import backgrounds_order, check_backgrounds
+from pipeline.backgrounds import VALIDATION, backgrounds_order, check_backgrounds, kept_back_rows
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
 from shard_tools.atomic_files import write_whole
@@ -28,11 +28,13 @@ from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.locks import folder_lock
 from shard_tools.manifest import Manifest
+from shard_tools.observation.observed_axes import is_observed
 from training.checkpoint import has_checkpoint, rehearse_checkpoint
 from training.config import TrainConfig, check_same_run, run_identity, to_dict
 from training.finite import FiniteWatch
 from training.interruption import Interruption
 from training.model import build_model, check_compiler
+from training.observed_search import aim_at, aimed_axes
 from training.optimiser import build_optimiser
 from training.part_norms import PartNorms
 
@@ -90,6 +92,11 @@ class Run:
     """What is trained on in place of the other folds, with --backgrounds."""
 
     @property
+    def trained_on(self) -> Manifest:
+        """The data that are trained on."""
+        return self.manifest if self.backgrounds is None else self.backgrounds
+
+    @property
     def judged_model(self) -> nn.Module:
         """The model that is validated and saved: the moving average, if there is one."""
         return self.bare_model if self.ema is None else self.ema.module
@@ -131,6 +138,7 @@ def build_run(
         manifest, valid_order, valid_share, config.canvas, device=accelerator.device, config=config.loader
     )
     bare_model = build_network(config, accelerator) if network is None else network
+    aim_at(bare_model, manifest if backgrounds is None else backgrounds, config.canvas)
     bare_model.to(accelerator.device)
     make_ranks_alike(accelerator, bare_model)  # before the running mean starts from these weights
     ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
@@ -171,7 +179,8 @@ def build_train_loader(
         data, rows = manifest, manifest.rows("train", config.held_out)
         order = Order(rows, manifest.targets(rows), config.sampling, config.seed, config.class_weights)
     else:
-        data, order = backgrounds, backgrounds_order(backgrounds, config.seed)
+        kept_back = kept_back_rows(backgrounds, manifest, config.held_out)
+        data, order = backgrounds, backgrounds_order(backgrounds, config.seed, kept_back)
     share = Share(
         len(order), config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes
     )
@@ -210,6 +219,11 @@ def check_fold(config: TrainConfig, manifest: Manifest) -> None:
     if config.held_out >= folds:
         raise InputError(f"--fold {config.fold}: {manifest.root} has folds 0 to {folds - 1}")
     samples = manifest.splits["train"]["samples"]
+    if not samples and is_observed(manifest):
+        raise InputError(
+            f"{manifest.root}: snippets of an observation, without labels; give it as --backgrounds too, to train on "
+            "it with needles that are added, and to validate on snippets that are kept back"
+        )
     if not samples:
         raise InputError(
             f"{manifest.root}: no training cadences, only {manifest.splits['test']['samples']:,} of test/; pack a "
@@ -272,7 +286,8 @@ def check_run_dir(
 ) -> None:
     """Refuse a run folder that holds anything but this run, or this run without --resume."""
     path = config.run_dir / CONFIG
-    others = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
+    names = sorted(entry.name for entry in config.run_dir.iterdir() if not entry.name.startswith("."))
+    others = [name for name in names if name != VALIDATION]  # made before the run, and checked where it is made
     if path.is_file() and config.resume:
         identity = None if backgrounds is None else backgrounds.identity
         mine = run_identity(config, manifest.identity, accelerator.num_processes, identity)
@@ -311,6 +326,8 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         **{name: plain["model"][name] for name in ("model", "stem", "candidates")},
         "canvas": plain["canvas"],
         "shape": list(run.manifest.shape),
+        # Of the competition's snippets they follow from the shape, as in older weights.
+        **({"axes": aimed_axes(run.bare_model)} if is_observed(run.trained_on) else {}),
         "fold": run.config.fold,
         "auc": auc,
         "shards_identity": run.manifest.identity,
@@ -321,6 +338,8 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
             if run.backgrounds is not None
             else {}
         ),
+        # Observations of which the weights know all folds but their own.
+        **({"kept_back_of": run.manifest.made[VALIDATION]["of"]} if VALIDATION in run.manifest.made else {}),
     }
 
 

@@ -150,6 +150,17 @@ class Search(nn.Module):
         ):
             self.register_buffer(name, values.float(), persistent=False)
 
+    def observe(self, axes: Axes) -> None:
+        """Search panels with other axes from now on, of the same shape."""
+        if axes == self.axes:
+            return
+        if (axes.time_bins, axes.channels) != (self.axes.time_bins, self.axes.channels):
+            raise ValueError(f"panels of {axes.time_bins} x {axes.channels}, for a search of {self.axes}")
+        # In place: they are on the model's device, and a compiled model holds them.
+        for name, buffer in Search(axes, self.count).named_buffers():
+            self.get_buffer(name).copy_(buffer)
+        self.axes = axes
+
     def sums(self, values: Tensor) -> Tensor:
         """Sums along lines of every rate (B, P, R, 2 F), over sqrt(T): white noise keeps its standard deviation of 1.
 

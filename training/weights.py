@@ -17,6 +17,8 @@ from shard_tools.errors import InputError
 
 SHIPPED = Path(__file__).with_name("needlestream.safetensors")
 """Weights that come with the program: preset demo, trained on simulated cadences alone (make weights)."""
+SHIPPED_FINE = Path(__file__).with_name("needlestream-fine.safetensors")
+"""Weights for fine products: preset fine, trained on simulated observations alone (make weights-fine)."""
 _METADATA, _SHA256 = "needlestream", "sha256"
 _LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 _NAMED = 6  # tensors that a message names
@@ -24,8 +26,8 @@ _OTHERS = "; for weights of another program give infer.py its --model, --canvas,
 
 
 def find_weights(given: Path | str) -> Path:
-    """The file of some weights; the name `needlestream` stands for SHIPPED."""
-    return SHIPPED if str(given) == SHIPPED.stem else Path(given)
+    """The file of some weights; the names `needlestream` and `needlestream-fine` stand for those of the program."""
+    return next((path for path in (SHIPPED, SHIPPED_FINE) if str(given) == path.stem), Path(given))
 
 
 def save_weights(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:

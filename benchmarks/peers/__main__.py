@@ -8,7 +8,6 @@ quit
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.measure import compared, timed_round, warmed
+from benchmarks.peers.process import own_stdout, reason_of
 from benchmarks.peers.spec import BY_NAME, Loading, Spec
 
 
@@ -72,17 +72,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     words = vars(parser.parse_args())
     name = words.pop("name")
-    # Libraries print too: send that to standard error, so that it cannot mix with the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = own_stdout()
     commands = _answers(Spec(**{**words, "shape": tuple(words["shape"])}), name)
     for line in sys.stdin:
         command, *arguments = line.rstrip("\n").split(" ", 1)
         try:
             answer = commands[command](*arguments)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[-1]
-            answer = {"failed": f"{type(error).__name__}: {reason}"}
+            answer = {"failed": reason_of(error)}
         print(json.dumps(answer), file=answers, flush=True)
         if command == "quit":
             break

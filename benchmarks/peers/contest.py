@@ -29,7 +29,8 @@ class Contest:
 
     def __init__(self, contestants: Sequence[Contestant], spec: Spec, step: Callable[[str], None]) -> None:
         """`step` is called at every turn with a description of it."""
-        self.rows = [Row(contestant, spec.workload, spec.source) for contestant in contestants]
+        taking_part = [contestant for contestant in contestants if spec.workload in contestant.workloads]
+        self.rows = [Row(contestant, spec.workload, spec.source) for contestant in taking_part]
         self.processes: dict[str, ContestantProcess] = {}
         """Of the contestants that take part and have not failed, by name."""
         self._spec, self._step = spec, step
@@ -42,7 +43,8 @@ class Contest:
             elif self._spec.source not in row.contestant.sources:
                 row.failed = f"no such source: {self._spec.source}"
             else:
-                self.processes[row.contestant.name] = ContestantProcess(row.contestant, self._spec)
+                words = self._spec.words(row.contestant.name)
+                self.processes[row.contestant.name] = ContestantProcess("benchmarks.peers", words)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

@@ -68,7 +68,8 @@ def _finish(device: str) -> None:
 def warmed(loading: Loading, threads_to_try: tuple[int, ...]) -> dict[str, Any]:
     """Run an epoch and return its peak memory. Timed rounds are not sampled, as that slows them down.
 
-    Torch first gets that of the numbers in `threads_to_try` with which an epoch is fastest; it need not be the highest.
+    Before that, torch gets the number of threads, of those in `threads_to_try`, with which an epoch is fastest. It need
+    not be the largest.
     """
     if len(threads_to_try) > 1:
         torch.set_num_threads(min(threads_to_try, key=lambda threads: _epoch_seconds(loading, threads)))

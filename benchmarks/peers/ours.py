@@ -14,6 +14,9 @@ from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.manifest import read_manifest
 
+CANVAS = CanvasConfig("stack6", HEIGHT, WIDTH, normalise=False)
+DRAWS = DrawConfig(cutmix=1.0)
+
 
 def build(spec: Spec, workers: int) -> Loading:
     """In training with every augmentation, and CutMix for every pair."""
@@ -22,14 +25,13 @@ def build(spec: Spec, workers: int) -> Loading:
     manifest = read_manifest(shards_of(spec))
     rows = manifest.rows("train")
     order = Order(rows, manifest.target[rows], "uniform" if spec.shuffles else "sequential")
-    canvas = CanvasConfig("stack6", HEIGHT, WIDTH, normalise=False)
     loader = Loader(
         manifest,
         order,
         Share(len(order), spec.batch_size),
-        None if spec.workload == "raw" else canvas,
-        DrawConfig(cutmix=1.0) if spec.workload == "train" else None,
-        views=canvas.views if spec.workload == "tta" else ("identity",),
+        None if spec.workload == "raw" else CANVAS,
+        DRAWS if spec.workload == "train" else None,
+        views=CANVAS.views if spec.workload == "tta" else ("identity",),
         device=torch.device(spec.device),
         config=LoaderConfig(loader_threads=workers, read_ahead=BATCHES_AHEAD),
     )

@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from benchmarks.peers.spec import Contestant, Spec
+from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 _SECONDS_TO_ANSWER = 300.0
@@ -23,17 +22,15 @@ class Failed(Exception):  # noqa: N818 (it is what the table says)
 
 
 class ContestantProcess:
-    """A contestant in a process of its own."""
+    """A contestant in a process of its own, which answers each line on its standard input with a line of JSON."""
 
-    def __init__(self, contestant: Contestant, spec: Spec) -> None:
+    def __init__(self, module: str, words: Sequence[str]) -> None:
+        """Start `python -m module words`; it has to know the command `quit`, and take its output from `own_stdout`."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         # Some leave temporary files behind: they get a folder that is removed with them.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        words = [sys.executable, "-m", "benchmarks.peers", contestant.name, "--workload", spec.workload]
-        words += ["--data", str(spec.data), "--shape", *map(str, spec.shape), "--batch-size", str(spec.batch_size)]
-        words += ["--threads", str(spec.threads), "--source", spec.source, "--device", spec.device]
         self._process = subprocess.Popen(
-            words,
+            [sys.executable, "-m", module, *words],
             bufsize=0,  # what a dead process did not read must not be written again when its pipe is closed
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -51,10 +48,8 @@ class ContestantProcess:
     def ask(self, command: str, seconds: float = _SECONDS_TO_ANSWER) -> dict[str, Any]:
         """Send a command and wait for its answer. Raises Failed."""
         assert self._process.stdin and self._process.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):  # a process that failed by itself may have said why before it ended
             self._process.stdin.write(f"{command}\n".encode())
-        except BrokenPipeError:
-            raise Failed(self._last_words()) from None
         ready, _, _ = select.select([self._process.stdout], [], [], seconds)
         if not ready:
             raise Failed(f"no answer to {command.split()[0]!r} in {seconds:.0f} s")
@@ -90,3 +85,17 @@ class ContestantProcess:
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{how}: {lines[-1].strip()}" if lines else how
+
+
+def own_stdout() -> TextIO:
+    """In a contestant's process: what was its standard output. What libraries print goes to standard error from now on,
+    so that it cannot mix with the answers.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def reason_of(error: Exception) -> str:
+    """An error as one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"

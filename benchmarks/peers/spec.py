@@ -13,10 +13,12 @@ from torch import Tensor
 
 Workload = Literal["raw", "canvas", "train", "tta"]
 Source = Literal["page-cache", "cold", "s3"]
-Kind = Literal["ours", "peer", "ceiling"]
+Kind = Literal["ours", "peer", "kernels", "ceiling"]
+"""kernels: a peer that makes its canvases with our kernels, so that only its reading is its own."""
 
 HEIGHT = WIDTH = 224
 BATCHES_AHEAD = 4  # prepared batches, for every loader with such a setting; as many as ours
+COMPUTED: tuple[Workload, ...] = ("canvas", "train", "tta")  # the workloads in which canvases are made
 LOCAL: tuple[Source, ...] = ("page-cache", "cold")
 ANYWHERE: tuple[Source, ...] = (*LOCAL, "s3")
 
@@ -41,6 +43,12 @@ class Spec:
     def shuffles(self) -> bool:
         """Evaluation reads in the stored order, training in a random one."""
         return self.workload == "train"
+
+    def words(self, name: str) -> list[str]:
+        """The command line of a contestant's process."""
+        words = [name, "--workload", self.workload, "--data", str(self.data), "--shape", *map(str, self.shape)]
+        words += ["--batch-size", str(self.batch_size), "--threads", str(self.threads)]
+        return [*words, "--source", self.source, "--device", self.device]
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Contestant:
     """Whether `--peers default` includes it."""
     in_all: bool = True
     """Whether `--peers all` includes it."""
+    workloads: tuple[Workload, ...] = ("raw", "canvas", "train", "tta")
+    """Those in which it takes part."""
     checked: bool = True
     """Whether its batches are compared with the reference before it is timed."""
 
@@ -93,18 +103,25 @@ class Contestant:
 
     def missing(self) -> str | None:
         """The first of its packages that is not installed; None where all are."""
-        for package in self.packages:
-            try:
-                version(package)
-            except PackageNotFoundError:
-                return package
-        return None
+        return first_missing(self.packages)
+
+
+def first_missing(packages: Iterable[str]) -> str | None:
+    """The first package that is not installed; None where all are."""
+    for package in packages:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return package
+    return None
 
 
 CONTESTANTS = (
     Contestant("ours", "ours", kind="ours", reads="bucket/shards", parallel="threads", sources=ANYWHERE),
     Contestant("torch", "torch_dataloader", parallel="none", sources=ANYWHERE),
     Contestant("torch-workers", "torch_dataloader", sources=ANYWHERE),
+    Contestant("kernels", "torch_kernels", kind="kernels", parallel="none", workloads=COMPUTED),
+    Contestant("kernels-workers", "torch_kernels", kind="kernels", workloads=COMPUTED),
     Contestant("original", "original", parallel="none"),
     Contestant("webdataset", "webdataset_loader", reads="bucket/shards", packages=("webdataset",), sources=ANYWHERE),
     Contestant("dali", "dali_reader", reads="bucket/shards", parallel="threads"),
@@ -113,6 +130,8 @@ CONTESTANTS = (
     Contestant("litdata", "lit_data", reads="litdata", packages=("litdata",), by_default=False),
     Contestant("spdl", "spdl_pipeline", packages=("spdl",), parallel="threads", by_default=False),
     Contestant("datasets", "hf_datasets", reads="datasets", packages=("datasets",), by_default=False),
+    Contestant("grain", "grain_dataset", packages=("grain",), parallel="threads", by_default=False),
+    Contestant("grain-workers", "grain_workers", packages=("grain",), by_default=False),
     Contestant("plain-loop", "plain_loop", parallel="none", by_default=False, in_all=False),
     Contestant("memory-copy", "ceilings", kind="ceiling", parallel="threads", sources=ANYWHERE, checked=False),
     Contestant("resident", "ceilings", kind="ceiling", parallel="none", sources=ANYWHERE, checked=False),

@@ -10,7 +10,7 @@ HEADER = f"{'loader':<17}{'':>4}{'cadences/s':>11}{'lowest-highest':>16}{'GB/s':
 
 def table(rows: Sequence[Row], threads: int, cadence_bytes: int) -> str:
     """A line for each contestant: ours, then the peers from the fastest on, then the ceilings."""
-    order = {"ours": 0, "peer": 1, "ceiling": 2}
+    order = {"ours": 0, "peer": 1, "kernels": 1, "ceiling": 2}
     ranked = sorted(rows, key=lambda row: (order[row.contestant.kind], bool(row.failed), -_rate(row)))
     return "\n".join([HEADER, *(_line(row, threads, cadence_bytes) for row in ranked)])
 

@@ -1,13 +1,7 @@
-"""Cut shards in processes of their own: each is finished or absent, and one that died names the files it read."""
+"""Cut shards, each a task of its own that is finished or absent."""
 
 import hashlib
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,79 +9,56 @@ from shard_tools.errors import InputError
 from shard_tools.observation import read_watch
 from shard_tools.observation.cut_plan import CutPlan, CutShard
 from shard_tools.observation.cutting import to_members
-from shard_tools.observation.read_watch import read_notes, watch_reads
 from shard_tools.tar_shard import PackedShard, write_members
-from shard_tools.unfinished import WORK, finish_shard
+from shard_tools.tasks.base import Need, Work
+from shard_tools.unfinished import Place
 
 METHOD = 2
 """What is cut depends on it: raise it with every change of the values."""
-Job = tuple[CutShard, Path, str]
-"""A shard to cut, the folder for it, and the digest of its sources' sizes and times."""
+_MEMORY = 600_000_000  # of a process that cuts (measured: 0.4 GB), and some room
+Job = tuple[Place, CutShard, str]
+"""Where to write a shard, the shard, and the digest of its sources' sizes and times."""
 
 
-def cut_jobs(workers: int, jobs: Sequence[Job]) -> Iterator[tuple[int, PackedShard | InputError | OSError]]:
-    """Each job's number and shard, or why it could not be cut, as they are finished.
+def cut_work(jobs: Sequence[Job], disk: int = 0) -> Work[PackedShard]:
+    """The tasks that cut shards; each takes `disk` bytes of temporary files.
 
-    Raises InputError naming the file where a process dies or hangs: HDF5 does so on some damaged files.
+    They need processes: HDF5 lets one thread at a time read, and may crash.
     """
-    # Processes, not threads: HDF5 lets one thread of a process read at a time. Spawned, as the caller may have threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=end_with_parent) as pool:
-        futures: dict[Future[PackedShard], int] = {
-            pool.submit(cut_shard, *job, read_watch.SECONDS): n for n, job in enumerate(jobs)
-        }
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                yield futures[future], error if isinstance(error, InputError | OSError) else future.result()
-        except BrokenProcessPool:
-            left = [jobs[n] for future, n in futures.items() if not future.done() or future.exception()]
-            raise _died(left, workers) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    death = (
+        "that read this file or one after it in its cadence; either HDF5 crashed, as the file is damaged, or memory "
+        "ran out"
+    )
+    names = [str(shard.plan.cadence.first.path) for _, shard, _ in jobs]
+    calls = [(*job, read_watch.SECONDS) for job in jobs]
+    need = Need(_MEMORY, disk)
+    return Work(cut_shard, calls, "ingesting", "shards", names, need, death=death, culprit=_culprit)
 
 
-def _died(left: Sequence[Job], workers: int) -> InputError:
-    """The error of a process that ended while it cut one of the jobs `left`."""
-    slow, files = read_notes([_note(shard, folder) for shard, folder, _ in left])
+def _culprit() -> InputError | None:
+    """The error of a process that died while it read a file; None where none was being read."""
+    slow, files = read_watch.collect_notes()
     if slow:
         return InputError(
             f"{', '.join(slow)}: one read took more than {read_watch.SECONDS:.0f} s; HDF5 hangs, as the file is "
             "damaged, or its disk does not answer: fetch the file again, or leave its cadence out"
         )
-    first = files or sorted({str(shard.plan.cadence.first.path) for shard, _, _ in left[:workers]})
+    if not files:
+        return None
     return InputError(
-        f"{', '.join(first)}: a process died that read this file or one after it in its cadence; "
-        "either HDF5 crashed, as the file is damaged, or memory ran out (give a smaller --workers)"
+        f"{', '.join(files)}: a process died that read this file; either HDF5 crashed, as the file is damaged, or "
+        "memory ran out (give a smaller --workers)"
     )
 
 
-def _note(shard: CutShard, folder: Path) -> Path:
-    """Where the file is named that is being read for a shard."""
-    return folder / WORK / f"{shard.name}.reading"
+def cut_shard(place: Place, shard: CutShard, sources: str, seconds: float) -> PackedShard:
+    """Cut a shard, unless an earlier run finished it from the same sources.
 
-
-def end_with_parent() -> None:
-    """End this worker when its parent was killed: it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
-def cut_shard(shard: CutShard, folder: Path, sources: str, seconds: float) -> PackedShard:
-    """Cut a shard into `folder`, unless an earlier run finished it from the same sources.
-
-    Ends this process where one read takes more than `seconds`.
+    Where this process is one of several that cut, it is ended if one read takes more than `seconds`.
     """
-    watch_reads(_note(shard, folder), seconds)
+    read_watch.watch_reads(seconds)
     inputs = hashlib.sha256(repr([identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()
-    return finish_shard(folder, shard.name, inputs, lambda path: write_shard(shard, path))
+    return place.finish_shard(shard.name, inputs, lambda path: write_shard(shard, path))
 
 
 def write_shard(shard: CutShard, path: Path) -> PackedShard:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,10 @@ from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import npy_header
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
-from shard_tools.locks import folder_lock
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import DataSet, write_tables
 from shard_tools.observation.agreement import check_cadence
-from shard_tools.observation.cut_jobs import METHOD, Job, cut_jobs, identity
+from shard_tools.observation.cut_jobs import METHOD, Job, cut_work, identity
 from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cut_shards, plan_cuts
 from shard_tools.observation.filterbank import check_feed
 from shard_tools.observation.header import Header
@@ -27,10 +25,12 @@ from shard_tools.observation.header_reader import HeaderReader
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lists import read_cadence_list
 from shard_tools.observation.tables import write_observation_tables
-from shard_tools.progress import progress
+from shard_tools.output import Output
 from shard_tools.sources import digest_sources, find_unsure, renew_sources, write_sources
 from shard_tools.tar_shard import PackedShard, ShardPlan, padded
-from shard_tools.unfinished import WORK, check_out_folder, clear_leftovers
+from shard_tools.tasks.local import Processes
+from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.unfinished import WORK, Place
 
 _FOLDS = 5  # as `pack` has them: cadences without labels have none, but data sets are joined by their number
 _log = logging.getLogger(__name__)
@@ -44,31 +44,30 @@ def ingest(config: IngestConfig, change: Callable[[list[CutPlan]], list[CutPlan]
     Ingesting the same files twice gives the same bytes. Raises InputError naming the file that is refused, or where the
     output folder holds something else; finished shards stay for the next try.
     """
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out {config.out}: is a file, expected a folder for the shards; choose another --out")
+    output = Output(config.out, config.staging, config.tasks)
     plans, skipped = plan_ingest(config)
     plans = change(plans)
     shards = plan_cut_shards(plans, _per_shard(config, plans))
     made = _describe(config, plans)
-    config.out.mkdir(parents=True, exist_ok=True)
-    check_out_folder(config.out)
-    if (config.out / MANIFEST).is_file():
-        return _already_ingested(config, made, shards)
-    (config.out / WORK).mkdir(exist_ok=True)
-    with folder_lock(config.out / WORK, "lock"):
-        if (config.out / MANIFEST).is_file():  # another process finished it since the look above
-            return _already_ingested(config, made, shards)
-        clear_leftovers(config.out, {shard.name for shard in shards})
+    output.prepare()
+    if output.is_finished():
+        return _already_ingested(config, made, shards, output)
+    with output.held():
+        if output.is_finished():  # another process finished it since the look above
+            return _already_ingested(config, made, shards, output)
+        output.clear({shard.name for shard in shards})
         sources = {shard.name: digest_sources(_sources(shard)) for shard in shards}
-        done = _cut_shards(config, [(shard, config.out, sources[shard.name]) for shard in shards], skipped)
-        plans, shards, packed = _without_damaged(config, plans, shards, done)
-        write_observation_tables(config.out, plans, shards, packed)
+        jobs = [(output.place, shard, sources[shard.name]) for shard in shards]
+        done = _cut_shards(config, jobs, skipped, output)
+        plans, shards, packed = _without_damaged(output, plans, shards, done)
+        write_observation_tables(output.folder, plans, shards, packed)
         records = [
-            Record(key, "test", UNKNOWN_TARGET, NO_FOLD, config.out) for done in packed for key, *_ in done.places
+            Record(key, "test", UNKNOWN_TARGET, NO_FOLD, output.folder) for done in packed for key, *_ in done.places
         ]
-        write_tables(config.out, config.out, DataSet(records, packed, skipped, plans[0].shape, made))
-        write_sources(config.out, file_sha256(config.out / MANIFEST), sources)
-        shutil.rmtree(config.out / WORK)
+        write_tables(output.folder, output.folder, DataSet(records, packed, skipped, plans[0].shape, made))
+        write_sources(output.folder, file_sha256(output.folder / MANIFEST), sources)
+        output.publish()
+    output.tidy()
     return read_manifest(config.out)
 
 
@@ -195,28 +194,43 @@ def _sources(shard: CutShard) -> list[Record]:
     return [Record(str(n), "test", UNKNOWN_TARGET, NO_FOLD, path) for n, path in enumerate(shard.plan.cadence.paths)]
 
 
-def _cut_shards(config: IngestConfig, jobs: Sequence[Job], skipped: list[list[str]]) -> dict[str, PackedShard]:
-    """Cut shards on `config.workers` processes, unless an earlier run finished them; return them by name.
+def _cut_shards(
+    config: IngestConfig, jobs: Sequence[Job], skipped: list[list[str]], output: Output
+) -> dict[str, PackedShard]:
+    """Cut shards, unless an earlier run finished them; return them by name.
 
     A cadence whose files cannot be read is noted in `skipped`, where such ones are left out; else the error is raised.
     """
     done: dict[str, PackedShard] = {}
     refused: dict[int, InputError | OSError] = {}
-    for number, found in progress(cut_jobs(config.workers, jobs), len(jobs), "ingesting", "shards"):
-        shard = jobs[number][0]
-        if isinstance(found, PackedShard):
-            done[shard.name] = found
-        elif config.on_bad == "fail" or not _is_of_input(shard, found):
-            raise found
-        else:
-            refused[number] = found
-    # The first of each cadence, whichever process was the fastest.
-    for number in sorted({jobs[number][0].cadence: number for number in sorted(refused, reverse=True)}.values()):
-        with _leaving_out(config, jobs[number][0].plan.cadence.first.path, skipped):
-            raise refused[number]
-    if not {job[0].cadence for job in jobs} - {jobs[number][0].cadence for number in refused}:
-        raise _nothing_left(config, skipped)
+    with open_tasks(config.tasks, Processes(config.workers)) as tasks:
+        for each in run_shown(tasks, cut_work(jobs, config.shard_mb * 10**6 if output.is_remote else 0)):
+            output.check_held()
+            shard = jobs[each.number][1]
+            if each.error is None:
+                done[shard.name] = each.result()
+            elif config.on_bad == "fail" or not _is_of_input(shard, each.error):
+                raise each.error
+            else:
+                refused[each.number] = each.error
+    _note_refused(config, jobs, refused, skipped)
     return done
+
+
+def _note_refused(
+    config: IngestConfig,
+    jobs: Sequence[Job],
+    refused: Mapping[int, InputError | OSError],
+    skipped: list[list[str]],
+) -> None:
+    """Note the cadences of the jobs that were refused. Raises InputError where no cadence is left."""
+    cadence_of = [shard.cadence for _, shard, _ in jobs]
+    # The first of each cadence, whichever process was the fastest.
+    for number in sorted({cadence_of[number]: number for number in sorted(refused, reverse=True)}.values()):
+        with _leaving_out(config, jobs[number][1].plan.cadence.first.path, skipped):
+            raise refused[number]
+    if not set(cadence_of) - {cadence_of[number] for number in refused}:
+        raise _nothing_left(config, skipped)
 
 
 def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
@@ -225,20 +239,21 @@ def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
 
 
 def _without_damaged(
-    config: IngestConfig, plans: Sequence[CutPlan], shards: Sequence[CutShard], done: Mapping[str, PackedShard]
+    output: Output, plans: Sequence[CutPlan], shards: Sequence[CutShard], done: Mapping[str, PackedShard]
 ) -> tuple[list[CutPlan], list[CutShard], list[PackedShard]]:
     """Plans, shards and what was packed, without the cadences of which a shard is missing; their files are removed."""
     damaged = {shard.cadence for shard in shards if shard.name not in done}
     for shard in shards:
         if shard.cadence in damaged:
-            for path in (config.out / shard.name, (config.out / shard.name).with_suffix(".idx")):
-                path.unlink(missing_ok=True)
+            output.remove_shard(shard.name)
     numbers = [number for number in range(len(plans)) if number not in damaged]
     kept = [replace(shard, cadence=numbers.index(shard.cadence)) for shard in shards if shard.cadence not in damaged]
     return [plans[number] for number in numbers], kept, [done[shard.name] for shard in kept]
 
 
-def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequence[CutShard]) -> Manifest:
+def _already_ingested(
+    config: IngestConfig, made: dict[str, Any], shards: Sequence[CutShard], output: Output
+) -> Manifest:
     """Return a finished ingest of the same files; raise InputError if it is of anything else."""
     manifest = read_manifest(config.out)
     records = [ShardPlan(shard.name, _sources(shard)) for shard in shards]
@@ -252,7 +267,7 @@ def _already_ingested(config: IngestConfig, made: dict[str, Any], shards: Sequen
             renew_sources(manifest, records)
     if reason:
         raise InputError(f"{config.out}: holds finished shards ({reason}); delete it or choose another --out")
-    shutil.rmtree(config.out / WORK, ignore_errors=True)  # of an earlier run that was killed at the very end
+    output.tidy()
     _log.info("%s is already ingested; `python -m shard_tools verify %s` checks its bytes", config.out, config.out)
     return manifest
 
@@ -268,13 +283,13 @@ def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[Cut
     with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
         Path(folder, WORK).mkdir()
         for shard in shards:
-            ((_, packed),) = cut_jobs(1, [(shard, Path(folder), "")])
-            if isinstance(packed, PackedShard):
+            (made,) = Processes(1).run(cut_work([(Place(Path(folder)), shard, "")]))
+            if made.error is None:
                 Path(folder, shard.name).unlink()
-                if packed.shard.sha256 != expected.get(shard.name):
+                if made.result().shard.sha256 != expected.get(shard.name):
                     changed.setdefault(shard.cadence, shard)
             elif shard.name in expected:
-                raise packed
+                raise made.error
             else:
                 damaged.add(shard.cadence)
     first = next((shard for cadence, shard in changed.items() if cadence not in damaged), None)

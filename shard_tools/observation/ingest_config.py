@@ -1,6 +1,6 @@
 """The options of `python -m shard_tools ingest`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,15 +8,16 @@ import tyro
 
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
-from shard_tools.storage.address import REMOTE_SCHEMES
+from shard_tools.tasks.base import TaskConfig
 
 
 @dataclass(frozen=True)
 class IngestConfig:
     """Cut snippets from observations, six files a cadence (ON A, OFF B, A, C, A, D), and pack them into shards."""
 
-    out: Path
-    """Folder for the shards, made if it is absent. An interrupted ingest goes on where it stopped."""
+    out: str
+    """Folder for the shards, made if it is absent, or URL (s3://, gs://, file://). An interrupted ingest goes on where
+    it stopped."""
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE ...")] = ()
     """The six files of one cadence, FBH5 (.h5) or SIGPROC (.fil), in the order of the observation: A B A C A D."""
     cadences: Path | None = None
@@ -37,10 +38,14 @@ class IngestConfig:
     """Do not check that ON files have one source and OFF files others: for schedules that name them otherwise."""
     on_bad: Literal["fail", "skip"] = "fail"
     """What to do with a cadence that is refused: stop, or leave it out and list it in skipped.csv."""
+    staging: Path | None = None
+    """With a URL, the local folder for shards until they are uploaded, one for each worker. Unset: a folder among the
+    system's temporary files, the same for the same URL."""
     workers: int = usable_cores()
     """Processes, each of which writes its own shard; each takes about 0.4 GB of memory."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes)."""
+    tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         for flag, value in (
@@ -53,8 +58,6 @@ class IngestConfig:
                 raise InputError(f"{flag} {value}: expected at least 1")
         if not 0 <= self.max_drift <= 1e6:
             raise InputError(f"--max-drift {self.max_drift}: expected 0 to 1e6 Hz/s")
-        if str(self.out).partition(":/")[0] in (*REMOTE_SCHEMES, "file"):  # Path made one / of two
-            raise InputError(f"--out {self.out}: expected a local folder; ingest into one, then copy it to the store")
         if bool(self.files) == bool(self.cadences):
             raise InputError("expected six files, or --cadences LIST, and not both")
         self.excluded()

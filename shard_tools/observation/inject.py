@@ -6,7 +6,6 @@ borders of coarse channels and of snippets, and to interference, is lost as of a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from shard_tools.observation.cut_plan import CutPlan
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lines import TRUTH_TABLE, Line, TrueLine, write_truth
+from shard_tools.storage.address import is_remote, local_folder
 
 _MOST_NEEDLES = 1000  # unless more are asked for
 
@@ -39,6 +39,8 @@ class InjectConfig(IngestConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_remote(self.out):
+            raise InputError(f"--out {self.out}: expected a local folder, as truth.csv is written beside the shards")
         if self.needles is not None and self.needles < 1:
             raise InputError(f"--needles {self.needles}: expected at least 1")
         if not 0 < self.snr_min <= self.snr_max <= 1e6:
@@ -56,7 +58,7 @@ def inject(config: InjectConfig) -> Manifest:
         return drawn
 
     manifest = ingest(config, change)
-    write_truth(Path(config.out) / TRUTH_TABLE, [line for plan in drawn for line in _to_truth(plan)])
+    write_truth(local_folder(config.out) / TRUTH_TABLE, [line for plan in drawn for line in _to_truth(plan)])
     return manifest
 
 

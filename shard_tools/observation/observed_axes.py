@@ -5,7 +5,13 @@ import numpy.typing as npt
 
 from shard_tools.axes import Axes, kaggle_axes
 from shard_tools.manifest import DataSet, Manifest
+from shard_tools.manifest_writer import CUTS
 from shard_tools.observation.tables import ObservedCadence, read_observations
+
+
+def is_observed(manifest: Manifest) -> bool:
+    """Whether `ingest` cut any of a manifest's data sets from a telescope's files."""
+    return any(CUTS in data_set.files for data_set in manifest.data_sets)
 
 
 def axes_of(manifest: Manifest) -> list[Axes]:

@@ -1,5 +1,6 @@
 """Fsspec's filesystems for the URLs of stores: their time-outs and ranged reads; retries are in remote.py."""
 
+import errno
 import importlib
 import logging
 from pathlib import Path
@@ -13,7 +14,7 @@ from shard_tools.storage.web_server import CONNECT_SECONDS, WebFiles, certificat
 ATTEMPT_SECONDS = 15.0  # for one request; a chunk takes less at 5 Mbit/s
 _CONNECTIONS = 64
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-_PAST_END = 416
+_ABSENT, _CHANGED, _PAST_END, _NOT_IMPLEMENTED = 404, 412, 416, 501
 
 
 class BucketFiles:
@@ -21,7 +22,7 @@ class BucketFiles:
 
     def __init__(self, files: Any, scheme: str) -> None:
         """`files` is fsspec's filesystem."""
-        self._files, self.loop = files, files.loop
+        self._files, self.loop, self._scheme = files, files.loop, scheme
         self._signed = SignedReads(files) if scheme == "s3" and not files.anon else None
 
     async def about(self, path: str) -> dict[str, Any]:
@@ -62,9 +63,48 @@ class BucketFiles:
         """Upload a file."""
         await self._files._put_file(str(source), path)
 
+    async def write(self, path: str, data: bytes) -> None:
+        """Write a small file in one request."""
+        await self._files._pipe_file(path, data)
+
+    async def write_if(self, path: str, data: bytes, version: str | None) -> str | None:
+        """Write a small file if it still has a version (None: if it is absent); its new version, or None if it is not.
+
+        Raises NotImplementedError where the store has no conditional writes.
+        """
+        if self._scheme != "s3":
+            raise NotImplementedError
+        bucket, key, _ = self._files.split_path(path)
+        condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+        try:
+            answer = await self._files._call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+        except Exception as error:
+            if status_of(error) == _NOT_IMPLEMENTED:
+                raise NotImplementedError from error
+            if status_of(error) in (_CHANGED, _ABSENT) and code_of(error) != "NoSuchBucket":
+                return None
+            raise
+        return str(answer["ETag"])
+
+    async def read_version(self, path: str) -> tuple[bytes, str]:
+        """A small file of S3 and its version. Raises FileNotFoundError."""
+        bucket, key, _ = self._files.split_path(path)
+        try:
+            answer = await self._files._call_s3("get_object", Bucket=bucket, Key=key)
+        except FileNotFoundError as error:
+            if code_of(error) == "NoSuchKey":
+                raise FileNotFoundError(errno.ENOENT, "no such file in the store", path) from None
+            raise
+        async with answer["Body"] as body:
+            return await body.read(), str(answer["ETag"])
+
     async def remove(self, path: str) -> None:
         """Delete a file."""
         await self._files._rm_file(path)
+
+    async def remove_folder(self, path: str) -> None:
+        """Delete a folder and all in it. Raises FileNotFoundError where there is none."""
+        await self._files._rm(path, recursive=True)
 
 
 def open_files(url: str) -> BucketFiles | WebFiles:

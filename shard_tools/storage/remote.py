@@ -1,6 +1,7 @@
 """Shards in a remote store: ranged reads, with time-outs and retries."""
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import logging
@@ -46,6 +47,10 @@ class RemoteStore:
         self._host_is_known = False
         self._not_before = -math.inf  # the store asked for no requests until then
         self._told_at, self._telling = -math.inf, threading.Lock()
+
+    def __reduce__(self) -> tuple[type["RemoteStore"], tuple[str, StoreConfig]]:
+        """Connections are not pickled: each process opens its own."""
+        return RemoteStore, (self.root, self._config)
 
     def where(self, name: str) -> str:
         """The file's URL."""
@@ -126,6 +131,44 @@ class RemoteStore:
         """Upload a file; it appears whole, replacing any file of that name."""
         files, seconds = self.check_writable(), source.stat().st_size / _SLOWEST_UPLOAD
         self._insist(name, lambda: files.put(source, self._path(name)), extra_seconds=seconds)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file at once, replacing any file of that name."""
+        files = self.check_writable()
+        self._insist(name, lambda: files.write(self._path(name), data))
+
+    def write_if(self, name: str, data: bytes, version: str | None) -> str | None:
+        """Write a small file if it still has a version (None: if it is absent); its new version, or None if it is not.
+
+        A write whose answer was lost is tried again, and then refused though it was done: read who wrote it. Raises
+        NotImplementedError where the store has no conditional writes.
+        """
+        files = self.check_writable()
+
+        async def write() -> str | NotImplementedError | None:
+            try:
+                return await files.write_if(self._path(name), data, version)
+            except NotImplementedError as error:
+                return error  # no failure: not to be tried again
+
+        answer = self._insist(name, write)
+        if isinstance(answer, NotImplementedError):
+            raise answer
+        return answer
+
+    def read_version(self, name: str) -> tuple[bytes, str] | None:
+        """A small file and its version; None where there is no such file."""
+        files = self.check_writable()
+        try:
+            return self._insist(name, lambda: files.read_version(self._path(name)))
+        except FileNotFoundError:
+            return None
+
+    def remove_folder(self, name: str) -> None:
+        """Delete a folder and all in it, if it is there."""
+        files = self.check_writable()
+        with contextlib.suppress(FileNotFoundError):
+            self._insist(name, lambda: files.remove_folder(self._path(name)))
 
     def remove(self, name: str) -> None:
         """Delete a file."""

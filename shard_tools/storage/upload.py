@@ -1,15 +1,16 @@
-"""Upload of a pack to a remote store: each shard when it is finished, the manifest last."""
+"""Upload of a pack to a remote store: each shard and its note when it is finished, the manifest last."""
 
 import contextlib
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from shard_tools.errors import InputError
 from shard_tools.snippet_files import clutter_kind
 from shard_tools.storage import open_remote
-from shard_tools.storage.base import StoreConfig
+from shard_tools.storage.base import StoreConfig, read_file
+from shard_tools.storage.lock import StoreLock, store_lock
 
 _OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
 
@@ -17,10 +18,26 @@ _OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
 class Upload:
     """Uploads what `pack` writes from its staging folder to a store, and checks what is there already."""
 
-    def __init__(self, url: str, config: StoreConfig, last: str) -> None:
-        """`last` is the file that makes the data set valid: its manifest."""
-        self._store, self._last = open_remote(url, config), last
+    def __init__(self, url: str, last: str, work: str) -> None:
+        """`last` is the file that makes the data set valid: its manifest. `work` is the folder for notes."""
+        self._store, self._last, self._work = open_remote(url, StoreConfig()), last, work
         self._store.check_writable()
+        self._lock: StoreLock | None = None
+
+    def __reduce__(self) -> tuple[type["Upload"], tuple[str, str, str]]:
+        """The lock stays with the process that holds it."""
+        return Upload, (self._store.root, self._last, self._work)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the place in the store. Raises InputError where another process writes there."""
+        with store_lock(self._store, f"{self._work}/lock") as self._lock:
+            yield
+
+    def check_locked(self) -> None:
+        """Raise InputError where another process took the place over in the meantime."""
+        if self._lock:
+            self._lock.check()
 
     def is_finished(self) -> bool:
         """Whether the store holds a complete data set."""
@@ -54,8 +71,26 @@ class Upload:
         for file in (path, index):
             file.unlink()
 
+    def remove_shard(self, shard: str) -> None:
+        """Delete a shard and its index, if they are there."""
+        for name in {shard, _index_of(shard)} & set(self._store.names()):
+            self._store.remove(name)
+
+    def read_note(self, name: str) -> bytes:
+        """The note of an unfinished pack; empty where there is none."""
+        return read_file(self._store, f"{self._work}/{name}") or b""
+
+    def send_note(self, name: str, text: str) -> None:
+        """Write a note beside the shards, where the next run finds it on whichever machine."""
+        self._store.write(f"{self._work}/{name}", text.encode())
+
+    def remove_notes(self) -> None:
+        """Delete all notes, and the lock, once the data set is complete."""
+        self._store.remove_folder(self._work)
+
     def finish(self, folder: Path, tables: Collection[str]) -> None:
         """Upload the tables, and last the manifest, which makes the data set valid; then delete them here."""
+        self.check_locked()
         for name in (*(table for table in tables if (folder / table).is_file()), self._last):
             self._store.put(name, folder / name)
         for name in (*tables, self._last):

@@ -81,7 +81,7 @@ class LineScorer:
 
         So the logits of a snippet's lines add up, as a soft maximum, to the model's own logit.
         """
-        seen = self._search.look_at(sums)
+        seen = next(self._search.views(sums))
         by_line = model.line_logits(seen).float()
         against = model.control_share * torch.logsumexp(by_line, 2, keepdim=True).flip(0)
         logits = (by_line - against).unbind()

@@ -1,0 +1,203 @@
+"""What a Ray cluster of one and of two nodes does a second, what a task costs, and what follows on paper for 100 nodes.
+
+    python benchmarks/ray_bench.py
+
+Nodes have one core each, all on this machine and on loopback: it needs two idle cores. Between the runs of one node
+and of two the cluster is started anew. Prints the tables of docs/scaling.md in Markdown.
+"""
+
+import dataclasses
+import importlib
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from benchmarks.history import record
+from benchmarks.pack_bench import write_cadences
+from shard_tools.errors import InputError, run_command
+from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
+from shard_tools.pack import PackConfig, pack
+from shard_tools.tasks.base import Need, TaskConfig, Work
+from shard_tools.tasks.local import InTurn
+from shard_tools.tasks.places import open_tasks
+from shard_tools.verify import verify
+
+CADENCE_BYTES = 838_656  # one snippet of the competition
+_NODES, _CORES, _NETWORK = 100, 16, 1.25e9  # of the cluster on paper: nodes, cores and bytes/s of each (10 Gbit/s)
+_PETABYTE = 1e15
+# Of a fine product: coarse channels of 2.93 MHz with 2^20 channels each, 16 spectra of 18.25 s, float32; a scan takes
+# 5 minutes and 30 s to the next (docs/observations.md).
+_COARSE_MHZ, _COARSE_BYTES, _SCAN_S = 2.9297, 16 * 4 * 2**20, 330.0
+_BANDS_MHZ = {"L (1.1 to 1.9 GHz)": 800.0, "C (4 to 8 GHz)": 4000.0}
+_DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class RayBenchConfig:
+    """Time pack, verify and ingest here, and on Ray with one node and with two."""
+
+    cadences: int = 2000
+    """Cadences to pack and verify."""
+    coarse_channels: int = 16
+    """Coarse channels, of 131,072 channels each, of the cadence to ingest."""
+    tasks: int = 500
+    """Empty tasks, for the cost of one."""
+    rounds: int = 3
+    """Times that each is run."""
+    work_dir: Path = Path(tempfile.gettempdir())
+    """A folder on the disk to be measured."""
+
+    def __post_init__(self) -> None:
+        if min(self.cadences, self.coarse_channels, self.tasks, self.rounds) < 1:
+            raise InputError("--cadences, --coarse-channels, --tasks, --rounds: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Seconds of one kind of work in one place, a number a round."""
+
+    work: str
+    place: str
+    seconds: list[float]
+    count: int
+    unit: str
+
+    @property
+    def rate(self) -> float:
+        """Units a second, in the median."""
+        return self.count / statistics.median(self.seconds)
+
+    def flat(self) -> dict[str, Any]:
+        """For the history."""
+        about = {"workload": "ray", "work": self.work, "place": self.place, "unit": self.unit, "rate": self.rate}
+        seconds = {
+            "seconds": statistics.median(self.seconds),
+            "lowest": min(self.seconds),
+            "highest": max(self.seconds),
+        }
+        return about | seconds
+
+
+def nothing() -> None:
+    """A task that does nothing: what is left is the cost of starting it."""
+
+
+def time_works(config: RayBenchConfig, folder: Path, place: str, where: TaskConfig) -> list[Figure]:
+    """Every kind of work in one place."""
+    out = folder / "out"
+    observation = tuple(
+        sorted((folder / "observation").glob("*.h5"), key=lambda path: "A1 B A2 C A3 D".find(path.stem))
+    )
+    packing = PackConfig(folder / "data", str(out), workers=1, shard_mb=32, tasks=where)
+    ingesting = IngestConfig(str(out), observation, workers=1, shard_mb=8, tasks=where)
+    bytes_of = sum(path.stat().st_size for path in observation)
+    works: dict[str, tuple[Callable[[], object], int, str]] = {
+        "pack": (lambda: pack(packing), config.cadences, "cadences"),
+        "verify": (lambda: list(verify(folder / "packed", where=where)), config.cadences, "cadences"),
+        "ingest": (lambda: ingest(ingesting), bytes_of, "bytes"),
+        "empty tasks": (lambda: run_empty(config, where), config.tasks, "tasks"),
+    }
+    figures = []
+    for name, (run, count, unit) in works.items():
+        seconds = []
+        for turn in range(-1, config.rounds):  # the first warms up
+            began = time.perf_counter()
+            run()
+            seconds += [time.perf_counter() - began] * (turn >= 0)
+            shutil.rmtree(out, ignore_errors=True)
+            os.sync()  # so that unwritten data of one do not slow the next
+        figures.append(Figure(name, place, seconds, count, unit))
+    return figures
+
+
+def run_empty(config: RayBenchConfig, where: TaskConfig) -> None:
+    """Tasks that do nothing, connection included."""
+    work = Work(nothing, [()] * config.tasks, "", "tasks", [""] * config.tasks, Need(1))
+    with open_tasks(where, InTurn()) as tasks:
+        for done in tasks.run(work):
+            done.result()
+
+
+def measure(config: RayBenchConfig, folder: Path) -> list[Figure]:
+    """All figures: here, on one node, on two."""
+    cluster = importlib.import_module("tests.ray_nodes").cluster  # needs Ray
+    write_cadences(folder / "data", config.cadences, config.cadences // 4)
+    simulate_observation(
+        SimulateObservationConfig(folder / "observation", coarse_channels=config.coarse_channels, nfpc=1 << 17)
+    )
+    pack(PackConfig(folder / "data", str(folder / "packed"), workers=1, shard_mb=32))
+    figures = time_works(config, folder, "one process, no Ray", TaskConfig())
+    for number in (1, 2):
+        with cluster() as nodes:
+            nodes.start_head()
+            for _ in range(1, number):
+                nodes.add()
+            figures += time_works(
+                config, folder, f"Ray, {number} node" + "s" * (number > 1), TaskConfig("ray", nodes.address)
+            )
+    return figures
+
+
+def print_measured(figures: Sequence[Figure]) -> None:
+    """One line for each kind of work and place."""
+    print("| work | where | seconds: median (range) | rate |\n|---|---|---|---|")
+    for figure in figures:
+        low, high = min(figure.seconds), max(figure.seconds)
+        rate = f"{figure.rate / 1e6:,.0f} MB/s" if figure.unit == "bytes" else f"{figure.rate:,.0f} {figure.unit}/s"
+        seconds = f"{statistics.median(figure.seconds):.2f} ({low:.2f} to {high:.2f})"
+        print(f"| {figure.work} | {figure.place} | {seconds} | {rate} |")
+
+
+def print_on_paper(figures: Sequence[Figure]) -> None:
+    """What follows for 100 nodes of 16 cores, if nothing but what is named here limits them."""
+    two = {figure.work: figure for figure in figures if figure.place == "Ray, 2 nodes"}
+    core = {name: figure.rate / 2 for name, figure in two.items()}
+    cores, network = _NODES * _CORES, _NODES * _NETWORK
+    packing = min(cores * core["pack"] * CADENCE_BYTES, network / 2)  # in and out
+    print(f"\nOn paper, {_NODES} nodes of {_CORES} cores, {_NETWORK * 8 / 1e9:g} Gbit/s each:\n")
+    print("| what | value |\n|---|---|")
+    print(f"| cost of a task in the driver | {1e3 / two['empty tasks'].rate:.1f} ms |")
+    print(f"| tasks that one driver starts a second | {two['empty tasks'].rate:,.0f} |")
+    print(f"| pack: cores alone | {cores * core['pack'] * CADENCE_BYTES / 1e9:,.0f} GB/s |")
+    print(f"| pack: network alone, in and out | {network / 2 / 1e9:,.0f} GB/s |")
+    print(f"| a petabyte packed | {_PETABYTE / packing / 3600:,.1f} h |")
+    for megabytes in (256, 2000):
+        shards = _PETABYTE / (megabytes * 1e6)
+        needed = packing / (megabytes * 1e6)
+        print(f"| its shards of {megabytes} MB; tasks and uploads a second | {shards:,.0f}; {needed:,.0f} |")
+    for band, width in _BANDS_MHZ.items():
+        day = width / _COARSE_MHZ * _COARSE_BYTES * _DAY_S / _SCAN_S
+        hours = day / core["ingest"] / 3600
+        print(
+            f"| a day of Green Bank, {band}, fine product | {day / 1e12:,.1f} TB, {hours:,.0f} core hours to ingest |"
+        )
+
+
+def main(config: RayBenchConfig) -> int:
+    """Measure, print the tables, record the figures; return the exit code."""
+    print(
+        f"load {os.getloadavg()[0]:.1f} before the start, page cache warm; median of {config.rounds} rounds (range)\n"
+    )
+    with tempfile.TemporaryDirectory(dir=config.work_dir) as name:
+        figures = measure(config, Path(name))
+    print_measured(figures)
+    print_on_paper(figures)
+    record("ray", dataclasses.asdict(config), [figure.flat() for figure in figures])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(tyro.cli(RayBenchConfig))))

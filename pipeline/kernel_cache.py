@@ -1,0 +1,140 @@
+"""A cache of compiled kernels that all copies of this program on a machine share, for each user.
+
+Numba's own caches belong to one folder of code, so that every new clone compiles again. This one goes by content: the
+name of a kernel's folder is a digest of its source and of what it is compiled with. Numba itself adds the CPU and the
+argument types.
+
+Numba's classes for this are not public. Where they are absent or have changed, Numba's own cache is used.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import numpy as np
+
+from shard_tools.library_caches import user_folder
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_CONSTANTS = (bool, int, float, complex, str, bytes, np.generic)  # what Numba compiles into a kernel
+
+
+def share_cache(kernel: Function) -> Function:
+    """Give a function from `numba.njit` the shared cache, if its folder is this user's alone, or else Numba's.
+
+    NUMBA_CACHE_DIR and NUMBA_CACHE_LOCATOR_CLASSES, where the user has set them, come first.
+    """
+    compiled: Any = kernel
+    if hasattr(compiled, "enable_caching"):  # with NUMBA_DISABLE_JIT it is the Python function itself
+        try:
+            compiled._cache = _cache_class()(compiled.py_func)
+        except (ImportError, AttributeError, TypeError):
+            compiled.enable_caching()
+    return kernel
+
+
+def is_cached(kernel: Callable[..., Any]) -> bool:
+    """Whether the cache has a kernel, for some CPU and some types of arguments; also where that cannot be told."""
+    try:
+        return Path(cast(Any, kernel)._cache._cache_file._index_path).exists()
+    except AttributeError:
+        return True
+
+
+def kernel_digest(function: Callable[..., Any]) -> str:
+    """A digest of all that a kernel is compiled from: its file, the numbers that the file imports, and the compiler.
+
+    Functions that the file imports are not in it: a kernel's steps are all in its own file.
+    """
+    constants = {name: repr(value) for name, value in function.__globals__.items() if _is_constant(name, value)}
+    compiler = [importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
+    told = repr((sorted(constants.items()), compiler, platform.python_version(), function.__module__))
+    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes() + told.encode()).hexdigest()
+
+
+def shared_folder() -> Path | None:
+    """The user's folder for kernels, made if need be; None where it cannot be, or others may write to it.
+
+    Numba runs the code that lies there.
+    """
+    above = user_folder("XDG_CACHE_HOME", ".cache") / "needlestream"
+    for folder in (above, above / "kernels"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            about = folder.stat()
+        except OSError:
+            return None
+        if about.st_uid != os.getuid() or about.st_mode & 0o022:
+            return None
+    return folder
+
+
+def _is_constant(name: str, value: object) -> bool:
+    return not name.startswith("__") and isinstance(value, _CONSTANTS)
+
+
+@functools.cache
+def _cache_class() -> Any:
+    """Numba's cache of a function, in the shared folder, and able to live with damage."""
+    import numba.core.caching
+
+    caching: Any = numba.core.caching  # whose types are not to be relied upon either
+
+    class Locator(caching._CacheLocator):  # type: ignore[misc]
+        """Where a kernel's files lie."""
+
+        def __init__(self, py_func: Callable[..., Any], py_file: str, folder: Path) -> None:
+            self._py_file, self._lineno = py_file, py_func.__code__.co_firstlineno
+            self._stamp = kernel_digest(py_func)
+            self._folder = folder / self._stamp[:16]
+
+        @classmethod
+        def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Self | None:
+            folder = shared_folder()
+            try:
+                if folder is not None:
+                    locator = cls(py_func, py_file, folder)
+                    locator.ensure_cache_path()
+                    return locator
+            except OSError:
+                pass
+            return None
+
+        def get_cache_path(self) -> str:
+            return str(self._folder)
+
+        def get_source_stamp(self) -> str:
+            return self._stamp
+
+        def get_disambiguator(self) -> str:
+            return str(self._lineno)
+
+    class Files(caching.CompileResultCacheImpl):  # type: ignore[misc]
+        _first, *_others = caching.CacheImpl._locator_classes
+        _locator_classes = (_first, Locator, *_others)  # the first is that of NUMBA_CACHE_DIR
+
+    class KernelCache(caching.FunctionCache):  # type: ignore[misc]
+        """A cache whose damage costs a compilation and not the run."""
+
+        _impl_class = Files
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            try:
+                return super().load_overload(sig, target_context)
+            except Exception:  # whatever unpickling a damaged file raises
+                with contextlib.suppress(OSError):
+                    self.flush()
+                return None
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            with contextlib.suppress(Exception):  # a full disk, or a damaged index: the kernel is there all the same
+                super().save_overload(sig, data)
+
+    return KernelCache

@@ -1,0 +1,127 @@
+"""Let one process at a time write to a place in a store, by conditional writes of a file that names its owner.
+
+The owner rewrites it regularly, so that another process can tell a dead owner without comparing clocks, and take over:
+of several that try, the store lets one (If-Match).
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+from shard_tools import locks
+from shard_tools.errors import InputError, StoreError
+from shard_tools.locks import is_of_dead_process, is_ours, parse_sign, sign_of_life
+from shard_tools.storage.remote import RemoteStore
+
+_LOOKS = 60  # at a silent owner's file, before it counts as dead
+_log = logging.getLogger(__name__)
+
+
+class StoreLock:
+    """A lock that this process holds, for as long as its heartbeat is seen."""
+
+    def __init__(self, store: RemoteStore, name: str, version: str) -> None:
+        """`version` is that of the owner's file as this process wrote it."""
+        self._store, self._name, self._version = store, name, version
+        self._ended, self._is_lost = threading.Event(), False
+        self._beats = threading.Thread(target=self._beat, name="store-lock", daemon=True)
+        self._beats.start()
+
+    def check(self) -> None:
+        """Raise InputError where another process took over, because it saw no heartbeat for too long."""
+        if self._is_lost:
+            raise InputError(
+                f"{self._store.root}: another process took this place over, as it saw no sign of life of this one for "
+                f"{locks.SILENT_SECONDS:.0f} s; let it finish, then run the same command again"
+            )
+
+    def release(self) -> None:
+        """Stop the heartbeat and remove the file, if it is still ours."""
+        self._ended.set()
+        self._beats.join()
+        with contextlib.suppress(StoreError):
+            found = self._store.read_version(self._name)
+            if found and is_ours(found[0]):
+                self._store.remove(self._name)
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._ended.wait(locks.BEAT_SECONDS):
+            number += 1
+            with contextlib.suppress(StoreError):  # the next beat may get through
+                written = self._store.write_if(self._name, sign_of_life(number), self._version)
+                if written is None:
+                    # Ours all the same, if the answer to an earlier beat was lost.
+                    found = self._store.read_version(self._name)
+                    if not found or not is_ours(found[0]):
+                        self._is_lost = True
+                        return
+                    written = found[1]
+                self._version = written
+
+
+@contextlib.contextmanager
+def store_lock(store: RemoteStore, name: str) -> Iterator[StoreLock | None]:
+    """Hold the file `name` of a store; None where the store cannot write conditionally, which is logged.
+
+    Raises InputError where a living process holds it. A dead one of another machine is waited for.
+    """
+    version = _acquire(store, name)
+    if version is None:
+        _log.warning(
+            "%s: this store cannot refuse a second writer (no conditional writes); start one pack to it at a time",
+            store.root,
+        )
+        yield None
+        return
+    lock = StoreLock(store, name, version)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _acquire(store: RemoteStore, name: str) -> str | None:
+    """Create the owner's file or take it over; return its version, or None where the store has no conditions."""
+    while True:
+        try:
+            version = store.write_if(name, sign_of_life(0), None)
+        except NotImplementedError:
+            return None
+        if version:
+            # A store that does not know the condition ignores it: it lets the same write through again.
+            return None if store.write_if(name, sign_of_life(0), None) else version
+        found = store.read_version(name)
+        if not found:
+            continue  # just released
+        content, version = found
+        # Ours, if the answer to the first write was lost and it was tried again.
+        if is_ours(content):
+            return version
+        _wait_for_death(store, name, content, version)
+        if taken := store.write_if(name, sign_of_life(0), version):
+            return taken
+
+
+def _wait_for_death(store: RemoteStore, name: str, content: bytes, version: str) -> None:
+    """Return once an owner is dead: its process of this machine is gone, or its file stopped changing.
+
+    Raises InputError where it is alive.
+    """
+    if (is_dead := is_of_dead_process(content)) is None:
+        owner = parse_sign(content)
+        _log.info(
+            "%s: held by process %s of another machine; waiting %.0f s for a sign of life",
+            *(store.where(name), owner.get("process"), locks.SILENT_SECONDS),
+        )
+        is_dead = not any(_changed(store, name, version) for _ in range(_LOOKS))
+    if not is_dead:
+        raise locks.in_use(store.root)
+
+
+def _changed(store: RemoteStore, name: str, version: str) -> bool:
+    time.sleep(locks.SILENT_SECONDS / _LOOKS)
+    found = store.read_version(name)
+    return found is not None and found[1] != version

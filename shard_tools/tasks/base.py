@@ -1,0 +1,125 @@
+"""Independent calls of one function, and what the places that run them have in common."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from shard_tools.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Where the work is done."""
+
+    on: Literal["local", "ray"] = "local"
+    """local: on this machine. ray: on the nodes of a Ray cluster, in place of --workers. They need the same version of
+    the program, and see the input, and an output folder, under the same path."""
+    ray_address: str | None = None
+    """With --on ray, HOST:PORT of the cluster's head node. Unset: RAY_ADDRESS, or the cluster of this machine."""
+
+    def __post_init__(self) -> None:
+        if self.ray_address is not None and self.on != "ray":
+            raise InputError(f"--ray-address {self.ray_address}: is of use with --on ray only; add it, or leave both")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a task takes of its machine, so that a cluster does not start too many at once."""
+
+    memory: int = 300_000_000
+    """Bytes, imported libraries included."""
+    disk: int = 0
+    """Bytes among the temporary files."""
+
+
+@dataclass(frozen=True)
+class Work(Generic[T]):
+    """Calls of one function that depend on nothing but their arguments. All is pickled where processes run them."""
+
+    function: Callable[..., T]
+    """A function of a module. It may raise InputError or OSError, and be called again for the same arguments."""
+    calls: Sequence[tuple[Any, ...]]
+    """The arguments of each call."""
+    label: str
+    """What is done, for the progress line, such as "packing"."""
+    unit: str
+    """What is counted, such as "shards"."""
+    names: Sequence[str]
+    """For each call, the file that messages name."""
+    need: Need = field(default_factory=Need)
+    prepare: Callable[[], Any] | None = None
+    """Makes what each process holds for all of its calls, such as a model on its device. The function then gets it
+    before the other arguments, and a process takes a GPU, where the cluster has any."""
+    counts: Sequence[int] | None = None
+    """How many units each call handles; None: one."""
+    death: str = "at this file; memory ran out, or the machine failed"
+    """Ends the sentence "a process died ..." where one dies on a call."""
+    culprit: Callable[[], InputError | None] | None = None
+    """Says more exactly why a process of this machine died, where that is known."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """How one call ended."""
+
+    number: int
+    """Of the call."""
+    value: T | None = None
+    error: InputError | OSError | None = None
+
+    def result(self) -> T:
+        """What the function returned; raises what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]  # None only where T is
+
+
+class Tasks(Protocol):
+    """A place that runs tasks."""
+
+    def run(self, work: Work[T]) -> Iterator[Done[T]]:
+        """Run all calls; yield how each ended, in the order in which they end. Closing the iterator stops the rest.
+
+        Raises InputError naming the file where a process dies on it.
+        """
+
+    def describe(self) -> str:
+        """What the progress line says of the place; empty where there is nothing to say."""
+
+
+def attempt(number: int, function: Callable[..., T], arguments: Sequence[Any]) -> Done[T]:
+    """Call a function; its InputError or OSError is returned, as exceptions of other kinds do not survive pickling."""
+    try:
+        return Done(number, function(*arguments))
+    except (InputError, OSError) as error:
+        return Done(number, error=error)
+
+
+def died(names: Sequence[str], work: Work[Any], remedy: str) -> InputError:
+    """The error of a process that died at one of some files; `remedy` is for the case that memory ran out."""
+    return InputError(f"{', '.join(names)}: a process died {work.death} ({remedy})")
+
+
+class NodeCounts:
+    """How many calls each node has finished, and how fast."""
+
+    def __init__(self) -> None:
+        self._done: Counter[str] = Counter()
+        self._began = time.monotonic()
+
+    def add(self, node: str) -> None:
+        """Count one call."""
+        self._done[node] += 1
+
+    def describe(self, nodes: int) -> str:
+        """The nodes and their rates, the fastest first, in calls a second."""
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        rates = ", ".join(f"{node} {count / seconds:.3g}/s" for node, count in self._done.most_common(_NODES_SHOWN))
+        return f"{nodes} nodes" + (f": {rates}" if rates else "")
+
+
+_NODES_SHOWN = 4

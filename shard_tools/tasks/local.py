@@ -1,0 +1,94 @@
+"""Tasks on this machine: in turn, on threads, or in processes."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from shard_tools.tasks.base import Done, T, Work, attempt, died
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """One task after the other, each when its result is asked for."""
+
+    def run(self, work: Work[T]) -> Iterator[Done[T]]:
+        """As Tasks says; in the order of the calls."""
+        held = (work.prepare(),) if work.prepare else ()
+        for number, arguments in enumerate(work.calls):
+            yield attempt(number, work.function, (*held, *arguments))
+
+    def describe(self) -> str:
+        """Nothing to say."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Tasks that release the GIL: reading, hashing and writing do."""
+
+    workers: int
+
+    def run(self, work: Work[T]) -> Iterator[Done[T]]:
+        """As Tasks says."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from _run_in(pool, work)
+
+    def describe(self) -> str:
+        """Nothing to say."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Tasks that no two threads of one process can do at a time, or that may crash it."""
+
+    workers: int
+
+    def run(self, work: Work[T]) -> Iterator[Done[T]]:
+        """As Tasks says."""
+        # Spawned, as the caller may have threads.
+        context = multiprocessing.get_context("spawn")
+        ended: set[int] = set()
+        with ProcessPoolExecutor(min(self.workers, len(work.calls)), context, initializer=end_with_parent) as pool:
+            try:
+                for done in _run_in(pool, work):
+                    ended.add(done.number)
+                    yield done
+            except BrokenProcessPool:
+                if error := work.culprit and work.culprit():
+                    raise error from None
+                left = [name for number, name in enumerate(work.names) if number not in ended]
+                raise died(sorted(set(left[: self.workers])), work, "give a smaller --workers") from None
+
+    def describe(self) -> str:
+        """Nothing to say."""
+        return ""
+
+
+def _run_in(pool: Executor, work: Work[T]) -> Iterator[Done[T]]:
+    futures: list[Future[Done[T]]] = [
+        pool.submit(attempt, number, work.function, arguments) for number, arguments in enumerate(work.calls)
+    ]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+def end_with_parent() -> None:
+    """End this worker when its parent was killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

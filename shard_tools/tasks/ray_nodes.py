@@ -1,0 +1,79 @@
+"""The nodes of a Ray cluster, and what each of them has."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from shard_tools.tasks.base import Need
+
+DISK = "disk"
+"""Name of the custom resource with which a node says how many bytes of temporary files it can hold."""
+LOOK_SECONDS = 2.0
+"""Time between two looks at the nodes."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Nodes:
+    """The nodes of the cluster, looked at now and then."""
+
+    alive: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What Ray says of each living node, by its id."""
+    looked: float = float("-inf")
+
+    def look(self) -> None:
+        """Ask Ray for the nodes, unless it was asked just now; log those that came or went."""
+        if time.monotonic() - self.looked < LOOK_SECONDS:
+            return
+        found = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for gone in self.alive.keys() - found.keys():
+            _log.warning("node %s is gone; what it worked on is done again elsewhere", self.name(gone))
+        self.alive, self.looked = found, time.monotonic()
+
+    @property
+    def cores(self) -> int:
+        """Cores of all living nodes."""
+        return int(sum(self._has(node, "CPU") for node in self.alive))
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all living nodes."""
+        return int(sum(self._has(node, "GPU") for node in self.alive))
+
+    @property
+    def cores_of_actor(self) -> int:
+        """Cores for a process that holds a GPU: its share of those of its node. Without GPUs one."""
+        shares = [self._has(node, "CPU") / gpus for node in self.alive if (gpus := self._has(node, "GPU"))]
+        return max(1, int(min(shares, default=1)))
+
+    @property
+    def actors(self) -> int:
+        """How many processes that hold something the cluster has room for; at least one."""
+        return max(1, self.gpus or self.cores)
+
+    @property
+    def declare_disk(self) -> bool:
+        """Whether any node says how much disk it has: only those that do can then be asked for some."""
+        return any(self._has(node, DISK) for node in self.alive)
+
+    def fit(self, need: Need) -> list[str]:
+        """The nodes that are large enough for a task when nothing else runs on them."""
+        disk = need.disk if self.declare_disk else 0
+        return [
+            node
+            for node in self.alive
+            if self._has(node, "CPU") >= 1
+            and self._has(node, "memory") >= need.memory
+            and self._has(node, DISK) >= disk
+        ]
+
+    def name(self, node: str) -> str:
+        """A node as messages name it: its host and the start of its id."""
+        about = self.alive.get(node, {})
+        return f"{about.get('NodeManagerHostname', 'unknown')}/{node[:6]}"
+
+    def _has(self, node: str, resource: str) -> float:
+        return float(self.alive[node]["Resources"].get(resource, 0))

@@ -1,0 +1,93 @@
+"""The promises of compiling kernels ahead: all that is needed, only where it helps, and no process is left."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import compile_ahead, cpu_kernels
+from pipeline.kernel_cache import is_cached
+from tests.tiny import pack_tiny
+
+ROOT = Path(__file__).parents[1]
+_START = """
+from pipeline import compile_ahead
+compile_ahead.usable_cores = lambda: 2
+compile_ahead.start(("train", "eval"))
+"""
+_LOAD = """
+import sys
+from pipeline import compile_ahead, cpu_kernels, open_loader
+from pipeline.augment import DrawConfig
+from pipeline.canvas import CanvasConfig
+from pipeline.loader import LoaderConfig
+
+compile_ahead._LONGEST = 3600.0
+compile_ahead.wait()
+for draws in (DrawConfig(cutmix=0.6, mixup=0.3, inject=0.6, erase=0.5), None):
+    for layout in ("on_off", "stack6"):
+        canvas = CanvasConfig(layout, 28, 56, subtract="lines")
+        with open_loader(sys.argv[1], canvas=canvas, augment=draws, device="cpu", config=LoaderConfig("cpu")) as loader:
+            list(loader)
+for kernel in (cpu_kernels.write_train_images, cpu_kernels.write_eval_image):
+    print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
+"""
+
+
+def environment(caches: Path) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    return {**ours, "XDG_CACHE_HOME": str(caches)}
+
+
+def test_a_loader_compiles_nothing_more_when_its_kernels_were_compiled_ahead(tmp_path: Path) -> None:
+    manifest = pack_tiny(tmp_path, train=10, test=2)
+    words = [sys.executable, "-c", _START + _LOAD, str(manifest.root)]
+    done = subprocess.run(words, env=environment(tmp_path / "caches"), cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "0", "1", "0"], done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends when all is compiled")
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(1)", "raise KeyboardInterrupt"])
+def test_the_compiling_process_ends_with_the_one_that_started_it(tmp_path: Path, end: str) -> None:
+    script = f"import os, time\n{_START}\nprint(compile_ahead._process.pid, flush=True)\ntime.sleep(1)\n{end}\n"
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    started = Path("/proc") / done.stdout.decode().strip()
+    for _ in range(100):
+        if not started.exists():
+            break
+        time.sleep(0.1)
+    assert done.stdout and not started.exists()
+    assert not [path for path in tmp_path.rglob("*") if ".tmp." in path.name]
+
+
+CASES = ["in the cache", "DALI", "DALI, written with =", "a GPU", "help", "one core", "another rank"]
+
+
+@pytest.mark.parametrize("case", [None, *CASES])
+def test_a_process_is_started_only_where_it_saves_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str | None
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(compile_ahead.subprocess, "Popen", lambda words, **_: started.append(words))
+    monkeypatch.setattr(compile_ahead, "_process", None)
+    monkeypatch.setattr(compile_ahead, "is_cached", lambda _: case == "in the cache")
+    monkeypatch.setattr(compile_ahead, "_GPU", Path("/" if case == "a GPU" else "/dev/no such device"))
+    monkeypatch.setattr(compile_ahead, "usable_cores", lambda: 1 if case == "one core" else 2)
+    monkeypatch.setenv("LOCAL_RANK", "1" if case == "another rank" else "0")
+    words = {"DALI": ["--engine", "dali"], "DALI, written with =": ["--engine=dali"], "help": ["--help"]}
+    monkeypatch.setattr(sys, "argv", ["train.py", *words.get(case or "", [])])
+    compile_ahead.start(("train", "eval"))
+    assert bool(started) == (case is None)
+
+
+def test_a_kernel_counts_as_cached_once_its_files_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = cpu_kernels.write_eval_image._cache._cache_file
+    monkeypatch.setattr(files, "_index_path", str(tmp_path / "kernel.nbi"))
+    assert not is_cached(cpu_kernels.write_eval_image)
+    (tmp_path / "kernel.nbi").write_bytes(b"")
+    assert is_cached(cpu_kernels.write_eval_image)

@@ -1,0 +1,180 @@
+"""Score many cadences in parts that are kept as parquet, on one machine or on the nodes of a Ray cluster.
+
+A part holds the rows from a multiple of ROWS to the next. Its file is written whole, under a name that says what was
+scored with what, so that a part is there once, whichever process wrote it and however often it was tried.
+"""
+
+import shard_tools.openmp  # noqa: F401  before torch is loaded: a node's process begins here
+
+# isort: split
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+
+from shard_tools.atomic_files import write_whole
+from shard_tools.cores import rank_cores
+from shard_tools.errors import InputError
+from shard_tools.manifest import Int64s, Manifest
+from shard_tools.manifest_rows import only_rows
+from shard_tools.storage import open_remote
+from shard_tools.storage.address import is_remote, local_folder
+from shard_tools.storage.base import StoreConfig, read_file
+from shard_tools.storage.local import LocalStore
+from shard_tools.tasks.base import Need, Tasks, Work
+from shard_tools.tasks.places import run_shown
+from training.accelerator import build_accelerator
+from training.prediction import PredictConfig, Trained, predict_all
+
+ROWS = 4096
+"""Cadences of a part: seconds of work, and few enough that little is done twice after a failure."""
+_MEMORY = 3_000_000_000  # torch, a model and some batches
+_AGAIN = "delete it and run the same command again"
+SCORES_SCHEMA = pa.schema({"key": pa.string(), "logits": pa.list_(pa.float64())})
+"""One row for each cadence: its key, and the logit of each file of weights."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored with what, and where the parts are kept."""
+
+    manifest: Manifest
+    trained: Sequence[Trained]
+    weights_sha256: Sequence[str]
+    """Of each of the files of weights."""
+    precision: str
+    how: PredictConfig
+    place: str
+    """Folder or URL for the parts."""
+
+    @property
+    def folder(self) -> str:
+        """The folder, or URL, of the parts of this very scoring: another model or data set has another one."""
+        views = [(str(each.canvas), [str(view) for view in each.views]) for each in self.trained]
+        about = [self.manifest.identity, list(self.weights_sha256), views, self.precision, self.how.split]
+        digest = hashlib.sha256(repr([*about, self.how.batch_size, ROWS]).encode()).hexdigest()
+        return f"{self.place.rstrip('/')}/{digest[:16]}"
+
+
+class PartFiles:
+    """The parts that are there, in a folder or a store."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._store = open_remote(folder, StoreConfig()) if is_remote(folder) else None
+
+    def names(self) -> set[str]:
+        """Names of the finished parts."""
+        found = self._store.names() if self._store else [path.name for path in self._path("").glob("*.parquet")]
+        return {name for name in found if name.endswith(".parquet")}
+
+    def where(self, name: str) -> str:
+        """A part as messages name it."""
+        return f"{self._folder}/{name}"
+
+    def read(self, name: str) -> pa.Table:
+        """One part. Raises InputError where it is damaged."""
+        store = self._store or LocalStore(self._path(""))
+        try:
+            return pq.read_table(io.BytesIO(read_file(store, name) or b""), schema=SCORES_SCHEMA)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.where(name)}: damaged ({error}); delete it and run the same command again"
+            ) from None
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Write one part, at once or not at all."""
+        data = io.BytesIO()
+        pq.write_table(table, data)
+        if self._store:
+            self._store.write(name, data.getvalue())
+        else:
+            self._path("").mkdir(parents=True, exist_ok=True)
+            write_whole(self._path(name), data.getvalue())
+
+    def _path(self, name: str) -> Path:
+        return local_folder(self._folder) / name
+
+
+def score_in_parts(tasks: Tasks, scoring: Scoring) -> tuple[Int64s, list[npt.NDArray[np.float64]]]:
+    """Rows and each model's logits of a split, as `predict_all` gives them; parts that are there are not made again.
+
+    Raises InputError where a cadence is not in the parts exactly once.
+    """
+    rows = scoring.manifest.rows(scoring.how.split)
+    parts = {f"part-{start // ROWS:06d}.parquet": rows[start : start + ROWS] for start in range(0, len(rows), ROWS)}
+    files = PartFiles(scoring.folder)
+    missing = sorted(parts.keys() - files.names())
+    work = Work(
+        score_part,
+        _Calls(scoring, [(name, parts[name]) for name in missing]),
+        "scoring",
+        "cadences",
+        [f"{scoring.folder}/{name}" for name in missing],
+        Need(_MEMORY),
+        functools.partial(Scorer, tuple(scoring.trained), scoring.precision, scoring.how),
+        [len(parts[name]) for name in missing],
+    )
+    for done in run_shown(tasks, work):
+        done.result()
+    logits = _read_all(scoring.manifest, files, parts)
+    return rows, [np.ascontiguousarray(column) for column in logits.T]
+
+
+class _Calls(Sequence[tuple[Any, ...]]):
+    """For each part, its folder, its name and the rows of the manifest that it needs, made when they are asked for."""
+
+    def __init__(self, scoring: Scoring, parts: Sequence[tuple[str, Int64s]]) -> None:
+        self._scoring, self._parts = scoring, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: Any) -> Any:
+        name, rows = self._parts[number]
+        return self._scoring.folder, name, only_rows(self._scoring.manifest, rows)
+
+
+class Scorer:
+    """Models on the device of a process."""
+
+    def __init__(self, trained: Sequence[Trained], precision: str, how: PredictConfig) -> None:
+        # The driver's default counts the cores of its own machine, and Ray gives a process its own share of a node's.
+        threads = min(how.loader.loader_threads, int(os.environ.get("OMP_NUM_THREADS") or rank_cores()))
+        self._trained, self._how = trained, replace(how, loader=replace(how.loader, loader_threads=threads))
+        self._accelerator: Accelerator = build_accelerator(precision)
+
+    def score(self, manifest: Manifest) -> npt.NDArray[np.float64]:
+        """(rows, models) logits of all rows of a manifest."""
+        _, logits = predict_all(self._accelerator, manifest, self._trained, self._how)
+        return np.stack(logits, axis=1)
+
+
+def score_part(scorer: Scorer, folder: str, name: str, manifest: Manifest) -> None:
+    """Score all rows of a manifest and write them as a part."""
+    logits = scorer.score(manifest)
+    keys = manifest.keys_of(np.arange(len(manifest)))
+    PartFiles(folder).write(name, pa.table([keys, logits.tolist()], schema=SCORES_SCHEMA))
+
+
+def _read_all(manifest: Manifest, files: PartFiles, parts: dict[str, Int64s]) -> npt.NDArray[np.float64]:
+    """(rows, models) logits of all parts, in their order, each checked against the keys of its rows."""
+    return np.concatenate(list(_checked(manifest, files, parts)))
+
+
+def _checked(manifest: Manifest, files: PartFiles, parts: dict[str, Int64s]) -> Iterator[npt.NDArray[np.float64]]:
+    for name, rows in parts.items():
+        table = files.read(name)
+        if table["key"].to_pylist() != manifest.keys_of(rows):
+            raise InputError(f"{files.where(name)}: holds other cadences than it should; {_AGAIN}")
+        yield np.array(table["logits"].to_pylist(), np.float64)
