@@ -35,10 +35,10 @@ from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import MANIFEST, Manifest
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.lines import Line
 from shard_tools.observation.observed_axes import axes_of
 from shard_tools.observation.simulate import (
     CHANNEL_MHZ,
-    Line,
     SimulateObservationConfig,
     draw_lines,
     draw_panel,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from shard_tools.axes import Axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
+from shard_tools.observation.candidates_table import COLUMNS, Candidate, read_candidates, write_candidates
 from tests.test_line_fit import FINE
-from training.observation.candidates_table import COLUMNS, Candidate, read_candidates, write_candidates
 from training.observation.events import PARTIAL, Event, Place, merge_lines
 from training.observation.false_alarms import false_alarm_rates
 from training.observation.interference import in_comb, is_crossed, is_crowded, write_interference

@@ -20,6 +20,7 @@ from shard_tools.axes import kaggle_axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.observation.candidates_table import Candidate, read_candidates
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.simulate import (
@@ -37,7 +38,6 @@ from shard_tools.sample import read_snippets
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
 from training.model import ModelConfig, build_model
-from training.observation.candidates_table import Candidate, read_candidates
 from training.observation.hits import read_hits
 from training.observation.line_scores import LineScorer
 from training.observation.observed import read_observed
