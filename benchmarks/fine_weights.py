@@ -69,14 +69,14 @@ class FineWeightsConfig:
     """Train the weights for fine products, and judge them."""
 
     work_dir: Path
-    """Folder for observations, shards and the run: some 400 MB."""
+    """Folder for shards and the run: some 600 MB, and 300 MB more while an observation is cut."""
     keep: Path | None = None
     """File for the weights."""
-    skies: int = 4
+    skies: int = 6
     """Simulated observations to train on, of about 190 snippets each."""
     judged: int = 4
     """Observations with needles, and as many without, to judge by."""
-    epochs: int = 8
+    epochs: int = 12
     pretrained: str = "needlestream"
     """What the training starts from; none: from random weights."""
     seed: int = 0
