@@ -64,7 +64,7 @@ help:
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
 	@echo 'make weights  train the weights that come with the program (half an hour)'
-	@echo 'make weights-fine  the same for fine products of a telescope (estimated: 20 minutes)'
+	@echo 'make weights-fine  the same for fine products (estimated: 20 minutes)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores, estimated)'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
