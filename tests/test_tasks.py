@@ -1,7 +1,6 @@
 """Tasks: how each ended comes back as it ends, wherever they run."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,9 @@ from shard_tools.tasks.base import TaskConfig, Tasks, Work
 from shard_tools.tasks.local import InTurn, Processes, Threads
 from shard_tools.tasks.places import open_tasks, run_shown
 from tests.conftest import Command, Layout
+from tests.squares import take
 
 PLACES = [InTurn(), Threads(2), Processes(2)]
-
-
-def take(number: int, folder: Path) -> int:
-    """Note that a call was begun, and return its square; the odd ones are no good."""
-    (folder / str(number)).touch()
-    if number % 2:
-        raise InputError(f"{number}: odd")
-    time.sleep(0.01)
-    return number**2
 
 
 def work(folder: Path, count: int) -> Work[int]:
@@ -66,7 +57,7 @@ def test_without_ray_it_is_said_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in ("ray_cluster", "ray_nodes"):
         monkeypatch.delitem(sys.modules, f"shard_tools.tasks.{name}", raising=False)
-    answer = command("pack", "--input", sharded.root, "--out", tmp_path / "out", "--on", "ray")
+    answer = command("pack", "--input", sharded.root, "--out", tmp_path / "out", "--folds", 3, "--on", "ray")
     assert answer.code == 1 and "pip install -r requirements-ray.txt" in answer.err
 
 
