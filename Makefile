@@ -40,17 +40,22 @@ PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-che
 DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --snr-max 3000 --seed 0
 # The demonstration trains on cadences without needles, to which signals are added while it trains.
 DEMO_BACKGROUNDS := --backgrounds 3000 --seed 1
+# An observation as a telescope's files, small enough for a minute: two coarse channels of a quarter of the real width.
+OBSERVE_SIMULATE := --coarse-channels 2 --nfpc 262144 --needles 8 --interference 6 --snr-min 60 --snr-max 300 --seed 1
+OBSERVED := demo/observation
+OBSERVE_WEIGHTS ?= none
 BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
-.PRECIOUS: demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help install shards train infer test fuzz chaos bench peers needles curve weights weights-fine learning-check bench-check gpu-check lint format clean
+.PRECIOUS: $(OBSERVED)/files/truth.csv $(OBSERVED)/shards/manifest.json $(OBSERVED)/candidates.report.html demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
+.PHONY: help install shards train infer observe test fuzz chaos bench peers needles curve weights weights-fine learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make install  make .venv and install into it; the next ones do so too'
 	@echo 'make shards   pack the data into WebDataset shards'
 	@echo 'make train    train a model on them (and pack first if need be)'
 	@echo 'make infer    write submission.csv (and train first if need be)'
+	@echo 'make observe  six simulated files of a telescope to a table of candidates'
 	@echo 'make test     run the tests'
 	@echo 'make lint     check style, types and imports'
 	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
@@ -59,7 +64,7 @@ help:
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
 	@echo 'make weights  train the weights that come with the program (half an hour)'
-	@echo 'make weights-fine  the same for fine products of a telescope (estimated: 20 minutes)'
+	@echo 'make weights-fine  the same for fine products (estimated: 15 minutes)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores, estimated)'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
@@ -158,6 +163,22 @@ infer: $(HERE)/submission.csv
 	@ls $(HERE)/report.html $(HERE)/submission.report.html 2>/dev/null | sed 's/^/report:      /; s/$$/  (open it in a browser)/'
 	$(if $(IS_DEMO),@echo 'The same cadences with the weights that come with the program:')
 	$(if $(IS_DEMO),@$(PYTHON) infer.py --shards $(SHARDS) --weights needlestream --tta --out demo/needlestream.csv)
+
+$(OBSERVED)/files/truth.csv: | $(READY)
+	rm -rf $(OBSERVED)/files
+	$(PYTHON) -m shard_tools simulate-observation --out $(OBSERVED)/files $(OBSERVE_SIMULATE)
+
+$(OBSERVED)/shards/manifest.json: $(OBSERVED)/files/truth.csv | $(READY)
+	$(PYTHON) -m shard_tools ingest $(foreach name,A1 B A2 C A3 D,$(OBSERVED)/files/$(name).h5) --out $(OBSERVED)/shards
+
+$(OBSERVED)/candidates.report.html: $(OBSERVED)/shards/manifest.json | $(READY)
+	$(PYTHON) infer.py --shards $(OBSERVED)/shards --weights $(OBSERVE_WEIGHTS) --candidates $(OBSERVED)/candidates.csv$(if $(filter observe,$(MAKECMDGOALS)), $(ARGS))
+
+observe: $(OBSERVED)/candidates.report.html
+	@echo 'Which of the simulated needles are among the candidates:'
+	@$(PYTHON) -m shard_tools recall $(OBSERVED)/candidates.csv $(OBSERVED)/files/truth.csv --each
+	@echo 'candidates:  $(OBSERVED)/candidates.csv'
+	@echo 'report:      $(OBSERVED)/candidates.report.html  (open it in a browser)'
 
 # In several processes, each file's tests in one of them: they share what was trained or packed for that file.
 test: $(READY_DEV)

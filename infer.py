@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import LoaderConfig
 from reports.candidates import Scored
+from reports.observation import write_observation_report
 from reports.sections import Prediction, write_prediction_report
 from reports.waterfalls import write_waterfalls
 from shard_tools.atomic_files import file_sha256, is_stream
@@ -209,11 +210,14 @@ def _warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDA
 
 
 def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:
-    """Write the candidates of an observation, and say where they are."""
+    """Write the candidates of an observation, their pictures and a page, and say where they are."""
     if accelerator.num_processes > 1:
         raise InputError("--candidates: works in one process; start infer.py without accelerate launch or torchrun")
     where = config.split, config.weights[0], config.loader, accelerator.device
-    _print_found(find_candidates(config.observation, manifest, *where))
+    written = find_candidates(config.observation, manifest, *where)
+    _print_found(written)
+    page = write_observation_report(written.paths[0], manifest, [str(config.weights[0])])
+    print(f"report:      {page}")
 
 
 def _print_found(written: Written) -> None:

@@ -35,10 +35,10 @@ from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import MANIFEST, Manifest
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.lines import Line
 from shard_tools.observation.observed_axes import axes_of
 from shard_tools.observation.simulate import (
     CHANNEL_MHZ,
-    Line,
     SimulateObservationConfig,
     draw_lines,
     draw_panel,
@@ -69,14 +69,14 @@ class FineWeightsConfig:
     """Train the weights for fine products, and judge them."""
 
     work_dir: Path
-    """Folder for observations, shards and the run: some 400 MB."""
+    """Folder for shards and the run: some 600 MB, and 300 MB more while an observation is cut."""
     keep: Path | None = None
     """File for the weights."""
-    skies: int = 4
+    skies: int = 6
     """Simulated observations to train on, of about 190 snippets each."""
     judged: int = 4
     """Observations with needles, and as many without, to judge by."""
-    epochs: int = 8
+    epochs: int = 12
     pretrained: str = "needlestream"
     """What the training starts from; none: from random weights."""
     seed: int = 0

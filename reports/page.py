@@ -52,6 +52,10 @@ class Block:
     command: str = ""
     is_folded: bool = False
     """Collapsed until the reader opens it."""
+    is_wide: bool = False
+    """Each picture takes the whole width."""
+    table: Sequence[Sequence[str]] = ()
+    """A table of many columns, their names first."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.manifest_writer import SKIPPED
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.inject import InjectConfig, inject
+from shard_tools.observation.lines import TRUTH_TABLE
+from shard_tools.observation.recall import RecallConfig, recall_lines
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
 from shard_tools.observation.tables import read_observations
 from shard_tools.pack import PackConfig, pack
@@ -55,6 +58,8 @@ Command = (
     | Annotated[FingerprintConfig, tyro.conf.subcommand("fingerprint")]
     | Annotated[PackConfig, tyro.conf.subcommand("pack")]
     | Annotated[IngestConfig, tyro.conf.subcommand("ingest")]
+    | Annotated[InjectConfig, tyro.conf.subcommand("inject")]
+    | Annotated[RecallConfig, tyro.conf.subcommand("recall")]
     | Annotated[ImportConfig, tyro.conf.subcommand("import")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InfoConfig, tyro.conf.subcommand("info")]
@@ -73,8 +78,12 @@ def main() -> int:
             _print_groups(fingerprint(command), command)
         case PackConfig():
             _print_packed(pack(command))
+        case InjectConfig():  # before IngestConfig, as it is one
+            _print_packed(inject(command))
         case IngestConfig():
             _print_packed(ingest(command))
+        case RecallConfig():
+            print("\n".join(recall_lines(command)))
         case ImportConfig():
             _print_packed(import_webdataset(command))
         case VerifyConfig():
@@ -126,6 +135,8 @@ def _print_info(manifest: Manifest, trivial: int) -> None:
     print(f"snippets: {panels} panels x {time_bins} time bins x {channels} frequency channels, float16")
     if observations := read_observations(manifest.data_sets[0]):
         print(f"observed: {observations.describe(channels)}")
+    if needles := manifest.made.get("observation", {}).get("needles"):
+        print(f"added: {needles:,} simulated needles, listed in {TRUTH_TABLE}")
     for split in SPLITS:
         counts = manifest.splits[split]
         print(f"{split}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items()))

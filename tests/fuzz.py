@@ -9,7 +9,8 @@ What may become of a mutant:
 - refused: an InputError that names a file of the data set or run,
 - right: the same samples, weights or state as before,
 - found: a shard that the reader has no reason to doubt (it hashes nothing), where `verify` finds the change,
-- consistent: forged with hashes that fit; the bytes of each key are its own, or it is refused.
+- consistent: forged with hashes that fit; the bytes of each key are its own, or it is refused. Of a telescope's file,
+  which has no checksums: values of its own panel alone are others.
 """
 
 import argparse
@@ -53,7 +54,7 @@ class Oracle:
     def __init__(self, base: Path) -> None:
         from training.weights import load_weights
 
-        self.base, self.shards, self.run = base, base / "shards", base / "run"
+        self.base, self.shards, self.run, self.files = base, base / "shards", base / "run", base / "files"
         self.columns, self.records = self._read_data()
         self.images = self._read_images()
         self.weights = load_weights(self.run / "best.safetensors")
@@ -61,6 +62,7 @@ class Oracle:
         self.state.load(self.run)
         self.loaded = self.state.plain()
         self.config = json.loads((self.run / "config.json").read_text())
+        self.observed = {extension: self._ingest(extension) for extension in ("fil", "h5")}
 
     def judge(self, mutant: Mutant) -> str:
         """The outcome, in a word; raises on a failure."""
@@ -73,6 +75,8 @@ class Oracle:
             if self.shards in next(iter(mutant.files)).parents:
                 return self._judge_data(mutant)
             try:
+                if self.files in next(iter(mutant.files)).parents:
+                    return self._judge_telescope(mutant)
                 return self._judge_run(mutant)
             except InputError as error:
                 self._check_names_a_file(str(error))
@@ -108,6 +112,36 @@ class Oracle:
         if columns != self.columns:
             raise WrongError("the table of samples is another")
         return "right" if same_data and same_images else "found"
+
+    def _judge_telescope(self, mutant: Mutant) -> str:
+        """Nothing has checksums, so that other values in the mutant's own panel may go unseen; the others' do not."""
+        (path,) = mutant.files
+        panel = sorted(self.files.glob(f"*{path.suffix}"), key=_by_time).index(path)
+        found, expected = self._ingest(path.suffix[1:]), self.observed[path.suffix[1:]]
+        if found.shape != expected.shape:
+            if found.shape[2] < expected.shape[2]:
+                return "consistent"  # fewer spectra: cropped, and said
+            raise WrongError(f"snippets of shape {found.shape}")
+        if np.array_equal(found, expected):
+            return "right"
+        others = [position for position in range(6) if position != panel]
+        if not np.array_equal(found[:, others], expected[:, others]) or not np.isfinite(found).all():
+            raise WrongError("another panel was read wrong")
+        return "consistent"
+
+    def _ingest(self, extension: str) -> Any:
+        """(N, P, T, F) of the six files, in processes as for a user, with less patience."""
+        from shard_tools.observation import header_reader, read_watch
+        from shard_tools.observation.ingest import ingest
+        from shard_tools.observation.ingest_config import IngestConfig
+        from shard_tools.sample import read_snippets
+
+        header_reader.SECONDS = read_watch.SECONDS = SECONDS / 4
+        out = self.base / "observed"
+        shutil.rmtree(out, ignore_errors=True)
+        paths = sorted(self.files.glob(f"*.{extension}"), key=_by_time)
+        manifest = ingest(IngestConfig(str(out), tuple(paths), workers=1, max_drift=1.0))
+        return read_snippets(manifest, np.arange(len(manifest)))
 
     def _headers_differ(self, records: Any) -> bool:
         return any(
@@ -178,6 +212,13 @@ class Oracle:
             raise WrongError(f"names no file: {message!r}")
 
 
+def _by_time(path: Path) -> int:
+    """The place of a telescope's file in its cadence."""
+    from tests.observation_files import NAMES
+
+    return NAMES.index(path.stem)
+
+
 class RunState:
     """What a checkpoint restores, for a network of one layer."""
 
@@ -225,11 +266,17 @@ def write_base(base: Path) -> None:
     """A tiny data set and what a tiny training leaves of each kind of file."""
     import torch
 
+    from tests.observation_files import NAMES, fields, power, write_fil, write_h5
     from tests.tiny import pack_tiny, tiny_config
     from training.checkpoint import save_checkpoint
     from training.config import run_identity
     from training.weights import save_weights
 
+    for extension, write in (("fil", write_fil), ("h5", write_h5)):
+        (base / "files").mkdir(exist_ok=True)
+        for position, name in enumerate(NAMES):
+            header = fields(position, nchans=8192, nfpc=4096)
+            write(base / "files" / f"{name}.{extension}", power(position, channels=8192), header)
     manifest = pack_tiny(base, train=20, test=6)
     run = base / "run"
     state = RunState(manifest.root)
@@ -335,7 +382,7 @@ def fuzz(mutants: int, seed: int, batch: int = 1000) -> tuple[Counter[tuple[str,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Mutate shards, tables, weights and checkpoints, and read them.")
+    parser = argparse.ArgumentParser(description="Mutate whatever is read, and read it.")
     parser.add_argument("--mutants", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first mutant; each has the next number")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Mutants of a data set and a run: each a function of its seed.
+"""Mutants of a data set, a run and a telescope's files: each a function of its seed.
 
 Flipped bits, cuts, swaps, insertions, huge numbers; and forgeries whose hashes fit.
 """
@@ -125,7 +125,7 @@ class Mutants:
     """Makes mutants of one data set and one run."""
 
     def __init__(self, base: Path) -> None:
-        self.shards, self.run = base / "shards", base / "run"
+        self.shards, self.run, self.files = base / "shards", base / "run", base / "files"
         self.checkpoint = (self.run / "checkpoints" / "last").resolve()
         self.content = json.loads((self.shards / "manifest.json").read_text())
         self.content.pop("~sha256")
@@ -143,6 +143,9 @@ class Mutants:
             "checkpoint": (6, lambda rng: self._bytes(rng, self.checkpoint.iterdir())),
             "checkpoint, consistent": (6, self._checkpoint),
             "config": (4, lambda rng: self._bytes(rng, [self.run / "config.json"])),
+            # Fewer, as each takes processes of its own.
+            "telescope file, fil": (2, lambda rng: self._telescope(rng, "fil")),
+            "telescope file, h5": (2, lambda rng: self._telescope(rng, "h5")),
         }
 
     def make(self, seed: int) -> Mutant:
@@ -156,6 +159,14 @@ class Mutants:
         ordered = sorted(paths)
         path = ordered[rng.integers(len(ordered))]
         return {path: mutated(path.read_bytes(), rng)}
+
+    def _telescope(self, rng: Rng, extension: str) -> dict[Path, bytes]:
+        """One of six files, most often changed where the header is."""
+        path = sorted(self.files.glob(f"*.{extension}"))[rng.integers(6)]
+        data, head = path.read_bytes(), 1024 if extension == "fil" else 8192
+        if rng.random() < 0.3:
+            return {path: mutated(data, rng)}
+        return {path: mutated(data[:head], rng) + data[head:]}
 
     def _places(self) -> tuple[Any, int]:
         import pyarrow.parquet as pq

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from shard_tools.axes import Axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
+from shard_tools.observation.candidates_table import COLUMNS, Candidate, read_candidates, write_candidates
 from tests.test_line_fit import FINE
-from training.observation.candidates_table import COLUMNS, Candidate, read_candidates, write_candidates
 from training.observation.events import PARTIAL, Event, Place, merge_lines
 from training.observation.false_alarms import false_alarm_rates
 from training.observation.interference import in_comb, is_crossed, is_crowded, write_interference
@@ -157,7 +157,11 @@ def test_a_comb_is_five_lines_at_equal_distances_and_three_are_none() -> None:
     others = [event_at(8419.0152), event_at(8419.0195), event_at(8419.0201)]
     assert in_comb([*others, *teeth]).tolist() == [False] * 3 + [True] * 6
     assert not in_comb(teeth[:3]).any() and not in_comb([]).any()
-    tilted = [event_at(8419.001 + 0.002 * number, rate=0.3 * (number % 2)) for number in range(6)]
+    rates = [0.3 * (number % 2) for number in range(6)]
+    # At equal distances at the start, not in the middle.
+    start = FINE.rows[0, 0] - 0.5
+    tilted = [event_at(8419.003 + 0.002 * n - rate * start * WIDTH_MHZ, rate) for n, rate in enumerate(rates)]
+    assert np.ptp(np.diff([event.start_mhz for event in tilted])) < 1e-7
     assert not in_comb(tilted).any()
 
 

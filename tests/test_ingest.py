@@ -926,6 +926,28 @@ def test_a_process_that_dies_on_a_file_names_it(files: list[Path], tmp_path: Pat
     assert f"{files[0]}: a process died that read this file" in done.stdout, done.stderr
 
 
+def test_a_process_that_hangs_on_a_file_is_ended_and_names_it(tmp_path: Path) -> None:
+    files = write_cadence(tmp_path / "files", "fil")
+    script = (
+        "import functools, sys; from pathlib import Path\n"
+        "import shard_tools.tasks.local as local; from shard_tools.errors import InputError\n"
+        "from shard_tools.observation import read_watch; from tests.hanging_reads import hang_on\n"
+        "from shard_tools.observation.ingest import IngestConfig, ingest\n"
+        "if __name__ == '__main__':\n"
+        "    local.end_with_parent, read_watch.SECONDS = functools.partial(hang_on, 'A2.fil'), 3.0\n"
+        "    try: ingest(IngestConfig(Path(sys.argv[1]), tuple(map(Path, sys.argv[2:])), workers=1))\n"
+        "    except InputError as error: print(error)\n"
+    )
+    path = tmp_path / "hangs.py"
+    path.write_text(script)
+    words = [sys.executable, str(path), str(tmp_path / "out"), *map(str, files)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.startswith(f"{files[2]}: one read took more than 3 s"), done.stdout + done.stderr
+    again = ingest(config(tmp_path / "out", files))  # what was left of it is no obstacle
+    assert sorted(data_set_bytes(again.root)) == sorted(data_set_bytes(ingest(config(tmp_path / "b", files)).root))
+
+
 # ---- The simulated observation
 
 

@@ -108,6 +108,16 @@ def test_the_noise_is_that_of_the_panel_and_not_raised_by_a_bright_line() -> Non
     )
 
 
+def test_a_bright_line_beside_it_does_not_raise_the_noise() -> None:
+    alone, values = noise(FINE), noise(FINE)
+    for each in (alone, values):
+        add_line(each, FINE, 300, 0.5, level=3.0)
+    add_line(values, FINE, 340, 0.5, level=40.0)
+    np.testing.assert_allclose(
+        fitted(values, FINE, 300, 0.5).panel_snr, fitted(alone, FINE, 300, 0.5).panel_snr, atol=0.2
+    )
+
+
 def test_panels_are_looked_at_where_they_were_in_time() -> None:
     """As if they followed each other without pauses, the third ON panel is tens of channels off."""
     starts = (0.0, 320.0, 650.0, 975.0, 1700.0, 2020.0)

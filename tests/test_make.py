@@ -65,12 +65,26 @@ def test_a_failed_step_stops_the_rest_with_its_own_words(tmp_path: Path) -> None
     assert "train.py" not in done.stdout
 
 
+def test_observe_goes_from_six_files_to_a_page_and_says_which_needles_it_found(tmp_path: Path) -> None:
+    simulate = "OBSERVE_SIMULATE=--coarse-channels 2 --nfpc 32768 --needles 2 --interference 1 --snr-min 200 --seed 3"
+    words = ("observe", f"OBSERVED={tmp_path / 'observed'}", simulate + " --snr-max 300")
+    done = make(*words)
+    assert done.returncode == 0, done.stderr
+    for word in ("simulate-observation", "shard_tools ingest", "infer.py", "carrier", "rank", "needles found: 5 of 5"):
+        assert word in done.stdout, word
+    for name in ("candidates.csv", "candidates.report.html", "interference.csv", "candidates/1.png"):
+        assert (tmp_path / "observed" / name).is_file()
+    again = make(*words)
+    assert again.returncode == 0 and "infer.py" not in again.stdout and "needles found: 5 of 5" in again.stdout
+
+
 def test_help_names_every_target_and_fits_a_terminal() -> None:
     done = make("help")
     for word in (
         "make shards",
         "make train",
         "make infer",
+        "make observe",
         "make test",
         "DATA=",
         "SHARDS=",
@@ -87,7 +101,7 @@ def test_help_names_every_target_and_fits_a_terminal() -> None:
     [
         "train.py",
         "infer.py",
-        *(f"shard_tools {name}" for name in ("simulate", "simulate-observation", "pack", "ingest")),
+        *(f"shard_tools {name}" for name in ("simulate", "simulate-observation", "pack", "ingest", "inject")),
     ],
 )
 def test_every_option_is_explained_with_its_default(script: str) -> None:

@@ -20,6 +20,7 @@ from shard_tools.axes import kaggle_axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.observation.candidates_table import Candidate, read_candidates
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.simulate import (
@@ -36,8 +37,8 @@ from shard_tools.observation.simulate import (
 from shard_tools.sample import read_snippets
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
+from training.candidates import WindowModel
 from training.model import ModelConfig, build_model
-from training.observation.candidates_table import Candidate, read_candidates
 from training.observation.hits import read_hits
 from training.observation.line_scores import LineScorer
 from training.observation.observed import read_observed
@@ -223,6 +224,19 @@ def untrained(path: Path, shape: tuple[int, int, int] = (6, 16, 1024), stem: str
     return path
 
 
+def test_a_model_searches_the_rates_of_its_training_at_the_times_of_the_cadence() -> None:
+    size = CanvasConfig("panels", 16, 1024, normalise=False)
+    model = build_model(ModelConfig("convnext_window", stem="sums"), size.channels, size.height, size.width)
+    assert isinstance(model, WindowModel)
+    trained = replace(FINE, bin_length_s=10.0, panel_starts_s=tuple(160.0 * n for n in range(6)), max_drift_hz_s=2.0)
+    model.candidates.observe(trained)
+    scorer = LineScorer(FINE, model, 0, CPU)
+    expected = 2.0 * 10.0 / FINE.channel_width_hz  # channels a time bin
+    assert float(scorer._search.rates.max()) == pytest.approx(expected)
+    assert scorer.axes.max_drift_hz_s == pytest.approx(FINE.hertz_per_second(expected))
+    np.testing.assert_allclose(scorer._search.rows.numpy(), FINE.rows[[0, 2, 4, 1, 3, 5]], rtol=1e-5)
+
+
 def test_by_weights_candidates_are_the_same_and_scores_are_probabilities(voyager: Manifest, tmp_path: Path) -> None:
     found = candidates_of(voyager, tmp_path / "candidates.csv", untrained(tmp_path / "w.safetensors"))
     for line in VOYAGER:
@@ -259,9 +273,7 @@ def test_time_bins_are_summed_as_the_weights_need_it_and_rates_stay_those_of_the
     for found in (whole, summed):
         assert abs(found.channel[0, 0] - 130) < 3 and abs(found.rate[0, 0] - 0.06) < 0.01
     lines = list(
-        find_lines(
-            LineScorer(axes, None, 2, CPU, 7), axes, np.array([4]), values[None].astype(np.float16), np.array([8.0])
-        )
+        find_lines(LineScorer(axes, None, 2, CPU, 7), np.array([4]), values[None].astype(np.float16), np.array([8.0]))
     )
     assert [(line.row, line.on) for line in lines] == [(4, True)] and abs(lines[0].fit.rate - 0.06) < 0.002
 
@@ -272,7 +284,7 @@ def test_more_lines_than_one_search_proposes_are_found_in_one_snippet() -> None:
     for middle, rate in places:
         add_line(values, FINE, middle, rate, level=4.0)
     scorer = LineScorer(FINE, None, 2, CPU)
-    lines = list(find_lines(scorer, FINE, np.array([0]), values[None].astype(np.float16), np.array([8.0])))
+    lines = list(find_lines(scorer, np.array([0]), values[None].astype(np.float16), np.array([8.0])))
     assert sorted(round(line.fit.middle) for line in lines) == pytest.approx([middle for middle, _ in places], abs=1)
 
 
@@ -281,7 +293,7 @@ def test_a_faint_needle_beside_bright_interference_is_found_once_this_is_blanked
     add_line(values, FINE, 500, 0.5, level=60.0, panels=tuple(range(6)))
     add_line(values, FINE, 512, 0.5, level=3.0)
     scorer = LineScorer(FINE, None, 4, CPU)
-    lines = list(find_lines(scorer, FINE, np.array([0]), values[None].astype(np.float16), np.array([8.0])))
+    lines = list(find_lines(scorer, np.array([0]), values[None].astype(np.float16), np.array([8.0])))
     needles = [line for line in lines if not line.is_interference]
     assert len(needles) == 1 and abs(needles[0].fit.middle - 512) < 1.5 and np.isfinite(needles[0].score)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from shard_tools.observation.candidates_table import read_candidates
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from tests.conftest import ROOT
 from tests.test_observation_candidates import INTERFERENCE, NAMES, VOYAGER, candidates_of, nearest, write_files
-from training.observation.candidates_table import read_candidates
 
 REQUIREMENTS = ROOT / "requirements-turboseti.txt"
 EVENTS = """

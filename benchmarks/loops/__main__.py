@@ -4,7 +4,9 @@ turn [PATH]     an epoch of training, or a prediction of all cadences, whose log
 quit
 """
 
-import shard_tools.openmp  # noqa: F401  before torch is loaded; for every loop, as train.py and infer.py have it
+# For every loop, as train.py and infer.py have them: the loops are compared, not the settings of the process.
+import shard_tools.allocator
+import shard_tools.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
 import argparse

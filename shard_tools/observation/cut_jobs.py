@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shard_tools.errors import InputError
+from shard_tools.observation import read_watch
 from shard_tools.observation.cut_plan import CutPlan, CutShard
 from shard_tools.observation.cutting import to_members
 from shard_tools.tar_shard import PackedShard, write_members
@@ -28,11 +30,33 @@ def cut_work(jobs: Sequence[Job], disk: int = 0) -> Work[PackedShard]:
         "ran out"
     )
     names = [str(shard.plan.cadence.first.path) for _, shard, _ in jobs]
-    return Work(cut_shard, jobs, "ingesting", "shards", names, Need(_MEMORY, disk), death=death)
+    calls = [(*job, read_watch.SECONDS) for job in jobs]
+    need = Need(_MEMORY, disk)
+    return Work(cut_shard, calls, "ingesting", "shards", names, need, death=death, culprit=_culprit)
 
 
-def cut_shard(place: Place, shard: CutShard, sources: str) -> PackedShard:
-    """Cut a shard, unless an earlier run finished it from the same sources."""
+def _culprit() -> InputError | None:
+    """The error of a process that died while it read a file; None where none was being read."""
+    slow, files = read_watch.collect_notes()
+    if slow:
+        return InputError(
+            f"{', '.join(slow)}: one read took more than {read_watch.SECONDS:.0f} s; HDF5 hangs, as the file is "
+            "damaged, or its disk does not answer: fetch the file again, or leave its cadence out"
+        )
+    if not files:
+        return None
+    return InputError(
+        f"{', '.join(files)}: a process died that read this file; either HDF5 crashed, as the file is damaged, or "
+        "memory ran out (give a smaller --workers)"
+    )
+
+
+def cut_shard(place: Place, shard: CutShard, sources: str, seconds: float) -> PackedShard:
+    """Cut a shard, unless an earlier run finished it from the same sources.
+
+    Where this process is one of several that cut, it is ended if one read takes more than `seconds`.
+    """
+    read_watch.watch_reads(seconds)
     inputs = hashlib.sha256(repr([identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()
     return place.finish_shard(shard.name, inputs, lambda path: write_shard(shard, path))
 
@@ -47,4 +71,4 @@ def identity(plan: CutPlan) -> list[Any]:
     """All that a plan's snippets depend on but the data; without folders, so that files may be moved."""
     headers = [{**vars(header), "path": header.path.name} for header in plan.cadence.headers]
     rest = plan.channel_bin, plan.shape, plan.overlap, plan.starts.tolist(), plan.exclude_mhz, plan.feed, METHOD
-    return [headers, *rest]
+    return [headers, *rest, *plan.needles]

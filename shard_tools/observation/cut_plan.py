@@ -15,6 +15,7 @@ from shard_tools.cadence import KAGGLE_SHAPE, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.agreement import Cadence
 from shard_tools.observation.header import Header
+from shard_tools.observation.lines import Line
 
 FINE_COLUMNS, FINE_CHANNEL_BIN = 1024, 8
 MID_TIME_BINS, MID_COLUMNS = KAGGLE_SHAPE[1:]
@@ -55,6 +56,8 @@ class CutPlan:
     """First column of each snippet."""
     exclude_mhz: tuple[tuple[float, float], ...]
     feed: int
+    needles: tuple[Line, ...] = ()
+    """Simulated lines that are added to the files' power when it is read."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

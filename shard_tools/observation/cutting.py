@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ from shard_tools.observation.flatten import (
     to_bandpass,
     to_radiometer_noise,
 )
+from shard_tools.observation.needles import add_needles
 from shard_tools.observation.opening import open_filterbank
+from shard_tools.observation.read_watch import watched
 
 # Bytes of one file that are read at a time, unless a single coarse channel is larger.
 _READ_BYTES = 1 << 26
@@ -73,8 +76,8 @@ def read_pieces(plan: CutPlan, files: Sequence[FilterbankFile], first: int, last
         width = int(plan.borders[stop] - plan.borders[first])
         values = np.empty((len(files), plan.time_bins, width), np.float32)
         medians = []
-        for panel, file in zip(values, files, strict=True):
-            panel[:] = _read_panel(plan, file, first, stop)
+        for number, (panel, file) in enumerate(zip(values, files, strict=True)):
+            panel[:] = _read_panel(plan, number, file, first, stop)
             medians.append(_flatten_panel(plan, panel, plan.borders[first : stop + 1]))
         yield Piece(first, values, [list(each) for each in zip(*medians, strict=True)])
         first = stop
@@ -88,12 +91,15 @@ def _channels_at_once(plan: CutPlan, file: FilterbankFile) -> int:
     return max(1, most // block) * block if block <= _MOST_READS * most else most
 
 
-def _read_panel(plan: CutPlan, file: FilterbankFile, first: int, stop: int) -> Float32s:
-    """(T, F) sums of channels of the coarse channels `first` to `stop` of one file, without DC spikes."""
+def _read_panel(plan: CutPlan, panel: int, file: FilterbankFile, first: int, stop: int) -> Float32s:
+    """(T, F) sums of channels of the coarse channels `first` to `stop` of one panel's file, without DC spikes."""
     start, end = (int(plan.borders[each]) * plan.channel_bin for each in (first, stop))
-    values = file.read(start, end, plan.time_bins, plan.feed)
+    with watched(file.header.path):
+        values = file.read(start, end, plan.time_bins, plan.feed)
     if file.header.layout.dtype == "float32":  # no power is 0: what was lost is
         values[values == 0] = np.nan
+    if plan.needles:
+        add_needles(plan, panel, values, first, stop)
     if plan.cadence.first.has_dc_spikes:
         remove_dc_spikes(values, plan.cadence.first.nfpc)
     sums = sum_channels(values, plan.channel_bin)
@@ -109,7 +115,8 @@ def _flatten_panel(plan: CutPlan, panel: Float32s, borders: npt.NDArray[np.int64
         part = panel[:, low:high]
         medians.append(block_medians(part, block_count(*part.shape)))
         bandpass = to_bandpass(medians[-1], high - low)
-        part[part > MOST_POWER * bandpass] = np.nan
+        with np.errstate(over="ignore", invalid="ignore"):  # of faults
+            part[part > MOST_POWER * bandpass] = np.nan
         part[:] = to_radiometer_noise(part, bandpass, samples)
     return medians
 
@@ -120,7 +127,7 @@ def read_cuts(shard: CutShard, about: dict[str, Any]) -> Iterator[Cut]:
     about["bandpass"] = []
     with ExitStack() as opened:
         nfpc = plan.cadence.first.nfpc or None
-        files = [opened.enter_context(open_filterbank(path, nfpc)) for path in plan.cadence.paths]
+        files = [opened.enter_context(_open(path, nfpc)) for path in plan.cadence.paths]
         for first, last in _ranges_to_read(plan, plan.starts[shard.first : shard.last]):
             left, left_start = np.empty((*plan.shape[:2], 0), np.float32), int(plan.borders[first])
             edges: dict[int, list[Float32s]] = {}
@@ -137,6 +144,12 @@ def read_cuts(shard: CutShard, about: dict[str, Any]) -> Iterator[Cut]:
                     # The next snippet begins here: what lies before it is done with.
                     done = min(int(plan.starts[cut]) - left_start, left.shape[2])
                     left, left_start = left[:, :, done:].copy(), left_start + done
+
+
+def _open(path: Path, nfpc: int | None) -> FilterbankFile:
+    """Open a file, within the time that a read may take."""
+    with watched(path):
+        return open_filterbank(path, nfpc)
 
 
 def _ranges_to_read(plan: CutPlan, starts: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

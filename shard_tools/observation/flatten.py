@@ -26,7 +26,8 @@ def remove_dc_spikes(values: Float32s, nfpc: int) -> None:
     upper = nfpc // 2
     for channel, below, above in ((upper, upper - 3, upper + 1), (upper - 1, upper - 2, upper + 2)):
         if below >= 0 and above < nfpc:
-            values[:, channel::nfpc] = (values[:, below::nfpc] + values[:, above::nfpc]) / 2
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is blanked later
+                values[:, channel::nfpc] = (values[:, below::nfpc] + values[:, above::nfpc]) / 2
 
 
 def sum_channels(values: Float32s, channel_bin: int) -> Float32s:

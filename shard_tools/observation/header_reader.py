@@ -20,9 +20,9 @@ SECONDS = 120.0
 class HeaderReader:
     """Reads the headers of files, one after the other."""
 
-    def __init__(self, nfpc: int | None = None, seconds: float = SECONDS) -> None:
-        """`nfpc` overrides the fine channels per coarse channel that files state."""
-        self._nfpc, self._seconds = nfpc, seconds
+    def __init__(self, nfpc: int | None = None, seconds: float | None = None) -> None:
+        """`nfpc` overrides the fine channels per coarse channel that files state; `seconds` limits one header."""
+        self._nfpc, self._seconds = nfpc, SECONDS if seconds is None else seconds
         self._child: tuple[multiprocessing.context.SpawnProcess, Connection] | None = None
 
     def read(self, path: Path) -> Header:

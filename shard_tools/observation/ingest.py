@@ -5,7 +5,7 @@ import hashlib
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,17 @@ _FOLDS = 5  # as `pack` has them: cadences without labels have none, but data se
 _log = logging.getLogger(__name__)
 
 
-def ingest(config: IngestConfig) -> Manifest:
+def ingest(config: IngestConfig, change: Callable[[list[CutPlan]], list[CutPlan]] = list) -> Manifest:
     """Cut the cadences that `config` names into shards in `config.out` and return their manifest.
+
+    `change` may change the plans of the cadences, to add needles to them.
 
     Ingesting the same files twice gives the same bytes. Raises InputError naming the file that is refused, or where the
     output folder holds something else; finished shards stay for the next try.
     """
     output = Output(config.out, config.staging, config.tasks)
     plans, skipped = plan_ingest(config)
+    plans = change(plans)
     shards = plan_cut_shards(plans, _per_shard(config, plans))
     made = _describe(config, plans)
     output.prepare()
@@ -181,6 +184,7 @@ def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
             "bin_length_s": lengths.pop() if len(lengths) == 1 else None,
             "max_drift_hz_s": config.max_drift,
             "exclude_mhz": [list(each) for each in config.excluded()],
+            **({"needles": needles} if (needles := sum(len(plan.needles) for plan in plans)) else {}),
         },
     }
 

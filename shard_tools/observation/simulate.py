@@ -3,12 +3,11 @@
 Axes: P panel, T spectrum, F channel; here in the order of the files, frequencies falling as at Green Bank.
 """
 
-import csv
 import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import ON_POSITIONS, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.header import COARSE_CHANNEL_MHZ, FINE_CHANNELS, GREEN_BANK, SECONDS_A_DAY
+from shard_tools.observation.lines import TRUTH_TABLE, Grid, Line, TrueLine, add_line, write_truth
 
 CHANNEL_MHZ = COARSE_CHANNEL_MHZ / FINE_CHANNELS
 BIN_LENGTH_S = 51 / (CHANNEL_MHZ * 1e6)
@@ -27,21 +27,7 @@ CARRIER_MHZ, CARRIER_DRIFT_HZ_S, SIDE_BAND_MHZ = 8419.297028, -0.3776, 0.0224
 _START_MJD = 57650.7820949074
 _SECONDS_APART = 320.0  # from the start of a panel to the next: 292 s of data, and the telescope's turn
 _POWER = 1e9  # what Green Bank's files hold
-_STEPS = 32  # at which a line's place is computed within a spectrum
-TRUTH = ("kind", "frequency_mhz", "drift_rate_hz_s", "snr", "panels")
 _log = logging.getLogger(__name__)
-
-
-class Line(NamedTuple):
-    """A narrowband signal of constant drift."""
-
-    kind: str
-    frequency_mhz: float
-    """At the start of the first panel."""
-    drift_rate_hz_s: float
-    snr: float
-    """In one panel, if it stays in one channel: its sum over the spectra, in standard deviations of the noise's."""
-    panels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -94,6 +80,10 @@ class SimulateObservationConfig:
         """Centre of the file's first channel, the highest. The carrier is off the middle, where a DC spike may be."""
         return CARRIER_MHZ + (self.channels // 2 + self.nfpc // 8) * CHANNEL_MHZ
 
+    def place_of(self, line: Line) -> float:
+        """Where a line begins in its coarse channel, from 0 at the lowest frequency to 1."""
+        return 1 - ((self.first_mhz - line.frequency_mhz) / CHANNEL_MHZ + 0.5) / self.nfpc % 1
+
 
 def draw_lines(config: SimulateObservationConfig) -> list[Line]:
     """Voyager's carrier and side bands, needles and interference."""
@@ -121,21 +111,11 @@ def draw_panel(
     values = rng.standard_gamma(51, shape).astype(np.float32) / np.float32(51) if noise else np.ones(shape, np.float32)
     for line in lines:
         if panel in line.panels:
-            _add_line(values, config, line, panel)
+            grid = Grid(config.first_mhz, -CHANNEL_MHZ, panel * _SECONDS_APART, BIN_LENGTH_S)
+            add_line(values, grid, line, line.snr / np.sqrt(51 * SPECTRA))
     values *= np.tile(bandpass_shape(config.nfpc), config.coarse_channels) * np.float32(_POWER)
     values[:, config.nfpc // 2 :: config.nfpc] *= 20  # DC spikes
     return values
-
-
-def _add_line(values: npt.NDArray[np.float32], config: SimulateObservationConfig, line: Line, panel: int) -> None:
-    """Add a line to (T, F) of unit noise power: its power in each spectrum, shared out to the channels it crosses."""
-    power = line.snr / np.sqrt(51 * SPECTRA)
-    for spectrum in range(SPECTRA):
-        within = (np.arange(_STEPS) + 0.5) / _STEPS
-        seconds = panel * _SECONDS_APART + (spectrum + within) * BIN_LENGTH_S
-        mhz = line.frequency_mhz + line.drift_rate_hz_s * seconds / 1e6
-        channel = np.rint((config.first_mhz - mhz) / CHANNEL_MHZ).astype(np.int64)
-        np.add.at(values[spectrum], channel[(channel >= 0) & (channel < config.channels)], power / _STEPS)
 
 
 def bandpass_shape(nfpc: int) -> npt.NDArray[np.float32]:
@@ -190,9 +170,6 @@ def simulate_observation(config: SimulateObservationConfig) -> list[Path]:
     paths = [config.out / f"{name}.h5" for name in ("A1", "B", "A2", "C", "A3", "D")]
     for panel, path in enumerate(paths):
         write_fbh5(path, draw_panel(config, panel, lines), header_fields(config, panel), config.nfpc)
-    text = io.StringIO()
-    rows = [(*line[:-1], " ".join(map(str, line.panels))) for line in lines]
-    csv.writer(text, lineterminator="\n").writerows([TRUTH, *rows])
-    write_whole(config.out / "truth.csv", text.getvalue())
+    write_truth(config.out / TRUTH_TABLE, [TrueLine(line, _START_MJD, config.place_of(line)) for line in lines])
     _log.info("simulated %d lines in six files of %d channels in %s", len(lines), config.channels, config.out)
     return paths

@@ -58,6 +58,8 @@ class Work(Generic[T]):
     """How many units each call handles; None: one."""
     death: str = "at this file; memory ran out, or the machine failed"
     """Ends the sentence "a process died ..." where one dies on a call."""
+    culprit: Callable[[], InputError | None] | None = None
+    """Says more exactly why a process of this machine died, where that is known."""
 
 
 @dataclass(frozen=True)

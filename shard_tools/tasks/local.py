@@ -60,6 +60,8 @@ class Processes:
                     ended.add(done.number)
                     yield done
             except BrokenProcessPool:
+                if error := work.culprit and work.culprit():
+                    raise error from None
                 left = [name for number, name in enumerate(work.names) if number not in ended]
                 raise died(sorted(set(left[: self.workers])), work, "give a smaller --workers") from None
 

@@ -18,11 +18,10 @@ def false_alarm_rates(scores: Float64s, control_scores: Float64s) -> Float64s:
     control above s it is 0, which says no more than: less than one in as many events.
     """
     falling = np.sort(scores)[::-1]
-    # Of equal scores all count.
-    events = len(falling) - np.searchsorted(falling[::-1], falling, "left")
+    events = np.arange(1, len(falling) + 1)
     controls = len(control_scores) - np.searchsorted(np.sort(control_scores), falling, "left")
-    rate = np.minimum(controls / np.maximum(events, 1), 1.0)
-    # The lowest at this or a lower score: whoever accepts that score accepts this one too.
+    rate = np.minimum(controls / events, 1.0)
+    # The lowest at this or a lower score: whoever accepts that score accepts this one too. Of equal scores all count.
     monotone = np.minimum.accumulate(rate[::-1])[::-1]
     order = np.argsort(-scores, kind="stable")
     found = np.empty(len(scores))

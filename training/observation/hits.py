@@ -13,9 +13,9 @@ import numpy.typing as npt
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.observation.candidates_table import Candidate
 from shard_tools.observation.header import SECONDS_A_DAY
 from training.metrics import sigmoid
-from training.observation.candidates_table import Candidate
 from training.observation.events import Event
 from training.observation.observed import Observed
 

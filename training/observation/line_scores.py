@@ -4,6 +4,7 @@ Axes: B snippet, P panel (ON ones first), T time bin, F frequency channel; K lin
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from shard_tools.axes import Axes
 from training.candidates import PanelSums, SumWindows, WindowModel
+from training.observed_search import started_as
 from training.search import Lines
 
 Float64s = npt.NDArray[np.float64]
@@ -52,11 +54,18 @@ class LineScorer:
     ) -> None:
         """`model` is None to score by the search alone, with `count` lines; a model has its own number of lines.
 
+        A model searches the drift rates of its training, in channels a time bin, at the times of this cadence.
         The search and the model see sums of `sum_time_bins`, by whose root they are divided, as a canvas has them.
         """
         self._model = model
-        count = count if model is None else model.candidates.count
-        self._search = SumWindows(axes.summed(sum_time_bins), count).to(device).eval()
+        if model is None:
+            searched_axes = axes.summed(sum_time_bins)
+        else:
+            searched_axes, count = started_as(model.candidates.axes, axes), model.candidates.count
+        self._search = SumWindows(searched_axes, count).to(device).eval()
+        steepest = searched_axes.steepest / axes.time_bins
+        self.axes = replace(axes, max_drift_hz_s=axes.hertz_per_second(steepest))
+        """Of the cadence, with the steepest drift that is searched."""
         self._sum_time_bins, self._device = sum_time_bins, device
 
     def score(self, snippets: npt.NDArray[np.floating]) -> FoundLines:

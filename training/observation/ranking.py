@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from shard_tools.cadence import ON_POSITIONS
 from shard_tools.manifest import Manifest
+from shard_tools.observation.candidates_table import PICTURES, Candidate
 from training.metrics import sigmoid
-from training.observation.candidates_table import PICTURES, Candidate
 from training.observation.events import Event
 from training.observation.false_alarms import false_alarm_rates
 from training.observation.interference import COMB, CROSSED, CROWDED, in_comb, is_crossed, is_crowded

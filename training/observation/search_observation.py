@@ -117,6 +117,6 @@ def _search_cadence(manifest: Manifest, rows: npt.NDArray[np.int64], axes: Axes,
             counts = batch.counts.numpy()
             found, snippets = batch.row.numpy()[counts], batch.image.numpy()[counts]
             least = np.array([how.watched_snr if row in how.watched else how.min_snr for row in found.tolist()])
-            yield from find_lines(scorer, axes, found, snippets, least)
+            yield from find_lines(scorer, found, snippets, least)
     finally:
         loader.close()

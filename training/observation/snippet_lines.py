@@ -67,7 +67,6 @@ def _brightest(fit: Fit, positions: Sequence[int]) -> float:
 
 def find_lines(
     scorer: LineScorer,
-    axes: Axes,
     rows: npt.NDArray[np.int64],
     snippets: npt.NDArray[np.float16],
     min_snr: npt.NDArray[np.float64],
@@ -83,7 +82,7 @@ def find_lines(
         again = []
         for place, number in enumerate(left.tolist()):
             lines = _fit_lines(
-                int(rows[number]), values[number], axes, _of_snippet(found, place), float(min_snr[number])
+                int(rows[number]), values[number], scorer.axes, _of_snippet(found, place), float(min_snr[number])
             )
             if lines:
                 again.append(number)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
+from shard_tools.observation.candidates_table import Candidate
 from shard_tools.observation.header import SECONDS_A_DAY
-from training.observation.candidates_table import Candidate
 from training.observation.events import Event
 from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings

@@ -11,8 +11,8 @@ from pipeline.loader import LoaderConfig
 from shard_tools.atomic_files import is_stream
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.observation.candidates_table import Candidate, write_candidates
 from training.candidates import WindowModel
-from training.observation.candidates_table import Candidate, write_candidates
 from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
 from training.observation.observed import read_observed

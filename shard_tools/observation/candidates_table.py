@@ -54,6 +54,11 @@ class Candidate:
     picture: str
     """File, from the table's folder; empty where there is none."""
 
+    @property
+    def panel_snrs(self) -> tuple[float, ...]:
+        """(6,) the SNR of each panel, in their order."""
+        return self.snr_a1, self.snr_b, self.snr_a2, self.snr_c, self.snr_a3, self.snr_d
+
 
 COLUMNS = tuple(field.name for field in fields(Candidate))
 _DECIMALS = {
@@ -88,6 +93,8 @@ def _to_cell(name: str, value: object) -> str:
 
 def read_candidates(path: Path) -> list[Candidate]:
     """Read what `write_candidates` wrote. Raises InputError naming the line that is not of such a table."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `infer.py --candidates {path.name}` writes it")
     candidates = []
     with path.open("rb") as file:
         for where, cells in read_table(file, str(path), COLUMNS):

@@ -1,0 +1,127 @@
+"""Simulated lines, how they are added to spectra, and the table that lists them.
+
+Axes: T spectrum, F channel.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shard_tools.atomic_files import write_whole
+from shard_tools.cadence import ON_POSITIONS
+from shard_tools.csv_table import read_table
+from shard_tools.errors import InputError
+
+TRUTH_TABLE = "truth.csv"
+TRUTH = ("kind", "frequency_mhz", "drift_rate_hz_s", "snr", "panels", "tstart_mjd", "place")
+_STEPS = 32  # at which a line's place is computed within a spectrum
+
+
+class Line(NamedTuple):
+    """A narrowband signal of constant drift."""
+
+    kind: str
+    frequency_mhz: float
+    """At the start of the first panel."""
+    drift_rate_hz_s: float
+    snr: float
+    """In one panel, if it stays in one channel: its sum over the spectra, in standard deviations of the noise's."""
+    panels: tuple[int, ...]
+
+    def mhz_at(self, seconds: float) -> float:
+        """Its frequency so many seconds after the start of the first panel."""
+        return self.frequency_mhz + self.drift_rate_hz_s * seconds / 1e6
+
+
+class Grid(NamedTuple):
+    """Where the values of one panel are."""
+
+    first_mhz: float
+    """Centre of the first channel."""
+    step_mhz: float
+    """From one channel to the next; negative where frequencies fall."""
+    start_s: float
+    """Start of the first spectrum, since that of the first panel."""
+    bin_length_s: float
+
+
+def add_line(values: npt.NDArray[np.float32], grid: Grid, line: Line, power: float | npt.NDArray[np.float32]) -> None:
+    """Add a line to (T, F), in place: its `power` in each spectrum, shared out to the channels that it crosses.
+
+    `power` may be (F,), by the channel that it falls in. What lies outside of the channels is left out.
+    """
+    channels = values.shape[1]
+    by_channel = np.broadcast_to(np.asarray(power, np.float64), channels) / _STEPS
+    within = (np.arange(_STEPS) + 0.5) / _STEPS
+    for spectrum in range(len(values)):
+        seconds = grid.start_s + (spectrum + within) * grid.bin_length_s
+        mhz = line.frequency_mhz + line.drift_rate_hz_s * seconds / 1e6
+        channel = np.rint((mhz - grid.first_mhz) / grid.step_mhz).astype(np.int64)
+        channel = channel[(channel >= 0) & (channel < channels)]
+        np.add.at(values[spectrum], channel, by_channel[channel])
+
+
+@dataclass(frozen=True)
+class TrueLine:
+    """A line of a table of truth."""
+
+    line: Line
+    start_mjd: float
+    """Of the first panel; NaN where the table does not say."""
+    place: float
+    """In its coarse channel at the start, from 0 at the lowest frequency to 1; NaN where it is not known."""
+
+    @property
+    def is_needle(self) -> bool:
+        """Whether it is in the ON panels alone."""
+        return self.line.panels == ON_POSITIONS
+
+
+def write_truth(path: Path, lines: Iterable[TrueLine]) -> None:
+    """Write a table of lines, at once or not at all."""
+    text = io.StringIO()
+    rows: list[Sequence[object]] = [TRUTH]
+    for line, start_mjd, place in ((each.line, each.start_mjd, each.place) for each in lines):
+        rows.append((*line[:-1], " ".join(map(str, line.panels)), start_mjd, "" if np.isnan(place) else place))
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(path, text.getvalue())
+
+
+def read_truth(path: Path) -> list[TrueLine]:
+    """Read a table of lines. Raises InputError naming the file, and the line of a bad cell."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `inject` and `simulate-observation` write it")
+    with path.open("rb") as file:
+        return [_to_true_line(where, cells) for where, cells in read_table(file, str(path), TRUTH)]
+
+
+def _to_true_line(where: str, cells: dict[str, str]) -> TrueLine:
+    numbers = {name: to_number(where, name, cells[name]) for name in TRUTH if name not in ("kind", "panels")}
+    panels = cells["panels"].split()
+    if not all(panel in "012345" for panel in panels):
+        raise InputError(f"{where}: panels {cells['panels']!r}, expected numbers from 0 to 5")
+    line = Line(
+        cells["kind"],
+        numbers["frequency_mhz"],
+        numbers["drift_rate_hz_s"],
+        numbers["snr"],
+        tuple(int(panel) for panel in panels),
+    )
+    return TrueLine(line, numbers["tstart_mjd"], numbers["place"])
+
+
+def to_number(where: str, name: str, text: str) -> float:
+    """A cell's number; NaN where it is empty. Raises InputError naming the place and the column."""
+    if not text:
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where}: {name} {text!r}, expected a number") from None
