@@ -19,6 +19,8 @@ from training.observation.events import PARTIAL, Event, Place, merge_lines
 from training.observation.false_alarms import false_alarm_rates
 from training.observation.interference import in_comb, is_crossed, is_crowded, write_interference
 from training.observation.line_fit import Fit
+from training.observation.observed import Observed
+from training.observation.search_observation import _to_findings
 from training.observation.snippet_lines import SnippetLine
 
 WIDTH_MHZ = FINE.channel_width_hz / 1e6
@@ -71,6 +73,14 @@ def test_a_part_of_a_line_does_not_become_an_event_of_its_own() -> None:
     assert event.line is whole and PARTIAL not in event.flags
     (alone,) = merge_lines([part], places())
     assert alone.flags == (PARTIAL,)
+
+
+def test_a_part_of_interference_that_lacks_the_panels_to_show_it_is_no_candidate() -> None:
+    whole = line_in(1, 1010, 2.0, panels=range(6))
+    part = line_in(0, 1010 + 6.0, 2.0 + 6.0 / 35)
+    assert part.can_be_judged and not part.is_interference and whole.is_interference
+    findings = _to_findings([part, whole], Observed([], places()), 6.0)
+    assert not findings.events and not findings.controls and len(findings.interference) == 1
 
 
 def test_lines_that_cross_and_lines_of_other_cadences_stay_apart() -> None:

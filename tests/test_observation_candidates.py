@@ -21,6 +21,7 @@ from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.observation.candidates_table import Candidate, read_candidates
+from shard_tools.observation.header import SECONDS_A_DAY
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.simulate import (
@@ -52,15 +53,18 @@ CPU = torch.device("cpu")
 
 
 def write_files(
-    folder: Path, lines: Sequence[Line], config: SimulateObservationConfig = BAND, **fields: Any
+    folder: Path,
+    lines: Sequence[Line],
+    config: SimulateObservationConfig = BAND,
+    later_days: float = 0.0,
+    longer_s: float = 0.0,
 ) -> list[Path]:
     """Six files of noise with these lines."""
     folder.mkdir(parents=True)
     paths = [folder / f"{name}.h5" for name in NAMES]
     for panel, path in enumerate(paths):
-        header = header_fields(config, panel) | fields
-        if "tstart_later" in header:
-            header["tstart"] += header.pop("tstart_later")
+        header = header_fields(config, panel)
+        header["tstart"] += later_days + panel * longer_s / SECONDS_A_DAY
         write_fbh5(path, draw_panel(config, panel, list(lines)), header, config.nfpc)
     return paths
 
@@ -203,13 +207,21 @@ def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Pat
     """Both have a line at the same place: two candidates, each with the start of its own cadence."""
     config = replace(BAND, coarse_channels=2, nfpc=8192)
     line = Line("needle", config.first_mhz - 0.02, 0.4, 80.0, ON_POSITIONS)
-    lists = [write_files(tmp_path / str(day), [line], config, tstart_later=float(day)) for day in (0, 1)]
+    # The panels of the second begin 400 s apart instead of 320 s.
+    pieces = [
+        line._replace(frequency_mhz=line.frequency_mhz + 0.4 * 80 * panel / 1e6, panels=(panel,)) for panel in (0, 2, 4)
+    ]
+    lists = [
+        write_files(tmp_path / "0", [line], config),
+        write_files(tmp_path / "1", pieces, config, later_days=1.0, longer_s=80.0),
+    ]
     (tmp_path / "two.lst").write_text("".join(f"{path}\n" for files in lists for path in files))
     manifest = ingest(IngestConfig(tmp_path / "shards", cadences=tmp_path / "two.lst", workers=1))
-    found = candidates_of(manifest, tmp_path / "candidates.csv")
+    found = candidates_of(manifest, tmp_path / "candidates.csv", min_snr=12.0)
     assert len({each.tstart_mjd for each in found}) == len(found) == 2
     for each in found:
         assert_at(each, line)
+        assert min(each.snr_a1, each.snr_a2, each.snr_a3) > 15
 
 
 def untrained(path: Path, shape: tuple[int, int, int] = (6, 16, 1024), stem: str = "sums", **canvas: Any) -> Path:

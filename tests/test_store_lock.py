@@ -85,10 +85,13 @@ def test_a_second_pack_to_the_same_url_is_refused_while_the_first_lives(
     assert not [name for name in read_s3(proxy.port, "twice") if name.startswith(".pack")]
 
 
-def test_the_place_of_a_process_that_was_killed_here_is_taken_at_once(store: RemoteStore) -> None:
+def test_the_place_of_a_process_that_was_killed_here_is_taken_at_once(
+    store: RemoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = hold(store)
     process.kill()
     process.communicate()
+    monkeypatch.setattr("shard_tools.storage.lock._changed", lambda *_: pytest.fail("it was waited for"))
     with store_lock(store, NAME) as lock:
         assert lock
 
