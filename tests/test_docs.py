@@ -180,15 +180,19 @@ def test_readmes_tables_have_the_figures_that_were_measured(heading: str, page: 
 
 
 def run_worked_example(page: Path, folder: Path) -> None:
-    """Run the commands of its worked example in `folder`, and check that `info` prints what the page shows."""
-    example = page.read_text().split("## A worked example\n")[1]
-    commands, shown = [block for language, block in FENCE.findall(example) if language in ("", "text")][:2]
-    commands = commands.replace("source .venv/bin/activate", "").replace("python ", f"{sys.executable} ")
+    """Run the commands of its worked example in `folder`, and check that they print what the page shows."""
+    example = page.read_text().split("## A worked example\n")[1].split("```python")[0]
+    blocks = FENCE.findall(example)
+    (commands,) = [block for language, block in blocks if not language]
+    commands = commands.replace("source .venv/bin/activate", "").replace("infer.py", str(ROOT / "infer.py"))
     run = subprocess.run(
-        ["bash", "-e", "-c", commands],
+        ["bash", "-e", "-c", commands.replace("python ", f"{sys.executable} ")],
         cwd=folder, capture_output=True, text=True, timeout=250, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert run.returncode == 0 and shown in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0, run.stdout + run.stderr
+    printed = re.sub(r" +$", "", run.stdout, flags=re.M)
+    for language, shown in blocks:
+        assert language != "text" or shown in printed, shown + "\n" + printed
 
 
 @pytest.mark.parametrize(
