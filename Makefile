@@ -63,7 +63,7 @@ help:
 	@echo 'make peers    train and predict by the loops of others too (an hour, estimated)'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR" for real needles too'
-	@echo 'make weights  train the weights that come with the program (half an hour)'
+	@echo 'make weights  train the weights that come with the program (20 minutes)'
 	@echo 'make weights-fine  the same for fine products (estimated: 15 minutes)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores, estimated)'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
@@ -217,7 +217,7 @@ curve: $(READY_DEV)
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
 weights: $(READY_DEV)
-	$(PYTHON) benchmarks/learning_curve.py --cadences 1000 3000 10000 30000 100000 --runs 1 1 1 1 1 --backgrounds 10000 --keep training/needlestream.safetensors $(ARGS)
+	$(PYTHON) benchmarks/learning_curve.py --cadences 200000 --runs 1 --keep training/needlestream.safetensors $(ARGS)
 
 # What is finished in the work folder is kept: a run that was interrupted goes on.
 weights-fine: $(READY_DEV)
