@@ -51,9 +51,9 @@ from training.prediction import (
     OtherModel,
     PredictConfig,
     Trained,
-    count_trained_on,
     load_trained,
     predict_all,
+    warn_of_known,
 )
 from training.run import trained_on
 from training.scoring import Scoring, score_in_parts
@@ -123,8 +123,8 @@ class InferConfig:
             raise InputError(f"--fill-missing {self.fill_missing}: expected 0 to 1")
         if self.observation.candidates is None and NO_WEIGHTS in self.weights:
             raise InputError("--weights none: is for --candidates; a submission needs a file of weights")
-        if self.observation.candidates is not None and (len(self.weights) > 1 or self.model or self.tta):
-            raise InputError("--candidates: takes one file of weights of train.py, without --model and --tta")
+        if self.observation.candidates is not None and (self.model or self.tta):
+            raise InputError("--candidates: takes weights of train.py, without --model and --tta")
 
 
 def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
@@ -169,7 +169,7 @@ def infer(config: InferConfig) -> None:
         trained = load_all(config, manifest)
         rows, logits = predict(config, accelerator, manifest, trained)
         if accelerator.is_main_process:
-            _warn_of_known(manifest, trained, rows)
+            warn_of_known(manifest, trained, rows)
             score = mean_score(logits, config.average)
             logit = mean_logit(logits) if config.average == "logits" else None
             scored = Scored(rows, manifest.target[rows], score, logit)
@@ -199,24 +199,14 @@ def predict(
         return score_in_parts(tasks, scoring)
 
 
-def _warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> None:
-    """Warn where snippets of an observation are scored by weights that were trained on them."""
-    if known := count_trained_on(manifest, trained, rows):
-        _log.warning(
-            "warning: %s of %s snippets are scored by weights that were trained on them as holding no needle, which "
-            "may hide one; weights of train.py --fold all score each snippet by those that were not",
-            f"{known:,}", f"{len(rows):,}",
-        )  # fmt: skip
-
-
 def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:
     """Write the candidates of an observation, their pictures and a page, and say where they are."""
     if accelerator.num_processes > 1:
         raise InputError("--candidates: works in one process; start infer.py without accelerate launch or torchrun")
-    where = config.split, config.weights[0], config.loader, accelerator.device
+    where = config.split, config.weights, config.loader, accelerator.device
     written = find_candidates(config.observation, manifest, *where)
     _print_found(written)
-    page = write_observation_report(written.paths[0], manifest, [str(config.weights[0])])
+    page = write_observation_report(written.paths[0], manifest, list(map(str, config.weights)))
     print(f"report:      {page}")
 
 

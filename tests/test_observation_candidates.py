@@ -44,7 +44,7 @@ from training.observation.hits import read_hits
 from training.observation.line_scores import LineScorer
 from training.observation.observed import read_observed
 from training.observation.snippet_lines import find_lines
-from training.observation.write_findings import CandidatesConfig
+from training.observation.write_findings import CandidatesConfig, load_judges
 from training.weights import save_weights
 
 NAMES = ("A1", "B", "A2", "C", "A3", "D")
@@ -163,7 +163,7 @@ def test_a_line_in_the_off_panels_alone_is_a_false_alarm_of_candidates_that_scor
 
 def test_the_same_shards_give_the_same_tables(voyager: Manifest, table: Path, tmp_path: Path) -> None:
     candidates_of(voyager, tmp_path / "candidates.csv", pictures=2, turbo_seti=tmp_path / "turbo_seti")
-    written = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    written = [path for path in sorted(tmp_path.rglob("*")) if path.suffix in (".csv", ".dat")]
     assert len(written) == 2 + 7
     for path in written:
         assert path.read_bytes() == (table.parent / path.relative_to(tmp_path)).read_bytes()
@@ -259,9 +259,8 @@ def test_by_weights_candidates_are_the_same_and_scores_are_probabilities(voyager
 
 def test_the_logits_of_a_snippets_lines_add_up_to_the_models_own(voyager: Manifest, tmp_path: Path) -> None:
     """And the control's to the model's logit of the snippet with ON and OFF exchanged."""
-    from training.observation.write_findings import load_line_model
-
-    model, _ = load_line_model(untrained(tmp_path / "w.safetensors"), voyager)
+    (judge,) = load_judges([untrained(tmp_path / "w.safetensors")], voyager, "test", CPU)
+    model = judge.model
     assert model is not None
     axes = read_observed(voyager).cadences[0].axes
     scorer = LineScorer(axes, model.eval(), 0, CPU)
@@ -419,8 +418,8 @@ def test_weights_that_do_not_score_lines_of_this_shape_are_refused(
     ("weights", "options", "words"),
     [
         (("none",), {}, "--weights none: is for --candidates"),
-        (("a", "b"), {"observation": CandidatesConfig(Path("c.csv"))}, "--candidates: takes one file of weights"),
-        (("a",), {"observation": CandidatesConfig(Path("c.csv")), "tta": True}, "--candidates: takes one file"),
+        (("a",), {"observation": CandidatesConfig(Path("c.csv")), "model": "swin_nano"}, "--candidates: takes weights"),
+        (("a",), {"observation": CandidatesConfig(Path("c.csv")), "tta": True}, "--candidates: takes weights"),
     ],
 )
 def test_options_that_contradict_candidates_are_refused(
@@ -458,3 +457,9 @@ def test_noise_alone_gives_a_table_without_rows(tmp_path: Path) -> None:
     manifest = ingested(tmp_path, [], replace(BAND, coarse_channels=1))
     assert candidates_of(manifest, tmp_path / "candidates.csv", turbo_seti=tmp_path / "dat") == []
     assert interference_of(tmp_path / "candidates.csv") == []
+
+
+def test_weights_of_different_trainings_are_not_mixed(voyager: Manifest, tmp_path: Path) -> None:
+    weights = [untrained(tmp_path / name) for name in ("a.safetensors", "b.safetensors")]
+    with pytest.raises(InputError, match=r"a.safetensors .*b.safetensors: trained on different data"):
+        load_judges(weights, voyager, "test", CPU)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from infer import InferConfig, infer
 from pipeline.backgrounds import VALIDATION, backgrounds_order, kept_back_rows
@@ -27,11 +28,12 @@ from tests.observation_files import write_cadence
 from train import train
 from training.accelerator import build_accelerator
 from training.config import TrainConfig
+from training.observation.write_findings import load_judges
 from training.prediction import count_trained_on, plan_judges, read_trained
 from training.presets import PRESETS
 from training.run import build_train_loader, read_backgrounds
 from training.validation_set import make_validation_set, with_validation_set
-from training.weights import load_weights
+from training.weights import load_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +187,23 @@ def test_each_snippet_is_judged_by_the_model_that_does_not_know_it(observation: 
     assert [part.rows.tolist() for part in alone] == [rows.tolist()]
     assert count_trained_on(observation, [*folds, other], rows) == 0
     assert count_trained_on(observation, folds[:3], rows) == int((fold > 2).sum())
+
+
+def test_a_line_is_judged_by_the_weights_that_do_not_know_its_snippet(
+    observation: Manifest, run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, about = load_weights(run_dir / "best.safetensors")
+    paths = [tmp_path / f"{fold}.safetensors" for fold in range(FOLDS)]
+    for fold, path in enumerate(paths):
+        save_weights(path, state, {**about, "fold": fold})
+    fold, cpu = band_folds(observation), torch.device("cpu")
+    with caplog.at_level(logging.WARNING):
+        judges = load_judges(paths, observation, "test", cpu)
+    assert [fold[judge.rows].tolist() for judge in judges] == [[n] * (fold == n).sum() for n in range(FOLDS)]
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        load_judges(paths[:1], observation, "test", cpu)
+    assert f"{(fold > 0).sum()} of {len(fold)} snippets are scored by weights that were trained on them" in caplog.text
 
 
 def test_a_run_does_not_read_what_is_kept_back(observation: Manifest, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Prediction: from models and a loader to one logit for each sample."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from training.observed_search import CadenceScorer, aim, to_axes
 from training.other_weights import load_other_weights
 from training.weights import fill_model, find_weights, is_ours, load_weights
 
+_log = logging.getLogger(__name__)
 BATCH_SIZE = 64
 """Cadences of one rank in one forward pass, unless infer.py is told otherwise."""
 
@@ -312,3 +314,13 @@ def count_trained_on(manifest: Manifest, trained: Sequence[Trained], rows: npt.N
         own = part.rows
         seen[own] |= (fold[own] >= 0) & (fold[own] != about.get("fold"))
     return int(seen.sum())
+
+
+def warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> None:
+    """Warn where snippets of an observation are scored by weights that were trained on them."""
+    if known := count_trained_on(manifest, trained, rows):
+        _log.warning(
+            "warning: %s of %s snippets are scored by weights that were trained on them as holding no needle, which "
+            "may hide one; weights of train.py --fold all score each snippet by those that were not",
+            f"{known:,}", f"{len(rows):,}",
+        )  # fmt: skip

@@ -4,7 +4,7 @@ Axes: B snippet, P panel, T time bin, F frequency channel.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,22 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Judge:
+    """What scores the lines of some rows."""
+
+    model: WindowModel | None
+    """None: the search alone."""
+    sum_time_bins: int
+    """As the model was trained."""
+    rows: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class How:
     """How an observation is searched."""
 
-    model: WindowModel | None
-    """None: by the search alone."""
-    sum_time_bins: int
-    """As the model was trained."""
+    judges: Sequence[Judge]
+    """Each row has one."""
     min_snr: float
     device: torch.device
     loader: LoaderConfig
@@ -66,10 +75,11 @@ def search_observation(manifest: Manifest, observed: Observed, split: str, how: 
     rows = _rows_with_noise(manifest, observed, split)
     cadence = np.array([observed.places[row].cadence for row in rows])
     lines: list[SnippetLine] = []
-    for number, files in enumerate(observed.cadences):
-        of_cadence = rows[cadence == number]
-        if len(of_cadence):
-            lines += _search_cadence(manifest, of_cadence, files.axes, how)
+    for judge in how.judges:
+        for number, files in enumerate(observed.cadences):
+            chosen = np.intersect1d(rows[cadence == number], judge.rows)
+            if len(chosen):
+                lines += _search_cadence(manifest, chosen, files.axes, judge, how)
     return _to_findings(lines, observed, how.min_snr)
 
 
@@ -106,8 +116,10 @@ def _rows_with_noise(manifest: Manifest, observed: Observed, split: str) -> npt.
     return kept
 
 
-def _search_cadence(manifest: Manifest, rows: npt.NDArray[np.int64], axes: Axes, how: How) -> Iterator[SnippetLine]:
-    scorer = LineScorer(axes, how.model, _LINES, how.device, how.sum_time_bins)
+def _search_cadence(
+    manifest: Manifest, rows: npt.NDArray[np.int64], axes: Axes, judge: Judge, how: How
+) -> Iterator[SnippetLine]:
+    scorer = LineScorer(axes, judge.model, _LINES, how.device, judge.sum_time_bins)
     batch_size = max(1, int(_SUMS_BYTES / (4 * PANELS * RATES * 2 * axes.channels)))
     share = Share(len(rows), min(batch_size, len(rows)))
     order = Order(rows, manifest.target[rows], "sequential")

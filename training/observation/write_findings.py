@@ -1,6 +1,7 @@
 """Score an observation and write what was found: the command behind `infer.py --candidates`."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, w
 from training.observation.interference import write_interference
 from training.observation.observed import read_observed
 from training.observation.ranking import rank_events
-from training.observation.search_observation import Findings, How, search_observation
+from training.observation.search_observation import Findings, How, Judge, search_observation
 from training.observation.turbo_seti import write_turbo_seti
-from training.prediction import load_trained
+from training.prediction import Trained, load_trained, plan_judges, warn_of_known
 
 NO_WEIGHTS = Path("none")
 """Stands for the search alone where weights are asked for."""
@@ -61,25 +62,41 @@ class Written:
     paths: list[Path]
 
 
-def load_line_model(weights: Path, manifest: Manifest) -> tuple[WindowModel | None, int]:
-    """A model that scores lines, and the time bins that it sums; None for the search alone.
+def load_judges(weights: Sequence[Path], manifest: Manifest, split: str, device: torch.device) -> list[Judge]:
+    """What scores the lines of which rows: the search alone, a model, or those of all folds of a training.
 
-    Raises InputError where the weights are of another kind or for another shape.
+    With models of several folds each row is scored by the one that was not trained on it. Raises InputError where
+    weights are of another kind or for another shape, or do not belong together.
     """
-    if weights == NO_WEIGHTS:
-        return None, 1
-    trained = load_trained(weights, manifest, tta=False)
+    rows = manifest.rows(split)
+    if tuple(weights) == (NO_WEIGHTS,):
+        return [Judge(None, 1, rows)]
+    trained = [load_trained(path, manifest, tta=False) for path in weights]
+    models = [
+        _to_line_model(path, each, manifest).to(device).eval() for path, each in zip(weights, trained, strict=True)
+    ]
+    first, *others = plan_judges(manifest, trained, rows)
+    if others:
+        raise InputError(
+            f"--weights {' '.join(map(str, weights))}: trained on different data, expected one file, or those of the "
+            "folds of one training on this observation (train.py --fold all)"
+        )
+    warn_of_known(manifest, trained, rows)
+    return [Judge(models[part.model], trained[part.model].canvas.sum_time_bins, part.rows) for part in first]
+
+
+def _to_line_model(path: Path, trained: Trained, manifest: Manifest) -> WindowModel:
     model, canvas = trained.model, trained.canvas
     time_bins, channels = manifest.shape[1:]
     summed = canvas.sum_time_bins
     plain = CanvasConfig("panels", time_bins // summed, channels, summed, normalise=False)
     if not isinstance(model, WindowModel) or canvas != plain:
         raise InputError(
-            f"{weights}: trained with --canvas {canvas.canvas} to give one score for a snippet, expected weights that "
+            f"{path}: trained with --canvas {canvas.canvas} to give one score for a snippet, expected weights that "
             "score lines: train with a preset that has --stem sums on panels that are neither resized nor normalised, "
             "or give --weights none to rank by the search alone"
         )
-    return model, summed
+    return model
 
 
 def _check_out(out: Path) -> None:
@@ -98,7 +115,7 @@ def find_candidates(
     config: CandidatesConfig,
     manifest: Manifest,
     split: str,
-    weights: Path,
+    weights: Sequence[Path],
     loader: LoaderConfig,
     device: torch.device,
 ) -> Written:
@@ -110,13 +127,12 @@ def find_candidates(
     _check_out(config.candidates)
     observed = read_observed(manifest)
     placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
-    model, summed = load_line_model(weights, manifest)
-    if model is not None:
-        model = model.to(device).eval()
+    judges = load_judges(weights, manifest, split, device)
+    is_trained = judges[0].model is not None
     watched = frozenset(int(row) for rows in placed.rows for row in rows) if placed else frozenset()
-    how = How(model, summed, config.min_snr, device, loader, watched, LEAST_SNR)
+    how = How(judges, config.min_snr, device, loader, watched, LEAST_SNR)
     findings = search_observation(manifest, observed, split, how)
-    candidates, events = rank_events(findings, observed, manifest, trained=model is not None, pictures=config.pictures)
+    candidates, events = rank_events(findings, observed, manifest, trained=is_trained, pictures=config.pictures)
     ranked = list(zip(candidates, events, strict=True))
     paths = [config.candidates, config.candidates.with_name(INTERFERENCE)]
     write_candidates(paths[0], candidates)
@@ -125,6 +141,6 @@ def find_candidates(
         paths += write_turbo_seti(config.turbo_seti, findings, ranked, observed)
     if placed is not None:
         paths.append(config.candidates.with_name(HITS))
-        known = Known(ranked, findings.interference, findings.faint, model is not None)
+        known = Known(ranked, findings.interference, findings.faint, is_trained)
         write_scored_hits(paths[-1], placed, known, manifest)
     return Written(candidates, findings, paths)
