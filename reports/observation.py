@@ -35,9 +35,10 @@ _ABOUT = (
 )
 _FALSE_ALARMS = (
     "The false alarm rate is the share of candidates with at least this score that chance or interference would give, "
-    "estimated by the same search with ON and OFF exchanged. 0.1 means: of ten such candidates expect one by chance. "
-    "It is 0 where the exchanged search found nothing of this score. It assumes that the sky and the interference are "
-    "alike in ON and OFF."
+    "estimated by the same search with ON and OFF exchanged: (lines that it found with at least this score + 1) / "
+    "candidates, at most 1. 0.1 means: of ten such candidates expect one by chance. It is never 0: n candidates have "
+    "1 / n at the least, so a few have high rates however bright they are. It assumes that the sky and the "
+    "interference are alike in ON and OFF."
 )
 _PICTURES = (
     "Time runs down; each panel is drawn when it was observed, with the pauses between. Red arrowheads in the pauses "

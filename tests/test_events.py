@@ -150,16 +150,16 @@ def test_a_needle_a_hundred_times_brighter_than_what_leaks_into_an_off_panel_is_
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(-5, 5), max_size=20).map(np.array), st.lists(st.integers(-5, 5), max_size=20).map(np.array))
-def test_false_alarm_rates_are_the_controls_per_event_with_as_high_a_score(
+def test_false_alarm_rates_are_the_controls_and_1_per_event_with_as_high_a_score(
     scores: np.ndarray, controls: np.ndarray
 ) -> None:
     scores, controls = scores.astype(float), controls.astype(float)
     found = false_alarm_rates(scores, controls)
-    plain = [min(1.0, (controls >= s).sum() / (scores >= s).sum()) for s in scores]
+    plain = [min(1.0, ((controls >= s).sum() + 1) / (scores >= s).sum()) for s in scores]
     expected = [min(p for p, other in zip(plain, scores, strict=True) if other <= s) for s in scores]
     np.testing.assert_allclose(found, expected)
     order = np.argsort(-scores)
-    assert (np.diff(found[order]) >= 0).all() and ((found >= 0) & (found <= 1)).all()
+    assert (np.diff(found[order]) >= 0).all() and ((found > 0) & (found <= 1)).all()
 
 
 def test_a_comb_is_five_lines_at_equal_distances_and_three_are_none() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from infer import InferConfig, infer
 from pipeline.canvas import CanvasConfig
+from pipeline.loader import LoaderConfig
 from shard_tools.axes import kaggle_axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
@@ -43,8 +44,10 @@ from training.model import ModelConfig, build_model
 from training.observation.hits import read_hits
 from training.observation.line_scores import LineScorer
 from training.observation.observed import read_observed
+from training.observation.ranking import rank_events
+from training.observation.search_observation import How, search_observation
 from training.observation.snippet_lines import find_lines
-from training.observation.write_findings import CandidatesConfig, load_judges
+from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, load_judges
 from training.weights import save_weights
 
 NAMES = ("A1", "B", "A2", "C", "A3", "D")
@@ -158,13 +161,25 @@ def test_a_line_in_the_off_panels_alone_is_a_false_alarm_of_candidates_that_scor
     """The OFF line of INTERFERENCE is the one control."""
     found = read_candidates(table)
     rates = [each.false_alarm_rate for each in found]
-    assert rates == sorted(rates) and rates[0] == 0 and rates[-1] == pytest.approx(1 / 3, abs=1e-3)
+    assert rates == sorted(rates) and min(rates) >= 0.3333 and rates[-1] == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_the_best_score_is_first_however_faint_and_of_equal_scores_the_brightest(voyager: Manifest) -> None:
+    observed = read_observed(voyager)
+    how = How(load_judges([NO_WEIGHTS], voyager, "test", CPU), 6.0, CPU, LoaderConfig())
+    findings = search_observation(voyager, observed, "test", how)
+    for sign in (-1, 1, 0):
+        events = [replace(each, line=replace(each.line, score=sign * each.line.snr)) for each in findings.events]
+        scored = replace(findings, events=events)
+        found, _ = rank_events(scored, observed, voyager, trained=False, pictures=0)
+        assert [each.snr for each in found] == sorted((each.snr for each in found), reverse=sign >= 0)
+        assert [each.rank for each in found] == [1, 2, 3]
 
 
 def test_the_same_shards_give_the_same_tables(voyager: Manifest, table: Path, tmp_path: Path) -> None:
     candidates_of(voyager, tmp_path / "candidates.csv", pictures=2, turbo_seti=tmp_path / "turbo_seti")
-    written = [path for path in sorted(tmp_path.rglob("*")) if path.suffix in (".csv", ".dat")]
-    assert len(written) == 2 + 7
+    written = [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and path.suffix != ".html"]
+    assert len(written) == 2 + 2 + 7  # the page beside them says when it was made
     for path in written:
         assert path.read_bytes() == (table.parent / path.relative_to(tmp_path)).read_bytes()
 
@@ -330,6 +345,22 @@ def test_each_telescope_file_has_a_dat_file_with_its_header_and_the_lines_that_i
             assert abs(int(row[5]) - index) <= 1 and 0 <= coarse < 4  # the frequency is rounded to 1 Hz
 
 
+def test_files_of_one_name_in_several_folders_have_a_dat_file_each(tmp_path: Path) -> None:
+    config = replace(BAND, coarse_channels=2, nfpc=8192)
+    files = write_files(tmp_path / "files", [], config)
+    for path in files[1:]:
+        (tmp_path / path.stem).mkdir()
+        path.rename(tmp_path / path.stem / "x.h5")
+    paths = [files[0], *(tmp_path / path.stem / "x.h5" for path in files[1:])]
+    manifest = ingest(IngestConfig(tmp_path / "shards", tuple(paths), workers=1))
+    candidates_of(manifest, tmp_path / "candidates.csv", turbo_seti=tmp_path / "dat")
+    found = {path.name for path in (tmp_path / "dat").glob("*.dat")}
+    assert found == {"A1.dat", *(f"{name}_x.dat" for name in NAMES[1:])}
+    for panel, name in enumerate(NAMES[1:], start=1):
+        start = float((tmp_path / "dat" / f"{name}_x.dat").read_text().splitlines()[4].split()[2])
+        assert start == pytest.approx(header_fields(config, panel)["tstart"], abs=1e-9)
+
+
 def test_hits_of_turbo_seti_get_the_score_of_the_line_near_them(voyager: Manifest, table: Path, tmp_path: Path) -> None:
     found = read_candidates(table)
     second = header_fields(BAND, 2)["tstart"]
@@ -376,7 +407,11 @@ def test_a_faint_line_that_is_no_candidate_gives_a_hit_its_score(tmp_path: Path)
         ("Freq,Source\n1,2\n", "lacks the columns .'MJD'.; expected turboSETI's table"),
         ("Freq,MJD\n8419.1,57650\nsoon,57650\n", "line 3: 'soon', expected a number"),
         ("# File ID\n000001 1 2 8419.1\n", "lacks a line '# MJD:'"),
-        ("# MJD: 57650.0\tRA\n000001\t0.1\n", "line 2: '', expected a number"),
+        ("# MJD: 57650.0\tRA\n000001\t0.1\n", "line 2: 2 cells, expected 8"),
+        ("# MJD: soon\tRA\n", "line 1: 'soon', expected a number"),
+        ("Freq,MJD,SNR\n8419.1,57650,9\n\n8419.1,57650\n", "line 4: 2 cells, expected 3"),
+        ("Freq,MJD,SNR\n8419.1,57650,9,9\n", "line 2: 4 cells, expected 3"),
+        ("Freq,MJD\n" + "9" * 200_000, "not a CSV table"),
         ("", "lacks the columns"),
         (None, "cannot be read"),
     ],
@@ -386,6 +421,13 @@ def test_a_table_that_is_none_of_turbo_setis_is_refused(tmp_path: Path, text: st
         (tmp_path / "mine").write_text(text)
     with pytest.raises(InputError, match=f"--hits {tmp_path / 'mine'}.*{words}"):
         read_hits(tmp_path / "mine")
+
+
+def test_a_table_of_hits_may_have_empty_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    """As spreadsheets leave them."""
+    (tmp_path / "mine.csv").write_text("\ufeffFreq,MJD\n8419.1,57650\n\n8419.2,57651\n\n")
+    found = read_hits(tmp_path / "mine.csv")
+    assert (found.columns, found.mhz, found.mjd) == (["Freq", "MJD"], [8419.1, 8419.2], [57650.0, 57651.0])
 
 
 # ---- What is refused
@@ -439,9 +481,26 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_search(voyager: Manifest, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in (tmp_path, tmp_path / "file" / "candidates.csv", Path("/dev/null")):
+    (tmp_path / "folder" / "interference.csv").mkdir(parents=True)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "candidates").write_text("")
+    names = ("folder/c.csv", "pictures/c.csv", "file/c.csv", "interference.csv", "hits.csv", "candidates", "A1.h5")
+    for out in (tmp_path, Path("/dev/null"), *(tmp_path / name for name in names)):
         with pytest.raises(InputError, match=f"--candidates {out}: "):
             candidates_of(voyager, out)
+    with pytest.raises(InputError, match=f"--turbo-seti {tmp_path / 'file'}: cannot be written"):
+        candidates_of(voyager, tmp_path / "c.csv", turbo_seti=tmp_path / "file")
+
+
+def test_the_hits_that_are_read_are_not_written_over(voyager: Manifest, tmp_path: Path) -> None:
+    for name, options in (("hits.csv", {}), ("c.csv", {}), ("dat/events.csv", {"turbo_seti": tmp_path / "dat"})):
+        hits = tmp_path / name
+        hits.parent.mkdir(exist_ok=True)
+        hits.write_text("Freq,MJD\n")
+        with pytest.raises(InputError, match=f"--hits {hits}: would be written over"):
+            candidates_of(voyager, tmp_path / "c.csv", hits=hits, **options)
+        assert hits.read_text() == "Freq,MJD\n"
+        hits.unlink()
 
 
 def test_an_observation_without_noise_in_some_panel_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ class Candidate:
     score: float
     """Sigmoid of a logit, 0 to 1, by trained weights; by the search alone, in standard deviations."""
     false_alarm_rate: float
-    """Estimated share of false ones among the candidates with at least this score."""
+    """Estimated share of false ones among the candidates with at least this score; never 0, and 1 / n at the least
+    where n candidates have no control."""
     frequency_mhz: float
     """At the telescope, at the start of the first panel."""
     drift_rate_hz_s: float

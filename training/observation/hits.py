@@ -47,21 +47,25 @@ class Hits:
 def read_hits(path: Path) -> Hits:
     """Read a table of events (.csv, with columns Freq and MJD) or of hits (.dat). Raises InputError naming the line."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--hits {path}: cannot be read ({error}); expected a .dat or .csv of turboSETI") from None
     return _read_dat(path, lines) if lines and lines[0].startswith("#") else _read_csv(path, lines)
 
 
 def _read_csv(path: Path, lines: Sequence[str]) -> Hits:
-    columns, *rows = [*csv.reader(lines)] or [[]]
+    try:
+        numbered = [(number, row) for number, row in enumerate(csv.reader(lines), start=1) if row]
+    except csv.Error as error:
+        raise InputError(f"--hits {path}: not a CSV table ({error}); expected turboSETI's table of events") from None
+    columns = numbered[0][1] if numbered else []
     if missing := [name for name in _COLUMNS if name not in columns]:
         raise InputError(f"--hits {path}: lacks the columns {missing}; expected turboSETI's table of events, or a .dat")
+    _check_widths(path, numbered[1:], len(columns))
     mhz, mjd = (
-        [_to_number(path, number, row, columns.index(name)) for number, row in enumerate(rows, start=2)]
-        for name in _COLUMNS
+        [_to_number(path, number, row, columns.index(name)) for number, row in numbered[1:]] for name in _COLUMNS
     )
-    return Hits(columns, rows, mhz, mjd)
+    return Hits(columns, [row for _, row in numbered[1:]], mhz, mjd)
 
 
 def _read_dat(path: Path, lines: Sequence[str]) -> Hits:
@@ -70,9 +74,18 @@ def _read_dat(path: Path, lines: Sequence[str]) -> Hits:
         raise InputError(f"--hits {path}: lacks a line '# MJD:', expected a .dat of turboSETI")
     start = _to_number(path, lines.index(heads[0]) + 1, heads[0].split()[2:3], 0)
     numbered = [(number, line.split()) for number, line in enumerate(lines, start=1) if line and line[0] != "#"]
-    rows = [cells[: len(_DAT_COLUMNS)] for _, cells in numbered]
+    numbered = [(number, cells[: len(_DAT_COLUMNS)]) for number, cells in numbered if cells]
+    rows = [cells for _, cells in numbered]
+    _check_widths(path, numbered, len(_DAT_COLUMNS))
     mhz = [_to_number(path, number, cells, _DAT_COLUMNS.index("Freq")) for number, cells in numbered]
     return Hits([*_DAT_COLUMNS, "MJD"], [[*row, str(start)] for row in rows], mhz, [start] * len(rows))
+
+
+def _check_widths(path: Path, numbered: Sequence[tuple[int, list[str]]], columns: int) -> None:
+    """Raise InputError naming the first row that has not as many cells as the table has columns."""
+    for number, row in numbered:
+        if len(row) != columns:
+            raise InputError(f"--hits {path}, line {number}: {len(row)} cells, expected {columns}; is it cut short?")
 
 
 def _to_number(path: Path, line: int, cells: Sequence[str], place: int) -> float:

@@ -20,6 +20,7 @@ from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
 EVENTS = "events.csv"
+_PANEL_NAMES = ("A1", "B", "A2", "C", "A3", "D")
 # A known line in one more panel: far fewer places are tried than in a blind search.
 _LEAST_SNR = 3.0
 _RULE, _LINE = "# -------------------------- o --------------------------\n", "# --------------------------\n"
@@ -103,13 +104,19 @@ def write_turbo_seti(
         place.mkdir(parents=True, exist_ok=True)
         hits = [_hits_of(findings, number, panel) for panel in range(PANELS)]
         for panel, found in enumerate(hits):
-            path = place / Path(files.files[panel]).with_suffix(".dat").name
+            path = place / _dat_name(files, panel)
             write_whole(path, _to_dat(files, panel, found))
             written.append(path)
         path = place / EVENTS
         write_whole(path, _to_table(files, [each for each in ranked if each[1].place.cadence == number], hits))
         written.append(path)
     return written
+
+
+def _dat_name(files: CadenceFiles, panel: int) -> str:
+    """As turboSETI names it, or after its panel too where two files of a cadence would have the same."""
+    names = [Path(name).with_suffix(".dat").name for name in files.files]
+    return names[panel] if names.count(names[panel]) == 1 else f"{_PANEL_NAMES[panel]}_{names[panel]}"
 
 
 def _hits_of(findings: Findings, cadence: int, panel: int) -> list[_Hit]:

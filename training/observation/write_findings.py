@@ -12,7 +12,7 @@ from pipeline.loader import LoaderConfig
 from shard_tools.atomic_files import is_stream
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidates_table import Candidate, write_candidates
+from shard_tools.observation.candidates_table import PICTURES, Candidate, write_candidates
 from training.candidates import WindowModel
 from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
@@ -99,16 +99,45 @@ def _to_line_model(path: Path, trained: Trained, manifest: Manifest) -> WindowMo
     return model
 
 
-def _check_out(out: Path) -> None:
-    """Make the folder of the table. Raises InputError where it could not be written, before the search."""
-    if out.is_dir() or is_stream(out):
-        raise InputError(f"--candidates {out}: not a regular file, expected the name of a table such as candidates.csv")
+def _check_out(config: CandidatesConfig, out: Path) -> None:
+    """Make the folders of what is written. Raises InputError where it could not be, before the search."""
+    if out.suffix != ".csv" or out.is_dir() or is_stream(out):
+        raise InputError(f"--candidates {out}: expected the name of a .csv table, such as candidates.csv")
+    beside = [out.with_name(INTERFERENCE), out.with_name(HITS)]
+    if out in beside:
+        raise InputError(f"--candidates {out}: a table of that name is written beside it; choose another")
+    _check_hits(config, [out, *beside])
+    for path, is_folder in ((out, False), (beside[0], False), (beside[1], False), (out.with_name(PICTURES), True)):
+        if path.exists() and path.is_dir() != is_folder:
+            found, expected = ("file", "folder") if is_folder else ("folder", "file")
+            raise InputError(
+                f"--candidates {out}: {path} is a {found}, expected a {expected} or nothing; choose another place"
+            )
+    _make_folder("--candidates", out, out.parent)
+    if config.turbo_seti is not None:
+        _make_folder("--turbo-seti", config.turbo_seti, config.turbo_seti)
+
+
+def _check_hits(config: CandidatesConfig, tables: Sequence[Path]) -> None:
+    """Raise InputError where the hits that are read would be written over."""
+    if config.hits is None:
+        return
+    hits = config.hits.resolve()
+    in_folder = config.turbo_seti is not None and hits.is_relative_to(config.turbo_seti.resolve())
+    if in_folder or hits in [table.resolve() for table in tables]:
+        raise InputError(
+            f"--hits {config.hits}: would be written over; choose another place for "
+            f"{'--turbo-seti' if in_folder else '--candidates'}"
+        )
+
+
+def _make_folder(option: str, value: Path, folder: Path) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"--candidates {out}: cannot be written ({error.strerror}); choose another place") from None
+        raise InputError(f"{option} {value}: cannot be written ({error.strerror}); choose another place") from None
 
 
 def find_candidates(
@@ -124,7 +153,7 @@ def find_candidates(
     Raises InputError where the data set is no observation, the weights do not fit, or no snippet can be searched.
     """
     assert config.candidates is not None
-    _check_out(config.candidates)
+    _check_out(config, config.candidates)
     observed = read_observed(manifest)
     placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
     judges = load_judges(weights, manifest, split, device)
