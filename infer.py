@@ -115,6 +115,8 @@ class InferConfig:
                 "--canvas and its options are for weights of another program, which need --model too; those of "
                 "train.py say which canvas they need"
             )
+        if self.observation.candidates is not None:
+            self._check_observation()
         if self.tasks.on == "ray" and self.scores is None:
             raise InputError("--on ray: needs --scores too, a folder or URL for what each node scored")
         if self.batch_size < 1:
@@ -123,8 +125,15 @@ class InferConfig:
             raise InputError(f"--fill-missing {self.fill_missing}: expected 0 to 1")
         if self.observation.candidates is None and NO_WEIGHTS in self.weights:
             raise InputError("--weights none: is for --candidates; a submission needs a file of weights")
-        if self.observation.candidates is not None and (self.model or self.tta):
+
+    def _check_observation(self) -> None:
+        """Raise InputError where an option is of no use to --candidates."""
+        if self.model or self.tta:
             raise InputError("--candidates: takes weights of train.py, without --model and --tta")
+        if self.scores is not None or self.tasks.on == "ray":
+            raise InputError("--candidates: searches on one machine; leave out --scores and --on ray")
+        if self.out != Path("submission.csv") or self.fill_missing is not None:
+            raise InputError("--candidates: writes no submission; leave out --out and --fill-missing")
 
 
 def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:

@@ -268,6 +268,13 @@ def test_every_channel_is_in_a_snippet_whatever_the_band(
     check_cover(plan_cuts(cadence_of(headers, channels, 0), CutOptions(8, max_drift)))
 
 
+def test_a_band_too_narrow_for_a_snippet_of_unsummed_channels_has_no_smaller_bin_as_remedy(
+    headers: list[Header],
+) -> None:
+    with pytest.raises(InputError, match=r"with --channel-bin 1; give a file with more channels$"):
+        plan_cuts(cadence_of(headers, 116, 0), CutOptions(1, 0.1))
+
+
 @pytest.mark.parametrize("rest", [1, PIECE_COLUMNS // 2 - 1, PIECE_COLUMNS - 1])
 def test_the_end_of_a_band_of_unknown_coarse_channels_is_never_a_short_piece(headers: list[Header], rest: int) -> None:
     plan = plan_cuts(cadence_of(headers, 2 * PIECE_COLUMNS + rest, 0), CutOptions(1, 1.0))
@@ -282,7 +289,7 @@ def test_the_end_of_a_band_of_unknown_coarse_channels_is_never_a_short_piece(hea
         (CutOptions(8, 10.0), "--max-drift 10: crosses 846 channels of 22.35 Hz .* expected at most 768"),
         (CutOptions(1, 4.0), "--max-drift 4: crosses 2709 channels of 2.794 Hz"),
         (CutOptions(3, 4.0), "--channel-bin 3: does not divide the 8192 channels of a coarse channel"),
-        (CutOptions(64, 4.0), "32768 channels are 512 of a snippet's 1024 with --channel-bin 64"),
+        (CutOptions(64, 4.0), "32768 channels are 512 of a snippet's 1024 with --channel-bin 64; give a smaller"),
         (CutOptions(8, 4.0, ((8000.0, 9000.0),)), "--exclude-mhz leaves nothing"),
     ],
 )

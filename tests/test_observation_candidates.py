@@ -37,6 +37,7 @@ from shard_tools.observation.simulate import (
     write_fbh5,
 )
 from shard_tools.sample import read_snippets
+from shard_tools.tasks.base import TaskConfig
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
 from training.candidates import WindowModel
@@ -462,6 +463,10 @@ def test_weights_that_do_not_score_lines_of_this_shape_are_refused(
         (("none",), {}, "--weights none: is for --candidates"),
         (("a",), {"observation": CandidatesConfig(Path("c.csv")), "model": "swin_nano"}, "--candidates: takes weights"),
         (("a",), {"observation": CandidatesConfig(Path("c.csv")), "tta": True}, "--candidates: takes weights"),
+        (("none",), {"observation": CandidatesConfig(Path("c.csv")), "tasks": TaskConfig("ray")}, "on one machine"),
+        (("none",), {"observation": CandidatesConfig(Path("c.csv")), "scores": "s3://b"}, "leave out --scores"),
+        (("none",), {"observation": CandidatesConfig(Path("c.csv")), "out": Path("s.csv")}, "writes no submission"),
+        (("none",), {"observation": CandidatesConfig(Path("c.csv")), "fill_missing": 0.5}, "writes no submission"),
     ],
 )
 def test_options_that_contradict_candidates_are_refused(
@@ -477,6 +482,12 @@ def test_options_that_contradict_candidates_are_refused(
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         CandidatesConfig(Path("c.csv"), **options)
+
+
+@pytest.mark.parametrize("option", ["hits", "turbo_seti"])
+def test_what_is_written_of_an_observation_needs_candidates(option: str) -> None:
+    with pytest.raises(InputError, match=r"--turbo-seti, --hits: .* give --candidates too"):
+        CandidatesConfig(**{option: Path("x")})
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_search(voyager: Manifest, tmp_path: Path) -> None:

@@ -96,9 +96,10 @@ def plan_cuts(cadence: Cadence, options: CutOptions) -> CutPlan:
     overlap = _find_overlap(cadence, options.max_drift_hz_s, width, columns)
     band = int(borders[-1])
     if band < columns:
+        smaller = "a smaller --channel-bin, or " if channel_bin > 1 else ""
         raise InputError(
             f"{header.path}: {header.layout.channels} channels are {band} of a snippet's {columns} with --channel-bin "
-            f"{channel_bin}; give a smaller --channel-bin, or a file with more channels"
+            f"{channel_bin}; give {smaller}a file with more channels"
         )
     _check_coarse_width(header, channel_bin)
     # The last one ends where the band does.

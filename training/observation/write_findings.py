@@ -49,6 +49,8 @@ class CandidatesConfig:
     def __post_init__(self) -> None:
         if not 4 <= self.min_snr <= 1e6:
             raise InputError(f"--min-snr {self.min_snr}: expected 4 or more; noise alone reaches 4 in every snippet")
+        if self.candidates is None and (self.turbo_seti is not None or self.hits is not None):
+            raise InputError("--turbo-seti, --hits: are for an observation; give --candidates too")
         if self.pictures < 0:
             raise InputError(f"--pictures {self.pictures}: expected 0 or more")
 
