@@ -74,9 +74,8 @@ class InferConfig:
     Several are read as one data set; they need the same shape and number of folds, and no key twice."""
     weights: tuple[Path, ...]
     """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
-    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream,
-    needlestream-fine: the weights that come with the program, for snippets of the competition's shape and for those of
-    fine products. none: with --candidates, the search alone."""
+    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream: the weights that
+    come with the program, for snippets of the competition's shape. none: with --candidates, the search alone."""
     out: Path = Path("submission.csv")
     """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
     pipe."""

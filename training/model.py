@@ -58,8 +58,8 @@ class ModelConfig:
     """Name of a timm model, or swin_nano, swin_pico or convnext_window."""
     pretrained: str = "none"
     """hub: timm's pretrained weights, from its cache or the model hub. none: start from scratch.
-    needlestream, needlestream-fine: the weights that come with the program, of presets demo and fine. Anything else: a
-    file of weights (.safetensors, .pth) for this model."""
+    needlestream: the weights that come with the program, of preset demo. needlestream-fine: those that `make
+    weights-fine` made, of preset fine. Anything else: a file of weights (.safetensors, .pth) for this model."""
     stem: Literal["none", "sums", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
     most (training/candidates.py): sums at the de-Doppler sums around each, candidates at the cadence along each, turned

@@ -41,7 +41,8 @@ class CandidatesConfig:
     pictures: int = 20
     """Number of candidates that get a picture."""
     turbo_seti: Path | None = None
-    """Folder for what was found in the formats of turboSETI: a .dat file for each telescope file, and events.csv."""
+    """Folder for what was found in the formats of turboSETI: a .dat file for each telescope file, and events.csv. Files
+    of these names are replaced: do not give a folder that holds turboSETI's own."""
     hits: Path | None = None
     """Hits (.dat) or events (.csv) of turboSETI: write them with the score of the best line near each, as hits.csv
     beside the table of candidates."""
