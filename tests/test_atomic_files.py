@@ -150,7 +150,7 @@ def test_an_owner_shows_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
         first = owner.read_bytes()
         while owner.read_bytes() in (first, b""):
             pass
-        assert locks._is_ours(owner.read_bytes())
+        assert locks.is_ours(owner.read_bytes())
     assert not owner.exists()
 
 
