@@ -64,7 +64,7 @@ class ObserveBenchConfig:
     """Processes of ingest, and files that turboSETI searches at a time."""
     recall_channels: int = 64
     """Narrow coarse channels of the cadence to which needles are added."""
-    needles: int = 300
+    needles: int = 190
     """How many are added."""
     weights: str = "none"
     """Weights of the search; none: the search alone."""
