@@ -131,7 +131,7 @@ class Search(nn.Module):
         self.axes, self.count, self.channels = axes, count, axes.channels
         spread = torch.linspace(-1, 1, RATES, dtype=torch.float64)
         rates = spread.sign() * spread.abs() ** _CROWDING * axes.steepest / axes.time_bins
-        rows = torch.from_numpy(axes.rows)[list(_ORDER)]
+        rows = torch.tensor(axes.rows)[list(_ORDER)]
         # Shifting a row by c channels turns the phase of its Fourier coefficient k by 2 pi k c / n, so shifting all
         # rows by all rates and summing them is a matrix product. Rows are padded to twice the channels, as a line may
         # leave the band by half of it on either side. One further out wraps around, and so do the cut-outs.
