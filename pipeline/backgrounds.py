@@ -33,13 +33,11 @@ def kept_back_rows(backgrounds: Manifest, validated: Manifest, fold: int) -> Int
     missing or was changed.
     """
     observations = validated.made.get(VALIDATION, {}).get("of", [])
-    found = [np.zeros(0, np.int64)]
-    for data_set in backgrounds.data_sets:
-        if data_set.identity in observations:
-            own = np.arange(data_set.rows.start, data_set.rows.stop)
-            held_out = own[band_folds(backgrounds)[own] == fold]
-            found.append(rows_beside(backgrounds, data_set, held_out))
-    return np.concatenate(found)
+    if not observations:
+        return np.zeros(0, np.int64)
+    held_out = np.flatnonzero(band_folds(backgrounds) == fold)
+    observed = [each for each in backgrounds.data_sets if each.identity in observations]
+    return np.concatenate([held_out[:0], *(rows_beside(backgrounds, each, held_out) for each in observed)])
 
 
 def check_no_needles(backgrounds: Manifest) -> None:

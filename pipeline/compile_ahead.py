@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +24,14 @@ Kernel = Literal["train", "eval"]
 _GPU = Path("/dev/nvidiactl")  # where it exists DALI makes the images, unless asked otherwise
 _ROOT = Path(__file__).parents[1]
 _PR_SET_PDEATHSIG = 1  # of prctl.h
-_LONGEST = 120.0  # seconds to wait
+_LONGEST = 120.0  # seconds to wait, from its start on
 _process: subprocess.Popen[bytes] | None = None
+_began = 0.0
 
 
 def start(kernels: Sequence[Kernel]) -> None:
     """Begin to compile, in this order, unless a GPU makes the images, or all are in the cache, or it saves no time."""
-    global _process
+    global _process, _began
     words = {word.rpartition("=")[2] for word in sys.argv}
     if words & {"dali", "-h", "--help"} or _GPU.exists():
         return
@@ -44,15 +46,16 @@ def start(kernels: Sequence[Kernel]) -> None:
         return
     command = [sys.executable, "-m", "pipeline.compile_ahead", str(os.getpid()), *kernels]
     nothing = subprocess.DEVNULL
+    _began = time.monotonic()
     with contextlib.suppress(OSError):  # then they are compiled when they are needed
         _process = subprocess.Popen(command, cwd=_ROOT, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603
 
 
 def wait() -> None:
-    """Wait until what was begun is in the cache. May be called from any thread."""
+    """Wait until what was begun is in the cache, or takes too long. May be called from any thread."""
     if _process is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            _process.wait(_LONGEST)
+            _process.wait(max(0.0, _began + _LONGEST - time.monotonic()))
 
 
 def compile_kernels(kernels: Sequence[str]) -> None:

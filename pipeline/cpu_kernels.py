@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from pipeline.kernel_cache import Function, share_cache
+from pipeline.kernel_cache import Function, kernel
 from pipeline.signals import LORENTZIAN_END, LORENTZIAN_REACH, NEIGHBOUR_ROOT
 
 Float32s = npt.NDArray[np.float32]
@@ -96,11 +96,7 @@ _STEP_OPTIONS = {**_OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
 _TO_FLOAT32 = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 _SQRT_HALF = np.uint32(0x3F3504F3)  # as bits of a float32
 _REACH = 5.0  # standard deviations of a signal's profile, where 4e-6 of its peak is left
-
-
-def _kernel(function: Function) -> Function:
-    compiled: Function = njit(**_OPTIONS)(function)
-    return share_cache(compiled)
+_kernel = kernel(**_OPTIONS)
 
 
 def _inlined(function: Function) -> Function:

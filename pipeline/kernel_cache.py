@@ -26,6 +26,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _CONSTANTS = (bool, int, float, complex, str, bytes, np.generic)  # what Numba compiles into a kernel
 
 
+def kernel(**options: Any) -> Callable[[Function], Function]:
+    """A decorator: `numba.njit` with these options, and the shared cache."""
+    from numba import njit  # not above: compile_ahead.py is imported where Numba may be missing
+
+    def compile_function(function: Function) -> Function:
+        compiled: Function = njit(**options)(function)
+        return share_cache(compiled)
+
+    return compile_function
+
+
 def share_cache(kernel: Function) -> Function:
     """Give a function from `numba.njit` the shared cache, if its folder is this user's alone, or else Numba's.
 

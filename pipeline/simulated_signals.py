@@ -43,11 +43,10 @@ _STEEPEST = 0.5 * _KAGGLE_BINS  # channels over the cadence
 _WIDEST = 180 / _KAGGLE_CHANNELS  # share of the channels that a path drifts over while it is on
 _STEEPEST_HOP, _LARGEST_SWING = 40.0, 5.0  # channels of a hopping signal within a panel
 _FEWEST_BINS = 4  # of a pulse and its pause, so that each pulse has a time bin
-# Of an observation: chance of each kind, in the order of _KINDS, and the full width of a narrow line in channels. Real
+# Full width of a narrow line in channels: the least, and how much wider it may be. Less in an observation, as real
 # narrowband signals are about a hertz wide.
-_SIMULATED_WIDTH = (1.2, 1.3)
-_OBSERVED_KINDS = (0.6, 0.1, 0.1, 0.1, 0.1, 0.0)
-_OBSERVED_WIDTH = (1.0, 1.0)  # least, and how much wider at most
+_SIMULATED_WIDTH, _OBSERVED_WIDTH = (1.2, 1.3), (1.0, 1.0)
+_OBSERVED_KINDS = (0.6, 0.1, 0.1, 0.1, 0.1)  # chance of each of _KINDS in an observation, where none is hopping
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _draw_kinds(number: Numbers, is_observed: bool) -> Int64s:
     which = number(Stream.SIGNAL_KIND)
     if not is_observed:
         return np.floor(len(_KINDS) * which).astype(int)
-    return np.searchsorted(np.cumsum(_OBSERVED_KINDS)[:-2], which, "right")
+    return np.searchsorted(np.cumsum(_OBSERVED_KINDS[:-1]), which, "right")
 
 
 def _draw_drifts(channels: int, first: Float64s, last: Float64s, number: Numbers) -> Float64s:

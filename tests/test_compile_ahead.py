@@ -65,6 +65,18 @@ def test_the_compiling_process_ends_with_the_one_that_started_it(tmp_path: Path,
     assert not [path for path in tmp_path.rglob("*") if ".tmp." in path.name]
 
 
+def test_a_process_that_takes_too_long_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_ahead, "_LONGEST", 0.5)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        began = time.monotonic()
+        monkeypatch.setattr(compile_ahead, "_process", process)
+        monkeypatch.setattr(compile_ahead, "_began", began)
+        for _ in range(20):
+            compile_ahead.wait()
+        waited, still_runs = time.monotonic() - began, process.poll() is None
+    assert still_runs and 0.5 <= waited < 5
+
+
 CASES = ["in the cache", "DALI", "DALI, written with =", "a GPU", "help", "one core", "another rank"]
 
 
@@ -75,6 +87,7 @@ def test_a_process_is_started_only_where_it_saves_time(
     started: list[Any] = []
     monkeypatch.setattr(compile_ahead.subprocess, "Popen", lambda words, **_: started.append(words))
     monkeypatch.setattr(compile_ahead, "_process", None)
+    monkeypatch.setattr(compile_ahead, "_began", 0.0)
     monkeypatch.setattr(compile_ahead, "is_cached", lambda _: case == "in the cache")
     monkeypatch.setattr(compile_ahead, "_GPU", Path("/" if case == "a GPU" else "/dev/no such device"))
     monkeypatch.setattr(compile_ahead, "usable_cores", lambda: 1 if case == "one core" else 2)

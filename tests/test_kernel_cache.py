@@ -44,19 +44,20 @@ class Clones:
         shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # sources of one second and size look alike to Python
         return name
 
-    def start(self, name: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, name: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
+        """Begin to run a clone's kernel, after the code `before`."""
         path = f"{self.folder / name}{os.pathsep}{ROOT}"
         return subprocess.Popen(
-            [sys.executable, "-c", _REPORT],
+            [sys.executable, "-c", before + _REPORT],
             env={**self.environment, "PYTHONPATH": path, **environment},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
 
-    def run(self, name: str, **environment: str) -> tuple[float, int, Path]:
+    def run(self, name: str, before: str = "", **environment: str) -> tuple[float, int, Path]:
         """What the kernel makes of 1, whether it was found in the cache, and in which folder."""
-        return result_of(self.start(name, **environment))
+        return result_of(self.start(name, before, **environment))
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.caches.rglob("*") if path.suffix in (".nbi", ".nbc"))
@@ -140,4 +141,19 @@ def test_a_place_for_numbas_cache_that_the_user_set_comes_first(clones: Clones) 
 
 
 def test_kernels_run_where_nothing_can_be_cached_beside_them_or_at_home(clones: Clones) -> None:
-    assert clones.run(clones.add("clone"), XDG_CACHE_HOME=os.devnull)[0] == 2
+    clones.add("clone")
+    (clones.folder / "clone" / "__pycache__").write_bytes(b"")  # a file, where a folder would be made
+    nowhere = {"XDG_CACHE_HOME": os.devnull, "TMPDIR": str(clones.folder)}
+    before = "import shard_tools.library_caches as caches\ncaches._ROOT = caches.Path(caches.os.devnull)\n"
+    value, _, folder = clones.run("clone", f"{before}caches.place_library_caches()", **nowhere)
+    assert value == 2 and folder.is_relative_to(clones.folder / f"needlestream-caches-{os.getuid()}")
+
+
+@pytest.mark.parametrize("missing", ["_CacheLocator", "CompileResultCacheImpl"])
+def test_numbas_own_cache_is_used_where_its_classes_have_changed(clones: Clones, missing: str) -> None:
+    value, _, folder = clones.run(clones.add("clone"), f"import numba.core.caching as caching\ndel caching.{missing}")
+    assert value == 2 and folder == clones.folder / "clone" / "__pycache__"
+
+
+def test_a_function_that_is_not_compiled_stays_as_it_is() -> None:
+    assert kernel_cache.share_cache(result_of) is result_of and kernel_cache.is_cached(result_of)

@@ -6,25 +6,19 @@ Axes: P panel, T time bin of a panel, F frequency channel, R drift rate, C chann
 its panel, with `pad` more on either side of the panel's own.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from pipeline.kernel_cache import Function, share_cache
+from pipeline.kernel_cache import kernel
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 
 BLOCK = 13  # time bins that are summed along a few slopes first
 STEEPEST = 0.5  # channels a time bin
-_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
-
-
-def _kernel(function: Function) -> Function:
-    compiled: Function = njit(**_OPTIONS)(function)
-    return share_cache(compiled)
+_kernel = kernel(nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 
 
 @_kernel

@@ -296,13 +296,11 @@ def _share_rows(
 
 def _kept_back_fold(manifest: Manifest, about: dict[str, Any]) -> npt.NDArray[np.int8]:
     """(rows,) the fold of each row of an observation that weights were trained on but for a fold; else -1."""
-    fold = np.full(len(manifest), -1, np.int8)
     observations = about.get("kept_back_of", [])
+    known = np.zeros(len(manifest), bool)
     for data_set in manifest.data_sets:
-        if data_set.identity in observations:
-            own = slice(data_set.rows.start, data_set.rows.stop)
-            fold[own] = band_folds(manifest)[own]
-    return fold
+        known[data_set.rows.start : data_set.rows.stop] = data_set.identity in observations
+    return np.where(known, band_folds(manifest), np.int8(-1)) if known.any() else np.full(len(manifest), -1, np.int8)
 
 
 def count_trained_on(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> int:

@@ -15,30 +15,29 @@ from training.model import ModelConfig
 
 # What each preset sets; all else is the field's own default.
 _NOWHERE: dict[str, Any] = {"shards": ("shards",), "run_dir": Path("run")}
+# Of demo, and of fine, which may start from its weights.
+_SEARCH_RECIPE: dict[str, Any] = {
+    "epochs": 8,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "warmup_epochs": 0.5,
+    "ema": 0.995,
+    "model": ModelConfig("convnext_window", stem="sums"),
+}
 PRESETS: dict[Preset, TrainConfig] = {
     "demo": TrainConfig(
         **_NOWHERE,
+        **_SEARCH_RECIPE,
         preset="demo",
-        epochs=8,
-        batch_size=32,
-        learning_rate=2e-3,
-        warmup_epochs=0.5,
-        ema=0.995,
-        model=ModelConfig("convnext_window", stem="sums"),
         # The search for candidates removes the background itself.
         canvas=CanvasConfig("panels", 39, 256, sum_time_bins=7, normalise=False),
         draws=DrawConfig(flip_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0),
     ),
     "fine": TrainConfig(
         **_NOWHERE,
+        **_SEARCH_RECIPE,
         preset="fine",
-        epochs=8,
-        batch_size=32,
         eval_batch_size=32,
-        learning_rate=2e-3,
-        warmup_epochs=0.5,
-        ema=0.995,
-        model=ModelConfig("convnext_window", stem="sums"),
         canvas=CanvasConfig("panels", 16, 1024, normalise=False),
         # A roll may wrap a line that drifts over a third of the channels.
         draws=DrawConfig(

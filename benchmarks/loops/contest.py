@@ -3,7 +3,6 @@
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from benchmarks.loops.rows import Row
 from benchmarks.loops.spec import Loop, LoopSpec
-from benchmarks.peers.process import ContestantProcess, Failed
+from benchmarks.peers.process import ContestantProcess, ProcessContest
 from training.config import TrainConfig
 
 Logits = npt.NDArray[np.float64]
@@ -23,15 +22,14 @@ _TOLERANCE = 0.3  # of the logits' standard deviation: torch's resize differs fr
 _MAY_DIFFER = 0.05  # of the logits: a search for candidates may take another of two that are equal but for rounding
 
 
-class Contest:
+class Contest(ProcessContest):
     """The loops of one benchmark, each in its own process, and a row of results for each."""
 
     def __init__(self, loops: Sequence[Loop], spec: LoopSpec, cadences: int, step: Callable[[str], None]) -> None:
-        """`cadences` are those of an epoch; `step` is called at every turn with a description of it."""
+        """`cadences` are those of an epoch; `step` is called at every turn with the name of the loop."""
+        super().__init__(step)
         self.rows = [Row(loop) for loop in loops]
-        self.processes: dict[str, ContestantProcess] = {}
-        """Of the loops that take part and have not failed, by name."""
-        self._spec, self._cadences, self._step, self._stack = spec, cadences, step, ExitStack()
+        self._spec, self._cadences, self._stack = spec, cadences, ExitStack()
 
     def __enter__(self) -> "Contest":
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
@@ -41,20 +39,19 @@ class Contest:
             if missing := row.loop.missing():
                 row.failed = f"not installed: {missing}"
             else:
-                self.processes[row.loop.name] = ContestantProcess("benchmarks.loops", [row.loop.name, str(path)])
+                self.processes[row.name] = ContestantProcess("benchmarks.loops", [row.name, str(path)])
         return self
 
     def __exit__(self, *_: object) -> None:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(ContestantProcess.close, self.processes.values()))
+        self.close()
         self._stack.close()
 
     def check(self) -> None:
         """A turn of each, to warm it up and to check what it trained on, or its logits by those of the first row."""
         expected: Logits | None = None
         for row in self.rows:
-            path = self._folder / f"{row.loop.name}.npy"
-            if answer := self._ask(row, f"turn {path}"):
+            path = self._folder / f"{row.name}.npy"
+            if answer := self.ask(row, f"turn {path}", _SECONDS_OF_A_TURN):
                 logits = np.load(path)
                 expected = logits if expected is None else expected
                 if self._spec.what == "train":
@@ -62,30 +59,14 @@ class Contest:
                 else:  # a held batch has its own logits alone
                     reason = "" if row.loop.feed == "held" else difference(logits, expected)
                 if reason:
-                    self._fail(row, reason)
+                    self.fail(row, reason)
 
     def play(self, number: int) -> None:
         """One round: a turn of each, in reverse order in every other round."""
         for row in self.rows[:: -1 if number % 2 else 1]:
-            if answer := self._ask(row, "turn"):
+            if answer := self.ask(row, "turn", _SECONDS_OF_A_TURN):
                 row.rates.append(answer["cadences"] / answer["seconds"])
                 row.cpu_ms.append(1000 * answer["cpu_s"] / answer["cadences"])
-
-    def _ask(self, row: Row, command: str) -> dict[str, Any]:
-        """A loop's answer; {} where it has failed, and then its row says why."""
-        self._step(row.loop.name)
-        if row.failed:
-            return {}
-        try:
-            return self.processes[row.loop.name].ask(command, _SECONDS_OF_A_TURN)
-        except Failed as reason:
-            self._fail(row, str(reason))
-            return {}
-
-    def _fail(self, row: Row, reason: str) -> None:
-        row.failed = f"failed: {reason}"
-        row.rates.clear()
-        self.processes.pop(row.loop.name).close()
 
 
 def measure(spec: LoopSpec, loops: Sequence[Loop], cadences: int, rounds: int) -> list[Row]:

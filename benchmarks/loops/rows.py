@@ -24,9 +24,19 @@ class Row:
     """CPU milliseconds a cadence of each round, workers included."""
 
     @property
+    def name(self) -> str:
+        """Of the loop."""
+        return self.loop.name
+
+    @property
     def rate(self) -> float:
         """Median of cadences/s; 0 where it failed."""
         return statistics.median(self.rates) if self.rates else 0.0
+
+    def fail(self, reason: str) -> None:
+        """Say why it failed, and forget what was measured."""
+        self.failed = f"failed: {reason}"
+        self.rates.clear()
 
     def figure(self, workers: int) -> dict[str, Any]:
         """As the history keeps it."""

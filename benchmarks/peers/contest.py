@@ -14,7 +14,7 @@ import torch
 from benchmarks.bench_data import snippet_paths
 from benchmarks.peers.figures import Round, Row
 from benchmarks.peers.measure import COMPARED
-from benchmarks.peers.process import ContestantProcess, Failed
+from benchmarks.peers.process import ContestantProcess, Failed, ProcessContest
 from benchmarks.peers.spec import Contestant, Spec
 from benchmarks.peers.transforms import load_npy, resized
 
@@ -24,16 +24,15 @@ _TOLERANCE = 5e-4  # of the noise's standard deviation; resizing sums float32 in
 _EDGE_TOLERANCE = 1.0
 
 
-class Contest:
+class Contest(ProcessContest):
     """The contestants of one workload, each in its own process, and a row of results for each."""
 
     def __init__(self, contestants: Sequence[Contestant], spec: Spec, step: Callable[[str], None]) -> None:
         """`step` is called at every turn with a description of it."""
+        super().__init__(lambda name: step(f"{spec.workload}, {name}"))
         taking_part = [contestant for contestant in contestants if spec.workload in contestant.workloads]
         self.rows = [Row(contestant, spec.workload, spec.source) for contestant in taking_part]
-        self.processes: dict[str, ContestantProcess] = {}
-        """Of the contestants that take part and have not failed, by name."""
-        self._spec, self._step = spec, step
+        self._spec = spec
 
     def __enter__(self) -> "Contest":
         for row in self.rows:
@@ -43,13 +42,11 @@ class Contest:
             elif self._spec.source not in row.contestant.sources:
                 row.failed = f"no such source: {self._spec.source}"
             else:
-                words = self._spec.words(row.contestant.name)
-                self.processes[row.contestant.name] = ContestantProcess("benchmarks.peers", words)
+                self.processes[row.name] = ContestantProcess("benchmarks.peers", self._spec.words(row.name))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(ContestantProcess.close, self.processes.values()))
+        self.close()
 
     def compare(self, at_once: int) -> None:
         """Compare the first keys of an epoch of each with the reference, `at_once` contestants in parallel."""
@@ -60,7 +57,7 @@ class Contest:
     def warm_up(self) -> None:
         """Run another epoch of each, one contestant at a time, and measure its memory."""
         for row in self.rows:
-            answer = self._ask(row, "warm")
+            answer = self.ask(row, "warm")
             row.peak_mb = answer.get("peak_mb", 0.0)
 
     def play(self, number: int, seconds: float, before: Callable[[Contestant], None]) -> None:
@@ -73,14 +70,14 @@ class Contest:
                 if not row.failed:
                     before(row.contestant)
             except Failed as reason:
-                self._fail(row, str(reason))
-            answer = self._ask(row, f"round {seconds}")
+                self.fail(row, str(reason))
+            answer = self.ask(row, f"round {seconds}")
             if answer:
                 row.rounds.append(Round(**answer))
 
     def _compare(self, row: Row, folder: Path, reference: dict[str, Array]) -> None:
         path = folder / f"{row.contestant.module}-{row.contestant.parallel}.npz"
-        answer = self._ask(row, f"check {path}") if row.contestant.checked else {}
+        answer = self.ask(row, f"check {path}") if row.contestant.checked else {}
         if not answer:
             return
         with np.load(path) as found:
@@ -88,22 +85,6 @@ class Contest:
         count = len(snippet_paths(self._spec.data))
         if (answer["cadences"], answer["distinct"]) != (count, count):
             row.failed = f"an epoch of {answer['cadences']}, {answer['distinct']} distinct; expected {count}"
-
-    def _ask(self, row: Row, command: str) -> dict[str, Any]:
-        """A contestant's answer; {} where it has failed, and then its row says why."""
-        self._step(f"{self._spec.workload}, {row.contestant.name}")
-        if row.failed:
-            return {}
-        try:
-            return self.processes[row.contestant.name].ask(command)
-        except Failed as reason:
-            self._fail(row, str(reason))
-            return {}
-
-    def _fail(self, row: Row, reason: str) -> None:
-        row.failed = f"failed: {reason}"
-        row.rounds.clear()
-        self.processes.pop(row.contestant.name).close()
 
 
 def reference_of(spec: Spec) -> dict[str, Array]:

@@ -39,8 +39,8 @@ class Epochs:
             yield keys, finished(batch, self.spec.workload, self.spec.device)
 
 
-def one_thread(_: int) -> None:
-    """Called when a worker starts: with more threads of torch, workers would compete for the cores."""
+def one_thread(*_: int) -> None:
+    """Called with its number when a worker starts: with more threads of torch, workers would compete for the cores."""
     torch.set_num_threads(1)
 
 

@@ -39,6 +39,11 @@ class Row:
     rounds: list[Round] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """Of the contestant."""
+        return self.contestant.name
+
+    @property
     def rate(self) -> float:
         """Median of cadences/s."""
         return statistics.median(turn.rate for turn in self.rounds)
@@ -57,6 +62,11 @@ class Row:
     def first_batch_s(self) -> float:
         """Median time to an epoch's first batch."""
         return statistics.median(turn.first_batch_s for turn in self.rounds)
+
+    def fail(self, reason: str) -> None:
+        """Say why it failed, and forget what was measured."""
+        self.failed = f"failed: {reason}"
+        self.rounds.clear()
 
     def figures(self, threads: int, cadence_bytes: int) -> dict[str, str | int | float | None]:
         """As the history keeps them."""

@@ -1,8 +1,8 @@
 """Grain with worker processes, which pass whole batches on in shared memory."""
 
 import grain
-import torch
 
+from benchmarks.peers.dataloader import one_thread
 from benchmarks.peers.grain_dataset import Epochs, batches_of
 from benchmarks.peers.spec import BATCHES_AHEAD, Loading, Spec
 
@@ -15,8 +15,3 @@ def build(spec: Spec, workers: int) -> Loading:
     ahead = workers * (2 * BATCHES_AHEAD + 3)
     epochs = Epochs(batches.mp_prefetch(options, worker_init_fn=one_thread), spec, ahead)
     return Loading(epochs, settle=epochs.settle, close=epochs.close)
-
-
-def one_thread(worker: int, workers: int) -> None:
-    """Called when a process starts: with more threads of torch, processes would compete for the cores."""
-    torch.set_num_threads(1)

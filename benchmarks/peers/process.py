@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 _SECONDS_TO_ANSWER = 300.0
@@ -85,6 +86,51 @@ class ContestantProcess:
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{how}: {lines[-1].strip()}" if lines else how
+
+
+class ResultRow(Protocol):
+    """The results of a contestant, as far as its process needs them."""
+
+    failed: str
+    """Why there are no figures; empty where there are some."""
+
+    @property
+    def name(self) -> str:
+        """Of the contestant."""
+
+    def fail(self, reason: str) -> None:
+        """Say why it failed, and forget what was measured."""
+
+
+class ProcessContest:
+    """Contestants in processes of their own, each of which takes part until it fails."""
+
+    def __init__(self, step: Callable[[str], None]) -> None:
+        """`step` is called at every turn with the name of whose turn it is."""
+        self.processes: dict[str, ContestantProcess] = {}
+        """Of the contestants that take part and have not failed, by name."""
+        self._step = step
+
+    def close(self) -> None:
+        """End all processes."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(ContestantProcess.close, self.processes.values()))
+
+    def ask(self, row: ResultRow, command: str, seconds: float = _SECONDS_TO_ANSWER) -> dict[str, Any]:
+        """A contestant's answer; {} where it has failed, and then its row says why."""
+        self._step(row.name)
+        if row.failed:
+            return {}
+        try:
+            return self.processes[row.name].ask(command, seconds)
+        except Failed as reason:
+            self.fail(row, str(reason))
+            return {}
+
+    def fail(self, row: ResultRow, reason: str) -> None:
+        """Note why a contestant cannot go on, and end its process."""
+        row.fail(reason)
+        self.processes.pop(row.name).close()
 
 
 def own_stdout() -> TextIO:

@@ -5,11 +5,12 @@ Axes: N panel, T time bin, F frequency channel; R drift rate, C channel in the m
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from pipeline.kernel_cache import kernel
 
 Float64s = npt.NDArray[np.float64]
 
-_kernel = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+_kernel = kernel(nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 
 
 @_kernel
