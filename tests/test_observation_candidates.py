@@ -362,6 +362,24 @@ def test_files_of_one_name_in_several_folders_have_a_dat_file_each(tmp_path: Pat
         assert start == pytest.approx(header_fields(config, panel)["tstart"], abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["A2.dat", "events.csv"])
+def test_files_of_turbo_seti_are_not_replaced_and_those_of_an_earlier_run_are(
+    voyager: Manifest, table: Path, tmp_path: Path, name: str
+) -> None:
+    ours = table.parent / "turbo_seti" / name
+    folder = tmp_path / "dat"
+    folder.mkdir()
+    # As turboSETI begins: without our name, without our columns.
+    theirs = ours.read_text().replace(" Needlestream", "", 1).replace(",rank,score,false_alarm_rate", "", 1)
+    (folder / name).write_text(theirs)
+    with pytest.raises(InputError, match=rf"--turbo-seti {folder}: .*{name} would be replaced, .* choose another"):
+        candidates_of(voyager, tmp_path / "candidates.csv", turbo_seti=folder)
+    assert (folder / name).read_text() == theirs and not (tmp_path / "candidates.csv").exists()
+    (folder / name).write_text(ours.read_text().replace("8419", "1"))
+    candidates_of(voyager, tmp_path / "candidates.csv", turbo_seti=folder)
+    assert (folder / name).read_bytes() == ours.read_bytes()
+
+
 def test_hits_of_turbo_seti_get_the_score_of_the_line_near_them(voyager: Manifest, table: Path, tmp_path: Path) -> None:
     found = read_candidates(table)
     second = header_fields(BAND, 2)["tstart"]
