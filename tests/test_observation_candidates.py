@@ -185,6 +185,23 @@ def test_the_same_shards_give_the_same_tables(voyager: Manifest, table: Path, tm
         assert path.read_bytes() == (table.parent / path.relative_to(tmp_path)).read_bytes()
 
 
+def test_pictures_of_an_earlier_run_are_removed_and_other_files_stay(voyager: Manifest, tmp_path: Path) -> None:
+    out, pictures = tmp_path / "candidates.csv", tmp_path / "candidates"
+    candidates_of(voyager, out)
+    assert sorted(path.name for path in pictures.iterdir()) == ["1.png", "2.png", "3.png"]
+    for kept in ("4.png", "notes.txt"):
+        (pictures / kept).write_text("mine")
+    text = out.read_text()
+    (tmp_path / "3.png").write_text("mine")
+    out.write_text(text.replace("candidates/3.png", "3.png"))
+    candidates_of(voyager, out, pictures=1)
+    assert sorted(path.name for path in pictures.iterdir()) == ["1.png", "3.png", "4.png", "notes.txt"]
+    assert (tmp_path / "3.png").read_text() == "mine"
+    out.write_text(text)
+    candidates_of(voyager, out, min_snr=1e6)
+    assert sorted(path.name for path in pictures.iterdir()) == ["4.png", "notes.txt"]
+
+
 def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_path: Path) -> None:
     """At any place in a snippet and in a coarse channel, across the borders of both, drifting up and down."""
     # 6.13 kHz divides neither the snippets' step of 15.3 kHz nor the coarse channels' 91.6 kHz.

@@ -12,7 +12,7 @@ from pipeline.loader import LoaderConfig
 from shard_tools.atomic_files import is_stream
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidates_table import PICTURES, Candidate, write_candidates
+from shard_tools.observation.candidates_table import PICTURES, Candidate, remove_pictures, write_candidates
 from training.candidates import WindowModel
 from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
@@ -169,6 +169,7 @@ def find_candidates(
     candidates, events = rank_events(findings, observed, manifest, trained=is_trained, pictures=config.pictures)
     ranked = list(zip(candidates, events, strict=True))
     paths = [config.candidates, config.candidates.with_name(INTERFERENCE)]
+    remove_pictures(paths[0])
     write_candidates(paths[0], candidates)
     write_interference(paths[1], findings.interference, [(each.source, each.start_mjd) for each in observed.cadences])
     if config.turbo_seti is not None:
