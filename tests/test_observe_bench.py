@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import observe_bench
-from benchmarks.observe_bench import ObserveBenchConfig, missed_goals, run
+from benchmarks.commands import run
+from benchmarks.observe_bench import ObserveBenchConfig
+from benchmarks.observe_goals import missed_goals
 from shard_tools.errors import InputError
 
 GOOD: list[dict[str, Any]] = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shard_tools.cadence import ON_POSITIONS
+from shard_tools.cadence import ON_POSITIONS, PANEL_NAMES
 from shard_tools.manifest import Manifest
 from shard_tools.observation.candidates_table import PICTURES, Candidate
 from training.metrics import sigmoid
@@ -18,7 +18,7 @@ from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
 Float64s = npt.NDArray[np.float64]
-_PANEL_COLUMNS = ("snr_a1", "snr_b", "snr_a2", "snr_c", "snr_a3", "snr_d")
+_PANEL_COLUMNS = tuple(f"snr_{name.lower()}" for name in PANEL_NAMES)
 
 
 def rank_events(

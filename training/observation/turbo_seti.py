@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shard_tools.atomic_files import write_whole
-from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANEL_NAMES, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.candidates_table import Candidate
 from shard_tools.observation.header import SECONDS_A_DAY
@@ -23,7 +23,6 @@ from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
 EVENTS = "events.csv"
-_PANEL_NAMES = ("A1", "B", "A2", "C", "A3", "D")
 # A known line in one more panel: far fewer places are tried than in a blind search.
 _LEAST_SNR = 3.0
 _OURS = "# -------------------------- o -------------------------- Needlestream\n"
@@ -145,7 +144,7 @@ def _is_ours(path: Path) -> bool:
 def _dat_name(files: CadenceFiles, panel: int) -> str:
     """As turboSETI names it, or after its panel too where two files of a cadence would have the same."""
     names = [Path(name).with_suffix(".dat").name for name in files.files]
-    return names[panel] if names.count(names[panel]) == 1 else f"{_PANEL_NAMES[panel]}_{names[panel]}"
+    return names[panel] if names.count(names[panel]) == 1 else f"{PANEL_NAMES[panel]}_{names[panel]}"
 
 
 def _hits_of(findings: Findings, cadence: int, panel: int) -> list[_Hit]:
