@@ -21,10 +21,14 @@ def missed_goals(figures: Sequence[dict[str, Any]], margin: float) -> list[str]:
         ("ours / turboSETI", "share", MOST_SHARE / margin, "of turboSETI's time"),
         ("added needles", "hz_95", MOST_HZ, "Hz off"),
         ("added needles", "hz_s_95", MOST_HZ_S, "Hz/s off"),
+        ("carrier", "hz", MOST_HZ, "Hz off"),
+        ("carrier", "hz_s", MOST_HZ_S, "Hz/s off"),
     ):
         value = of.get(what, {}).get(name)
         if value is not None and value > limit:
             missed.append(f"{what}: {value:.3g} {unit}, expected at most {limit:.3g}")
+    # What was not found has no errors, and a recall of 0 is flat.
+    missed += [f"{what}: not found" for what in ("added needles", "carrier") if not of[what]["found"]]
     whole = of["added needles"]
     share = whole["found"] / whole["needles"]
     for figure in figures:
