@@ -41,6 +41,12 @@ class Line(NamedTuple):
         return self.frequency_mhz + self.drift_rate_hz_s * seconds / 1e6
 
 
+def check_snr_range(snr_min: float, snr_max: float) -> None:
+    """Raise InputError naming --snr-min and --snr-max unless SNRs can be drawn between them."""
+    if not 0 < snr_min <= snr_max <= 1e6:
+        raise InputError(f"--snr-min {snr_min} --snr-max {snr_max}: expected rising numbers, 0 to 1e6")
+
+
 class Grid(NamedTuple):
     """Where the values of one panel are."""
 
