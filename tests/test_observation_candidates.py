@@ -38,6 +38,7 @@ from shard_tools.observation.simulate import (
 )
 from shard_tools.sample import read_snippets
 from shard_tools.tasks.base import TaskConfig
+from tests.observation_files import NAMES
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
 from training.candidates import WindowModel
@@ -51,7 +52,6 @@ from training.observation.snippet_lines import find_lines
 from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, load_judges
 from training.weights import save_weights
 
-NAMES = ("A1", "B", "A2", "C", "A3", "D")
 BAND = SimulateObservationConfig(Path(), coarse_channels=4, nfpc=32768, seed=3)
 CPU = torch.device("cpu")
 
