@@ -12,11 +12,8 @@ of many narrow coarse channels, so that many added needles lie at their borders 
 import dataclasses
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +22,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import psutil
 import tyro
 
-from benchmarks.history import ROOT, record
+from benchmarks.commands import Spent, run, run_together
+from benchmarks.history import record
+from benchmarks.observe_goals import INGEST, SEARCH, START, TURBO_SETI, missed_goals
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
 from shard_tools.observation.candidates_table import read_candidates
@@ -36,11 +34,6 @@ from shard_tools.observation.lines import TRUTH_TABLE, read_truth
 from shard_tools.observation.recall import Found, RecallConfig, find_needles, group_needles
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
 
-INGEST, START, SEARCH, TURBO_SETI = "ingest", "its start", "infer.py --candidates", "turboSETI FindDoppler"
-# What is promised of real coarse channels on two cores.
-MOST_SECONDS, MOST_MB, MOST_SHARE = 1.0, 1500.0, 0.5  # a coarse channel of six files; memory; of turboSETI's time
-MOST_HZ, MOST_HZ_S = 45.0, 0.05  # errors of 95 % of the needles: two channels of 22 Hz
-_FAR = 3.5  # standard deviations: a group's recall is then not that of the others
 _NARROW = 16384  # channels of a coarse channel where recall is measured
 _TURBO_SETI = """
 import sys
@@ -85,72 +78,6 @@ class ObserveBenchConfig:
             raise InputError(f"--check-margin {self.check_margin}: expected more than 0")
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What one command took."""
-
-    seconds: float
-    mb: float
-    """Most memory of all its processes together, by what they do not share with each other (10^6 bytes)."""
-
-
-def run(words: Sequence[str | Path]) -> Spent:
-    """Run one command. Raises InputError with its last words where it fails."""
-    return run_together([words])
-
-
-def run_together(commands: Sequence[Sequence[str | Path]]) -> Spent:
-    """Run commands at the same time."""
-    # turboSETI must not see our packages, which are built for another NumPy.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        processes = [
-            subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=said, stderr=said, env=environment)
-            for words in commands
-        ]
-        watch = _MemoryWatch([process.pid for process in processes])
-        codes = [process.wait() for process in processes]
-        seconds = time.perf_counter() - began
-        peak = watch.stop()
-        if any(codes):
-            said.seek(0)
-            words = " ".join(map(str, commands[0][:4]))
-            raise InputError(f"{words}: exit codes {codes}: {said.read().decode(errors='replace').strip()[-400:]}")
-    return Spent(seconds, peak / 1e6)
-
-
-class _MemoryWatch:
-    """Looks at the memory of processes and their children, twice a second: that takes time itself."""
-
-    def __init__(self, pids: Sequence[int]) -> None:
-        self._pids, self._peak, self._done = pids, 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        """The peak in bytes."""
-        self._done.set()
-        self._thread.join()
-        return self._peak
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.5):
-            self._peak = max(self._peak, sum(map(_memory_of, self._pids)))
-
-
-def _memory_of(pid: int) -> int:
-    """Bytes of a process and its children: pages that several of them share count once."""
-    total = 0
-    try:
-        process = psutil.Process(pid)
-        for each in (process, *process.children(recursive=True)):
-            total += each.memory_full_info().pss
-    except psutil.Error:
-        pass  # it ended while it was looked at
-    return total
-
-
 class _Observation:
     """A simulated cadence, and the commands that a user types for it."""
 
@@ -178,15 +105,8 @@ class _Observation:
 
     def search(self) -> Spent:
         """Of what was ingested last."""
-        words: list[str | Path] = [
-            sys.executable,
-            "infer.py",
-            "--shards",
-            self.shards,
-            "--weights",
-            self.config.weights,
-        ]
-        return run([*words, "--candidates", self.candidates])
+        options = "--shards", self.shards, "--weights", self.config.weights, "--candidates", self.candidates
+        return run([sys.executable, "infer.py", *options])
 
     def turbo_seti(self, python: Path) -> Spent:
         """Its search of the six files, shared out to as many processes as there are workers."""
@@ -261,33 +181,6 @@ def measure_recall(config: ObserveBenchConfig, folder: Path) -> list[dict[str, A
             for each in groups
         ]
     return figures
-
-
-def missed_goals(figures: Sequence[dict[str, Any]], margin: float) -> list[str]:
-    """What was promised and not kept, a line each."""
-    of = {figure["what"]: figure for figure in figures if "group" not in figure}
-    missed = []
-    for what, name, limit, unit in (
-        (INGEST, "seconds_per_coarse_channel", MOST_SECONDS / margin, "s for a coarse channel"),
-        (INGEST, "peak_mb", MOST_MB, "MB of memory"),
-        ("ours / turboSETI", "share", MOST_SHARE / margin, "of turboSETI's time"),
-        ("added needles", "hz_95", MOST_HZ, "Hz off"),
-        ("added needles", "hz_s_95", MOST_HZ_S, "Hz/s off"),
-    ):
-        value = of.get(what, {}).get(name)
-        if value is not None and value > limit:
-            missed.append(f"{what}: {value:.3g} {unit}, expected at most {limit:.3g}")
-    whole = of["added needles"]
-    share = whole["found"] / whole["needles"]
-    for figure in figures:
-        if figure["what"] == "recall by place in the coarse channel":
-            spread = np.sqrt(max(share * (1 - share), 0.25 / whole["needles"]) / figure["needles"])
-            if abs(figure["found"] / figure["needles"] - share) > _FAR * spread:
-                missed.append(
-                    f"recall at {figure['group']} of a coarse channel: {figure['found']} of {figure['needles']}, "
-                    f"expected about {share:.0%} as elsewhere"
-                )
-    return missed
 
 
 def print_table(figures: Sequence[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from shard_tools.float16 import Rounding, to_halves
 PANELS = 6
 ON_POSITIONS = (0, 2, 4)
 OFF_POSITIONS = (1, 3, 5)
+PANEL_NAMES = ("A1", "B", "A2", "C", "A3", "D")
 KAGGLE_SHAPE = (PANELS, 273, 256)
 
 # The competition does not publish its resolution. These are those of Breakthrough Listen's mid-resolution product at

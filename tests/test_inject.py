@@ -4,6 +4,7 @@ Axes: P panel, T time bin, F frequency channel.
 """
 
 import csv
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.inject import InjectConfig, draw_needles, inject
 from shard_tools.observation.lines import Line, TrueLine, read_truth, write_truth
 from shard_tools.observation.recall import RecallConfig, find_needles, group_needles, recall_lines
-from shard_tools.observation.tables import read_observations
+from shard_tools.observation.tables import Observations, read_observations
 from shard_tools.sample import read_snippets
 from tests.conftest import Command, data_set_bytes
 from tests.observation_files import CHANNELS, NFPC, SPECTRA, START_MJD, write_cadence
@@ -45,12 +46,27 @@ def config(out: Path, files: list[Path], **options: Any) -> InjectConfig:
     return InjectConfig(str(out), tuple(files), **{"workers": 1, "snr_min": 300.0, "snr_max": 300.0, **options})
 
 
-def noise(manifest: Manifest) -> npt.NDArray[np.float64]:
-    """(N, P, T, F) in standard deviations of the radiometer noise."""
+def observed_of(manifest: Manifest) -> Observations:
     observed = read_observations(manifest.data_sets[0])
     assert observed is not None
+    return observed
+
+
+def noise(manifest: Manifest) -> npt.NDArray[np.float64]:
+    """(N, P, T, F) in standard deviations of the radiometer noise."""
+    observed = observed_of(manifest)
     values = read_snippets(manifest, np.arange(len(manifest))).astype(np.float64)
     return observed.level[:, :, None, None] + observed.scale[:, :, None, None] * values
+
+
+def needles_in_snippets(out: Path, manifest: Manifest) -> Iterator[tuple[Line, int, npt.NDArray[np.float64]]]:
+    """Each needle of truth.csv in `out` with each row, and its channel there (P, T) in the middle of each time bin."""
+    observed = observed_of(manifest)
+    (cadence,) = observed.cadences
+    middle_s = cadence.row_starts_s(SPECTRA) + cadence.bin_length_s / 2
+    for each in read_truth(out / "truth.csv"):
+        for row, first_mhz in enumerate(observed.first_mhz):
+            yield each.line, row, (each.line.mhz_at(middle_s) - first_mhz) * 1e6 / cadence.channel_width_hz
 
 
 def test_needles_are_as_strong_as_truth_says_and_where_it_says_and_nothing_else_changes(
@@ -60,24 +76,18 @@ def test_needles_are_as_strong_as_truth_says_and_where_it_says_and_nothing_else_
     plain_too = ingest(IngestConfig(str(tmp_path / "plain"), tuple(files), workers=1, max_drift=0.5))
     difference = noise(manifest) - noise(plain_too)
     assert np.abs(difference[:, list(OFF_POSITIONS)]).max() == 0
-    observed = read_observations(manifest.data_sets[0])
-    assert observed is not None
-    (cadence,) = observed.cadences
-    middle_s = cadence.row_starts_s(SPECTRA) + cadence.bin_length_s / 2
     whole = 0
-    for line in (each.line for each in read_truth(tmp_path / "out" / "truth.csv")):
-        for row, first_mhz in enumerate(observed.first_mhz):
-            channel = (line.mhz_at(middle_s) - first_mhz) * 1e6 / cadence.channel_width_hz  # type: ignore[arg-type]
-            if channel.min() < 8 or channel.max() > 1015:
-                continue
-            whole += 1
-            for panel in ON_POSITIONS:
-                own = np.array([
-                    difference[row, panel, t, int(c) - 4 : int(c) + 6].sum() for t, c in enumerate(channel[panel])
-                ])  # fmt: skip
-                # Summing 8 channels of the file raises the noise by sqrt(8); every time bin has its share.
-                assert own.sum() / np.sqrt(SPECTRA) == pytest.approx(line.snr / np.sqrt(8), rel=0.08)
-                assert own.min() > 0.5 * own.mean()
+    for line, row, channel in needles_in_snippets(tmp_path / "out", manifest):
+        if channel.min() < 8 or channel.max() > 1015:
+            continue
+        whole += 1
+        for panel in ON_POSITIONS:
+            own = np.array([
+                difference[row, panel, t, int(c) - 4 : int(c) + 6].sum() for t, c in enumerate(channel[panel])
+            ])  # fmt: skip
+            # Summing 8 channels of the file raises the noise by sqrt(8); every time bin has its share.
+            assert own.sum() / np.sqrt(SPECTRA) == pytest.approx(line.snr / np.sqrt(8), rel=0.08)
+            assert own.min() > 0.5 * own.mean()
     assert whole >= 4
     assert (np.abs(difference) > 1).mean() < 0.01  # the rest is rounding: each panel has another mean and deviation
 
@@ -104,21 +114,14 @@ def test_a_steep_needle_is_where_it_was_in_every_time_bin_borders_and_pauses_inc
 ) -> None:
     inject(config(tmp_path / "out", files, needles=5))
     difference = noise(read_manifest(tmp_path / "out")) - noise(plain)
-    observed = read_observations(plain.data_sets[0])
-    assert observed is not None
-    (cadence,) = observed.cadences
-    middle_s = cadence.row_starts_s(SPECTRA) + cadence.bin_length_s / 2
     found = 0
-    for line in (each.line for each in read_truth(tmp_path / "out" / "truth.csv")):
-        mhz = line.frequency_mhz + line.drift_rate_hz_s * middle_s / 1e6
-        for row, first_mhz in enumerate(observed.first_mhz):
-            expected = (mhz - first_mhz) * 1e6 / cadence.channel_width_hz
-            for panel in ON_POSITIONS:
-                for channel, values in zip(expected[panel], difference[row, panel], strict=True):
-                    if 8 <= channel <= 1015:
-                        # 4 Hz/s cross three channels in a time bin.
-                        assert values[int(channel) - 3 : int(channel) + 5].sum() > 0.6 * line.snr / np.sqrt(8 * SPECTRA)
-                        found += 1
+    for line, row, expected in needles_in_snippets(tmp_path / "out", plain):
+        for panel in ON_POSITIONS:
+            for channel, values in zip(expected[panel], difference[row, panel], strict=True):
+                if 8 <= channel <= 1015:
+                    # 4 Hz/s cross three channels in a time bin.
+                    assert values[int(channel) - 3 : int(channel) + 5].sum() > 0.6 * line.snr / np.sqrt(8 * SPECTRA)
+                    found += 1
     assert found >= 5 * 3 * SPECTRA * 0.9
 
 

@@ -38,6 +38,7 @@ from shard_tools.observation.simulate import (
 )
 from shard_tools.sample import read_snippets
 from shard_tools.tasks.base import TaskConfig
+from tests.observation_files import NAMES
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
 from training.candidates import WindowModel
@@ -51,7 +52,6 @@ from training.observation.snippet_lines import find_lines
 from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, load_judges
 from training.weights import save_weights
 
-NAMES = ("A1", "B", "A2", "C", "A3", "D")
 BAND = SimulateObservationConfig(Path(), coarse_channels=4, nfpc=32768, seed=3)
 CPU = torch.device("cpu")
 
@@ -183,6 +183,23 @@ def test_the_same_shards_give_the_same_tables(voyager: Manifest, table: Path, tm
     assert len(written) == 2 + 2 + 7  # the page beside them says when it was made
     for path in written:
         assert path.read_bytes() == (table.parent / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_pictures_of_an_earlier_run_are_removed_and_other_files_stay(voyager: Manifest, tmp_path: Path) -> None:
+    out, pictures = tmp_path / "candidates.csv", tmp_path / "candidates"
+    candidates_of(voyager, out)
+    assert sorted(path.name for path in pictures.iterdir()) == ["1.png", "2.png", "3.png"]
+    for kept in ("4.png", "notes.txt"):
+        (pictures / kept).write_text("mine")
+    text = out.read_text()
+    (tmp_path / "3.png").write_text("mine")
+    out.write_text(text.replace("candidates/3.png", "3.png"))
+    candidates_of(voyager, out, pictures=1)
+    assert sorted(path.name for path in pictures.iterdir()) == ["1.png", "3.png", "4.png", "notes.txt"]
+    assert (tmp_path / "3.png").read_text() == "mine"
+    out.write_text(text)
+    candidates_of(voyager, out, min_snr=1e6)
+    assert sorted(path.name for path in pictures.iterdir()) == ["4.png", "notes.txt"]
 
 
 def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_path: Path) -> None:
@@ -360,6 +377,24 @@ def test_files_of_one_name_in_several_folders_have_a_dat_file_each(tmp_path: Pat
     for panel, name in enumerate(NAMES[1:], start=1):
         start = float((tmp_path / "dat" / f"{name}_x.dat").read_text().splitlines()[4].split()[2])
         assert start == pytest.approx(header_fields(config, panel)["tstart"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["A2.dat", "events.csv"])
+def test_files_of_turbo_seti_are_not_replaced_and_those_of_an_earlier_run_are(
+    voyager: Manifest, table: Path, tmp_path: Path, name: str
+) -> None:
+    ours = table.parent / "turbo_seti" / name
+    folder = tmp_path / "dat"
+    folder.mkdir()
+    # As turboSETI begins: without our name, without our columns.
+    theirs = ours.read_text().replace(" Needlestream", "", 1).replace(",rank,score,false_alarm_rate", "", 1)
+    (folder / name).write_text(theirs)
+    with pytest.raises(InputError, match=rf"--turbo-seti {folder}: .*{name} would be replaced, .* choose another"):
+        candidates_of(voyager, tmp_path / "candidates.csv", turbo_seti=folder)
+    assert (folder / name).read_text() == theirs and not (tmp_path / "candidates.csv").exists()
+    (folder / name).write_text(ours.read_text().replace("8419", "1"))
+    candidates_of(voyager, tmp_path / "candidates.csv", turbo_seti=folder)
+    assert (folder / name).read_bytes() == ours.read_bytes()
 
 
 def test_hits_of_turbo_seti_get_the_score_of_the_line_near_them(voyager: Manifest, table: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import observe_bench
-from benchmarks.observe_bench import ObserveBenchConfig, missed_goals, run
+from benchmarks.commands import run
+from benchmarks.observe_bench import ObserveBenchConfig
+from benchmarks.observe_goals import missed_goals
 from shard_tools.errors import InputError
 
 GOOD: list[dict[str, Any]] = [
@@ -18,6 +20,7 @@ GOOD: list[dict[str, Any]] = [
     {"what": "added needles", "needles": 300, "found": 150, "hz": 3.0, "hz_95": 20.0, "hz_s": 0.002, "hz_s_95": 0.02},
     {"what": "recall by place in the coarse channel", "group": "0 to 0.05", "needles": 20, "found": 9},
     {"what": "recall by place in the coarse channel", "group": "0.4 to 0.6", "needles": 60, "found": 31},
+    {"what": "carrier", "found": 1, "hz": 2.0, "hz_95": 2.0, "hz_s": 0.001, "hz_s_95": 0.001},
 ]
 
 
@@ -56,6 +59,8 @@ def test_goals_that_are_kept_are_not_missed() -> None:
         (2, {"share": 0.6}, "0.6 of turboSETI's time"),
         (3, {"hz_95": 60.0}, "60 Hz off"),
         (3, {"hz_s_95": 0.06}, "0.06 Hz/s off"),
+        (6, {"hz": 60.0}, "carrier: 60 Hz off"),
+        (6, {"hz_s": 0.06}, "carrier: 0.06 Hz/s off"),
         (4, {"found": 1}, "recall at 0 to 0.05 of a coarse channel: 1 of 20"),
     ],
 )
@@ -63,6 +68,16 @@ def test_a_goal_that_is_missed_is_named(number: int, changed: dict[str, Any], wo
     figures = [figure | changed if n == number else figure for n, figure in enumerate(GOOD)]
     (missed,) = missed_goals(figures, 1.0)
     assert words in missed
+
+
+def test_a_search_that_finds_nothing_misses_its_goals() -> None:
+    """Without errors that could be too large, and with the same recall everywhere."""
+    nothing = [
+        {"what": "added needles", "needles": 300, "found": 0},
+        {"what": "recall by place in the coarse channel", "group": "0 to 0.05", "needles": 20, "found": 0},
+        {"what": "carrier", "found": 0},
+    ]
+    assert missed_goals(nothing, 1.0) == ["added needles: not found", "carrier: not found"]
 
 
 def test_a_command_that_fails_is_refused_with_its_words() -> None:

@@ -17,7 +17,8 @@ from shard_tools.observation.candidates_table import read_candidates
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from tests.conftest import ROOT
-from tests.test_observation_candidates import INTERFERENCE, NAMES, VOYAGER, candidates_of, nearest, write_files
+from tests.observation_files import NAMES
+from tests.test_observation_candidates import INTERFERENCE, VOYAGER, candidates_of, nearest, write_files
 
 REQUIREMENTS = ROOT / "requirements-turboseti.txt"
 EVENTS = """

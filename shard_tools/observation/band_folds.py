@@ -10,10 +10,8 @@ from shard_tools.manifest import DataSet, Manifest
 from shard_tools.observation.tables import Observations, read_observations
 
 FOLDS = 5
-_LARGEST_BLOCK, _LEAST_BLOCKS = (
-    32,
-    4,
-)  # snippets of a block, and blocks of a fold in each cadence, where there are enough
+_LARGEST_BLOCK = 32  # snippets
+_LEAST_BLOCKS = 4  # of a fold in each cadence, where there are enough snippets
 Rows = npt.NDArray[np.int64]
 
 

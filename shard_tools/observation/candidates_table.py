@@ -1,5 +1,6 @@
 """The table of candidates: candidates.csv, one row an event, best first."""
 
+import contextlib
 import csv
 import io
 import math
@@ -90,6 +91,15 @@ def _to_cell(name: str, value: object) -> str:
     if name in _DECIMALS:
         return f"{value:.{_DECIMALS[name]}f}"
     return str(value)
+
+
+def remove_pictures(path: Path) -> None:
+    """Remove the pictures of an earlier table at `path`: those that it names in its folder of pictures."""
+    with contextlib.suppress(InputError):  # no table, or none of ours
+        for candidate in read_candidates(path):
+            picture = path.parent / candidate.picture
+            if picture.parent == path.parent / PICTURES and picture.is_file():
+                picture.unlink()
 
 
 def read_candidates(path: Path) -> list[Candidate]:

@@ -6,7 +6,7 @@ A column is a frequency channel of a snippet: `channel_bin` neighbouring channel
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -169,7 +169,7 @@ def _without_excluded(plan: CutPlan) -> CutPlan:
     kept = [start for start in plan.starts.tolist() if not excluded_columns(plan, start, start + plan.columns).all()]
     if not kept:
         raise InputError(f"{plan.cadence.first.path}: --exclude-mhz leaves nothing of its band; give smaller ranges")
-    return CutPlan(**{**vars(plan), "starts": np.array(kept, np.int64)})
+    return replace(plan, starts=np.array(kept, np.int64))
 
 
 def excluded_columns(plan: CutPlan, start: int, stop: int) -> npt.NDArray[np.bool_]:

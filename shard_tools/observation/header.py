@@ -83,6 +83,7 @@ class Header:
 def build_header(path: Path, fields: Mapping[str, Any], layout: Layout, nfpc: int | None) -> Header:
     """Check what a file's header says; `nfpc` overrides it. Raises InputError naming the file and the keyword."""
     fch1, foff = (_to_number(path, fields, name) for name in ("fch1", "foff"))
+    ra, dec = to_position(fields.get("src_raj"), fields.get("src_dej"))
     header = Header(
         path=path,
         layout=layout,
@@ -92,13 +93,12 @@ def build_header(path: Path, fields: Mapping[str, Any], layout: Layout, nfpc: in
         start_mjd=_to_number(path, fields, "tstart"),
         nfpc=_find_nfpc(path, foff, layout.channels, fields.get("nfpc"), nfpc),
         source=str(fields.get("source_name", "")).strip(),
-        ra_hours=None,
-        dec_degrees=None,
+        ra_hours=ra,
+        dec_degrees=dec,
         telescope=_to_count(fields.get("telescope_id")),
     )
     _check_header(header)
-    ra, dec = to_position(fields.get("src_raj"), fields.get("src_dej"))
-    return Header(**{**vars(header), "ra_hours": ra, "dec_degrees": dec})
+    return header
 
 
 def _to_number(path: Path, fields: Mapping[str, Any], name: str) -> float:

@@ -17,6 +17,7 @@ from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import DataSet, write_tables
 from shard_tools.observation.agreement import check_cadence
+from shard_tools.observation.band_folds import FOLDS
 from shard_tools.observation.cut_jobs import METHOD, Job, cut_work, identity
 from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cut_shards, plan_cuts
 from shard_tools.observation.filterbank import check_feed
@@ -32,7 +33,6 @@ from shard_tools.tasks.local import Processes
 from shard_tools.tasks.places import open_tasks, run_shown
 from shard_tools.unfinished import WORK, Place
 
-_FOLDS = 5  # as `pack` has them: cadences without labels have none, but data sets are joined by their number
 _log = logging.getLogger(__name__)
 
 
@@ -172,7 +172,7 @@ def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
     """How the data set is made, for the manifest; equal for equal files and options."""
     widths, lengths = {plan.column_width_hz for plan in plans}, {plan.cadence.first.bin_length_s for plan in plans}
     return {
-        "folds": _FOLDS,
+        "folds": FOLDS,  # data sets are joined by their number
         "seed": 0,
         "time_bin": 1,
         "shard_mb": config.shard_mb,

@@ -15,7 +15,7 @@ from shard_tools.manifest import Manifest
 from shard_tools.observation.cut_plan import CutPlan
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
-from shard_tools.observation.lines import TRUTH_TABLE, Line, TrueLine, write_truth
+from shard_tools.observation.lines import TRUTH_TABLE, Line, TrueLine, check_snr_range, write_truth
 from shard_tools.storage.address import is_remote, local_folder
 
 _MOST_NEEDLES = 1000  # unless more are asked for
@@ -43,8 +43,7 @@ class InjectConfig(IngestConfig):
             raise InputError(f"--out {self.out}: expected a local folder, as truth.csv is written beside the shards")
         if self.needles is not None and self.needles < 1:
             raise InputError(f"--needles {self.needles}: expected at least 1")
-        if not 0 < self.snr_min <= self.snr_max <= 1e6:
-            raise InputError(f"--snr-min {self.snr_min} --snr-max {self.snr_max}: expected rising numbers, 0 to 1e6")
+        check_snr_range(self.snr_min, self.snr_max)
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: expected 0 or more")
 

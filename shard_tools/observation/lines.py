@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from shard_tools.errors import InputError
 
 TRUTH_TABLE = "truth.csv"
 TRUTH = ("kind", "frequency_mhz", "drift_rate_hz_s", "snr", "panels", "tstart_mjd", "place")
+Seconds = TypeVar("Seconds", float, npt.NDArray[np.float64])
 _STEPS = 32  # at which a line's place is computed within a spectrum
 
 
@@ -35,9 +36,15 @@ class Line(NamedTuple):
     """In one panel, if it stays in one channel: its sum over the spectra, in standard deviations of the noise's."""
     panels: tuple[int, ...]
 
-    def mhz_at(self, seconds: float) -> float:
+    def mhz_at(self, seconds: Seconds) -> Seconds:
         """Its frequency so many seconds after the start of the first panel."""
         return self.frequency_mhz + self.drift_rate_hz_s * seconds / 1e6
+
+
+def check_snr_range(snr_min: float, snr_max: float) -> None:
+    """Raise InputError naming --snr-min and --snr-max unless SNRs can be drawn between them."""
+    if not 0 < snr_min <= snr_max <= 1e6:
+        raise InputError(f"--snr-min {snr_min} --snr-max {snr_max}: expected rising numbers, 0 to 1e6")
 
 
 class Grid(NamedTuple):
@@ -62,8 +69,7 @@ def add_line(values: npt.NDArray[np.float32], grid: Grid, line: Line, power: flo
     within = (np.arange(_STEPS) + 0.5) / _STEPS
     for spectrum in range(len(values)):
         seconds = grid.start_s + (spectrum + within) * grid.bin_length_s
-        mhz = line.frequency_mhz + line.drift_rate_hz_s * seconds / 1e6
-        channel = np.rint((mhz - grid.first_mhz) / grid.step_mhz).astype(np.int64)
+        channel = np.rint((line.mhz_at(seconds) - grid.first_mhz) / grid.step_mhz).astype(np.int64)
         channel = channel[(channel >= 0) & (channel < channels)]
         np.add.at(values[spectrum], channel, by_channel[channel])
 

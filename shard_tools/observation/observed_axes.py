@@ -6,7 +6,7 @@ import numpy.typing as npt
 from shard_tools.axes import Axes, kaggle_axes
 from shard_tools.manifest import DataSet, Manifest
 from shard_tools.manifest_writer import CUTS
-from shard_tools.observation.tables import ObservedCadence, read_observations
+from shard_tools.observation.tables import Observations, ObservedCadence, read_observations
 
 
 def is_observed(manifest: Manifest) -> bool:
@@ -35,12 +35,16 @@ def cadence_of(manifest: Manifest) -> npt.NDArray[np.int64]:
 
 
 def _axes_of_one(manifest: Manifest, data_set: DataSet) -> list[Axes]:
-    time_bins, channels = manifest.shape[1:]
     observations = read_observations(data_set)
     if observations is None:
-        return [kaggle_axes(time_bins, channels)]
+        return [kaggle_axes(*manifest.shape[1:])]
+    return to_axes(observations, data_set, manifest.shape)
+
+
+def to_axes(observations: Observations, data_set: DataSet, shape: tuple[int, int, int]) -> list[Axes]:
+    """The axes of each cadence of an observed data set; (P, T, F) is the shape of its snippets."""
     max_drift = data_set.made["observation"]["max_drift_hz_s"]
-    return [_to_axes(cadence, time_bins, channels, max_drift) for cadence in observations.cadences]
+    return [_to_axes(cadence, *shape[1:], max_drift) for cadence in observations.cadences]
 
 
 def _to_axes(cadence: ObservedCadence, time_bins: int, channels: int, max_drift_hz_s: float) -> Axes:

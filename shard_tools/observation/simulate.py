@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shard_tools.atomic_files import write_whole
-from shard_tools.cadence import ON_POSITIONS, PANELS
+from shard_tools.cadence import ON_POSITIONS, PANEL_NAMES, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.header import COARSE_CHANNEL_MHZ, FINE_CHANNELS, GREEN_BANK, SECONDS_A_DAY
-from shard_tools.observation.lines import TRUTH_TABLE, Grid, Line, TrueLine, add_line, write_truth
+from shard_tools.observation.lines import TRUTH_TABLE, Grid, Line, TrueLine, add_line, check_snr_range, write_truth
 
 CHANNEL_MHZ = COARSE_CHANNEL_MHZ / FINE_CHANNELS
 BIN_LENGTH_S = 51 / (CHANNEL_MHZ * 1e6)
@@ -65,8 +65,7 @@ class SimulateObservationConfig:
                 raise InputError(f"--{flag} {value}: expected {least} or more")
         if self.nfpc % 64:
             raise InputError(f"--nfpc {self.nfpc}: expected a multiple of 64")
-        if not 0 < self.snr_min <= self.snr_max <= 1e6:
-            raise InputError(f"--snr-min {self.snr_min} --snr-max {self.snr_max}: expected rising numbers, 0 to 1e6")
+        check_snr_range(self.snr_min, self.snr_max)
         if not 0 <= self.max_drift <= 100:
             raise InputError(f"--max-drift {self.max_drift}: expected 0 to 100 Hz/s")
 
@@ -167,7 +166,7 @@ def simulate_observation(config: SimulateObservationConfig) -> list[Path]:
     if any(config.out.iterdir()):
         raise InputError(f"--out {config.out}: holds files; choose another --out, or empty this one")
     lines = draw_lines(config)
-    paths = [config.out / f"{name}.h5" for name in ("A1", "B", "A2", "C", "A3", "D")]
+    paths = [config.out / f"{name}.h5" for name in PANEL_NAMES]
     for panel, path in enumerate(paths):
         write_fbh5(path, draw_panel(config, panel, lines), header_fields(config, panel), config.nfpc)
     write_truth(config.out / TRUTH_TABLE, [TrueLine(line, _START_MJD, config.place_of(line)) for line in lines])

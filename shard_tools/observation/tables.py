@@ -29,9 +29,8 @@ CADENCES_SCHEMA = pa.schema(
         "sources": pa.list_(pa.string(), PANELS),  # of all six panels
         "files": pa.list_(pa.string(), PANELS),  # names without folders
         "start_mjd": pa.float64(),  # of the first spectrum of the first file
-        "panel_start_s": pa.list_(
-            pa.float64(), PANELS
-        ),  # since start_mjd; row r of panel p begins bin_length_s x r later
+        # Since start_mjd; row r of panel p begins bin_length_s x r later.
+        "panel_start_s": pa.list_(pa.float64(), PANELS),
         "bin_length_s": pa.float64(),
         "channel_width_hz": pa.float64(),  # of a snippet: channel_bin channels of the file
         "channel_bin": pa.int32(),
@@ -61,9 +60,8 @@ BANDPASS_SCHEMA = pa.schema(
         "cadence": pa.int32(),
         "coarse_channel": pa.int32(),  # counted from the band's lowest; or number of the piece, where nfpc is not known
         "panel": pa.int8(),
-        "medians": pa.list_(
-            pa.float32()
-        ),  # in the middles of blocks of equal width, as the file's power summed over a channel
+        # In the middles of blocks of equal width, as the file's power summed over a channel.
+        "medians": pa.list_(pa.float32()),
     }
 )
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shard_tools.atomic_files import write_whole
+from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.observation.candidates_table import Candidate
@@ -148,39 +149,55 @@ class Known:
     """Whether scores are logits."""
 
 
+class _Frequencies:
+    """The frequencies of lines in all panels, computed once for all hits."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        mhz = [[event.panel_mhz(panel) for panel in range(PANELS)] for event in events]
+        self._mhz = np.array(mhz).reshape(-1, PANELS)
+        self._cadence = np.array([event.place.cadence for event in events], np.int64)
+        self._within_hz = _NEAR * np.array([event.place.axes.channel_width_hz for event in events])
+
+    def near(self, mhz: float, panel: tuple[int, int]) -> list[int]:
+        """The numbers of the lines that are near a frequency in a panel (cadence and panel)."""
+        is_near = np.abs(self._mhz[:, panel[1]] - mhz) * 1e6 <= self._within_hz
+        found: list[int] = np.flatnonzero(is_near & (self._cadence == panel[0])).tolist()
+        return found
+
+
 def write_scored_hits(path: Path, placed: PlacedHits, known: Known, manifest: Manifest) -> None:
     """Write the table with what lies near each hit; cells are empty where nothing is known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*placed.hits.columns, *ADDED])
+    groups = [event for _, event in known.ranked], known.interference, known.faint
+    frequencies = [_Frequencies(events) for events in groups]
     for number, row in enumerate(placed.hits.rows):
         rows, panel = placed.rows[number], placed.panels[number]
         if panel is None or not len(rows):
             added: tuple[object, ...] = (OUTSIDE, *[""] * (len(ADDED) - 1))
         else:
-            added = (*_near(placed.hits.mhz[number], panel, known), manifest.key(int(rows[0])))
+            near = (each.near(placed.hits.mhz[number], panel) for each in frequencies)
+            added = (*_cells_near(known, *near), manifest.key(int(rows[0])))
         writer.writerow([*row, *added])
     write_whole(path, text.getvalue())
 
 
-def _near(mhz: float, panel: tuple[int, int], known: Known) -> tuple[object, ...]:
-    """The cells of ADDED but for the snippet."""
-    ranked = [each for each in known.ranked if _is_near(each[1], mhz, panel)]
+def _cells_near(
+    known: Known, ranked: Sequence[int], interference: Sequence[int], faint: Sequence[int]
+) -> tuple[object, ...]:
+    """The cells of ADDED but for the snippet, by the numbers of the lines near a hit."""
     if ranked:
-        candidate, event = min(ranked, key=lambda each: each[0].rank)
+        candidate, event = min((known.ranked[n] for n in ranked), key=lambda each: each[0].rank)
         return EVENT, candidate.score, f"{candidate.false_alarm_rate:.4f}", candidate.rank, *_line_cells(event)
-    if both := [event for event in known.interference if _is_near(event, mhz, panel)]:
+    if interference:
+        both = [known.interference[n] for n in interference]
         return INTERFERENCE, "", "", "", *_line_cells(max(both, key=lambda event: event.line.snr))
-    if faint := [event for event in known.faint if _is_near(event, mhz, panel)]:
-        best = max(faint, key=lambda event: event.line.score)
+    if faint:
+        best = max((known.faint[n] for n in faint), key=lambda event: event.line.score)
         score = float(sigmoid(np.array(best.line.score))) if known.trained else best.line.score
         return FAINT, score, "", "", *_line_cells(best)
     return NOTHING, *[""] * (len(ADDED) - 2)
-
-
-def _is_near(event: Event, mhz: float, panel: tuple[int, int]) -> bool:
-    apart_hz = abs(event.panel_mhz(panel[1]) - mhz) * 1e6
-    return event.place.cadence == panel[0] and apart_hz <= _NEAR * event.place.axes.channel_width_hz
 
 
 def _line_cells(event: Event) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +27,14 @@ _TOUCHING = 3.0  # channels, and half of the widths
 
 def is_crowded(events: Sequence[Event], interference: Sequence[Event]) -> npt.NDArray[np.bool_]:
     """(events,) whether each lies among many lines of interference of its cadence."""
+    others: dict[int, list[float]] = defaultdict(list)
+    for each in interference:
+        others[each.place.cadence].append(each.start_mhz * 1e6)
+    rising = {cadence: np.sort(hertz) for cadence, hertz in others.items()}
     found = np.zeros(len(events), bool)
-    for number, cadence in enumerate(_cadences(events)):
-        others = np.sort([other.start_mhz * 1e6 for other in interference if other.place.cadence == cadence])
-        here = events[number].start_mhz * 1e6
-        low, high = np.searchsorted(others, (here - _BESIDE_HZ, here + _BESIDE_HZ))
+    for number, event in enumerate(events):
+        here = event.start_mhz * 1e6
+        low, high = np.searchsorted(rising.get(event.place.cadence, []), (here - _BESIDE_HZ, here + _BESIDE_HZ))
         found[number] = high - low >= _CROWD
     return found
 

@@ -7,7 +7,7 @@ from shard_tools.axes import Axes
 from shard_tools.errors import InputError
 from shard_tools.manifest import DataSet, Manifest
 from shard_tools.manifest_writer import CADENCES
-from shard_tools.observation.observed_axes import axes_of
+from shard_tools.observation.observed_axes import to_axes
 from shard_tools.observation.tables import Observations, read_observations
 from training.observation.events import Place
 
@@ -54,16 +54,16 @@ class Observed:
 
 def read_observed(manifest: Manifest) -> Observed:
     """Raises InputError where a data set was not cut by `ingest`: its channels have no frequencies."""
-    axes = axes_of(manifest)
     cadences: list[CadenceFiles] = []
     places: list[Place] = []
     for data_set in manifest.data_sets:
         first = len(cadences)
         observations = _read_one(data_set)
+        axes = to_axes(observations, data_set, manifest.shape)
         rows = observations.tables[CADENCES].to_pylist()
-        cadences += [_to_files(row, axes[first + number]) for number, row in enumerate(rows)]
+        cadences += [_to_files(row, each) for row, each in zip(rows, axes, strict=True)]
         places += [
-            Place(first + int(cadence), axes[first + int(cadence)], float(mhz), flags)
+            Place(first + int(cadence), axes[cadence], float(mhz), flags)
             for cadence, mhz, flags in zip(
                 observations.cadence, observations.first_mhz, observations.flags, strict=True
             )

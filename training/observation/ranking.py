@@ -1,22 +1,24 @@
 """From events to the rows of candidates.csv: ranked, with false alarm rates, places in the files, and flags."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shard_tools.cadence import ON_POSITIONS
+from shard_tools.cadence import ON_POSITIONS, PANEL_NAMES
 from shard_tools.manifest import Manifest
 from shard_tools.observation.candidates_table import PICTURES, Candidate
 from training.metrics import sigmoid
 from training.observation.events import Event
 from training.observation.false_alarms import false_alarm_rates
 from training.observation.interference import COMB, CROSSED, CROWDED, in_comb, is_crossed, is_crowded
-from training.observation.observed import Observed
+from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
 Float64s = npt.NDArray[np.float64]
-_PANEL_COLUMNS = ("snr_a1", "snr_b", "snr_a2", "snr_c", "snr_a3", "snr_d")
+_PANEL_COLUMNS = tuple(f"snr_{name.lower()}" for name in PANEL_NAMES)
 
 
 def rank_events(
@@ -37,9 +39,18 @@ def rank_events(
     candidates = []
     for rank, number in enumerate(order, start=1):
         event = findings.events[number]
-        picture = f"{PICTURES}/{rank}.png" if rank <= pictures else ""
-        about = rank, float(shown[number]), float(rates[number]), flags[number], keys[number], picture
-        candidates.append(_to_candidate(event, observed, *about))
+        candidates.append(
+            Candidate(
+                **_columns_of_line(event),
+                **_columns_of_files(event, observed.cadences[event.place.cadence]),
+                rank=rank,
+                score=float(shown[number]),
+                false_alarm_rate=float(rates[number]),
+                flags=flags[number],
+                snippet=keys[number],
+                picture=f"{PICTURES}/{rank}.png" if rank <= pictures else "",
+            )
+        )
     return candidates, [findings.events[number] for number in order]
 
 
@@ -61,28 +72,23 @@ def _flags(findings: Findings) -> list[str]:
     ]
 
 
-def _to_candidate(
-    event: Event, observed: Observed, rank: int, score: float, rate: float, flags: str, key: str, picture: str
-) -> Candidate:
-    files = observed.cadences[event.place.cadence]
+def _columns_of_line(event: Event) -> dict[str, Any]:
+    return {
+        "frequency_mhz": event.start_mhz,
+        "drift_rate_hz_s": event.drift_rate_hz_s,
+        "snr": event.line.fit.snr(ON_POSITIONS),
+        **dict(zip(_PANEL_COLUMNS, event.line.fit.panel_snr.tolist(), strict=True)),
+        "bandwidth_hz": event.bandwidth_hz,
+    }
+
+
+def _columns_of_files(event: Event, files: CadenceFiles) -> dict[str, Any]:
     channel = files.channel_of(event.start_mhz)
-    panels = dict(zip(_PANEL_COLUMNS, event.line.fit.panel_snr.tolist(), strict=True))
-    return Candidate(
-        rank=rank,
-        score=score,
-        false_alarm_rate=rate,
-        frequency_mhz=event.start_mhz,
-        drift_rate_hz_s=event.drift_rate_hz_s,
-        snr=event.line.fit.snr(ON_POSITIONS),
-        **panels,
-        bandwidth_hz=event.bandwidth_hz,
-        coarse_channel=channel // files.nfpc if files.nfpc else None,
-        channel=channel,
-        source=files.source,
-        ra=float("nan") if files.ra_hours is None else files.ra_hours,
-        dec=float("nan") if files.dec_degrees is None else files.dec_degrees,
-        tstart_mjd=files.start_mjd,
-        flags=flags,
-        snippet=key,
-        picture=picture,
-    )
+    return {
+        "coarse_channel": channel // files.nfpc if files.nfpc else None,
+        "channel": channel,
+        "source": files.source,
+        "ra": math.nan if files.ra_hours is None else files.ra_hours,
+        "dec": math.nan if files.dec_degrees is None else files.dec_degrees,
+        "tstart_mjd": files.start_mjd,
+    }

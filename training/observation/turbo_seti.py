@@ -1,18 +1,21 @@
 """What was found in the formats of turboSETI: a .dat file for each file of a cadence, and a table of events.
 
 As turboSETI 2.3.2 writes them (find_doppler/file_writers.py, find_event/find_event.py), so that its `find_event` and
-`plot_event` take them. Channels count here as there: in the order of the file, from 0.
+`plot_event` take them. Channels count here as there: in the order of the file, from 0. The first line of a .dat file,
+which those skip, says that it is ours.
 """
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shard_tools.atomic_files import write_whole
-from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
+from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANEL_NAMES, PANELS
+from shard_tools.errors import InputError
 from shard_tools.observation.candidates_table import Candidate
 from shard_tools.observation.header import SECONDS_A_DAY
 from training.observation.events import Event
@@ -20,9 +23,10 @@ from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
 EVENTS = "events.csv"
-_PANEL_NAMES = ("A1", "B", "A2", "C", "A3", "D")
 # A known line in one more panel: far fewer places are tried than in a blind search.
 _LEAST_SNR = 3.0
+_OURS = "# -------------------------- o -------------------------- Needlestream\n"
+"""First line of a .dat file; turboSETI's ends before the name."""
 _RULE, _LINE = "# -------------------------- o --------------------------\n", "# --------------------------\n"
 _HIT_COLUMNS = (
     "Top_Hit_#",
@@ -67,6 +71,7 @@ EVENT_COLUMNS = (
     "false_alarm_rate",
 )
 """Of turboSETI's table, and three more."""
+_TABLE_HEAD = ",".join(["", *EVENT_COLUMNS]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -98,25 +103,48 @@ def write_turbo_seti(
     that the panel shows: of lines in the ON panels alone in those, of lines in the OFF panels alone in those, of
     interference in all.
     """
-    written = []
-    for number, files in enumerate(observed.cadences):
-        place = folder if len(observed.cadences) == 1 else folder / f"cadence-{number:04d}"
-        place.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for number, (files, paths) in enumerate(_plan_paths(folder, observed)):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
         hits = [_hits_of(findings, number, panel) for panel in range(PANELS)]
         for panel, found in enumerate(hits):
-            path = place / _dat_name(files, panel)
-            write_whole(path, _to_dat(files, panel, found))
-            written.append(path)
-        path = place / EVENTS
-        write_whole(path, _to_table(files, [each for each in ranked if each[1].place.cadence == number], hits))
-        written.append(path)
+            write_whole(paths[panel], _to_dat(files, panel, found))
+        write_whole(paths[PANELS], _to_table(files, [each for each in ranked if each[1].place.cadence == number], hits))
+        written += paths
     return written
+
+
+def check_replaced(folder: Path, observed: Observed) -> None:
+    """Raise InputError where `write_turbo_seti` would replace a file that it did not write."""
+    for _, paths in _plan_paths(folder, observed):
+        for path in paths:
+            if path.exists() and not _is_ours(path):
+                raise InputError(
+                    f"--turbo-seti {folder}: {path} would be replaced, but its first line is not that of our files; "
+                    "choose another folder, or remove the file if an earlier version of infer.py wrote it"
+                )
+
+
+def _plan_paths(folder: Path, observed: Observed) -> Iterator[tuple[CadenceFiles, list[Path]]]:
+    """Each cadence, with the paths of its six .dat files and of its table of events."""
+    for number, files in enumerate(observed.cadences):
+        place = folder if len(observed.cadences) == 1 else folder / f"cadence-{number:04d}"
+        yield files, [*(place / _dat_name(files, panel) for panel in range(PANELS)), place / EVENTS]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file begins as ours do; a table of events with columns that turboSETI's lacks."""
+    expected = (_TABLE_HEAD if path.name == EVENTS else _OURS).encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(expected)) == expected
 
 
 def _dat_name(files: CadenceFiles, panel: int) -> str:
     """As turboSETI names it, or after its panel too where two files of a cadence would have the same."""
     names = [Path(name).with_suffix(".dat").name for name in files.files]
-    return names[panel] if names.count(names[panel]) == 1 else f"{_PANEL_NAMES[panel]}_{names[panel]}"
+    return names[panel] if names.count(names[panel]) == 1 else f"{PANEL_NAMES[panel]}_{names[panel]}"
 
 
 def _hits_of(findings: Findings, cadence: int, panel: int) -> list[_Hit]:
@@ -135,7 +163,7 @@ def _to_dat(files: CadenceFiles, panel: int, hits: Sequence[_Hit]) -> str:
     """The text of a .dat file."""
     ra, dec = _position(files, panel)
     head = (
-        f"{_RULE}# File ID: {files.files[panel]} \n{_RULE}# Source:{files.sources[panel]}\n"
+        f"{_OURS}# File ID: {files.files[panel]} \n{_RULE}# Source:{files.sources[panel]}\n"
         f"# MJD: {_start_mjd(files, panel):18.12f}\tRA: {ra}\tDEC: {dec}\n"
         f"# DELTAT: {files.axes.bin_length_s:10.6f}\tDELTAF(Hz): {files.foff_mhz * 1e6:10.6f}\t"
         f"max_drift_rate: {files.axes.max_drift_hz_s:10.6f}\tobs_length: {_length_s(files):10.6f}\n{_LINE}"
@@ -157,10 +185,13 @@ def _to_table(files: CadenceFiles, ranked: Iterable[tuple[Candidate, Event]], hi
     """The text of the table of events: a row for each ON panel that shows an event."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["", *EVENT_COLUMNS])
+    text.write(_TABLE_HEAD)
+    by_event: dict[int, list[_Hit]] = defaultdict(list)
+    for hit in (hit for panel in ON_POSITIONS for hit in hits[panel]):
+        by_event[id(hit.event)].append(hit)
     rows = 0
     for candidate, event in ranked:
-        shown = [hit for panel in ON_POSITIONS for hit in hits[panel] if hit.event is event]
+        shown = by_event[id(event)]
         for hit in shown:
             writer.writerow([rows, *_event_row(files, candidate, hit, len(hits[hit.panel]), len(shown))])
             rows += 1

@@ -12,14 +12,14 @@ from pipeline.loader import LoaderConfig
 from shard_tools.atomic_files import is_stream
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidates_table import PICTURES, Candidate, write_candidates
+from shard_tools.observation.candidates_table import PICTURES, Candidate, remove_pictures, write_candidates
 from training.candidates import WindowModel
 from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
 from training.observation.observed import read_observed
 from training.observation.ranking import rank_events
 from training.observation.search_observation import Findings, How, Judge, search_observation
-from training.observation.turbo_seti import write_turbo_seti
+from training.observation.turbo_seti import check_replaced, write_turbo_seti
 from training.prediction import Trained, load_trained, plan_judges, warn_of_known
 
 NO_WEIGHTS = Path("none")
@@ -41,8 +41,8 @@ class CandidatesConfig:
     pictures: int = 20
     """Number of candidates that get a picture."""
     turbo_seti: Path | None = None
-    """Folder for what was found in the formats of turboSETI: a .dat file for each telescope file, and events.csv. Files
-    of these names are replaced: do not give a folder that holds turboSETI's own."""
+    """Folder for what was found in the formats of turboSETI: a .dat file for each telescope file, and events.csv. Those
+    of an earlier run are replaced; other files of these names are refused."""
     hits: Path | None = None
     """Hits (.dat) or events (.csv) of turboSETI: write them with the score of the best line near each, as hits.csv
     beside the table of candidates."""
@@ -158,6 +158,8 @@ def find_candidates(
     assert config.candidates is not None
     _check_out(config, config.candidates)
     observed = read_observed(manifest)
+    if config.turbo_seti is not None:
+        check_replaced(config.turbo_seti, observed)
     placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
     judges = load_judges(weights, manifest, split, device)
     is_trained = judges[0].model is not None
@@ -167,6 +169,7 @@ def find_candidates(
     candidates, events = rank_events(findings, observed, manifest, trained=is_trained, pictures=config.pictures)
     ranked = list(zip(candidates, events, strict=True))
     paths = [config.candidates, config.candidates.with_name(INTERFERENCE)]
+    remove_pictures(paths[0])
     write_candidates(paths[0], candidates)
     write_interference(paths[1], findings.interference, [(each.source, each.start_mjd) for each in observed.cadences])
     if config.turbo_seti is not None:
