@@ -91,7 +91,7 @@ def test_the_place_of_a_process_that_was_killed_here_is_taken_at_once(
     process = hold(store)
     process.kill()
     process.communicate()
-    monkeypatch.setattr("shard_tools.storage.lock._changed", lambda *_: pytest.fail("it was waited for"))
+    monkeypatch.setattr("shard_tools.storage.lock._has_changed", lambda *_: pytest.fail("it was waited for"))
     with store_lock(store, NAME) as lock:
         assert lock
 
