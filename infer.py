@@ -30,16 +30,13 @@ from reports.candidates import Scored
 from reports.observation import write_observation_report
 from reports.sections import Prediction, write_prediction_report
 from reports.waterfalls import write_waterfalls
-from shard_tools.atomic_files import file_sha256, is_stream
+from shard_tools.atomic_files import is_stream
 from shard_tools.errors import InputError, run_command
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Int64s, Manifest
-from shard_tools.observation.observed_axes import is_observed
 from shard_tools.sample import read_snippets
 from shard_tools.storage.base import StoreConfig
 from shard_tools.tasks.base import TaskConfig
-from shard_tools.tasks.local import InTurn
-from shard_tools.tasks.places import open_tasks
 from training.accelerator import build_accelerator
 from training.config import listed
 from training.drivers import check_gpu
@@ -196,15 +193,8 @@ def predict(
         raise InputError(
             "--scores: start infer.py without a launcher; --on ray spreads the work over GPUs and machines"
         )
-    if is_observed(manifest):
-        raise InputError(
-            f"--scores: {manifest.root} is an observation, whose snippets are scored on one machine, as each needs the "
-            "times of its own cadence; leave out --scores and --on ray"
-        )
-    digests = [file_sha256(path) for path in config.weights]
-    with open_tasks(config.tasks, InTurn()) as tasks:
-        scoring = Scoring(manifest, trained, digests, config.precision, how, config.scores)
-        return score_in_parts(tasks, scoring)
+    scoring = Scoring(manifest, trained, config.weights, config.model, config.precision, how, config.scores)
+    return score_in_parts(config.tasks, scoring)
 
 
 def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:
