@@ -26,20 +26,15 @@ from accelerate import Accelerator
 
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import LoaderConfig
-from reports.candidates import Scored
+from reports.candidates import Scored, write_best
 from reports.observation import write_observation_report
 from reports.sections import Prediction, write_prediction_report
-from reports.waterfalls import write_waterfalls
-from shard_tools.atomic_files import file_sha256, is_stream
+from shard_tools.atomic_files import is_stream
 from shard_tools.errors import InputError, run_command
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Int64s, Manifest
-from shard_tools.observation.observed_axes import is_observed
-from shard_tools.sample import read_snippets
 from shard_tools.storage.base import StoreConfig
 from shard_tools.tasks.base import TaskConfig
-from shard_tools.tasks.local import InTurn
-from shard_tools.tasks.places import open_tasks
 from training.accelerator import build_accelerator
 from training.config import listed
 from training.drivers import check_gpu
@@ -57,10 +52,9 @@ from training.prediction import (
 )
 from training.run import trained_on
 from training.scoring import Scoring, score_in_parts
-from training.submission import check_ids, check_out, hold_pipe, submission_keys, write_submission
+from training.submission import check_ids, check_out, check_split, hold_pipe, submission_keys, write_submission
 from training.weights import find_weights
 
-_CANDIDATES = 6  # in the picture
 _LISTED = 10  # candidates of an observation that are printed
 _log = logging.getLogger(__name__)
 
@@ -146,17 +140,6 @@ def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
     return trained
 
 
-def check_split(config: InferConfig, manifest: Manifest) -> None:
-    """Raise InputError where the shards have no cadences of the split."""
-    if manifest.splits[config.split]["samples"]:
-        return
-    other = "train" if config.split == "test" else "test"
-    raise InputError(
-        f"--split {config.split}: {manifest.root} has no cadences of {config.split}/; pack a folder that has some, or "
-        f"score the {manifest.splits[other]['samples']:,} of {other}/ with --split {other}"
-    )
-
-
 def infer(config: InferConfig) -> None:
     """Score the split, average over weights, write the submission, the picture of its candidates and the page.
 
@@ -164,7 +147,7 @@ def infer(config: InferConfig) -> None:
     """
     accelerator = build_accelerator(config.precision)
     manifest = read_manifests(config.shards, config.store)
-    check_split(config, manifest)
+    check_split(config.split, manifest)
     if config.observation.candidates is not None:
         _search_observation(config, manifest, accelerator)
         return
@@ -196,15 +179,8 @@ def predict(
         raise InputError(
             "--scores: start infer.py without a launcher; --on ray spreads the work over GPUs and machines"
         )
-    if is_observed(manifest):
-        raise InputError(
-            f"--scores: {manifest.root} is an observation, whose snippets are scored on one machine, as each needs the "
-            "times of its own cadence; leave out --scores and --on ray"
-        )
-    digests = [file_sha256(path) for path in config.weights]
-    with open_tasks(config.tasks, InTurn()) as tasks:
-        scoring = Scoring(manifest, trained, digests, config.precision, how, config.scores)
-        return score_in_parts(tasks, scoring)
+    scoring = Scoring(manifest, trained, config.weights, config.model, config.precision, how, config.scores)
+    return score_in_parts(config.tasks, scoring)
 
 
 def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:
@@ -253,21 +229,12 @@ def _write_results(results: _Results) -> None:
         with contextlib.redirect_stdout(sys.stderr):  # it may be standard output, which has the submission alone
             _print_summary(results, [])
         return
-    _print_summary(results, [_write_picture(config, manifest, scored)])
+    picture = config.out.with_name("candidates.png")
+    write_best(picture, manifest, scored)
+    _print_summary(results, [picture])
     prediction = Prediction(config.out, len(results.keys), config.split, config.weights)
     page = write_prediction_report(prediction, manifest, scored)
     print(f"report:      {page}")
-
-
-def _write_picture(config: InferConfig, manifest: Manifest, scored: Scored) -> Path:
-    """Draw the best candidates beside the submission; return where."""
-    picture, best = config.out.with_name("candidates.png"), scored.falling[:_CANDIDATES]
-    chosen = scored.rows[best]
-    titles = [
-        "\n".join([key, *scored.say(int(place))]) for key, place in zip(manifest.keys_of(chosen), best, strict=True)
-    ]
-    write_waterfalls(picture, read_snippets(manifest, chosen), titles)
-    return picture
 
 
 def _print_summary(results: _Results, pictures: list[Path]) -> None:

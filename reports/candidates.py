@@ -8,16 +8,16 @@ import numpy.typing as npt
 
 from reports.page import Block, Picture, to_picture
 from reports.plots import to_png
-from reports.waterfalls import draw_waterfall
+from reports.waterfalls import draw_waterfall, write_waterfalls
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.manifest import Manifest
 from shard_tools.observation.observed_axes import is_observed
-from shard_tools.sample import read_snippet_of
+from shard_tools.sample import read_snippet_of, read_snippets
 from training.dedoppler import find_drift
 from training.out_of_fold import read_scores
 
 Rows = npt.NDArray[np.int64]
-_SHOWN = 6  # of each kind of validation cadence
+_SHOWN = 6  # in a picture, and of each kind of validation cadence
 _TRACKS = (
     "Red arrowheads show where a drifting line enters and leaves each panel: the best line that a de-Doppler search "
     "finds in the ON panels and not in the OFF panels. It is an estimate, to be checked by eye, and independent of the "
@@ -84,6 +84,16 @@ def build_galleries(manifest: Manifest, scored: Scored) -> list[Block]:
         Block(heading, text, pictures=draw_candidates(manifest, scored, chosen[:_SHOWN]), is_gallery=True)
         for text, (heading, chosen) in zip(texts, kinds.items(), strict=True)
     ]
+
+
+def write_best(picture: Path, manifest: Manifest, scored: Scored) -> None:
+    """Draw the waterfalls of the best candidates as one picture. Raises InputError where a snippet cannot be read."""
+    best = scored.falling[:_SHOWN]
+    chosen = scored.rows[best]
+    titles = [
+        "\n".join([key, *scored.say(int(place))]) for key, place in zip(manifest.keys_of(chosen), best, strict=True)
+    ]
+    write_waterfalls(picture, read_snippets(manifest, chosen), titles)
 
 
 def draw_candidates(manifest: Manifest, scored: Scored, chosen: Rows) -> list[Picture]:

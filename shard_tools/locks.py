@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shard_tools.atomic_files import NOT_SUPPORTED, naming, say_once
@@ -108,11 +108,11 @@ def sign_of_life(number: int) -> bytes:
 
 def is_ours(content: bytes) -> bool:
     """Whether this process wrote an owner's file."""
-    about = parse_sign(content)
+    about = _parse_sign(content)
     return (about.get("machine"), about.get("process")) == (_machine(), os.getpid())
 
 
-def parse_sign(content: bytes) -> dict[str, object]:
+def _parse_sign(content: bytes) -> dict[str, object]:
     """What an owner wrote; empty where that cannot be read."""
     try:
         about = json.loads(content)
@@ -127,7 +127,7 @@ def _clear_abandoned(path: Path) -> None:
         content = path.read_bytes()
     except FileNotFoundError:
         return
-    if not _is_abandoned(path, content):
+    if not is_abandoned(path, content, lambda: _has_changed(path, content)):
         raise in_use(path.parent)
     # Rename it, which only one process can do, and check it again: another may just have taken it over.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -139,29 +139,29 @@ def _clear_abandoned(path: Path) -> None:
         aside.unlink()
 
 
-def _is_abandoned(path: Path, content: bytes) -> bool:
-    """Whether an owner is dead: on this machine, its process is gone; on another, its file stops changing."""
-    if (is_dead := is_of_dead_process(content)) is not None:
-        return is_dead
-    process = parse_sign(content).get("process")
-    _log.info(
-        "%s: held by process %s of another machine; waiting %.0f s for a sign of life", path, process, SILENT_SECONDS
-    )
-    for _ in range(_LOOKS):
-        time.sleep(SILENT_SECONDS / _LOOKS)
-        with contextlib.suppress(FileNotFoundError):
-            if path.read_bytes() != content:
-                return False
-    return True
+def _has_changed(path: Path, content: bytes) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes() != content
+    return False
 
 
-def is_of_dead_process(content: bytes) -> bool | None:
-    """Whether the owner was a process of this machine that is gone; None where it is one of another machine."""
-    about = parse_sign(content)
+def is_abandoned(file: Path | str, content: bytes, has_changed: Callable[[], bool]) -> bool:
+    """Whether the owner that wrote `content` is dead: on this machine, its process is gone; on another, it is silent.
+
+    `has_changed` looks whether the owner's file, a path or a URL, was written since.
+    """
+    about = _parse_sign(content)
     process = about.get("process")
     if about.get("machine") == _machine() and isinstance(process, int):
         return _started(process) != about.get("started")
-    return None
+    _log.info(
+        "%s: held by process %s of another machine; waiting %.0f s for a sign of life", file, process, SILENT_SECONDS
+    )
+    for _ in range(_LOOKS):
+        time.sleep(SILENT_SECONDS / _LOOKS)
+        if has_changed():
+            return False
+    return True
 
 
 def _machine() -> str:

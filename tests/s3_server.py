@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import boto3
+import pytest
 from moto.server import ThreadedMotoServer
 
 from shard_tools.manifest import Manifest
 from tests.conftest import folder_bytes
+from tests.faulty_proxy import FaultyProxy
+from tests.range_server import serving
 
 
 @contextlib.contextmanager
@@ -28,6 +31,22 @@ def serving_s3(manifest: Manifest, url: str, acl: str = "private") -> Iterator[i
         yield port
     finally:
         server.stop()
+
+
+def environment(url: str) -> dict[str, str]:
+    """What leads a program to the server at a URL."""
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {**keys, "AWS_ENDPOINT_URL": url}
+
+
+@contextlib.contextmanager
+def through_proxy(port: int) -> Iterator[FaultyProxy]:
+    """A proxy before a server, to which this process's environment leads."""
+    with pytest.MonkeyPatch.context() as patch, FaultyProxy(port) as proxy, serving(proxy):
+        for name, value in environment(proxy.url).items():
+            patch.setenv(name, value)
+        yield proxy
+        proxy.released.set()
 
 
 def s3_client(port: int) -> Any:

@@ -25,7 +25,7 @@ from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_snippet_of
 from shard_tools.storage.base import StoreConfig
 from tests.conftest import snippet, write_table
-from tests.s3_server import serving_s3
+from tests.s3_server import environment, serving_s3
 from tests.tiny import CANVAS, SHAPE, tiny_config
 from train import train
 from training.config import TrainConfig
@@ -183,10 +183,9 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch_bit_for_bit(roots: list[Path
 @pytest.fixture
 def on_s3(roots: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The second data set in a store."""
-    for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
     with serving_s3(read_manifest(roots[1]), URL) as port:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        for name, value in environment(f"http://127.0.0.1:{port}").items():
+            monkeypatch.setenv(name, value)
         yield URL
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from shard_tools.manifest import Manifest
 from tests.launch import machine_command
-from tests.s3_server import serving_s3
+from tests.s3_server import environment, serving_s3
 from tests.test_resume import ROOT, read_history, same_weights, wait_for_step
 from tests.tiny import pack_tiny, tiny_config
 from training.config import TrainConfig
@@ -31,8 +31,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def store(manifest: Manifest) -> Iterator[dict[str, str]]:
     """The environment that leads to an S3 server with the shards."""
     with serving_s3(manifest, "s3://bucket/data") as port:
-        names = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
-        yield {**names, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        yield environment(f"http://127.0.0.1:{port}")
 
 
 @contextlib.contextmanager

@@ -124,6 +124,21 @@ def test_weights_of_another_program_score_as_their_own_network_does(
     assert "theirs.pth  (of another program)" in capsys.readouterr().out
 
 
+def test_one_file_under_two_models_shares_no_part(manifest: Manifest, tmp_path: Path) -> None:
+    """Two networks may have parameters of the same names and shapes: these two pad at other places."""
+    torch.manual_seed(0)
+    models = ["mobilenetv3_small_100", "tf_mobilenetv3_small_100"]
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(models[0], in_chans=1, num_classes=1).state_dict(), path)
+    found = []
+    for place in (None, str(tmp_path / "scores")):
+        for number, model in enumerate(models):
+            config = config_of(manifest, tmp_path / f"{number}.csv", path, model=model)
+            infer(dataclasses.replace(config, scores=place))
+            found.append(scores_in(config.out))
+    assert found[2:] == found[:2] and found[0] != found[1]
+
+
 def test_weights_of_another_program_are_averaged_with_ones_own(manifest: Manifest, tmp_path: Path) -> None:
     model = network(1, 1)
     save_file(model.state_dict(), tmp_path / "theirs.safetensors")

@@ -33,7 +33,7 @@ from tests.faulty_proxy import FaultyProxy, Request
 from tests.observation_files import write_cadence
 from tests.range_server import serving
 from tests.ray_nodes import Nodes, cluster, die
-from tests.s3_server import read_s3, serving_s3
+from tests.s3_server import read_s3, serving_s3, through_proxy
 from tests.test_file_systems import build_lacking
 from tests.test_infer import write_weights
 from tests.tiny import pack_tiny, write_tiny_data
@@ -79,12 +79,9 @@ class Two:
 
 @pytest.fixture(scope="module")
 def started(s3: int) -> Iterator[Two]:
-    with pytest.MonkeyPatch.context() as patch, FaultyProxy(s3) as first, FaultyProxy(s3) as other:
-        for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("DEFAULT_REGION", "us-east-1")):
-            patch.setenv(f"AWS_{name}", value)
-        patch.setenv("AWS_ENDPOINT_URL", first.url)
+    with pytest.MonkeyPatch.context() as patch, through_proxy(s3) as first, FaultyProxy(s3) as other, serving(other):
         patch.delenv("RAY_ADDRESS", raising=False)
-        with serving(first), serving(other), cluster() as nodes:
+        with cluster() as nodes:
             nodes.start_head()
             yield Two(nodes, (first, other))
 

@@ -27,7 +27,7 @@ from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
 from tests.range_server import RangeServer, serving
-from tests.s3_server import serving_s3
+from tests.s3_server import serving_s3, through_proxy
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
 
@@ -49,14 +49,10 @@ def moto(manifest: Manifest) -> Iterator[int]:
 
 
 @pytest.fixture
-def proxy(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def proxy(moto: int) -> Iterator[FaultyProxy]:
     """The way to the S3 server, as the environment names it."""
-    for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    with FaultyProxy(moto) as proxy, serving(proxy):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    with through_proxy(moto) as proxy:
         yield proxy
-        proxy.released.set()
 
 
 def batches(manifest: Manifest, epochs: int = 1, config: LoaderConfig = LoaderConfig(2)) -> Iterator[dict[str, Any]]:  # noqa: B008

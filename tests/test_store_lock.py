@@ -19,8 +19,7 @@ from shard_tools.storage.lock import store_lock
 from shard_tools.storage.remote import RemoteStore
 from tests.conftest import ROOT
 from tests.faulty_proxy import FaultyProxy, Request
-from tests.range_server import serving
-from tests.s3_server import read_s3, s3_client, serving_s3
+from tests.s3_server import read_s3, s3_client, serving_s3, through_proxy
 from tests.tiny import pack_tiny
 
 NAME = ".pack/lock"
@@ -48,11 +47,8 @@ def moto(manifest: Manifest) -> Iterator[int]:
 
 
 @pytest.fixture
-def proxy(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    with FaultyProxy(moto) as proxy, serving(proxy):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+def proxy(moto: int) -> Iterator[FaultyProxy]:
+    with through_proxy(moto) as proxy:
         yield proxy
 
 
@@ -91,7 +87,7 @@ def test_the_place_of_a_process_that_was_killed_here_is_taken_at_once(
     process = hold(store)
     process.kill()
     process.communicate()
-    monkeypatch.setattr("shard_tools.storage.lock._changed", lambda *_: pytest.fail("it was waited for"))
+    monkeypatch.setattr("shard_tools.storage.lock._has_changed", lambda *_: pytest.fail("it was waited for"))
     with store_lock(store, NAME) as lock:
         assert lock
 

@@ -22,17 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 
-from shard_tools.atomic_files import write_whole
+from shard_tools.atomic_files import file_sha256, write_whole
 from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
 from shard_tools.manifest import Int64s, Manifest
 from shard_tools.manifest_rows import only_rows
+from shard_tools.observation.observed_axes import is_observed
 from shard_tools.storage import open_remote
 from shard_tools.storage.address import is_remote, local_folder
 from shard_tools.storage.base import StoreConfig, read_file
 from shard_tools.storage.local import LocalStore
-from shard_tools.tasks.base import Need, Tasks, Work
-from shard_tools.tasks.places import run_shown
+from shard_tools.tasks.base import Need, TaskConfig, Work
+from shard_tools.tasks.local import InTurn
+from shard_tools.tasks.places import open_tasks, run_shown
 from training.accelerator import build_accelerator
 from training.prediction import PredictConfig, Trained, predict_all
 
@@ -50,8 +52,10 @@ class Scoring:
 
     manifest: Manifest
     trained: Sequence[Trained]
-    weights_sha256: Sequence[str]
-    """Of each of the files of weights."""
+    weights: Sequence[Path]
+    """The file of each."""
+    model: str | None
+    """The timm model of files of another program, which do not name it."""
     precision: str
     how: PredictConfig
     place: str
@@ -61,8 +65,11 @@ class Scoring:
     def folder(self) -> str:
         """The folder, or URL, of the parts of this very scoring: another model or data set has another one."""
         views = [(str(each.canvas), [str(view) for view in each.views]) for each in self.trained]
-        about = [self.manifest.identity, list(self.weights_sha256), views, self.precision, self.how.split]
-        digest = hashlib.sha256(repr([*about, self.how.batch_size, ROWS]).encode()).hexdigest()
+        digests = [file_sha256(path) for path in self.weights]
+        about = [self.manifest.identity, digests, views, self.precision, self.how.split, self.how.batch_size, ROWS]
+        if self.model is not None:  # else folders keep the names of earlier versions
+            about.append(self.model)
+        digest = hashlib.sha256(repr(about).encode()).hexdigest()
         return f"{self.place.rstrip('/')}/{digest[:16]}"
 
 
@@ -88,9 +95,7 @@ class PartFiles:
         try:
             return pq.read_table(io.BytesIO(read_file(store, name) or b""), schema=SCORES_SCHEMA)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{self.where(name)}: damaged ({error}); delete it and run the same command again"
-            ) from None
+            raise InputError(f"{self.where(name)}: damaged ({error}); {_AGAIN}") from None
 
     def write(self, name: str, table: pa.Table) -> None:
         """Write one part, at once or not at all."""
@@ -106,43 +111,50 @@ class PartFiles:
         return local_folder(self._folder) / name
 
 
-def score_in_parts(tasks: Tasks, scoring: Scoring) -> tuple[Int64s, list[npt.NDArray[np.float64]]]:
+def score_in_parts(where: TaskConfig, scoring: Scoring) -> tuple[Int64s, list[npt.NDArray[np.float64]]]:
     """Rows and each model's logits of a split, as `predict_all` gives them; parts that are there are not made again.
 
-    Raises InputError where a cadence is not in the parts exactly once.
+    Raises InputError for an observation, and where a part does not hold each of its cadences exactly once.
     """
+    if is_observed(scoring.manifest):
+        raise InputError(
+            f"--scores: {scoring.manifest.root} is an observation, whose snippets are scored on one machine, as each "
+            "needs the times of its own cadence; leave out --scores and --on ray"
+        )
     rows = scoring.manifest.rows(scoring.how.split)
     parts = {f"part-{start // ROWS:06d}.parquet": rows[start : start + ROWS] for start in range(0, len(rows), ROWS)}
-    files = PartFiles(scoring.folder)
+    folder = scoring.folder
+    files = PartFiles(folder)
     missing = sorted(parts.keys() - files.names())
     work = Work(
         score_part,
-        _Calls(scoring, [(name, parts[name]) for name in missing]),
+        _Calls(scoring.manifest, folder, [(name, parts[name]) for name in missing]),
         "scoring",
         "cadences",
-        [f"{scoring.folder}/{name}" for name in missing],
+        [files.where(name) for name in missing],
         Need(_MEMORY),
         functools.partial(Scorer, tuple(scoring.trained), scoring.precision, scoring.how),
         [len(parts[name]) for name in missing],
     )
-    for done in run_shown(tasks, work):
-        done.result()
-    logits = _read_all(scoring.manifest, files, parts)
+    with open_tasks(where, InTurn()) as tasks:
+        for done in run_shown(tasks, work):
+            done.result()
+    logits = np.concatenate(list(_read_parts(scoring.manifest, files, parts)))
     return rows, [np.ascontiguousarray(column) for column in logits.T]
 
 
 class _Calls(Sequence[tuple[Any, ...]]):
     """For each part, its folder, its name and the rows of the manifest that it needs, made when they are asked for."""
 
-    def __init__(self, scoring: Scoring, parts: Sequence[tuple[str, Int64s]]) -> None:
-        self._scoring, self._parts = scoring, parts
+    def __init__(self, manifest: Manifest, folder: str, parts: Sequence[tuple[str, Int64s]]) -> None:
+        self._manifest, self._folder, self._parts = manifest, folder, parts
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def __getitem__(self, number: Any) -> Any:
         name, rows = self._parts[number]
-        return self._scoring.folder, name, only_rows(self._scoring.manifest, rows)
+        return self._folder, name, only_rows(self._manifest, rows)
 
 
 class Scorer:
@@ -167,12 +179,8 @@ def score_part(scorer: Scorer, folder: str, name: str, manifest: Manifest) -> No
     PartFiles(folder).write(name, pa.table([keys, logits.tolist()], schema=SCORES_SCHEMA))
 
 
-def _read_all(manifest: Manifest, files: PartFiles, parts: dict[str, Int64s]) -> npt.NDArray[np.float64]:
-    """(rows, models) logits of all parts, in their order, each checked against the keys of its rows."""
-    return np.concatenate(list(_checked(manifest, files, parts)))
-
-
-def _checked(manifest: Manifest, files: PartFiles, parts: dict[str, Int64s]) -> Iterator[npt.NDArray[np.float64]]:
+def _read_parts(manifest: Manifest, files: PartFiles, parts: dict[str, Int64s]) -> Iterator[npt.NDArray[np.float64]]:
+    """(rows, models) logits of each part, once its keys were checked against those of its rows."""
     for name, rows in parts.items():
         table = files.read(name)
         if table["key"].to_pylist() != manifest.keys_of(rows):

@@ -19,6 +19,17 @@ from shard_tools.storage.base import read_file
 _SCORE_BYTES = 26  # of a line, after the id: the longest float64, comma and newline
 
 
+def check_split(split: str, manifest: Manifest) -> None:
+    """Raise InputError where the shards have no cadences of a split."""
+    if manifest.splits[split]["samples"]:
+        return
+    other = "train" if split == "test" else "test"
+    raise InputError(
+        f"--split {split}: {manifest.root} has no cadences of {split}/; pack a folder that has some, or score the "
+        f"{manifest.splits[other]['samples']:,} of {other}/ with --split {other}"
+    )
+
+
 def submission_keys(split: str, manifest: Manifest) -> list[str]:
     """The ids that the submission has to hold, in order: those of each data set, one data set after the other.
 

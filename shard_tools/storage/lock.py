@@ -7,15 +7,14 @@ of several that try, the store lets one (If-Match).
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 
 from shard_tools import locks
 from shard_tools.errors import InputError, StoreError
-from shard_tools.locks import is_of_dead_process, is_ours, parse_sign, sign_of_life
+from shard_tools.locks import in_use, is_abandoned, is_ours, sign_of_life
 from shard_tools.storage.remote import RemoteStore
 
-_LOOKS = 60  # at a silent owner's file, before it counts as dead
 _log = logging.getLogger(__name__)
 
 
@@ -100,28 +99,12 @@ def _acquire(store: RemoteStore, name: str) -> str | None:
         # Ours, if the answer to the first write was lost and it was tried again.
         if is_ours(content):
             return version
-        _wait_for_death(store, name, content, version)
+        if not is_abandoned(store.where(name), content, partial(_has_changed, store, name, version)):
+            raise in_use(store.root)
         if taken := store.write_if(name, sign_of_life(0), version):
             return taken
 
 
-def _wait_for_death(store: RemoteStore, name: str, content: bytes, version: str) -> None:
-    """Return once an owner is dead: its process of this machine is gone, or its file stopped changing.
-
-    Raises InputError where it is alive.
-    """
-    if (is_dead := is_of_dead_process(content)) is None:
-        owner = parse_sign(content)
-        _log.info(
-            "%s: held by process %s of another machine; waiting %.0f s for a sign of life",
-            *(store.where(name), owner.get("process"), locks.SILENT_SECONDS),
-        )
-        is_dead = not any(_changed(store, name, version) for _ in range(_LOOKS))
-    if not is_dead:
-        raise locks.in_use(store.root)
-
-
-def _changed(store: RemoteStore, name: str, version: str) -> bool:
-    time.sleep(locks.SILENT_SECONDS / _LOOKS)
+def _has_changed(store: RemoteStore, name: str, version: str) -> bool:
     found = store.read_version(name)
     return found is not None and found[1] != version

@@ -1,7 +1,5 @@
 """Independent calls of one function, and what the places that run them have in common."""
 
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -89,6 +87,7 @@ class Tasks(Protocol):
 
     def describe(self) -> str:
         """What the progress line says of the place; empty where there is nothing to say."""
+        return ""
 
 
 def attempt(number: int, function: Callable[..., T], arguments: Sequence[Any]) -> Done[T]:
@@ -102,24 +101,3 @@ def attempt(number: int, function: Callable[..., T], arguments: Sequence[Any]) -
 def died(names: Sequence[str], work: Work[Any], remedy: str) -> InputError:
     """The error of a process that died at one of some files; `remedy` is for the case that memory ran out."""
     return InputError(f"{', '.join(names)}: a process died {work.death} ({remedy})")
-
-
-class NodeCounts:
-    """How many calls each node has finished, and how fast."""
-
-    def __init__(self) -> None:
-        self._done: Counter[str] = Counter()
-        self._began = time.monotonic()
-
-    def add(self, node: str) -> None:
-        """Count one call."""
-        self._done[node] += 1
-
-    def describe(self, nodes: int) -> str:
-        """The nodes and their rates, the fastest first, in calls a second."""
-        seconds = max(time.monotonic() - self._began, 1e-3)
-        rates = ", ".join(f"{node} {count / seconds:.3g}/s" for node, count in self._done.most_common(_NODES_SHOWN))
-        return f"{nodes} nodes" + (f": {rates}" if rates else "")
-
-
-_NODES_SHOWN = 4

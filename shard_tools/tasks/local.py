@@ -9,11 +9,11 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from shard_tools.tasks.base import Done, T, Work, attempt, died
+from shard_tools.tasks.base import Done, T, Tasks, Work, attempt, died
 
 
 @dataclass(frozen=True)
-class InTurn:
+class InTurn(Tasks):
     """One task after the other, each when its result is asked for."""
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
@@ -22,13 +22,9 @@ class InTurn:
         for number, arguments in enumerate(work.calls):
             yield attempt(number, work.function, (*held, *arguments))
 
-    def describe(self) -> str:
-        """Nothing to say."""
-        return ""
-
 
 @dataclass(frozen=True)
-class Threads:
+class Threads(Tasks):
     """Tasks that release the GIL: reading, hashing and writing do."""
 
     workers: int
@@ -38,13 +34,9 @@ class Threads:
         with ThreadPoolExecutor(self.workers) as pool:
             yield from _run_in(pool, work)
 
-    def describe(self) -> str:
-        """Nothing to say."""
-        return ""
-
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Tasks):
     """Tasks that no two threads of one process can do at a time, or that may crash it."""
 
     workers: int
@@ -64,10 +56,6 @@ class Processes:
                     raise error from None
                 left = [name for number, name in enumerate(work.names) if number not in ended]
                 raise died(sorted(set(left[: self.workers])), work, "give a smaller --workers") from None
-
-    def describe(self) -> str:
-        """Nothing to say."""
-        return ""
 
 
 def _run_in(pool: Executor, work: Work[T]) -> Iterator[Done[T]]:

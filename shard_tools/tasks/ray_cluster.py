@@ -18,8 +18,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from shard_tools.errors import InputError, StoreError
-from shard_tools.tasks.base import Done, Need, NodeCounts, T, TaskConfig, Work, attempt, died
-from shard_tools.tasks.ray_nodes import DISK, LOOK_SECONDS, Nodes
+from shard_tools.tasks.base import Done, Need, T, TaskConfig, Work, attempt, died
+from shard_tools.tasks.ray_nodes import DISK, LOOK_SECONDS, NodeCounts, Nodes
 
 MOST_TRIES = 4
 """Of one call: the first, and those after a failure of a node, a process or a disk."""
@@ -77,6 +77,7 @@ class _Tasks:
 
     def __init__(self, work: Work[Any], nodes: Nodes) -> None:
         self._work, self._nodes = work, nodes
+        self._call: Any = ray.remote(_call)  # once for all calls: Ray sends each one that is made to the cluster
         self.starting: dict[Any, Any] = {}
 
     def has_room(self, running: int) -> bool:
@@ -90,8 +91,8 @@ class _Tasks:
             options["resources"] = {DISK: one.need.disk}
         if one.avoid and set(self._nodes.fit(one.need)) - one.avoid:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(one.avoid))})"}
-        call: Callable[..., Any] = ray.remote(_call).options(name=self._work.label, **options).remote
-        return call(one.number, self._work.function, self._work.calls[one.number])
+        call = self._call.options(name=self._work.label, **options)
+        return call.remote(one.number, self._work.function, self._work.calls[one.number])
 
     def started(self, reference: Any) -> None:
         """Nothing to do: Ray starts processes by itself."""
@@ -202,8 +203,8 @@ class RayTasks:
         running: dict[Any, _Try] = {}
         try:
             while waiting or running:
-                self._nodes.look()
-                self._check_fit(work, [*running.values(), *islice(waiting, 1)])
+                if self._nodes.look():  # not for each result: it asks of every try on every node
+                    self._check_fit(work, [*running.values(), *islice(waiting, 1)])
                 while waiting and starter.has_room(len(running)):
                     one = waiting.popleft()
                     running[starter.start(one)] = one

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ DISK = "disk"
 """Name of the custom resource with which a node says how many bytes of temporary files it can hold."""
 LOOK_SECONDS = 2.0
 """Time between two looks at the nodes."""
+_NODES_SHOWN = 4  # in the progress line
 _log = logging.getLogger(__name__)
 
 
@@ -24,14 +26,15 @@ class Nodes:
     """What Ray says of each living node, by its id."""
     looked: float = float("-inf")
 
-    def look(self) -> None:
-        """Ask Ray for the nodes, unless it was asked just now; log those that came or went."""
+    def look(self) -> bool:
+        """Ask Ray for the nodes, and log those that are gone; False, and nothing is asked, if it was just now."""
         if time.monotonic() - self.looked < LOOK_SECONDS:
-            return
+            return False
         found = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for gone in self.alive.keys() - found.keys():
             _log.warning("node %s is gone; what it worked on is done again elsewhere", self.name(gone))
         self.alive, self.looked = found, time.monotonic()
+        return True
 
     @property
     def cores(self) -> int:
@@ -77,3 +80,21 @@ class Nodes:
 
     def _has(self, node: str, resource: str) -> float:
         return float(self.alive[node]["Resources"].get(resource, 0))
+
+
+class NodeCounts:
+    """How many calls each node has finished, and how fast."""
+
+    def __init__(self) -> None:
+        self._done: Counter[str] = Counter()
+        self._began = time.monotonic()
+
+    def add(self, node: str) -> None:
+        """Count one call."""
+        self._done[node] += 1
+
+    def describe(self, nodes: int) -> str:
+        """The nodes and their rates, the fastest first, in calls a second."""
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        rates = ", ".join(f"{node} {count / seconds:.3g}/s" for node, count in self._done.most_common(_NODES_SHOWN))
+        return f"{nodes} nodes" + (f": {rates}" if rates else "")
