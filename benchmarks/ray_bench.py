@@ -95,14 +95,13 @@ def nothing() -> None:
     """A task that does nothing: what is left is the cost of starting it."""
 
 
-def time_works(config: RayBenchConfig, folder: Path, place: str, where: TaskConfig) -> list[Figure]:
-    """Every kind of work in one place."""
+def time_works(
+    config: RayBenchConfig, folder: Path, observation: Sequence[Path], place: str, where: TaskConfig
+) -> list[Figure]:
+    """Every kind of work in one place; `observation` has the six files to ingest, in their order."""
     out = folder / "out"
-    observation = tuple(
-        sorted((folder / "observation").glob("*.h5"), key=lambda path: "A1 B A2 C A3 D".find(path.stem))
-    )
     packing = PackConfig(folder / "data", str(out), workers=1, shard_mb=32, tasks=where)
-    ingesting = IngestConfig(str(out), observation, workers=1, shard_mb=8, tasks=where)
+    ingesting = IngestConfig(str(out), tuple(observation), workers=1, shard_mb=8, tasks=where)
     bytes_of = sum(path.stat().st_size for path in observation)
     works: dict[str, tuple[Callable[[], object], int, str]] = {
         "pack": (lambda: pack(packing), config.cadences, "cadences"),
@@ -135,19 +134,18 @@ def measure(config: RayBenchConfig, folder: Path) -> list[Figure]:
     """All figures: here, on one node, on two."""
     cluster = importlib.import_module("tests.ray_nodes").cluster  # needs Ray
     write_cadences(folder / "data", config.cadences, config.cadences // 4)
-    simulate_observation(
+    observation = simulate_observation(
         SimulateObservationConfig(folder / "observation", coarse_channels=config.coarse_channels, nfpc=1 << 17)
     )
     pack(PackConfig(folder / "data", str(folder / "packed"), workers=1, shard_mb=32))
-    figures = time_works(config, folder, "one process, no Ray", TaskConfig())
+    figures = time_works(config, folder, observation, "one process, no Ray", TaskConfig())
     for number in (1, 2):
         with cluster() as nodes:
             nodes.start_head()
             for _ in range(1, number):
                 nodes.add()
-            figures += time_works(
-                config, folder, f"Ray, {number} node" + "s" * (number > 1), TaskConfig("ray", nodes.address)
-            )
+            place = f"Ray, {number} node" + "s" * (number > 1)
+            figures += time_works(config, folder, observation, place, TaskConfig("ray", nodes.address))
     return figures
 
 

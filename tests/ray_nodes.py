@@ -104,6 +104,11 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
+def node_of_call(_: int) -> str:
+    """The id of the node that a call runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def die(_: Path) -> None:
     """As a process ends that the system kills for its memory."""
     os.kill(os.getpid(), signal.SIGKILL)

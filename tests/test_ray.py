@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
+ray = pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
 
 import shard_tools.fingerprint as fingerprint_module
 from infer import InferConfig, infer
@@ -32,7 +33,7 @@ from tests.conftest import ROOT, Command, data_set_bytes, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
 from tests.observation_files import write_cadence
 from tests.range_server import serving
-from tests.ray_nodes import Nodes, cluster, die
+from tests.ray_nodes import Nodes, cluster, die, node_of_call
 from tests.s3_server import read_s3, serving_s3, through_proxy
 from tests.test_file_systems import build_lacking
 from tests.test_infer import write_weights
@@ -251,6 +252,21 @@ def test_a_task_that_no_node_can_hold_is_refused_with_its_size(
     work = Work(die, [(tmp_path,)], "dying", "files", [str(tmp_path / "big.h5")], Need(memory=10**13))
     with open_tasks(two.tasks, InTurn()) as tasks, pytest.raises(InputError, match=r"big.h5: no node .* 1e\+04 GB"):
         list(tasks.run(work))
+
+
+def test_tasks_that_need_disk_run_where_it_is_declared_and_the_nodes_rates_are_told(two: Two) -> None:
+    declaring = two.nodes.add(disk=1000)
+    work = Work(node_of_call, [(number,) for number in range(6)], "", "", [""] * 6, Need(1, disk=600))
+    try:
+        with open_tasks(two.tasks, InTurn()) as tasks:
+            found = {done.result() for done in tasks.run(work)}
+            expected = {node["NodeID"] for node in ray.nodes() if node["Alive"] and "disk" in node["Resources"]}
+            said = tasks.describe()
+    finally:
+        two.nodes.kill(declaring)
+    assert len(expected) == 1 and found == expected
+    (node,) = found
+    assert re.fullmatch(rf"3 nodes: [^ ]+/{node[:6]} [0-9.e+]+/s", said)
 
 
 def test_where_no_cluster_answers_it_is_said_at_once_how_to_start_one(tmp_path: Path) -> None:
