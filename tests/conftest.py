@@ -138,6 +138,11 @@ def data_set_bytes(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in folder_bytes(folder).items() if name != SOURCES}
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged, but for wandb: its thread may log the end of a service that another test killed."""
+    return [record.getMessage() for record in caplog.records if record.name.partition(".")[0] != "wandb"]
+
+
 @pytest.fixture(scope="session")
 def kaggle_seti() -> Path:
     """The real snippets, where this machine has them."""

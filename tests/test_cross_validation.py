@@ -23,6 +23,7 @@ from reports.plots import write_roc
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
+from tests.conftest import logged
 from tests.launch import command_line, flags
 from tests.test_resume import read_history, steps_done, wait_for_step
 from tests.tiny import tiny_config, write_tiny_data
@@ -283,7 +284,7 @@ def test_folds_are_averaged_by_rank_and_a_split_that_they_were_trained_on_is_nam
     weights = tuple(one.run_dir / "best.safetensors" for one in plan_folds(trained, manifest))
     config = InferConfig(manifest.root, weights, tmp_path / "test.csv", precision="float32", average="ranks")
     infer(config)
-    assert not caplog.records
+    assert not logged(caplog)
     infer(dataclasses.replace(config, out=tmp_path / "train.csv", split="train"))
     assert "trained on this split" in caplog.text and "oof.csv" in caplog.text
     for name, count in (("test.csv", 8), ("train.csv", 50)):

@@ -14,7 +14,7 @@ from shard_tools.errors import InputError
 from shard_tools.fold_split import assign_folds, read_groups
 from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, digest_catalog, read_catalog, to_submission_keys
 from shard_tools.manifest import read_manifest
-from tests.conftest import Command, Layout, MakeData, snippet
+from tests.conftest import Command, Layout, MakeData, logged, snippet
 from training.submission import submission_keys, write_submission
 
 KEYS = st.lists(st.text("0123456789abcdef", min_size=1, max_size=15), min_size=12, max_size=60, unique=True)
@@ -185,7 +185,7 @@ def test_what_other_programs_leave_is_left_alone_and_counted(
 ) -> None:
     data = make_data()
     expected = read_catalog(data.root, 4, 0, allow_missing=False)
-    assert not caplog.records
+    assert not logged(caplog)
     leave_clutter(data, kind)
     with caplog.at_level("INFO"):
         assert read_catalog(data.root, 4, 0, allow_missing=False) == expected

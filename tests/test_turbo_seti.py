@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from shard_tools.errors import InputError
+from shard_tools.manifest import read_manifest
 from shard_tools.observation.candidates_table import read_candidates
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
@@ -102,16 +104,28 @@ def test_find_event_and_plot_event_take_the_files_and_find_the_candidates(python
     assert len(list(folder.glob("*.png"))) == 9
 
 
-def test_its_own_hits_are_where_ours_are_and_get_our_scores(python: Path, written: Path, tmp_path: Path) -> None:
-    run(python, SEARCH, written / "files" / "A1.h5", tmp_path)
+@pytest.fixture(scope="module")
+def theirs(python: Path, written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with A1.dat, as turboSETI itself writes it."""
+    folder = tmp_path_factory.mktemp("theirs")
+    run(python, SEARCH, written / "files" / "A1.h5", folder)
+    return folder
+
+
+def test_its_own_hits_are_where_ours_are_and_get_our_scores(written: Path, theirs: Path, tmp_path: Path) -> None:
     found = read_candidates(written / "candidates.csv")
-    candidates_of_shards = IngestConfig(
-        written / "shards", tuple(written / "files" / f"{name}.h5" for name in NAMES), workers=1
-    )
-    candidates_of(ingest(candidates_of_shards), tmp_path / "candidates.csv", hits=tmp_path / "A1.dat")
+    manifest = read_manifest(str(written / "shards"))
+    candidates_of(manifest, tmp_path / "candidates.csv", hits=theirs / "A1.dat")
     carrier = nearest(found, VOYAGER[0])
     (hit,) = (row for row in rows_of(tmp_path / "hits.csv") if row["rank"] == str(carrier.rank))
     assert hit["found"] == "candidate" and float(hit["score"]) == carrier.score
     assert abs(float(hit["Freq"]) - carrier.frequency_mhz) < 2e-5
     assert abs(float(hit["DriftRate"]) - carrier.drift_rate_hz_s) < 0.02
     assert {row["found"] for row in rows_of(tmp_path / "hits.csv")} <= {"candidate", "interference"}
+
+
+def test_its_own_hits_are_never_replaced(written: Path, theirs: Path, tmp_path: Path) -> None:
+    before = (theirs / "A1.dat").read_bytes()
+    with pytest.raises(InputError, match="A1.dat would be replaced"):
+        candidates_of(read_manifest(str(written / "shards")), tmp_path / "candidates.csv", turbo_seti=theirs)
+    assert (theirs / "A1.dat").read_bytes() == before and not (tmp_path / "candidates.csv").exists()
