@@ -109,6 +109,11 @@ def node_of_call(_: int) -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+def nodes_with(resource: str) -> set[str]:
+    """The ids of the nodes alive that declare a resource."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"] and resource in node["Resources"]}
+
+
 def die(_: Path) -> None:
     """As a process ends that the system kills for its memory."""
     os.kill(os.getpid(), signal.SIGKILL)

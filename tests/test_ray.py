@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ray = pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
+pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
 
 import shard_tools.fingerprint as fingerprint_module
 from infer import InferConfig, infer
@@ -33,7 +33,7 @@ from tests.conftest import ROOT, Command, data_set_bytes, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
 from tests.observation_files import write_cadence
 from tests.range_server import serving
-from tests.ray_nodes import Nodes, cluster, die, node_of_call
+from tests.ray_nodes import Nodes, cluster, die, node_of_call, nodes_with
 from tests.s3_server import read_s3, serving_s3, through_proxy
 from tests.test_file_systems import build_lacking
 from tests.test_infer import write_weights
@@ -260,7 +260,7 @@ def test_tasks_that_need_disk_run_where_it_is_declared_and_the_nodes_rates_are_t
     try:
         with open_tasks(two.tasks, InTurn()) as tasks:
             found = {done.result() for done in tasks.run(work)}
-            expected = {node["NodeID"] for node in ray.nodes() if node["Alive"] and "disk" in node["Resources"]}
+            expected = nodes_with("disk")
             said = tasks.describe()
     finally:
         two.nodes.kill(declaring)

@@ -126,6 +126,6 @@ def test_its_own_hits_are_where_ours_are_and_get_our_scores(written: Path, their
 
 def test_its_own_hits_are_never_replaced(written: Path, theirs: Path, tmp_path: Path) -> None:
     before = (theirs / "A1.dat").read_bytes()
-    with pytest.raises(InputError, match="A1.dat would be replaced"):
+    with pytest.raises(InputError, match=r"A1\.dat would be replaced"):
         candidates_of(read_manifest(str(written / "shards")), tmp_path / "candidates.csv", turbo_seti=theirs)
     assert (theirs / "A1.dat").read_bytes() == before and not (tmp_path / "candidates.csv").exists()
