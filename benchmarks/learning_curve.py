@@ -9,12 +9,16 @@ benchmarks/results/learning_curve.png, the table to the history.
 """
 
 import dataclasses
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,6 +35,7 @@ from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
 from benchmarks.needle_rows import classical_scores, predicted, run_program
 from benchmarks.needle_scores import Runs, ahead_figure, real_figure, simulated_figure
 from shard_tools.atomic_files import write_whole
+from shard_tools.cores import bound_cores, usable_cores
 from shard_tools.errors import InputError, run_command
 
 _NOTHING = "--learning-rate 1e-12 --min-learning-rate 0"
@@ -47,6 +52,8 @@ class CurveConfig:
     """Backgrounds at most; a training that sees more takes them again, with other signals."""
     runs: tuple[int, ...] = (3, 3, 3, 1, 1, 1)
     """Trainings of each point, from seeds of their own; the mean is shown."""
+    at_once: int = usable_cores()
+    """Trainings at the same time, each bound to cores of its own."""
     recipe: str = "--preset demo"
     """Words for train.py."""
     test: int = 2_000
@@ -67,6 +74,8 @@ class CurveConfig:
             raise InputError(f"--cadences {self.cadences}: expected rising numbers from 1 on")
         if len(self.runs) != len(self.cadences) or min(self.runs) < 1:
             raise InputError(f"--runs {self.runs}: expected a number of at least 1 for each of --cadences")
+        if not 1 <= self.at_once <= bound_cores():
+            raise InputError(f"--at-once {self.at_once}: expected 1 to {bound_cores()}, the cores of this process")
         if self.backgrounds < 1:
             raise InputError(f"--backgrounds {self.backgrounds}: expected at least 1")
 
@@ -107,8 +116,18 @@ def background_sizes(config: CurveConfig) -> list[int]:
     return [size for size in np.diff([0, *wanted]).tolist() if size]
 
 
-def train_point(curve: Curve, count: int, seed: int, more: str = "") -> tuple[Path, Figure]:
-    """Train on `count` cadences; the run's folder and its figures."""
+@dataclass(frozen=True)
+class Trained:
+    """One training and its scores."""
+
+    figure: Figure
+    scores: dict[str, pd.Series]
+    """By the names of `Curve.sets`."""
+    weights: Path
+
+
+def train_point(curve: Curve, count: int, seed: int, more: str) -> Trained:
+    """Train on `count` cadences and score."""
     sizes = np.cumsum([size for size, _ in curve.backgrounds])
     used = int(np.searchsorted(sizes, min(count, curve.config.backgrounds))) + 1
     in_epoch, epochs = int(sizes[used - 1]), max(1, round(count / sizes[used - 1]))
@@ -118,7 +137,24 @@ def train_point(curve: Curve, count: int, seed: int, more: str = "") -> tuple[Pa
     print(f"training on {epochs} x {in_epoch:,} cadences, seed {seed}", flush=True)
     began = time.perf_counter()
     run_program("train.py", *words, "--tracker", "none", "--checkpoint-minutes", 0, *more.split())
-    return run_dir, {"cadences": epochs * in_epoch, "train_s": time.perf_counter() - began}
+    figure = {"cadences": epochs * in_epoch, "train_s": time.perf_counter() - began}
+    weights = run_dir / "best.safetensors"
+    scores = {name: predicted(needles, weights, run_dir / f"{name}.csv") for name, needles in curve.sets.items()}
+    return Trained(figure, scores, weights)
+
+
+@contextmanager
+def _cores_shared(at_once: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that are bound to cores of their own, as the programs are which they start."""
+    if not hasattr(os, "sched_setaffinity"):
+        with ThreadPoolExecutor(at_once) as pool:
+            yield pool
+        return
+    cores, shares = sorted(os.sched_getaffinity(0)), SimpleQueue[list[int]]()
+    for number in range(at_once):
+        shares.put(cores[number::at_once])
+    with ThreadPoolExecutor(at_once, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
+        yield pool
 
 
 def measure(curve: Curve) -> list[Figure]:
@@ -127,21 +163,21 @@ def measure(curve: Curve) -> list[Figure]:
     rows: dict[str, tuple[Figure, dict[str, Runs]]] = {}
     classical: dict[str, Runs] = {name: (classical_scores(needles)[0],) for name, needles in curve.sets.items()}
     rows[CLASSICAL] = {"row": CLASSICAL}, classical
-    points = [(UNTRAINED, config.cadences[0], config.runs[0], _NOTHING)]
+    points = [(UNTRAINED, min(config.cadences[0], config.backgrounds), config.runs[0], _NOTHING)]
     points += [(f"{count:,}", count, runs, "") for count, runs in zip(config.cadences, config.runs, strict=True)]
-    for name, count, runs, more in points:
-        figures: list[Figure] = []
-        scores: dict[str, list[pd.Series]] = {each: [] for each in curve.sets}
-        for seed in range(config.seed, config.seed + runs):
-            run_dir, figure = train_point(curve, count, seed, more)
-            figures.append(figure)
-            for each, needles in curve.sets.items():
-                scores[each].append(predicted(needles, run_dir / "best.safetensors", run_dir / f"{each}.csv"))
-        figure = {"row": name, **figures[0], "train_s": float(np.mean([each["train_s"] for each in figures]))}
-        rows[name] = figure | ({"cadences": 0} if more else {}), dict(scores)
-        _print(curve, name, rows)
+    with _cores_shared(config.at_once) as pool:
+        started: dict[str, list[Future[Trained]]] = {}
+        for name, count, runs, more in reversed(points):  # the longest first: the cores then end together
+            seeds = range(config.seed, config.seed + runs)
+            started[name] = [pool.submit(train_point, curve, count, seed, more) for seed in seeds]
+        for name, *_, more in points:
+            trainings = [each.result() for each in started[name]]
+            seconds = float(np.mean([each.figure["train_s"] for each in trainings]))
+            figure = {"row": name, **trainings[0].figure, "train_s": seconds} | ({"cadences": 0} if more else {})
+            rows[name] = figure, {each: [one.scores[each] for one in trainings] for each in curve.sets}
+            _print(curve, name, rows)
     if config.keep:
-        write_whole(config.keep, (run_dir / "best.safetensors").read_bytes())
+        write_whole(config.keep, trainings[-1].weights.read_bytes())
     return [_figure(curve, name, rows) for name in rows]
 
 
@@ -188,7 +224,7 @@ def main(config: CurveConfig) -> int:
     with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
         figures = measure(build_curve(config, Path(folder)))
     print_table(figures)
-    kept = {name: getattr(config, name) for name in ("real", "out", "keep", "work_dir")}
+    kept = {name: getattr(config, name) for name in ("real", "out", "keep", "work_dir", "at_once")}
     is_part = config != CurveConfig(**kept)
     out = config.out or (None if is_part else RESULTS)
     if out:
