@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from PIL import Image
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from shard_tools.atomic_files import whole_file
 from training.part_norms import Norms, gradient_norm, update_share
@@ -63,6 +62,8 @@ def roc(target: Ints, score: Floats, label: str | None = None, **style: Any) -> 
     """The ROC curve; empty unless there are two classes."""
     if len(np.unique(target)) < 2:
         return Curve([], [], label, style)
+    from sklearn.metrics import roc_curve  # slow to import
+
     false_positive_rate, recall, _ = roc_curve(target, score)
     return Curve(false_positive_rate, recall, label, style)
 
@@ -158,6 +159,8 @@ def draw_precision_recall(target: Ints, score: Floats, label: str) -> Figure:
     """The precision-recall curve; chance alone where there is no positive."""
     figure, axes = _chart()
     if (target == 1).any():
+        from sklearn.metrics import precision_recall_curve  # slow to import
+
         precision, recall, _ = precision_recall_curve(target, score)
         plot_curve(axes, Curve(recall, precision, label, {"drawstyle": "steps-pre"}))
     share = float(np.mean(target == 1))

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from shard_tools.baselines import read_trivial_auc
 from shard_tools.errors import InputError, run_command
 from shard_tools.fingerprint import FingerprintConfig, Groups, fingerprint
 from shard_tools.import_webdataset import ImportConfig, import_webdataset
@@ -147,8 +148,6 @@ def _print_info(manifest: Manifest, trivial: int) -> None:
     if trivial and len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, min(trivial, len(rows)), dtype=np.int64)]
     if trivial and len(np.unique(manifest.target[rows])) == 2:
-        from shard_tools.baselines import read_trivial_auc  # scikit-learn is slow to import
-
         print(f"ROC AUC of trivial statistics, ON panels minus OFF panels, over {len(rows):,} training cadences:")
         for name, auc in read_trivial_auc(manifest, rows).items():
             print(f"  {name}: {auc:.3f}")

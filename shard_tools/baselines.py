@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
 
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.manifest import Int64s, Manifest
@@ -26,6 +25,8 @@ def trivial_scores(snippet: npt.NDArray[np.float16]) -> dict[str, float]:
 
 def read_trivial_auc(manifest: Manifest, rows: Int64s) -> dict[str, float]:
     """ROC AUC of every trivial statistic over `rows`, with the sign that makes it larger (0.5 to 1)."""
+    from sklearn.metrics import roc_auc_score  # slow to import
+
     scores = [trivial_scores(read_snippet_of(manifest, row)) for row in rows.tolist()]
     target = manifest.target[rows]
     found = {name: float(roc_auc_score(target, [score[name] for score in scores])) for name in STATISTICS}

@@ -103,15 +103,12 @@ def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
     Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where there is no
     valid header, or its type or shape cannot be a snippet's.
     """
-    stream = io.BytesIO(bytes(data[:_MAX_HEADER_BYTES]))
+    start = bytes(data[:_MAX_HEADER_BYTES])
     try:
-        # NumPy parses a header as Python text, so damaged ones raise almost any parser error.
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0), (3, 0)):
-            raise ValueError(f"npy format {version[0]}.{version[1]}, expected 1.0 to 3.0")
-        # Format 3.0 differs from 2.0 only in UTF-8 field names, and float16 has no fields.
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+        try:
+            size, version, shape, fortran_order, dtype = _parse_npy(start)
+        except SystemError:  # in threads, Python 3.11.0 to .7 may fail on good text (CPython issue 106905)
+            size, version, shape, fortran_order, dtype = _parse_npy(start)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{where}: not a readable npy file ({reason}); expected what np.save writes") from None
@@ -119,7 +116,19 @@ def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
         raise InputError(f"{where}: dtype {dtype}, expected float16")
     if len(shape) != 3 or shape[0] != PANELS or min(shape) < 1:
         raise InputError(f"{where}: shape {shape}, expected ({PANELS}, time bins, frequency channels)")
-    return NpyHeader(stream.tell(), shape, dtype, fortran_order, version)
+    return NpyHeader(size, shape, dtype, fortran_order, version)
+
+
+def _parse_npy(start: bytes) -> tuple[int, tuple[int, int], tuple[int, ...], bool, np.dtype[Any]]:
+    """Size, version, shape, order and type. NumPy parses a header as Python text: bad ones raise almost any error."""
+    stream = io.BytesIO(start)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"npy format {version[0]}.{version[1]}, expected 1.0 to 3.0")
+    # Format 3.0 differs from 2.0 only in UTF-8 field names, and float16 has no fields.
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+    return stream.tell(), version, shape, fortran_order, dtype
 
 
 def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[int, int, int]]:

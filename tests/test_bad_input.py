@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,6 +120,20 @@ def test_a_first_snippet_that_claims_a_gigantic_shape_costs_no_time(
     data.path(min(data.test)).write_bytes(npy_header((6, 10**15, 3)) + b"1")
     answer = command("pack", "--input", data.root, "--out", tmp_path / "out", "--time-bin", 7)
     refused(answer, min(data.test), "bytes, expected")
+
+
+def test_an_error_of_the_interpreter_is_not_taken_for_one_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11.7's own, in threads that parse at the same time."""
+    errors, parse = [SystemError("AST constructor recursion depth mismatch")], np.lib.format.read_array_header_1_0
+
+    def parse_with_luck(*arguments: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return parse(*arguments, **options)
+
+    monkeypatch.setattr("numpy.lib.format.read_array_header_1_0", parse_with_luck)
+    assert check_npy_header(npy_header(SMALL_SHAPE), "a file")[1] == SMALL_SHAPE
+    assert not errors
 
 
 @given(where=st.integers(0, 127), byte=st.integers(0, 255), length=st.integers(0, 127))

@@ -38,6 +38,15 @@ def test_no_package_but_the_benchmarks_imports_a_script() -> None:
     assert not [path for path in source_files(*rooms) if imports_of(path) & {*SCRIPTS, "tests"}]
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start_without_what_only_some_of_their_figures_need(script: str) -> None:
+    """scikit-learn alone is a fifth of the start."""
+    slow = {"sklearn", "scipy.stats"}
+    program = f"import sys, {script}; print(*{slow} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()
+
+
 def test_shard_tools_load_neither_torch_nor_dali_nor_setigen() -> None:
     """Packing and verifying start quickly, and work where none of these is installed."""
     slow = {"torch", "nvidia.dali", "timm", "setigen", "h5py"}

@@ -127,6 +127,17 @@ def table(voyager: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_batches_that_are_searched_at_the_same_time_change_nothing(
+    voyager: Manifest, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.observation.search_observation._AT_ONCE", 1)
+    monkeypatch.setattr("training.observation.search_observation._SUMS_BYTES", 1)  # a snippet in each batch
+    found = candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
+    expected = read_candidates(table)
+    assert [each.snippet for each in found] == [each.snippet for each in expected]
+    assert [each.score for each in found] == pytest.approx([each.score for each in expected], rel=1e-4)
+
+
 def test_voyagers_carrier_and_side_bands_are_the_candidates_and_interference_is_none(
     voyager: Manifest, table: Path
 ) -> None:

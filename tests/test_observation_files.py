@@ -1,6 +1,9 @@
 """The promises of reading observations: what FBH5 and SIGPROC files hold is read right, or refused with a remedy."""
 
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from shard_tools.observation.header_reader import HeaderReader
 from shard_tools.observation.ingest import plan_ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.opening import open_filterbank, read_header
+from tests.conftest import ROOT
 from tests.observation_files import (
     BIN_LENGTH_S,
     CHANNEL_MHZ,
@@ -440,6 +444,18 @@ def test_a_file_on_which_hdf5_crashes_or_hangs_is_refused_by_name(tmp_path: Path
             with pytest.raises(InputError, match=str(path)):
                 reader.read(path)
             assert reader.read(CARRIER).source == "Voyager1"  # the next file is read by another child
+
+
+def test_a_script_that_starts_itself_anew_is_told_so_and_no_file_is_blamed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom shard_tools.observation.header_reader import HeaderReader\n"
+        f"HeaderReader().read(Path({str(CARRIER)!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert "InputError: the process that reads headers ended as it began; where a script calls ingest()" in done.stderr
 
 
 def bits_flipped(good: bytes, seed: int) -> bytes:

@@ -34,7 +34,7 @@ from training.candidates import (
     upright_shape,
 )
 from training.model import ModelConfig, build_model
-from training.search import EVIDENCE, flatten, near, whiten
+from training.search import EVIDENCE, Search, flatten, near, whiten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256
@@ -317,23 +317,39 @@ def test_a_run_with_candidates_and_added_signals_trains_saves_and_predicts(tmp_p
         dataclasses.replace(config, draws=DrawConfig(flip_time=0.5))
 
 
+# Panels of 16 time bins that begin every 17.5 time bins.
+PAUSING = Axes(16, 1024, 18.25, 22.35, tuple(17.5 * 18.25 * panel for panel in range(6)), 4.0)
+
+
+@pytest.mark.parametrize("outside", [None, 0])
 @pytest.mark.parametrize(("rate", "channel"), [(0.0, 300), (1.7, 500), (-2.9, 700)])
-def test_lines_are_followed_through_the_pauses_between_panels(rate: float, channel: int) -> None:
-    """Panels of 16 time bins that begin every 17.5 time bins: a line is where its drift has brought it by then."""
-    axes = Axes(16, 1024, 18.25, 22.35, tuple(17.5 * 18.25 * panel for panel in range(6)), 4.0)
+def test_lines_are_followed_through_the_pauses_between_panels(rate: float, channel: int, outside: int | None) -> None:
+    """A line is where its drift has brought it by then."""
+    axes = PAUSING
     values = np.random.default_rng(0).normal(size=(6, 16, 1024)).astype(np.float32)
     for position in (0, 2, 4):
         place = np.rint(channel + rate * axes.rows[position]).astype(int)
         values[position, np.arange(16), place] += 6
-    search = SumWindows(axes, 2)
+    search = SumWindows(axes, 2, outside)
     lines = search.find(*_halves(search, torch.from_numpy(values)[None, [0, 2, 4, 1, 3, 5]]))
-    assert abs(lines.channel[0, 0].item() - 512 - channel) <= 2
+    assert abs(lines.channel[0, 0].item() - search.outside - channel) <= 2
     assert abs(search.rates[lines.rate[0, 0]].item() - rate) < 0.05
 
 
 def _halves(search: SumWindows, panels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     sums = search.sums(panels)
     return sums[:, :3], sums[:, 3:], near(sums[:, 3:])
+
+
+@pytest.mark.parametrize("outside", [0, 40])
+def test_fewer_places_outside_of_the_panels_leave_the_sums_inside_as_they_are(outside: int) -> None:
+    values = torch.randn(1, 6, 16, 1024, generator=torch.Generator().manual_seed(0))
+    values[..., [0, -1]] += 10  # a row that wrapped around would bring these to places far away
+    wide, narrow = (Search(PAUSING, 1, each).sums(values) for each in (None, outside))
+    assert narrow.shape == (1, 6, 121, 1024 + 2 * outside)
+    off = narrow - wide[..., 512 - outside : 512 + 1024 + outside]
+    # But for the ringing of what lies at the ends of the padded rows.
+    assert off.abs().max() < 0.5 and off.std() < 0.05
 
 
 @pytest.mark.parametrize("time_bins", [1, 6, 13])

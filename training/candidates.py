@@ -5,7 +5,7 @@ what lies around the few best lines (search.py), as windows of the de-Doppler su
 around the best path of each panel (paths.py), and says whether there is a needle.
 
 Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F frequency channel; R drift rate,
-K candidate, W channel of a cut-out.
+C channel of a line in the middle of the cadence, K candidate, W channel of a cut-out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ class Candidates(Search):
 
     def _cut_out(self, values: Tensor, rows: Tensor, lines: Lines) -> Tensor:
         """(B, K, P + 1, T', W): the channels around each line, which becomes upright; 0 outside of the snippet."""
-        channel = lines.channel - self.channels // 2
+        channel = lines.channel - self.outside
         centre = channel[..., None, None] + self.rates[lines.rate][..., None, None] * rows  # (B, K, P, T)
         centre = (centre + self.channels / 2).remainder(2 * self.channels) - self.channels / 2  # as the sums wrap
         offset = torch.arange(CUTOUT_CHANNELS, device=values.device) - (CUTOUT_CHANNELS - 1) / 2
@@ -79,11 +79,11 @@ class PanelSums(NamedTuple):
 
     values: Tensor
     on: Tensor
-    """(B, 3, R, 2 F) of the ON panels."""
+    """(B, 3, R, C) of the ON panels."""
     off: Tensor
-    """(B, 3, R, 2 F) of the OFF panels."""
+    """(B, 3, R, C) of the OFF panels."""
     on_near: Tensor
-    """(B, R, 2 F) `near` of each."""
+    """(B, R, C) `near` of each."""
     off_near: Tensor
 
 
@@ -138,7 +138,7 @@ class SumWindows(Search):
             yield Seen(windows, evidence, cutouts, paths.evidence, channel, rate)
 
     def _window(self, planes: list[Tensor], lines: Lines, sign: int) -> Tensor:
-        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, 2 F); 0 outside of them.
+        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, C); 0 outside of them.
 
         With `sign` -1 as where channels, and so drift rates, are reversed.
         """
@@ -147,9 +147,9 @@ class SumWindows(Search):
         columns = torch.arange(WINDOW_CHANNELS, device=device) - WINDOW_CHANNELS // 2
         rate = (lines.rate[..., None] + sign * rows)[:, :, None, :, None]
         channel = (lines.channel[..., None] + sign * columns)[:, :, None, None, :]
-        inside = (rate >= 0) & (rate < RATES) & (channel >= 0) & (channel < 2 * self.channels)
+        inside = (rate >= 0) & (rate < RATES) & (channel >= 0) & (channel < self.places)
         cadence = torch.arange(len(rate), device=device)[:, None, None, None, None]
-        place = rate.clamp(0, RATES - 1), channel.clamp(0, 2 * self.channels - 1)
+        place = rate.clamp(0, RATES - 1), channel.clamp(0, self.places - 1)
         found = []
         for plane in planes:
             panel = torch.arange(plane.shape[1], device=device)[None, None, :, None, None]

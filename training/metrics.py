@@ -1,4 +1,7 @@
-"""ROC AUC and other metrics, each sample counted once; and averages of several models' scores."""
+"""ROC AUC and other metrics, each sample counted once; and averages of several models' scores.
+
+What is slow to import is imported where it is used: scores of cadences without labels need none of it.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +10,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -23,11 +24,15 @@ def unique_rows(rows: Ints, *columns: npt.NDArray[np.generic]) -> tuple[npt.NDAr
 
 def roc_auc(target: Ints, score: Floats) -> float:
     """Area under the ROC curve, unrounded; NaN where there is only one class to tell apart."""
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(target, score)) if len(np.unique(target)) == 2 else float("nan")
 
 
 def average_precision(target: Ints, score: Floats) -> float:
     """Area under the precision-recall curve as scikit-learn sums it; NaN where there is no positive."""
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(target, score)) if (target == 1).any() else float("nan")
 
 
@@ -43,6 +48,8 @@ def mean_score(logits: Sequence[npt.NDArray[np.float64]], average: Average) -> n
     mean of their ranks.
     """
     if average == "ranks":
+        from scipy.stats import rankdata
+
         return np.asarray(sum(rankdata(each) / len(each) for each in logits) / len(logits))
     return apart(mean_logit(logits))
 

@@ -4,7 +4,7 @@ An incoherent de-Doppler sum, as in turboSETI (Enriquez et al. 2017, arXiv:1709.
 the best few. What the network sees of them is in candidates.py.
 
 Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F frequency channel; R drift rate,
-K candidate.
+C channel of a line in the middle of the cadence, K candidate.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor, nn
 from torch.nn.functional import max_pool1d, pad
 
@@ -126,22 +127,32 @@ class Search(nn.Module):
     panel_turn: Tensor
     """(P, R, k, 2) by which all rows of a panel turn together."""
 
-    def __init__(self, axes: Axes, count: int) -> None:
+    def __init__(self, axes: Axes, count: int, outside: int | None = None) -> None:
+        """`count` lines are found. In the middle of the cadence they may lie up to `outside` channels outside of the
+        panels, on either side; unset: half the channels.
+        """
         super().__init__()
         self.axes, self.count, self.channels = axes, count, axes.channels
+        self.outside = axes.channels // 2 if outside is None else outside
+        self.places = axes.channels + 2 * self.outside
         spread = torch.linspace(-1, 1, RATES, dtype=torch.float64)
         rates = spread.sign() * spread.abs() ** _CROWDING * axes.steepest / axes.time_bins
         rows = torch.tensor(axes.rows)[list(_ORDER)]
         # Shifting a row by c channels turns the phase of its Fourier coefficient k by 2 pi k c / n, so shifting all
         # rows by all rates and summing them is a matrix product. Rows are padded to twice the channels, as a line may
-        # leave the band by half of it on either side. One further out wraps around, and so do the cut-outs.
-        kept = int(_FREQUENCIES_KEPT * (axes.channels + 1))
-        cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / (2 * axes.channels)
+        # leave the band by half of it on either side. One further out wraps around, and so do the cut-outs. Fewer will
+        # do where lines that are outside in the middle of the cadence are not looked for.
+        self._length = 2 * axes.channels
+        if self.outside < axes.channels // 2:
+            furthest = axes.channels + self.outside + int(rates.max() * rows.abs().max()) + 1
+            self._length = min(next_fast_len(furthest, real=True), self._length)
+        kept = int(_FREQUENCIES_KEPT * (self._length // 2 + 1))
+        cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / self._length
         # A row and its mirror image in the panel turn by opposite phases: their sum and difference need real phases.
         after = torch.arange(axes.time_bins // 2, axes.time_bins) - (axes.time_bins - 1) / 2
         within = cycles[:, None, None] * rates[:, None] * after
-        # The first channel of the sums is -F / 2.
-        between = cycles * (rates[:, None] * rows.mean(1)[:, None, None] - axes.channels // 2)
+        # The first place of the sums is the channel -`outside`.
+        between = cycles * (rates[:, None] * rows.mean(1)[:, None, None] - self.outside)
         for name, values in (
             ("rates", rates),
             ("rows", rows),
@@ -157,15 +168,15 @@ class Search(nn.Module):
         if (axes.time_bins, axes.channels) != (self.axes.time_bins, self.axes.channels):
             raise ValueError(f"panels of {axes.time_bins} x {axes.channels}, for a search of {self.axes}")
         # In place: they are on the model's device, and a compiled model holds them.
-        for name, buffer in Search(axes, self.count).named_buffers():
+        for name, buffer in Search(axes, self.count, self.outside).named_buffers():
             self.get_buffer(name).copy_(buffer)
         self.axes = axes
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums along lines of every rate (B, P, R, 2 F), over sqrt(T): white noise keeps its standard deviation of 1.
+        """Sums along lines of every rate (B, P, R, C), over sqrt(T): white noise keeps its standard deviation of 1.
 
-        The last axis is a line's channel in the middle of the cadence, from -F / 2: a line that is in the band for one
-        panel may be far outside it there. In float32 under autocast too.
+        The last axis is a line's channel in the middle of the cadence, from -`outside` on: a line that is in the band
+        for one panel may be far outside it there. In float32 under autocast too.
         """
         with float32_only(values):
             middle = values.shape[2] // 2
@@ -173,7 +184,7 @@ class Search(nn.Module):
             if later.shape[2] > middle:  # the row in the middle, which is its own mirror image
                 earlier = pad(earlier, (0, 0, 1, 0))
             even, odd = (
-                torch.fft.rfft(rows, n=2 * self.channels, dim=3)[..., : len(self.turn)]
+                torch.fft.rfft(rows, n=self._length, dim=3)[..., : len(self.turn)]
                 for rows in (later + earlier, later - earlier)
             )
             rows = torch.view_as_real(torch.cat([even, 1j * odd], 2)).permute(3, 2, 0, 1, 4)  # (k, 2 T', B, P, 2)
@@ -181,13 +192,18 @@ class Search(nn.Module):
             lines = torch.view_as_complex(products).permute(2, 3, 1, 0)  # (B, P, R, k)
             turned = lines.new_empty(lines.shape)
             torch.mul(lines, torch.view_as_complex(self.panel_turn), out=turned)
-            summed: Tensor = torch.fft.irfft(turned, n=2 * self.channels, dim=3)
-            return summed
+            summed: Tensor = torch.fft.irfft(turned, n=self._length, dim=3)
+            return summed[..., : self.places]
 
     def find(self, on: Tensor, off: Tensor, off_near: Tensor) -> Lines:
-        """The lines whose sums `on` (B, 3, R, 2 F) stand out most from `off`; `off_near` is `near(off)`."""
-        of_all = _score(on, off_near)
-        score = of_all.amax(1)  # (B, 2 F)
+        """The lines whose sums `on` (B, 3, R, C) stand out most from `off`; `off_near` is `near(off)`."""
+        return self.find_best(best_sums(on), on, off, off_near)
+
+    def find_best(self, best: Tensor, on: Tensor, off: Tensor, off_near: Tensor) -> Lines:
+        """As `find`, where `best_sums(on)` is known."""
+        # What is near the line in the other panels counts against it.
+        of_all = best.sub((off_near - EXCUSED).clamp_min_(0), alpha=VETO)
+        score = of_all.amax(1)  # (B, C)
         is_peak = score == max_pool1d(score[:, None], _APART, 1, _APART // 2)[:, 0]
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = of_all.gather(2, channel[:, None].expand(-1, RATES, -1)).argmax(1)
@@ -200,7 +216,7 @@ class Search(nn.Module):
 
 
 def near(panels: Tensor) -> Tensor:
-    """Sums (B, 3, R, 2 F) to the largest magnitude around each line (B, R, 2 F); not across the ends of the last axis.
+    """Sums (B, 3, R, C) to the largest magnitude around each line (B, R, C); not across the ends of the last axis.
 
     A line close to interference may cross it in an ON panel but miss it in the OFF panels. Sums below 0 count as much:
     where a steady line is fainter than usual in one panel, it may be brighter in another.
@@ -216,8 +232,8 @@ def near(panels: Tensor) -> Tensor:
     return around.repeat_interleave(_BLOCK, 2)[..., :channels]
 
 
-def _score(panels: Tensor, others: Tensor) -> Tensor:
-    """Score of sums in three panels (B, 3, R, 2 F): the best of one, two or all, less what `others` have nearby."""
+def best_sums(panels: Tensor) -> Tensor:
+    """Sums of lines (B, 3, R, C) in the best one, two or all of three panels together, (B, R, C)."""
     first, second, third = panels.unbind(1)
     total = first + second
     total += third
@@ -226,4 +242,4 @@ def _score(panels: Tensor, others: Tensor) -> Tensor:
     best = torch.maximum(first, second)
     for each in (third, two, total.mul_(1 / math.sqrt(3))):
         torch.maximum(best, each, out=best)
-    return best.sub_((others - EXCUSED).clamp_min_(0), alpha=VETO)
+    return best

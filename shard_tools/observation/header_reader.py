@@ -62,6 +62,14 @@ class HeaderReader:
         process.start()
         theirs.close()  # so that the child's end closes with the child
         self._child = process, ours
+        try:
+            ours.recv()
+        except (EOFError, ConnectionError):
+            self.close()
+            raise InputError(
+                "the process that reads headers ended as it began; where a script calls ingest(), the call must be "
+                'under `if __name__ == "__main__":`, since each new process runs the script up to there'
+            ) from None
         return self._child
 
     def __enter__(self) -> "HeaderReader":
@@ -75,6 +83,7 @@ class HeaderReader:
 
 def _serve(connection: Connection) -> None:
     """Answer each path with its header, or with the error, until the other end is closed."""
+    connection.send("ready")
     while True:
         try:
             path, nfpc = connection.recv()

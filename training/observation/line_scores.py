@@ -15,7 +15,7 @@ from torch import Tensor
 from shard_tools.axes import Axes
 from training.candidates import PanelSums, SumWindows, WindowModel
 from training.observed_search import started_as
-from training.search import Lines
+from training.search import Lines, best_sums
 
 Float64s = npt.NDArray[np.float64]
 
@@ -62,7 +62,8 @@ class LineScorer:
             searched_axes = axes.summed(sum_time_bins)
         else:
             searched_axes, count = started_as(model.candidates.axes, axes), model.candidates.count
-        self._search = SumWindows(searched_axes, count).to(device).eval()
+        # Lines that are outside of this snippet in the middle of the cadence are inside of the next: snippets overlap.
+        self._search = SumWindows(searched_axes, count, outside=0).to(device).eval()
         steepest = searched_axes.steepest / axes.time_bins
         self.axes = replace(axes, max_drift_hz_s=axes.hertz_per_second(steepest))
         """Of the cadence, with the steepest drift that is searched."""
@@ -75,15 +76,20 @@ class LineScorer:
             if self._sum_time_bins > 1:
                 panels = _sum_rows(panels, self._sum_time_bins)
             sums = self._search.sum_panels(panels)
-            needles, controls = self._by_search(sums) if self._model is None else self._by_model(self._model, sums)
-            nothing = torch.zeros_like(sums.off_near)
-            bright = (self._search.find(first, second, nothing) for first, second in _both_ways(sums))
-            return FoundLines(needles, controls, *(self._to_lines(lines) for lines in bright))
+            best_on, best_off = best_sums(sums.on), best_sums(sums.off)
+            if self._model is None:
+                needles = self._by_search(best_on, sums.on, sums.off, sums.off_near)
+                controls = self._by_search(best_off, sums.off, sums.on, sums.on_near)
+            else:
+                needles, controls = self._by_model(self._model, sums)
+            nothing = torch.zeros_like(best_on)
+            bright_on = self._search.find_best(best_on, sums.on, sums.off, nothing)
+            bright_off = self._search.find_best(best_off, sums.off, sums.on, nothing)
+            return FoundLines(needles, controls, self._to_lines(bright_on), self._to_lines(bright_off))
 
-    def _by_search(self, sums: PanelSums) -> tuple[ScoredLines, ScoredLines]:
-        needles = self._search.find(sums.on, sums.off, sums.off_near)
-        controls = self._search.find(sums.off, sums.on, sums.on_near)
-        return self._to_lines(needles, searched(needles)), self._to_lines(controls, searched(controls))
+    def _by_search(self, best: Tensor, own: Tensor, others: Tensor, near_others: Tensor) -> ScoredLines:
+        lines = self._search.find_best(best, own, others, near_others)
+        return self._to_lines(lines, searched(lines))
 
     def _by_model(self, model: WindowModel, sums: PanelSums) -> tuple[ScoredLines, ScoredLines]:
         """A line's logit has subtracted what the model's has: a share of what speaks for lines in the other panels.
@@ -100,7 +106,7 @@ class LineScorer:
 
     def _to_lines(self, lines: Lines, score: Tensor | None = None) -> ScoredLines:
         score = torch.full_like(lines.evidence[..., 0], torch.nan) if score is None else score
-        channel = lines.channel - self._search.channels // 2
+        channel = lines.channel - self._search.outside
         rate = self._search.rates[lines.rate] / self._sum_time_bins
         found = (each.double().cpu().numpy() for each in (channel, rate, score, searched(lines)))
         return ScoredLines(*found)
@@ -111,10 +117,6 @@ def _sum_rows(panels: Tensor, time_bins: int) -> Tensor:
     batch, positions, rows, channels = panels.shape
     summed = panels.view(batch, positions, rows // time_bins, time_bins, channels).sum(3)
     return summed / math.sqrt(time_bins)
-
-
-def _both_ways(sums: PanelSums) -> list[tuple[Tensor, Tensor]]:
-    return [(sums.on, sums.off), (sums.off, sums.on)]
 
 
 def searched(lines: Lines) -> Tensor:

@@ -3,8 +3,11 @@
 Axes: B snippet, P panel, T time bin, F frequency channel.
 """
 
+import contextlib
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +30,7 @@ from training.search import RATES
 
 _LINES = 4  # of a snippet in one search, without weights
 _SUMS_BYTES = 50e6  # of a batch; the search holds a few times as much
+_AT_ONCE = 2  # batches
 _EMPTY = "empty"
 _log = logging.getLogger(__name__)
 
@@ -120,15 +124,22 @@ def _search_cadence(
     manifest: Manifest, rows: npt.NDArray[np.int64], axes: Axes, judge: Judge, how: How
 ) -> Iterator[SnippetLine]:
     scorer = LineScorer(axes, judge.model, _LINES, how.device, judge.sum_time_bins)
-    batch_size = max(1, int(_SUMS_BYTES / (4 * PANELS * RATES * 2 * axes.channels)))
+    batch_size = max(1, int(_SUMS_BYTES / (4 * PANELS * RATES * axes.channels)))
     share = Share(len(rows), min(batch_size, len(rows)))
     order = Order(rows, manifest.target[rows], "sequential")
     loader = Loader(manifest, order, share, None, config=how.loader)
-    try:
+
+    def find(found: npt.NDArray[np.int64], snippets: npt.NDArray[np.float16]) -> list[SnippetLine]:
+        least = np.array([how.watched_snr if row in how.watched else how.min_snr for row in found.tolist()])
+        return list(find_lines(scorer, found, snippets, least))
+
+    # The lines of one batch are fitted, on one core, while the next is searched.
+    with contextlib.closing(loader), ThreadPoolExecutor(_AT_ONCE) as pool:
+        started: deque[Future[list[SnippetLine]]] = deque()
         for batch in progress(loader, len(loader), "search", "batches"):
             counts = batch.counts.numpy()
-            found, snippets = batch.row.numpy()[counts], batch.image.numpy()[counts]
-            least = np.array([how.watched_snr if row in how.watched else how.min_snr for row in found.tolist()])
-            yield from find_lines(scorer, found, snippets, least)
-    finally:
-        loader.close()
+            started.append(pool.submit(find, batch.row.numpy()[counts], batch.image.numpy()[counts]))
+            if len(started) > _AT_ONCE:
+                yield from started.popleft().result()
+        for each in started:
+            yield from each.result()
