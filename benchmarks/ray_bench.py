@@ -49,9 +49,9 @@ _DAY_S = 86400.0
 class RayBenchConfig:
     """Time pack, verify and ingest here, and on Ray with one node and with two."""
 
-    cadences: int = 2000
+    cadences: int = 8000
     """Cadences to pack and verify."""
-    coarse_channels: int = 16
+    coarse_channels: int = 64
     """Coarse channels, of 131,072 channels each, of the cadence to ingest."""
     tasks: int = 5000
     """Empty tasks, for the cost of one; connecting to the cluster, some seconds, is shared out among them."""

@@ -238,7 +238,7 @@ def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_pa
 def test_a_second_pass_without_summing_channels_finds_the_slow_line_brighter(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    config = replace(BAND, coarse_channels=2, nfpc=8192)
+    config = replace(BAND, coarse_channels=2, nfpc=16384)  # narrower ones are steep: not flat across a wide line
     line = Line("needle", config.first_mhz - 0.02, 0.01, 25.0, ON_POSITIONS)
     files = write_files(tmp_path / "files", [line], config)
     manifest = ingest(IngestConfig(tmp_path / "shards", tuple(files), workers=1, **options))

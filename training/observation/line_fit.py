@@ -8,6 +8,7 @@ Axes: P panel, in the order of the observation; T time bin; F frequency channel;
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,22 +91,31 @@ def _median_and_noise(values: Float32s) -> tuple[float, float]:
     return float(level), float(_MADS * np.median(np.abs(values - level)))
 
 
-def fit_line(values: Float32s, axes: Axes, channel: float, rate: float, positions: Sequence[int]) -> Fit:
+def cumulate(values: Float32s) -> Float64s:
+    """(P, T, F + 1) the sum of the channels below each channel's lower edge, of `values` (P, T, F)."""
+    cumulated = np.zeros((*values.shape[:2], values.shape[2] + 1))
+    np.cumsum(values, axis=2, out=cumulated[:, :, 1:], dtype=np.float64)
+    return cumulated
+
+
+def fit_line(
+    values: Float32s, cumulated: Float64s, axes: Axes, channel: float, rate: float, positions: Sequence[int]
+) -> Fit:
     """Fit a line to `values` (P, T, F) of `to_noise_units`, near `channel` in the middle of the cadence and `rate`.
 
-    `positions` are the panels in which it is looked for: the ON ones, or the OFF ones for a control.
+    `cumulated` is what `cumulate` makes of them. `positions` are the panels in which it is looked for: the ON ones, or
+    the OFF ones for a control.
     """
     chosen = list(positions)
     rows = np.ascontiguousarray(axes.rows[chosen])
-    cumulated = np.zeros((len(chosen), axes.time_bins, axes.channels + 1))
-    np.cumsum(values[chosen], axis=2, out=cumulated[:, :, 1:], dtype=np.float64)
     steepest = axes.steepest / axes.time_bins
     rate_step = _STEP / np.abs(rows).max()
     width = max(1.0, abs(rate))  # of a line without a width of its own: its drift within a time bin
     reach = max(rate_step, _RATE_STEPS * _SEARCH_STEP * steepest)
-    place = _best_line(cumulated, rows, width, (rate, reach, rate_step), (channel, _CHANNELS, _STEP))
+    panels = _Panels(cumulated, np.array(chosen), rows)
+    place = _best_line(panels, width, (rate, reach, rate_step), (channel, _CHANNELS, _STEP))
     finer = rate_step / _FINER, _STEP / _FINER
-    place = _best_line(cumulated, rows, width, (place[0], rate_step, finer[0]), (place[1], _STEP, finer[1]))
+    place = _best_line(panels, width, (place[0], rate_step, finer[0]), (place[1], _STEP, finer[1]))
     return _measure(values, axes, place[1], place[0], chosen)
 
 
@@ -113,11 +123,22 @@ Range = tuple[float, float, float]
 """A middle, how far to both sides of it, and the step."""
 
 
-def _best_line(cumulated: Float64s, rows: Float64s, width: float, rates: Range, middles: Range) -> tuple[float, float]:
-    """Rate and middle of the line that stands out most in one, two or all of the panels (N, T, F + 1)."""
+class _Panels(NamedTuple):
+    """The panels that a line is fitted to."""
+
+    cumulated: Float64s
+    """(P, T, F + 1) of all panels."""
+    chosen: npt.NDArray[np.int64]
+    """(N,) which of them."""
+    rows: Float64s
+    """(N, T) their times, in time bins from the middle of the cadence."""
+
+
+def _best_line(panels: _Panels, width: float, rates: Range, middles: Range) -> tuple[float, float]:
+    """Rate and middle of the line that stands out most in one, two or all of the panels."""
     rate, middle = _spread(*rates), _spread(*middles)
-    sums = np.empty((len(cumulated), len(rate), len(middle)))
-    kernels.sum_lines(cumulated, rows, rate, middle, width, sums)
+    sums = np.empty((len(panels.chosen), len(rate), len(middle)))
+    kernels.sum_lines(*panels, rate, middle, width, sums)
     falling = -np.sort(-sums, axis=0)
     together = (falling.cumsum(axis=0) / np.sqrt(np.arange(1, len(sums) + 1))[:, None, None]).max(axis=0)
     best = np.unravel_index(together.argmax(), together.shape)

@@ -15,18 +15,24 @@ _kernel = kernel(nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, er
 
 @_kernel
 def sum_lines(
-    cumulated: Float64s, rows: Float64s, rates: Float64s, middles: Float64s, width: float, sums: Float64s
+    cumulated: Float64s,
+    chosen: npt.NDArray[np.int64],
+    rows: Float64s,
+    rates: Float64s,
+    middles: Float64s,
+    width: float,
+    sums: Float64s,
 ) -> None:
     """Sum panels along every line into `sums` (N, R, C), over sqrt(T x width): white noise keeps its deviation of 1.
 
-    `cumulated` (N, T, F + 1) is the sum of the channels below each channel's lower edge, so that a line may have any
-    `width`, in channels, and lie anywhere between them. `rows` (N, T) are the times of the time bins, `rates` are in
-    channels per unit of `rows`. Values outside the panels count as 0.
+    `cumulated` (P, T, F + 1) is the sum of the channels below each channel's lower edge, so that a line may have any
+    `width`, in channels, and lie anywhere between them. `chosen` (N,) are the panels, `rows` (N, T) the times of their
+    time bins, `rates` are in channels per unit of `rows`. Values outside the panels count as 0.
     """
-    panels, time_bins, edges = cumulated.shape
+    _, time_bins, edges = cumulated.shape
     channels = edges - 1
     scale = 1 / np.sqrt(time_bins * width)
-    for panel in range(panels):
+    for panel in range(len(chosen)):
         for rate in range(len(rates)):
             for middle in range(len(middles)):
                 total = 0.0
@@ -35,7 +41,7 @@ def sum_lines(
                     high = min(max(lower + width, 0.0), channels - 1e-9)
                     low = min(max(lower, 0.0), channels - 1e-9)
                     at, below = int(high), int(low)
-                    line = cumulated[panel, row]
+                    line = cumulated[chosen[panel], row]
                     total += line[at] + (high - at) * (line[at + 1] - line[at])
                     total -= line[below] + (low - below) * (line[below + 1] - line[below])
                 sums[panel, rate, middle] = total * scale

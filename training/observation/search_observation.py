@@ -29,7 +29,7 @@ from training.observation.snippet_lines import SnippetLine, find_lines
 from training.search import RATES
 
 _LINES = 4  # of a snippet in one search, without weights
-_SUMS_BYTES = 50e6  # of a batch; the search holds a few times as much
+_SUMS_BYTES = 25e6  # of a batch; the search holds a few times as much
 _AT_ONCE = 2  # batches
 _EMPTY = "empty"
 _log = logging.getLogger(__name__)
