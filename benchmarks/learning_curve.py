@@ -50,7 +50,7 @@ class CurveConfig:
     """Cadences that each training sees."""
     backgrounds: int = 10_000
     """Backgrounds at most; a training that sees more takes them again, with other signals."""
-    runs: tuple[int, ...] = (3, 3, 3, 1, 1, 1)
+    runs: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
     """Trainings of each point, from seeds of their own; the mean is shown."""
     at_once: int = usable_cores()
     """Trainings at the same time, each bound to cores of its own."""
