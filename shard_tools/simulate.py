@@ -36,6 +36,7 @@ from shard_tools.errors import InputError
 from shard_tools.progress import progress
 from shard_tools.sky import CHANNELS, NOISE, PANEL_BINS, TIME_BINS, Broad, draw_sky, log_uniform
 from shard_tools.snippet_files import clutter_kind
+from shard_tools.tasks.local import end_with_parent
 
 Needle = Literal["straight", "s_curve", "pulsed", "broadened"]
 KINDS: tuple[Needle, ...] = ("straight", "s_curve", "pulsed", "broadened")
@@ -299,5 +300,6 @@ def _write_cadences(config: SimulateConfig, tasks: Sequence[Task]) -> list[dict[
     if config.workers == 1:
         return list(progress(map(write, tasks), len(tasks), "simulate"))
     # Spawned, not forked: the caller may have threads, of torch or DALI, which do not survive a fork.
-    with ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.workers, context, initializer=end_with_parent) as pool:
         return list(progress(pool.map(write, tasks, chunksize=8), len(tasks), "simulate"))

@@ -3,10 +3,13 @@
 import csv
 import re
 import shutil
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -23,6 +26,7 @@ from shard_tools.simulate import (
     simulate,
     simulate_cadence,
 )
+from tests.conftest import ROOT
 
 TRAIN, TEST, SHARE = 21, 9, 0.4
 
@@ -45,6 +49,29 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def file_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "shard_tools",
+        "simulate",
+        "--out",
+        tmp_path,
+        "--workers",
+        "2",
+        "--train",
+        "100000",
+    ]
+    process = psutil.Popen(command, cwd=ROOT)
+    while not list(tmp_path.rglob("*.npy")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    children = process.children(recursive=True)
+    process.kill()
+    process.wait()
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=20)[1]
 
 
 def test_two_workers_write_the_same_bytes_as_one(data_set: Path, tmp_path: Path) -> None:
