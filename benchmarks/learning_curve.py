@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +40,8 @@ from shard_tools.errors import InputError, run_command
 
 _NOTHING = "--learning-rate 1e-12 --min-learning-rate 0"
 Figure = dict[str, Any]
+Rows = dict[str, tuple[Figure, dict[str, Runs]]]
+"""By their names: figures, and the scores of each training by the names of `Curve.sets`."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,28 @@ class Trained:
     weights: Path
 
 
-def train_point(curve: Curve, count: int, seed: int, more: str) -> Trained:
-    """Train on `count` cadences and score."""
+@dataclass(frozen=True)
+class Point:
+    """A row: some trainings, from seeds of their own."""
+
+    name: str
+    cadences: int
+    runs: int
+    more: str = ""
+    """Words for train.py after those of the recipe."""
+
+
+def train_point(curve: Curve, point: Point, seed: int) -> Trained:
+    """Train once and score."""
     sizes = np.cumsum([size for size, _ in curve.backgrounds])
-    used = int(np.searchsorted(sizes, min(count, curve.config.backgrounds))) + 1
-    in_epoch, epochs = int(sizes[used - 1]), max(1, round(count / sizes[used - 1]))
-    run_dir = curve.folder / "runs" / f"{count}-{seed}{'-untrained' if more else ''}"
+    used = int(np.searchsorted(sizes, min(point.cadences, curve.config.backgrounds))) + 1
+    in_epoch, epochs = int(sizes[used - 1]), max(1, round(point.cadences / sizes[used - 1]))
+    run_dir = curve.folder / "runs" / point.name / str(seed)
     words = [*curve.config.recipe.split(), "--backgrounds", *(shards for _, shards in curve.backgrounds[:used])]
     words += ["--shards", curve.needles.shards, "--run-dir", run_dir, "--epochs", epochs, "--seed", seed]
-    print(f"training on {epochs} x {in_epoch:,} cadences, seed {seed}", flush=True)
+    print(f"{point.name}: training on {epochs} x {in_epoch:,} cadences, seed {seed}", flush=True)
     began = time.perf_counter()
-    run_program("train.py", *words, "--tracker", "none", "--checkpoint-minutes", 0, *more.split())
+    run_program("train.py", *words, "--tracker", "none", "--checkpoint-minutes", 0, *point.more.split())
     figure = {"cadences": epochs * in_epoch, "train_s": time.perf_counter() - began}
     weights = run_dir / "best.safetensors"
     scores = {name: predicted(needles, weights, run_dir / f"{name}.csv") for name, needles in curve.sets.items()}
@@ -144,7 +157,7 @@ def train_point(curve: Curve, count: int, seed: int, more: str) -> Trained:
 
 
 @contextmanager
-def _cores_shared(at_once: int) -> Iterator[ThreadPoolExecutor]:
+def cores_shared(at_once: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads that are bound to cores of their own, as the programs are which they start."""
     if not hasattr(os, "sched_setaffinity"):
         with ThreadPoolExecutor(at_once) as pool:
@@ -160,57 +173,67 @@ def _cores_shared(at_once: int) -> Iterator[ThreadPoolExecutor]:
 def measure(curve: Curve) -> list[Figure]:
     """A figure for each point, for the untrained network and for the classical search."""
     config = curve.config
-    rows: dict[str, tuple[Figure, dict[str, Runs]]] = {}
     classical: dict[str, Runs] = {name: (classical_scores(needles)[0],) for name, needles in curve.sets.items()}
-    rows[CLASSICAL] = {"row": CLASSICAL}, classical
-    points = [(UNTRAINED, min(config.cadences[0], config.backgrounds), config.runs[0], _NOTHING)]
-    points += [(f"{count:,}", count, runs, "") for count, runs in zip(config.cadences, config.runs, strict=True)]
-    with _cores_shared(config.at_once) as pool:
-        started: dict[str, list[Future[Trained]]] = {}
-        for name, count, runs, more in reversed(points):  # the longest first: the cores then end together
-            seeds = range(config.seed, config.seed + runs)
-            started[name] = [pool.submit(train_point, curve, count, seed, more) for seed in seeds]
-        for name, *_, more in points:
-            trainings = [each.result() for each in started[name]]
-            seconds = float(np.mean([each.figure["train_s"] for each in trainings]))
-            figure = {"row": name, **trainings[0].figure, "train_s": seconds} | ({"cadences": 0} if more else {})
-            rows[name] = figure, {each: [one.scores[each] for one in trainings] for each in curve.sets}
-            _print(curve, name, rows)
+    rows: Rows = {CLASSICAL: ({"row": CLASSICAL}, classical)}
+    points = [Point(UNTRAINED, min(config.cadences[0], config.backgrounds), config.runs[0], _NOTHING)]
+    points += [Point(f"{count:,}", count, runs) for count, runs in zip(config.cadences, config.runs, strict=True)]
+    trainings: list[Trained] = []
+    for point, trainings in train_points(curve, points):
+        rows[point.name] = to_row(point, trainings)
+        _print(curve, point.name, rows)
+    rows[UNTRAINED][0]["cadences"] = 0
     if config.keep:
         write_whole(config.keep, trainings[-1].weights.read_bytes())
-    return [_figure(curve, name, rows) for name in rows]
+    return [figure_of(curve, name, rows, UNTRAINED) for name in rows]
 
 
-def _figure(curve: Curve, name: str, rows: Mapping[str, tuple[Figure, dict[str, Runs]]]) -> Figure:
-    """All about one row, and by how much it is ahead of the untrained network on the same cadences."""
+def train_points(curve: Curve, points: Sequence[Point]) -> Iterator[tuple[Point, list[Trained]]]:
+    """The trainings of each point, in order, though several run at once."""
+    with cores_shared(curve.config.at_once) as pool:
+        started: dict[str, list[Future[Trained]]] = {}
+        for point in sorted(points, key=lambda each: -each.cadences):  # the longest first: the cores then end together
+            seeds = range(curve.config.seed, curve.config.seed + point.runs)
+            started[point.name] = [pool.submit(train_point, curve, point, seed) for seed in seeds]
+        for point in points:
+            yield point, [each.result() for each in started[point.name]]
+
+
+def to_row(point: Point, trainings: Sequence[Trained]) -> tuple[Figure, dict[str, Runs]]:
+    """A row's mean seconds, and the scores of all its trainings by the names of `Curve.sets`."""
+    seconds = float(np.mean([each.figure["train_s"] for each in trainings]))
+    scores: dict[str, Runs] = {name: [one.scores[name] for one in trainings] for name in trainings[0].scores}
+    return {"row": point.name, **trainings[0].figure, "train_s": seconds}, scores
+
+
+def figure_of(curve: Curve, name: str, rows: Rows, base: str) -> Figure:
+    """All about one row, and by how much it is ahead of the row `base` on the same cadences."""
     seed, (figure, scores) = curve.config.seed, rows[name]
     figure = figure | simulated_figure(curve.needles, scores["simulated"], seed) | {"workload": "curve"}
     if curve.real:
         figure |= real_figure(curve.real, scores["real"], seed)
-    if name != UNTRAINED and UNTRAINED in rows:
-        figure |= ahead_figure(curve.needles, curve.real, scores, rows[UNTRAINED][1], seed)
+    if name != base and base in rows:
+        figure |= ahead_figure(curve.needles, curve.real, scores, rows[base][1], seed)
     return figure
 
 
-def _print(curve: Curve, name: str, rows: Mapping[str, tuple[Figure, dict[str, Runs]]]) -> None:
-    figure = _figure(curve, name, rows)
-    print(
-        name,
-        {each: figure[each] for each in ("auc", "recall_1e2", "recall_1e3", "real_auc") if each in figure},
-        flush=True,
-    )
+def _print(curve: Curve, name: str, rows: Rows) -> None:
+    figure = figure_of(curve, name, rows, UNTRAINED)
+    shown = ("auc", "recall_1e2", "recall_1e3", "real_auc")
+    print(name, {each: figure[each] for each in shown if each in figure}, flush=True)
 
 
-def print_table(figures: Sequence[Figure]) -> None:
-    """The rows, in 80 columns."""
-    print(f"\n{'trained on':<16}{'AUC':>7}{'ahead of untrained':>26}{'1e-2':>7}{'1e-3':>7}{'real':>7}{'s':>7}")
+def print_table(figures: Sequence[Figure], base: str) -> None:
+    """The rows, in 80 columns; `base` is the row with which the others are compared."""
+    print(f"\n{'':<16}{'AUC':>7}{f'ahead of {base}':>26}{'1e-2':>7}{'1e-3':>7}{'real':>7}{'s':>7}")
     for figure in figures:
         ahead = ""
         if "ahead_auc" in figure:
             ahead = f"{figure['ahead_auc']:+.4f} ({figure['ahead_auc_low']:+.4f}, {figure['ahead_auc_high']:+.4f})"
         cells = [("auc", ".4f"), ("recall_1e2", ".3f"), ("recall_1e3", ".3f"), ("real_auc", ".3f"), ("train_s", ".0f")]
         auc, *rest = (_cell(figure.get(name), form) for name, form in cells)
-        print(f"{figure['row']:<16}{auc:>7}{ahead:>26}" + "".join(f"{each:>7}" for each in rest))
+        name = figure["row"] if len(figure["row"]) < 16 else f"{figure['row']}\n"  # then its figures are below it
+        indent = "" if len(figure["row"]) < 16 else " " * 16
+        print(f"{name:<16}{indent}{auc:>7}{ahead:>26}" + "".join(f"{each:>7}" for each in rest))
     print("1e-2, 1e-3: recall at these false positive rates. real: AUC of real needles against")
     print("their twins. s: seconds of training. Intervals: 95 %, on the same cadences.")
 
@@ -223,7 +246,7 @@ def main(config: CurveConfig) -> int:
     """Measure, print, draw, record; return the exit code."""
     with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
         figures = measure(build_curve(config, Path(folder)))
-    print_table(figures)
+    print_table(figures, "untrained")
     kept = {name: getattr(config, name) for name in ("real", "out", "keep", "work_dir", "at_once")}
     is_part = config != CurveConfig(**kept)
     out = config.out or (None if is_part else RESULTS)

@@ -45,6 +45,13 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("train_s", "training, s", ",.0f"), ("real_above", "real needles above their twins", ".1%"),
         ("real_auc", "real AUC", ".3f"), ("ahead_real_auc", "ahead by (95 %)", _PAIRED),
     ),
+    "changes": (
+        ("row", "changed", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
+        ("ahead_auc", "ahead of the recipe by (95 %)", "+.4f to"), ("recall_1e2", "recall at 1e-2", ".3f"),
+        ("ahead_recall_1e2", "ahead by (95 %)", _PAIRED), ("recall_1e3", "at 1e-3", ".3f"),
+        ("ahead_recall_1e3", "ahead by (95 %)", _PAIRED), ("real_auc", "real AUC", ".3f"),
+        ("ahead_real_auc", "ahead by (95 %)", _PAIRED), ("train_s", "training, s", ",.0f"),
+    ),
     NEEDLES: (
         ("row", "recipe", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
         ("ahead_auc", "ours ahead by (95 %)", _PAIRED), ("recall_1e2", "recall at 1e-2", ".3f"),
@@ -157,12 +164,12 @@ def _one_row(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _words(figure: dict[str, Any], name: str, form: str) -> str:
-    if form != _PAIRED:
+    if not form.endswith(" to"):
         return _cell(figure.get(name), form)
     if figure.get(name) is None:
         return ""
-    low, high = (_cell(figure[f"{name}_{end}"], "+.3f") for end in ("low", "high"))
-    return f"{figure[name]:+.3f} ({low} to {high})"
+    value, low, high = (_cell(figure[f"{name}{end}"], form.removesuffix(" to")) for end in ("", "_low", "_high"))
+    return f"{value} ({low} to {high})"
 
 
 def _cell(value: Any, form: str) -> str:
