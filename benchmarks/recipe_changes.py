@@ -40,8 +40,6 @@ CHANGES = {
     "1 line, not 2": "--candidates 1",
     "4 lines": "--candidates 4",
     "panels stay in their order": "--permute-panels 0",
-    "channels are not rolled": "--roll-frequency 0",
-    "channels are not reversed": "--flip-frequency 0",
     "added signals have an SNR of at least 300": "--signal-snr-min 300",
 }
 """What is changed, and the words for train.py that do it."""

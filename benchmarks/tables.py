@@ -9,7 +9,7 @@ from benchmarks.panels import Panel, machine_name
 Entry = dict[str, Any]
 """A line of the history (benchmarks/history.py)."""
 Figure = dict[str, Any]
-NEEDLES, CURVE = "needles", "curve"  # the workloads of the needle benchmark and of the learning curve
+NEEDLES, CURVE, CHANGES = "needles", "curve", "changes"  # workloads that measure how well, not how fast
 _THREE_RATES = ("train", "infer")  # workloads with a figure for each of loader, model and both (benchmarks/rates.py)
 _PAIRED = "+.3f to"  # a number and the bounds of its interval
 # The other benchmarks' columns: (name in the figure, heading, format).
@@ -45,7 +45,7 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("train_s", "training, s", ",.0f"), ("real_above", "real needles above their twins", ".1%"),
         ("real_auc", "real AUC", ".3f"), ("ahead_real_auc", "ahead by (95 %)", _PAIRED),
     ),
-    "changes": (
+    CHANGES: (
         ("row", "changed", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
         ("ahead_auc", "ahead of the recipe by (95 %)", "+.4f to"), ("recall_1e2", "recall at 1e-2", ".3f"),
         ("ahead_recall_1e2", "ahead by (95 %)", _PAIRED), ("recall_1e3", "at 1e-3", ".3f"),
