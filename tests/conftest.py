@@ -15,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from shard_tools.__main__ import main
+from shard_tools.cores import usable_cores
 from shard_tools.errors import run_command
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
@@ -170,6 +171,11 @@ def own_accelerate_state() -> Iterator[None]:
 def forget_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores, up to four: tests wait for programs that they start a fifth of the time."""
+    return min(4, usable_cores() + 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
