@@ -183,7 +183,7 @@ def test_the_best_score_is_first_however_faint_and_of_equal_scores_the_brightest
     for sign in (-1, 1, 0):
         events = [replace(each, line=replace(each.line, score=sign * each.line.snr)) for each in findings.events]
         scored = replace(findings, events=events)
-        found, _ = rank_events(scored, observed, voyager, trained=False, pictures=0)
+        found, _ = rank_events(scored, observed, voyager, trained=False, pictures=())
         assert [each.snr for each in found] == sorted((each.snr for each in found), reverse=sign >= 0)
         assert [each.rank for each in found] == [1, 2, 3]
 
@@ -477,6 +477,32 @@ def test_a_table_of_hits_may_have_empty_lines_and_a_byte_order_mark(tmp_path: Pa
     assert (found.columns, found.mhz, found.mjd) == (["Freq", "MJD"], [8419.1, 8419.2], [57650.0, 57651.0])
 
 
+def test_two_tables_in_one_folder_keep_what_is_written_beside_each(voyager: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text(f"Freq,MJD\n{CARRIER_MHZ},{header_fields(BAND, 0)['tstart']}\n")
+    candidates_of(voyager, tmp_path / "candidates.csv", hits=tmp_path / "mine.csv", pictures=1)
+    names = ("candidates.csv", "interference.csv", "hits.csv", "candidates/1.png")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    (found,) = candidates_of(voyager, tmp_path / "bright.csv", hits=tmp_path / "mine.csv", pictures=1, min_snr=150)
+    assert found.picture == "bright.candidates/1.png"
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+    for name in ("bright.interference.csv", "bright.hits.csv", "bright.candidates/1.png", "bright.report.html"):
+        assert (tmp_path / name).is_file(), name
+
+
+@pytest.mark.parametrize("name", ["candidates.csv", "interference.csv", "hits.csv"])
+@pytest.mark.parametrize("text", ["rank,score,mine\n1,2,3\n", "frequency_mhz,drift_rate_hz_s\n"])
+def test_tables_that_this_program_did_not_write_are_not_replaced(
+    voyager: Manifest, tmp_path: Path, name: str, text: str
+) -> None:
+    out = tmp_path / "found" / "candidates.csv"
+    out.parent.mkdir()
+    out.with_name(name).write_text(text)
+    (tmp_path / "mine.csv").write_text("Freq,MJD\n")
+    with pytest.raises(InputError, match=rf"--candidates {out}: .*{name} would be replaced, .* choose another"):
+        candidates_of(voyager, out, hits=tmp_path / "mine.csv")
+    assert [path.name for path in out.parent.iterdir()] == [name] and out.with_name(name).read_text() == text
+
+
 # ---- What is refused
 
 
@@ -538,9 +564,9 @@ def test_what_is_written_of_an_observation_needs_candidates(option: str) -> None
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_search(voyager: Manifest, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder" / "interference.csv").mkdir(parents=True)
+    (tmp_path / "folder" / "c.interference.csv").mkdir(parents=True)
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "candidates").write_text("")
+    (tmp_path / "pictures" / "c.candidates").write_text("")
     names = ("folder/c.csv", "pictures/c.csv", "file/c.csv", "interference.csv", "hits.csv", "candidates", "A1.h5")
     for out in (tmp_path, Path("/dev/null"), *(tmp_path / name for name in names)):
         with pytest.raises(InputError, match=f"--candidates {out}: "):
@@ -550,7 +576,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_search(voyager: Ma
 
 
 def test_the_hits_that_are_read_are_not_written_over(voyager: Manifest, tmp_path: Path) -> None:
-    for name, options in (("hits.csv", {}), ("c.csv", {}), ("dat/events.csv", {"turbo_seti": tmp_path / "dat"})):
+    for name, options in (("c.hits.csv", {}), ("c.csv", {}), ("dat/events.csv", {"turbo_seti": tmp_path / "dat"})):
         hits = tmp_path / name
         hits.parent.mkdir(exist_ok=True)
         hits.write_text("Freq,MJD\n")

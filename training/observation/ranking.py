@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from shard_tools.cadence import ON_POSITIONS, PANEL_NAMES
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidates_table import PICTURES, Candidate
+from shard_tools.observation.candidates_table import Candidate
 from training.metrics import sigmoid
 from training.observation.events import Event
 from training.observation.false_alarms import false_alarm_rates
@@ -22,11 +22,11 @@ _PANEL_COLUMNS = tuple(f"snr_{name.lower()}" for name in PANEL_NAMES)
 
 
 def rank_events(
-    findings: Findings, observed: Observed, manifest: Manifest, *, trained: bool, pictures: int
+    findings: Findings, observed: Observed, manifest: Manifest, *, trained: bool, pictures: Sequence[str]
 ) -> tuple[list[Candidate], list[Event]]:
     """Rows of the table, best first, and the event of each.
 
-    `trained`: scores are logits of trained weights. The first `pictures` rows name a picture.
+    `trained`: scores are logits of trained weights. `pictures` are the files of the first rows' pictures.
     """
     scores = _scores(findings.events)
     rates = false_alarm_rates(scores, _scores(findings.controls))
@@ -48,7 +48,7 @@ def rank_events(
                 false_alarm_rate=float(rates[number]),
                 flags=flags[number],
                 snippet=keys[number],
-                picture=f"{PICTURES}/{rank}.png" if rank <= pictures else "",
+                picture=pictures[rank - 1] if rank <= len(pictures) else "",
             )
         )
     return candidates, [findings.events[number] for number in order]
