@@ -38,12 +38,13 @@ from shard_tools.observation.simulate import (
 )
 from shard_tools.sample import read_snippets
 from shard_tools.tasks.base import TaskConfig
-from tests.observation_files import NAMES
+from tests.observation_files import NAMES, write_cadence
+from tests.observation_files import fields as header_fields_of
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
 from training.candidates import WindowModel
 from training.model import ModelConfig, build_model
-from training.observation.hits import read_hits
+from training.observation.hits import Hits, place_hits, read_hits
 from training.observation.line_scores import LineScorer
 from training.observation.observed import read_observed
 from training.observation.ranking import rank_events
@@ -446,6 +447,33 @@ def test_a_faint_line_that_is_no_candidate_gives_a_hit_its_score(tmp_path: Path)
         (scored,) = csv.DictReader(file)
     assert scored["found"] == "faint" and 3 < float(scored["score"]) < 12 and 5 < float(scored["line_snr"]) < 16
     assert abs(float(scored["line_mhz"]) - line.frequency_mhz) < 5e-5
+
+
+def test_a_hit_is_in_the_band_whose_snippets_hold_it_where_several_began_at_its_time(tmp_path: Path) -> None:
+    bands = {8420.0: write_cadence(tmp_path / "0"), 8421.0: write_cadence(tmp_path / "1", fch1=8421.0)}
+    (tmp_path / "two.lst").write_text("".join(f"{path}\n" for files in bands.values() for path in files))
+    observed = read_observed(ingest(IngestConfig(tmp_path / "shards", cadences=tmp_path / "two.lst", workers=1)))
+    mjd = header_fields_of(2)["tstart"]
+    hits = Hits(["Freq", "MJD"], [], [8419.99, 8420.99, 8420.5], [mjd] * 3)
+    placed = place_hits(hits, observed)
+    cadence_of = {round(files.fch1_mhz, 3): number for number, files in enumerate(observed.cadences)}
+    assert placed.panels == [(cadence_of[8420.0], 2), (cadence_of[8421.0], 2), None]
+    for mhz, rows in zip(hits.mhz[:2], placed.rows, strict=False):
+        places = [observed.places[row] for row in rows.tolist()]
+        assert places and all(place.first_mhz <= mhz <= place.first_mhz + 0.023 for place in places)
+    assert not len(placed.rows[2])
+
+
+def test_two_passes_over_the_same_files_are_not_searched_together(tmp_path: Path) -> None:
+    files = tuple(write_cadence(tmp_path / "files"))
+    passes = [
+        str(ingest(IngestConfig(tmp_path / f"bin{width}", files, workers=1, channel_bin=width, max_drift=0.4)).root)
+        for width in (8, 1)
+    ]
+    out = CandidatesConfig(tmp_path / "found" / "candidates.csv")
+    with pytest.raises(InputError, match=r"A1\.h5 is in the data twice, in channels of 22.35 and 2.794 Hz.*by itself"):
+        infer(InferConfig(tuple(passes), (NO_WEIGHTS,), observation=out))
+    assert not out.candidates.exists()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

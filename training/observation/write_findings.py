@@ -26,7 +26,7 @@ from training.candidates import WindowModel
 from training.observation import interference
 from training.observation.hits import ADDED, LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
-from training.observation.observed import read_observed
+from training.observation.observed import check_searched_once, read_observed
 from training.observation.ranking import rank_events
 from training.observation.search_observation import Findings, How, Judge, search_observation
 from training.observation.turbo_seti import check_replaced, write_turbo_seti
@@ -184,6 +184,7 @@ def find_candidates(
     assert config.candidates is not None
     _check_out(config, config.candidates)
     observed = read_observed(manifest)
+    check_searched_once(observed)
     if config.turbo_seti is not None:
         check_replaced(config.turbo_seti, observed)
     placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
