@@ -63,12 +63,14 @@ def write_files(
     config: SimulateObservationConfig = BAND,
     later_days: float = 0.0,
     longer_s: float = 0.0,
+    source_prefix: str = "",
 ) -> list[Path]:
     """Six files of noise with these lines."""
     folder.mkdir(parents=True)
     paths = [folder / f"{name}.h5" for name in NAMES]
     for panel, path in enumerate(paths):
         header = header_fields(config, panel)
+        header["source_name"] = source_prefix + header["source_name"]
         header["tstart"] += later_days + panel * longer_s / SECONDS_A_DAY
         write_fbh5(path, draw_panel(config, panel, list(lines)), header, config.nfpc)
     return paths
@@ -248,8 +250,11 @@ def test_a_second_pass_without_summing_channels_finds_the_slow_line_brighter(
     assert (found.snr > 30) == bool(options)
 
 
-def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Path) -> None:
-    """Both have a line at the same place: two candidates, each with the start of its own cadence."""
+@pytest.mark.parametrize("other", ["", "OTHER-"])
+def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Path, other: str) -> None:
+    """Both have a line at the same place: two candidates, each with the start of its own cadence; repeated if the
+    targets differ.
+    """
     config = replace(BAND, coarse_channels=2, nfpc=8192)
     line = Line("needle", config.first_mhz - 0.02, 0.4, 80.0, ON_POSITIONS)
     # The panels of the second begin 400 s apart instead of 320 s.
@@ -258,7 +263,7 @@ def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Pat
     ]
     lists = [
         write_files(tmp_path / "0", [line], config),
-        write_files(tmp_path / "1", pieces, config, later_days=1.0, longer_s=80.0),
+        write_files(tmp_path / "1", pieces, config, later_days=1.0, longer_s=80.0, source_prefix=other),
     ]
     (tmp_path / "two.lst").write_text("".join(f"{path}\n" for files in lists for path in files))
     manifest = ingest(IngestConfig(tmp_path / "shards", cadences=tmp_path / "two.lst", workers=1))
@@ -267,6 +272,8 @@ def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Pat
     for each in found:
         assert_at(each, line)
         assert min(each.snr_a1, each.snr_a2, each.snr_a3) > 15
+        assert ("repeated" in each.flags.split()) == bool(other)
+    assert {each.source for each in found} == {"VOYAGER-1", f"{other}VOYAGER-1"}
 
 
 def untrained(path: Path, shape: tuple[int, int, int] = (6, 16, 1024), stem: str = "sums", **canvas: Any) -> Path:

@@ -13,7 +13,16 @@ from shard_tools.observation.candidates_table import Candidate
 from training.metrics import sigmoid
 from training.observation.events import Event
 from training.observation.false_alarms import false_alarm_rates
-from training.observation.interference import COMB, CROSSED, CROWDED, in_comb, is_crossed, is_crowded
+from training.observation.interference import (
+    COMB,
+    CROSSED,
+    CROWDED,
+    REPEATED,
+    in_comb,
+    is_crossed,
+    is_crowded,
+    is_repeated,
+)
 from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
@@ -31,7 +40,7 @@ def rank_events(
     scores = _scores(findings.events)
     rates = false_alarm_rates(scores, _scores(findings.controls))
     shown = sigmoid(scores) if trained else scores
-    flags = _flags(findings)
+    flags = _flags(findings, [files.source for files in observed.cadences])
     # By the logits: the best scores may all be 1. Of equal ones the brighter is first.
     snrs = np.array([event.line.snr for event in findings.events])
     order = np.lexsort((-snrs, -scores)).tolist()
@@ -58,13 +67,14 @@ def _scores(events: Sequence[Event]) -> Float64s:
     return np.array([event.line.score for event in events], np.float64)
 
 
-def _flags(findings: Findings) -> list[str]:
-    """The words of each event."""
+def _flags(findings: Findings, sources: Sequence[str]) -> list[str]:
+    """The words of each event; `sources` are the targets of the cadences."""
     events, both = findings.events, [*findings.events, *findings.interference]
     marks = {
         CROWDED: is_crowded(events, findings.interference),
         COMB: in_comb(both)[: len(events)],
         CROSSED: is_crossed(events, both),
+        REPEATED: is_repeated(events, [*both, *findings.controls], sources),
     }
     return [
         " ".join([*event.flags, *(word for word, marked in marks.items() if marked[number])])
