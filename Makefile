@@ -43,6 +43,7 @@ DEMO_BACKGROUNDS := --backgrounds 3000 --seed 1
 # An observation as a telescope's files, small enough for a minute: two coarse channels of a quarter of the real width.
 OBSERVE_SIMULATE := --coarse-channels 2 --nfpc 262144 --needles 8 --interference 6 --snr-min 60 --snr-max 300 --seed 1
 OBSERVED := demo/observation
+$(if $(word 2,$(OBSERVED)),$(error OBSERVED=$(OBSERVED): make cannot take paths with spaces; run the steps by hand (docs/observations.md)))
 OBSERVE_WEIGHTS ?= none
 BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
@@ -165,8 +166,9 @@ infer: $(HERE)/submission.csv
 	$(if $(IS_DEMO),@echo 'The same cadences with the weights that come with the program:')
 	$(if $(IS_DEMO),@$(PYTHON) infer.py --shards $(SHARDS) --weights needlestream --tta --out demo/needlestream.csv)
 
+# What an interrupted simulation left is removed under demo/ alone: elsewhere the files may be the user's, and are refused.
 $(OBSERVED)/files/truth.csv: | $(READY)
-	rm -rf $(OBSERVED)/files
+	$(if $(filter demo/observation,$(OBSERVED)),rm -rf $(OBSERVED)/files)
 	$(PYTHON) -m shard_tools simulate-observation --out $(OBSERVED)/files $(OBSERVE_SIMULATE)
 
 $(OBSERVED)/shards/manifest.json: $(OBSERVED)/files/truth.csv | $(READY)

@@ -18,7 +18,7 @@ from reports.plots import to_png
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidates_table import Candidate, read_candidates
+from shard_tools.observation.candidates_table import INTERFERENCE, Candidate, beside, read_candidates
 from shard_tools.observation.lines import TRUTH_TABLE, read_truth
 from shard_tools.observation.recall import RecallConfig, find_needles, group_needles
 from shard_tools.observation.tables import Observations, ObservedCadence, read_observations
@@ -115,7 +115,7 @@ def write_observation_report(table: Path, manifest: Manifest, weights: Sequence[
     candidates = read_candidates(table)
     snippets = ObservedSnippets(manifest)
     pictures = [write_picture(table, snippets, candidate) for candidate in candidates if candidate.picture]
-    interference = read_interference(table.with_name("interference.csv"))
+    interference = read_interference(beside(table, INTERFERENCE))
     charts = [draw_lines(candidates, interference)]
     charts += draw_strengths([observed for _, observed in snippets.observed], manifest)
     blocks = [

@@ -13,7 +13,7 @@ from shard_tools.fingerprint import FingerprintConfig, Groups, fingerprint
 from shard_tools.import_webdataset import ImportConfig, import_webdataset
 from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest, read_manifest
-from shard_tools.manifest_writer import SKIPPED
+from shard_tools.manifest_writer import CUTS, SKIPPED
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.inject import InjectConfig, inject
@@ -109,8 +109,7 @@ def _print_groups(found: Groups, command: FingerprintConfig) -> None:
 
 
 def _print_packed(manifest: Manifest) -> None:
-    gigabytes = sum(shard.bytes for shard in manifest.shards) / 1e9
-    print(f"packed {len(manifest):,} cadences into {len(manifest.shards)} shards, {gigabytes:.2f} GB: {manifest.root}")
+    print(f"packed {_samples(manifest)} into {_shards(manifest)}: {manifest.root}")
     for split in SPLITS:
         counts = manifest.splits[split]
         if counts["missing"] or counts["quarantined"]:
@@ -118,6 +117,17 @@ def _print_packed(manifest: Manifest) -> None:
                 f"  {split}: {counts['missing']:,} files missing, {counts['quarantined']:,} snippets quarantined; "
                 f"see {manifest.store.where(SKIPPED)}"
             )
+
+
+def _samples(manifest: Manifest) -> str:
+    """How many there are: snippets of a cadence are many in an observation, and one each in the competition's data."""
+    noun = "snippet" if CUTS in manifest.data_sets[0].files else "cadence"
+    return f"{len(manifest):,} {noun}{'' if len(manifest) == 1 else 's'}"
+
+
+def _shards(manifest: Manifest) -> str:
+    count, gigabytes = len(manifest.shards), sum(shard.bytes for shard in manifest.shards) / 1e9
+    return f"{count:,} shard{'' if count == 1 else 's'}, {gigabytes:.2f} GB"
 
 
 def _verify(command: VerifyConfig) -> int:
@@ -131,8 +141,7 @@ def _verify(command: VerifyConfig) -> int:
 
 def _print_info(manifest: Manifest, trivial: int) -> None:
     panels, time_bins, channels = manifest.shape
-    gigabytes = sum(shard.bytes for shard in manifest.shards) / 1e9
-    print(f"{manifest.root}: {len(manifest):,} cadences in {len(manifest.shards)} shards, {gigabytes:.2f} GB")
+    print(f"{manifest.root}: {_samples(manifest)} in {_shards(manifest)}")
     print(f"snippets: {panels} panels x {time_bins} time bins x {channels} frequency channels, float16")
     if observations := read_observations(manifest.data_sets[0]):
         print(f"observed: {observations.describe(channels)}")

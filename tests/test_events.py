@@ -17,7 +17,7 @@ from shard_tools.observation.candidates_table import COLUMNS, Candidate, read_ca
 from tests.test_line_fit import FINE
 from training.observation.events import PARTIAL, Event, Place, merge_lines
 from training.observation.false_alarms import false_alarm_rates
-from training.observation.interference import in_comb, is_crossed, is_crowded, write_interference
+from training.observation.interference import in_comb, is_crossed, is_crowded, is_repeated, write_interference
 from training.observation.line_fit import Fit
 from training.observation.observed import Observed
 from training.observation.search_observation import _to_findings
@@ -180,6 +180,18 @@ def test_an_event_among_many_lines_of_interference_is_crowded() -> None:
     events = [event_at(8419.004), event_at(8419.018), event_at(8419.004, cadence=1)]
     assert is_crowded(events, crowd).tolist() == [True, False, False]
     assert is_crowded([], crowd).tolist() == []
+
+
+def test_an_event_at_whose_frequency_another_target_has_a_line_is_repeated() -> None:
+    """And not for lines of its own target, in whatever cadence, or farther off than four channels."""
+    events = [event_at(8419.004, cadence=cadence) for cadence in range(3)]
+    sources = ["A", "B", "A"]
+    assert is_repeated(events, events, sources).tolist() == [True] * 3
+    assert is_repeated(events, [events[0], events[2]], sources).tolist() == [False, True, False]
+    for channels, expected in ((3.9, True), (-3.9, True), (4.1, False), (-4.1, False)):
+        other = event_at(8419.004 + channels * WIDTH_MHZ, cadence=1)
+        assert is_repeated(events[:1], [*events[:1], other], sources).tolist() == [expected]
+    assert is_repeated([], events, sources).tolist() == [] and not is_repeated(events, [], sources).any()
 
 
 def test_an_event_that_a_brighter_line_crosses_in_an_on_panel_is_marked() -> None:

@@ -304,6 +304,6 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
 def test_the_command_says_what_it_packed(tmp_path: Path, command: Command) -> None:
     path = write_tar(tmp_path / "x.tar", samples())
     answer = command("import", path, "--out", tmp_path / "shards", "--folds", 2)
-    assert answer.code == 0 and "packed 6 cadences into 1 shards" in answer.out
+    assert answer.code == 0 and "packed 6 cadences into 1 shard," in answer.out
     answer = command("import", tmp_path / "none.tar", "--out", tmp_path / "more")
     assert answer.code == 1 and "none.tar: no such file" in answer.err

@@ -793,11 +793,12 @@ def test_what_pack_made_has_no_observations(tmp_path: Path, command: Command) ->
 
 
 def test_info_says_what_was_observed(files: list[Path], tmp_path: Path, command: Command) -> None:
-    answer = command("info", ingest(config(tmp_path / "out", files)).root)
+    assert "packed 6 snippets into 1 shard," in command("ingest", *files, "--out", tmp_path / "out", "--workers", 1).out
+    answer = command("info", tmp_path / "out")
     assert answer.code == 0, answer.err
+    assert "6 snippets in 1 shard," in answer.out
     assert (
-        "observed: 1 cadences of A, channels of 22.35 Hz, time bins of 18.25 s, 8419.9085 to 8420.0000 MHz"
-        in answer.out
+        "observed: 1 cadence of A, channels of 22.35 Hz, time bins of 18.25 s, 8419.9085 to 8420.0000 MHz" in answer.out
     )
 
 

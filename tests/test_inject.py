@@ -26,6 +26,7 @@ from shard_tools.observation.tables import Observations, read_observations
 from shard_tools.sample import read_snippets
 from tests.conftest import Command, data_set_bytes
 from tests.observation_files import CHANNELS, NFPC, SPECTRA, START_MJD, write_cadence
+from tests.test_ingest import damage_data
 from tests.test_observation_page import write_candidates
 
 FIRST = {"score": 0.9, "false_alarm_rate": 0.1, "coarse_channel": 1, "tstart_mjd": START_MJD}
@@ -145,6 +146,23 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_is_refused(files: l
         inject(config(tmp_path / "a", files, seed=1))
     with pytest.raises(InputError, match="made of other files or with other options"):
         ingest(IngestConfig(str(tmp_path / "a"), tuple(files), workers=1))
+
+
+def test_needles_of_a_cadence_that_is_left_out_are_neither_listed_nor_counted(
+    files: list[Path], tmp_path: Path
+) -> None:
+    bad = write_cadence(tmp_path / "bad", fch1=8500.0)
+    damage_data(bad[3])
+    listed = tmp_path / "two.lst"
+    listed.write_text("\n".join(map(str, [*files, *bad])))
+    options = {"cadences": listed, "on_bad": "skip", "needles": 3}
+    manifest = inject(config(tmp_path / "out", [], **options))
+    lines = [each.line for each in read_truth(tmp_path / "out" / "truth.csv")]
+    assert len(lines) == 3 and all(line.frequency_mhz < 8421 for line in lines)
+    assert manifest.made["observation"]["needles"] == 3
+    before = data_set_bytes(tmp_path / "out")
+    assert inject(config(tmp_path / "out", [], **options)).identity == manifest.identity
+    assert data_set_bytes(tmp_path / "out") == before
 
 
 def test_excluded_ranges_get_no_needle(files: list[Path], tmp_path: Path) -> None:

@@ -74,6 +74,18 @@ def test_a_line_is_fitted_where_it_is_whatever_its_offset_sign_shape_and_pauses(
         assert abs(axes.hertz_per_second(fit.rate - rate)) < 0.05
 
 
+@pytest.mark.parametrize("offset", np.arange(0, 1, 0.1).tolist())
+def test_a_slow_line_that_two_panels_show_better_without_drift_is_fitted_to_all_three(offset: float) -> None:
+    """3 Hz/s in channels of 2.9 kHz: two channels in the whole cadence, and a third of a channel in a panel."""
+    axes = Axes(273, 256, 1.0737, 2861.0, STARTS, 1337.0)  # rates as weights of the competition's shape search them
+    middle, rate = 144.0 + offset, 3.0 * axes.bin_length_s / axes.channel_width_hz
+    values = noise(axes)
+    add_line(values, axes, middle, rate, level=3.6)
+    fit, true = (fitted(values, axes, 144.0, start) for start in (0.0, rate))
+    assert fit.snr(ON_POSITIONS) > 0.97 * true.snr(ON_POSITIONS) and fit.width <= true.width
+    assert axes.hertz_per_second(fit.rate) == pytest.approx(3.0, abs=1.2)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.floats(-2, 2), st.floats(0.5, 30), st.floats(-100, 100))
 def test_snr_is_in_standard_deviations_whatever_the_units_of_a_panel(

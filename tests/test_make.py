@@ -78,6 +78,26 @@ def test_observe_goes_from_six_files_to_a_page_and_says_which_needles_it_found(t
     assert again.returncode == 0 and "infer.py" not in again.stdout and "needles found: 5 of 5" in again.stdout
 
 
+def test_observe_deletes_no_files_of_the_user(tmp_path: Path) -> None:
+    for name in ("A1.h5", "notes.txt"):
+        path = tmp_path / "files" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    done = make("observe", f"OBSERVED={tmp_path}")
+    assert done.returncode != 0 and "holds files; choose another --out" in done.stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "files").iterdir()} == {
+        "A1.h5": "mine",
+        "notes.txt": "mine",
+    }
+
+
+@pytest.mark.parametrize("name", ["DATA", "SHARDS", "RUN", "OBSERVED"])
+def test_paths_with_spaces_are_refused_before_anything_is_done(tmp_path: Path, name: str) -> None:
+    done = make("observe" if name == "OBSERVED" else "shards", f"{name}={tmp_path}/with spaces")
+    assert done.returncode != 0 and "make cannot take paths with spaces" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_names_every_target_and_fits_a_terminal() -> None:
     done = make("help")
     for word in (

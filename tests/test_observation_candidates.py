@@ -38,12 +38,13 @@ from shard_tools.observation.simulate import (
 )
 from shard_tools.sample import read_snippets
 from shard_tools.tasks.base import TaskConfig
-from tests.observation_files import NAMES
+from tests.observation_files import NAMES, write_cadence
+from tests.observation_files import fields as header_fields_of
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
 from training.candidates import WindowModel
 from training.model import ModelConfig, build_model
-from training.observation.hits import read_hits
+from training.observation.hits import Hits, place_hits, read_hits
 from training.observation.line_scores import LineScorer
 from training.observation.observed import read_observed
 from training.observation.ranking import rank_events
@@ -62,12 +63,14 @@ def write_files(
     config: SimulateObservationConfig = BAND,
     later_days: float = 0.0,
     longer_s: float = 0.0,
+    source_prefix: str = "",
 ) -> list[Path]:
     """Six files of noise with these lines."""
     folder.mkdir(parents=True)
     paths = [folder / f"{name}.h5" for name in NAMES]
     for panel, path in enumerate(paths):
         header = header_fields(config, panel)
+        header["source_name"] = source_prefix + header["source_name"]
         header["tstart"] += later_days + panel * longer_s / SECONDS_A_DAY
         write_fbh5(path, draw_panel(config, panel, list(lines)), header, config.nfpc)
     return paths
@@ -183,7 +186,7 @@ def test_the_best_score_is_first_however_faint_and_of_equal_scores_the_brightest
     for sign in (-1, 1, 0):
         events = [replace(each, line=replace(each.line, score=sign * each.line.snr)) for each in findings.events]
         scored = replace(findings, events=events)
-        found, _ = rank_events(scored, observed, voyager, trained=False, pictures=0)
+        found, _ = rank_events(scored, observed, voyager, trained=False, pictures=())
         assert [each.snr for each in found] == sorted((each.snr for each in found), reverse=sign >= 0)
         assert [each.rank for each in found] == [1, 2, 3]
 
@@ -247,8 +250,11 @@ def test_a_second_pass_without_summing_channels_finds_the_slow_line_brighter(
     assert (found.snr > 30) == bool(options)
 
 
-def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Path) -> None:
-    """Both have a line at the same place: two candidates, each with the start of its own cadence."""
+@pytest.mark.parametrize("other", ["", "OTHER-"])
+def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Path, other: str) -> None:
+    """Both have a line at the same place: two candidates, each with the start of its own cadence; repeated if the
+    targets differ.
+    """
     config = replace(BAND, coarse_channels=2, nfpc=8192)
     line = Line("needle", config.first_mhz - 0.02, 0.4, 80.0, ON_POSITIONS)
     # The panels of the second begin 400 s apart instead of 320 s.
@@ -257,7 +263,7 @@ def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Pat
     ]
     lists = [
         write_files(tmp_path / "0", [line], config),
-        write_files(tmp_path / "1", pieces, config, later_days=1.0, longer_s=80.0),
+        write_files(tmp_path / "1", pieces, config, later_days=1.0, longer_s=80.0, source_prefix=other),
     ]
     (tmp_path / "two.lst").write_text("".join(f"{path}\n" for files in lists for path in files))
     manifest = ingest(IngestConfig(tmp_path / "shards", cadences=tmp_path / "two.lst", workers=1))
@@ -266,6 +272,8 @@ def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Pat
     for each in found:
         assert_at(each, line)
         assert min(each.snr_a1, each.snr_a2, each.snr_a3) > 15
+        assert ("repeated" in each.flags.split()) == bool(other)
+    assert {each.source for each in found} == {"VOYAGER-1", f"{other}VOYAGER-1"}
 
 
 def untrained(path: Path, shape: tuple[int, int, int] = (6, 16, 1024), stem: str = "sums", **canvas: Any) -> Path:
@@ -448,6 +456,33 @@ def test_a_faint_line_that_is_no_candidate_gives_a_hit_its_score(tmp_path: Path)
     assert abs(float(scored["line_mhz"]) - line.frequency_mhz) < 5e-5
 
 
+def test_a_hit_is_in_the_band_whose_snippets_hold_it_where_several_began_at_its_time(tmp_path: Path) -> None:
+    bands = {8420.0: write_cadence(tmp_path / "0"), 8421.0: write_cadence(tmp_path / "1", fch1=8421.0)}
+    (tmp_path / "two.lst").write_text("".join(f"{path}\n" for files in bands.values() for path in files))
+    observed = read_observed(ingest(IngestConfig(tmp_path / "shards", cadences=tmp_path / "two.lst", workers=1)))
+    mjd = header_fields_of(2)["tstart"]
+    hits = Hits(["Freq", "MJD"], [], [8419.99, 8420.99, 8420.5], [mjd] * 3)
+    placed = place_hits(hits, observed)
+    cadence_of = {round(files.fch1_mhz, 3): number for number, files in enumerate(observed.cadences)}
+    assert placed.panels == [(cadence_of[8420.0], 2), (cadence_of[8421.0], 2), None]
+    for mhz, rows in zip(hits.mhz[:2], placed.rows, strict=False):
+        places = [observed.places[row] for row in rows.tolist()]
+        assert places and all(place.first_mhz <= mhz <= place.first_mhz + 0.023 for place in places)
+    assert not len(placed.rows[2])
+
+
+def test_two_passes_over_the_same_files_are_not_searched_together(tmp_path: Path) -> None:
+    files = tuple(write_cadence(tmp_path / "files"))
+    passes = [
+        str(ingest(IngestConfig(tmp_path / f"bin{width}", files, workers=1, channel_bin=width, max_drift=0.4)).root)
+        for width in (8, 1)
+    ]
+    out = CandidatesConfig(tmp_path / "found" / "candidates.csv")
+    with pytest.raises(InputError, match=r"A1\.h5 is in the data twice, in channels of 22.35 and 2.794 Hz.*by itself"):
+        infer(InferConfig(tuple(passes), (NO_WEIGHTS,), observation=out))
+    assert not out.candidates.exists()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -475,6 +510,32 @@ def test_a_table_of_hits_may_have_empty_lines_and_a_byte_order_mark(tmp_path: Pa
     (tmp_path / "mine.csv").write_text("\ufeffFreq,MJD\n8419.1,57650\n\n8419.2,57651\n\n")
     found = read_hits(tmp_path / "mine.csv")
     assert (found.columns, found.mhz, found.mjd) == (["Freq", "MJD"], [8419.1, 8419.2], [57650.0, 57651.0])
+
+
+def test_two_tables_in_one_folder_keep_what_is_written_beside_each(voyager: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text(f"Freq,MJD\n{CARRIER_MHZ},{header_fields(BAND, 0)['tstart']}\n")
+    candidates_of(voyager, tmp_path / "candidates.csv", hits=tmp_path / "mine.csv", pictures=1)
+    names = ("candidates.csv", "interference.csv", "hits.csv", "candidates/1.png")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    (found,) = candidates_of(voyager, tmp_path / "bright.csv", hits=tmp_path / "mine.csv", pictures=1, min_snr=150)
+    assert found.picture == "bright.candidates/1.png"
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+    for name in ("bright.interference.csv", "bright.hits.csv", "bright.candidates/1.png", "bright.report.html"):
+        assert (tmp_path / name).is_file(), name
+
+
+@pytest.mark.parametrize("name", ["candidates.csv", "interference.csv", "hits.csv"])
+@pytest.mark.parametrize("text", ["rank,score,mine\n1,2,3\n", "frequency_mhz,drift_rate_hz_s\n"])
+def test_tables_that_this_program_did_not_write_are_not_replaced(
+    voyager: Manifest, tmp_path: Path, name: str, text: str
+) -> None:
+    out = tmp_path / "found" / "candidates.csv"
+    out.parent.mkdir()
+    out.with_name(name).write_text(text)
+    (tmp_path / "mine.csv").write_text("Freq,MJD\n")
+    with pytest.raises(InputError, match=rf"--candidates {out}: .*{name} would be replaced, .* choose another"):
+        candidates_of(voyager, out, hits=tmp_path / "mine.csv")
+    assert [path.name for path in out.parent.iterdir()] == [name] and out.with_name(name).read_text() == text
 
 
 # ---- What is refused
@@ -538,9 +599,9 @@ def test_what_is_written_of_an_observation_needs_candidates(option: str) -> None
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_search(voyager: Manifest, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder" / "interference.csv").mkdir(parents=True)
+    (tmp_path / "folder" / "c.interference.csv").mkdir(parents=True)
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "candidates").write_text("")
+    (tmp_path / "pictures" / "c.candidates").write_text("")
     names = ("folder/c.csv", "pictures/c.csv", "file/c.csv", "interference.csv", "hits.csv", "candidates", "A1.h5")
     for out in (tmp_path, Path("/dev/null"), *(tmp_path / name for name in names)):
         with pytest.raises(InputError, match=f"--candidates {out}: "):
@@ -550,7 +611,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_search(voyager: Ma
 
 
 def test_the_hits_that_are_read_are_not_written_over(voyager: Manifest, tmp_path: Path) -> None:
-    for name, options in (("hits.csv", {}), ("c.csv", {}), ("dat/events.csv", {"turbo_seti": tmp_path / "dat"})):
+    for name, options in (("c.hits.csv", {}), ("c.csv", {}), ("dat/events.csv", {"turbo_seti": tmp_path / "dat"})):
         hits = tmp_path / name
         hits.parent.mkdir(exist_ok=True)
         hits.write_text("Freq,MJD\n")

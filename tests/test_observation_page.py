@@ -141,7 +141,7 @@ def test_the_page_holds_the_table_the_pictures_and_the_interference(manifest: Ma
     rows = [candidate(manifest, rank, score=1 - rank / 100) for rank in range(1, 6)]
     rows[4] |= {"picture": "", "false_alarm_rate": "", "coarse_channel": ""}
     table = write_candidates(tmp_path / "found.csv", rows)
-    (tmp_path / "interference.csv").write_text("frequency_mhz,snr_off\n8419.25,31.5\n")
+    (tmp_path / "found.interference.csv").write_text("frequency_mhz,snr_off\n8419.25,31.5\n")
     page = write_observation_report(table, manifest, ["needlestream"])
     assert page == tmp_path / "found.report.html"
     html = page.read_text()

@@ -20,12 +20,15 @@ from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.observation.ingest import ingest
+from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_record
 from shard_tools.storage.base import GIVE_UP_SECONDS, StoreConfig
 from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
+from tests.observation_files import write_cadence
 from tests.range_server import RangeServer, serving
 from tests.s3_server import serving_s3, through_proxy
 from tests.tiny import CANVAS, pack_tiny, tiny_config
@@ -404,6 +407,20 @@ def test_an_interrupted_pack_into_s3_goes_on_and_makes_nothing_exist_before_its_
     assert bucket("resumed") == folder_bytes(manifest.root)
     sent = [request.path for request in proxy.requests[before:] if request.method == "PUT"]
     assert "/bucket/resumed/train-000000.tar" not in sent and "/bucket/resumed/test-000000.tar" in sent
+
+
+def test_a_store_that_fails_during_an_ingest_stops_it_and_no_cadence_is_left_out(
+    proxy: FaultyProxy, tmp_path: Path, bucket: Callable[[str], dict[str, bytes]]
+) -> None:
+    files = [*write_cadence(tmp_path / "low"), *write_cadence(tmp_path / "high", fch1=8500.0)]
+    (tmp_path / "two.lst").write_text("".join(f"{path}\n" for path in files))
+    config = IngestConfig("s3://bucket/cut", cadences=tmp_path / "two.lst", workers=1, on_bad="skip")
+    proxy.fault = lambda request: "403" if request.method == "PUT" and request.path.endswith("1.tar") else None
+    with pytest.raises(StoreError, match="the store refuses access"):
+        ingest(config)
+    proxy.fault = lambda request: None
+    ingest(config)
+    assert {"test-000000.tar", "test-000001.tar"} <= set(bucket("cut")) and b"A1.h5" not in bucket("cut")["skipped.csv"]
 
 
 def test_a_pack_leaves_alone_what_is_not_its_own(proxy: FaultyProxy, manifest: Manifest, tmp_path: Path) -> None:

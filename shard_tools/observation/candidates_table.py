@@ -12,8 +12,9 @@ from shard_tools.atomic_files import write_whole
 from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
 
-PICTURES = "candidates"
-"""Folder of the pictures, beside the table."""
+INTERFERENCE, HITS, PICTURES = "interference.csv", "hits.csv", "candidates"
+"""Two tables and the folder of the pictures beside candidates.csv; `beside` has their places for any table."""
+_STEM = "candidates"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ _DECIMALS = {
 _TYPES = {field.name: field.type for field in fields(Candidate)}
 
 
+def beside(table: Path, name: str) -> Path:
+    """The place of INTERFERENCE, HITS or PICTURES for a table.
+
+    For a table X.csv of another name than candidates.csv it is X.interference.csv: several tables may share a folder.
+    """
+    return table.with_name(name if table.stem == _STEM else f"{table.stem}.{name}")
+
+
 def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
     """Write the table, at once or not at all."""
     text = io.StringIO()
@@ -98,7 +107,7 @@ def remove_pictures(path: Path) -> None:
     with contextlib.suppress(InputError):  # no table, or none of ours
         for candidate in read_candidates(path):
             picture = path.parent / candidate.picture
-            if picture.parent == path.parent / PICTURES and picture.is_file():
+            if picture.parent == beside(path, PICTURES) and picture.is_file():
                 picture.unlink()
 
 

@@ -1,4 +1,4 @@
-"""Cut snippets from six open files, coarse channel by coarse channel: memory does not grow with the files.
+"""Cut snippets from six open files, coarse channel by coarse channel: memory does not grow with the band.
 
 Axes: P panel, T time bin, F column (cut_plan.py).
 """

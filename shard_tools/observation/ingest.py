@@ -12,7 +12,7 @@ from typing import Any
 
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import npy_header
-from shard_tools.errors import InputError
+from shard_tools.errors import InputError, StoreError
 from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import DataSet, write_tables
@@ -33,6 +33,7 @@ from shard_tools.tasks.local import Processes
 from shard_tools.tasks.places import open_tasks, run_shown
 from shard_tools.unfinished import WORK, Place
 
+_NEEDLES = "needles"
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +61,7 @@ def ingest(config: IngestConfig, change: Callable[[list[CutPlan]], list[CutPlan]
         jobs = [(output.place, shard, sources[shard.name]) for shard in shards]
         done = _cut_shards(config, jobs, skipped, output)
         plans, shards, packed = _without_damaged(output, plans, shards, done)
+        made = _count_needles(made, plans)
         write_observation_tables(output.folder, plans, shards, packed)
         records = [
             Record(key, "test", UNKNOWN_TARGET, NO_FOLD, output.folder) for done in packed for key, *_ in done.places
@@ -169,7 +171,7 @@ def _per_shard(config: IngestConfig, plans: Sequence[CutPlan]) -> int:
 
 
 def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
-    """How the data set is made, for the manifest; equal for equal files and options."""
+    """How the data set is made, for the manifest, but for the number of needles; equal for equal files and options."""
     widths, lengths = {plan.column_width_hz for plan in plans}, {plan.cadence.first.bin_length_s for plan in plans}
     return {
         "folds": FOLDS,  # data sets are joined by their number
@@ -184,9 +186,15 @@ def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
             "bin_length_s": lengths.pop() if len(lengths) == 1 else None,
             "max_drift_hz_s": config.max_drift,
             "exclude_mhz": [list(each) for each in config.excluded()],
-            **({"needles": needles} if (needles := sum(len(plan.needles) for plan in plans)) else {}),
         },
     }
+
+
+def _count_needles(made: dict[str, Any], plans: Sequence[CutPlan]) -> dict[str, Any]:
+    """`made` with the number of needles in these plans; without it where there is none."""
+    observation = {name: value for name, value in made["observation"].items() if name != _NEEDLES}
+    needles = sum(len(plan.needles) for plan in plans)
+    return {**made, "observation": observation | ({_NEEDLES: needles} if needles else {})}
 
 
 def _sources(shard: CutShard) -> list[Record]:
@@ -234,8 +242,10 @@ def _note_refused(
 
 
 def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
-    """Whether an error is of one of the files that are cut, not of the output folder."""
-    return isinstance(error, InputError) or str(error.filename) in map(str, shard.plan.cadence.paths)
+    """Whether an error is of one of the files that are cut, not of where the shards are written."""
+    if isinstance(error, OSError):
+        return str(error.filename) in map(str, shard.plan.cadence.paths)
+    return not isinstance(error, StoreError)
 
 
 def _without_damaged(
@@ -258,7 +268,7 @@ def _already_ingested(
     manifest = read_manifest(config.out)
     records = [ShardPlan(shard.name, _sources(shard)) for shard in shards]
     reason: str | None = "made of other files or with other options"
-    if manifest.made == made:
+    if "observation" in manifest.made and _count_needles(manifest.made, []) == made:  # the digest has the needles
         unsure = {plan.name for plan in find_unsure(manifest, records)}
         reason = _find_changed(config, manifest, [shard for shard in shards if shard.name in unsure])
         if config.on_bad == "fail" and {shard.name for shard in shards} - {shard.name for shard in manifest.shards}:

@@ -42,7 +42,8 @@ class IngestConfig:
     """With a URL, the local folder for shards until they are uploaded, one for each worker. Unset: a folder among the
     system's temporary files, the same for the same URL."""
     workers: int = usable_cores()
-    """Processes, each of which writes its own shard; each takes about 0.4 GB of memory."""
+    """Processes, each of which writes its own shard; each takes about 0.4 GB of memory with 16 spectra
+    and --channel-bin 8, and more with more spectra or narrower channels."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes)."""
     tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)

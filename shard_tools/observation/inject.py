@@ -50,14 +50,16 @@ class InjectConfig(IngestConfig):
 
 def inject(config: InjectConfig) -> Manifest:
     """Ingest with needles, write truth.csv beside the shards, and return the manifest. Raises as `ingest`."""
-    drawn: list[CutPlan] = []
+    drawn: list[CutPlan] = []  # of all cadences, those too that turn out to be damaged
 
     def change(plans: list[CutPlan]) -> list[CutPlan]:
         drawn.extend(replace(plan, needles=draw_needles(plan, config, number)) for number, plan in enumerate(plans))
         return drawn
 
     manifest = ingest(config, change)
-    write_truth(local_folder(config.out) / TRUTH_TABLE, [line for plan in drawn for line in _to_truth(plan)])
+    keys = set(manifest.keys.to_pylist())
+    kept = [plan for plan in drawn if plan.key(0) in keys]
+    write_truth(local_folder(config.out) / TRUTH_TABLE, [line for plan in kept for line in _to_truth(plan)])
     return manifest
 
 

@@ -85,8 +85,14 @@ def parse_header(head: bytes, path: Path) -> tuple[dict[str, Any], int]:
             keyword, place = _text_at(head, place)
             if keyword == _END:
                 return fields, place
+            if keyword not in _TEXTS and keyword not in _FORMATS:
+                raise InputError(
+                    f"{path}: unknown keyword {keyword[:40]!r} in the header, before byte {place}, expected those of "
+                    "SIGPROC, as no others say how long their value is; write the header again without it, or fetch "
+                    "the file again if the word is damaged"
+                )
             fields[keyword], place = _value_at(head, place, keyword)
-    except (struct.error, UnicodeDecodeError, KeyError) as error:
+    except (struct.error, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: not a SIGPROC header at byte {place} ({error}); expected keywords up to {_END}: fetch the file "
             "again"
@@ -104,8 +110,6 @@ def _text_at(head: bytes, place: int) -> tuple[str, int]:
 def _value_at(head: bytes, place: int, keyword: str) -> tuple[Any, int]:
     if keyword in _TEXTS:
         return _text_at(head, place)
-    if keyword not in _FORMATS:
-        raise KeyError(f"unknown keyword {keyword[:40]}")
     layout = _FORMATS[keyword]
     return struct.unpack_from(layout, head, place)[0], place + struct.calcsize(layout)
 

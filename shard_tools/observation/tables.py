@@ -170,8 +170,9 @@ class Observations:
         width_mhz = np.array([cadence.channel_width_hz for cadence in self.cadences])[self.cadence] / 1e6
         last_mhz = (self.first_mhz + (channels - 1) * width_mhz).max()
         return (
-            f"{len(self.cadences)} cadences of {named}, channels of {first.channel_width_hz:.4g} Hz, time bins of "
-            f"{first.bin_length_s:.4g} s, {self.first_mhz.min():.4f} to {last_mhz:.4f} MHz"
+            f"{len(self.cadences)} cadence{'' if len(self.cadences) == 1 else 's'} of {named}, channels of "
+            f"{first.channel_width_hz:.4g} Hz, time bins of {first.bin_length_s:.4g} s, "
+            f"{self.first_mhz.min():.4f} to {last_mhz:.4f} MHz"
         )
 
 

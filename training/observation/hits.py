@@ -106,7 +106,7 @@ class PlacedHits:
 
     hits: Hits
     panels: list[tuple[int, int] | None]
-    """Cadence and panel; None where no file began at that time."""
+    """Cadence and panel; None where no snippet holds the hit."""
     rows: list[Int64s]
     """Of the data set, the one first in which the hit is farthest from the edges."""
 
@@ -117,24 +117,30 @@ def place_hits(hits: Hits, observed: Observed) -> PlacedHits:
     width = np.array([place.axes.channel_width_hz / 1e6 for place in observed.places])
     channels = np.array([place.axes.channels for place in observed.places])
     cadence = np.array([place.cadence for place in observed.places])
-    panels = [_find_panel(mjd, observed) for mjd in hits.mjd]
+    panels: list[tuple[int, int] | None] = []
     rows = []
-    for mhz, panel in zip(hits.mhz, panels, strict=True):
+    for mhz, mjd in zip(hits.mhz, hits.mjd, strict=True):
+        begun = _find_panels(mjd, observed)
         channel = (mhz - first) / width
         margin = np.minimum(channel, channels - 1 - channel)
-        margin[cadence != (-1 if panel is None else panel[0])] = -np.inf
+        margin[~np.isin(cadence, list(begun))] = -np.inf
         falling = np.argsort(-margin, kind="stable")
-        rows.append(falling[margin[falling] >= -0.5])
+        holding = falling[margin[falling] >= -0.5]
+        # Several bands may have begun at that time: the hit is in the one whose snippets hold it.
+        number = int(cadence[holding[0]]) if len(holding) else None
+        panels.append(None if number is None else (number, begun[number]))
+        rows.append(holding[cadence[holding] == number])
     return PlacedHits(hits, panels, rows)
 
 
-def _find_panel(mjd: float, observed: Observed) -> tuple[int, int] | None:
-    """The cadence and the panel that began at that time, to half a panel."""
+def _find_panels(mjd: float, observed: Observed) -> dict[int, int]:
+    """The panel that began at that time, to half a panel, of each cadence that has one."""
+    found = {}
     for number, files in enumerate(observed.cadences):
         since_s = np.abs((mjd - files.start_mjd) * SECONDS_A_DAY - np.array(files.axes.panel_starts_s))
         if since_s.min() <= files.axes.time_bins * files.axes.bin_length_s / 2:
-            return number, int(since_s.argmin())
-    return None
+            found[number] = int(since_s.argmin())
+    return found
 
 
 @dataclass(frozen=True)

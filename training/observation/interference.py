@@ -1,4 +1,6 @@
-"""What of an observation's lines is interference, by frequency: lines in ON and OFF panels, combs, crowded bands."""
+"""What of an observation's lines is interference, by frequency: lines in ON and OFF panels, combs, crowded bands, and
+lines that several targets have.
+"""
 
 import csv
 import io
@@ -15,14 +17,16 @@ from training.observation.events import Event
 
 Float64s = npt.NDArray[np.float64]
 
-CROWDED, COMB, CROSSED = "crowded", "comb", "crossed"
+CROWDED, COMB, CROSSED, REPEATED = "crowded", "comb", "crossed", "repeated"
 """Flags: many lines of interference beside it; one of a row of lines at equal distances with equal drift; a brighter
-line crosses it in an ON panel, so that some of its power may be of that line."""
+line crosses it in an ON panel, so that some of its power may be of that line; a line of another target at its
+frequency."""
 COLUMNS = ("frequency_mhz", "drift_rate_hz_s", "snr_on", "snr_off", "bandwidth_hz", "snippets", "source", "tstart_mjd")
 _BESIDE_HZ, _CROWD = 12e3, 8  # interference to both sides, and lines of it, that make a crowd
 _COMB_LINES = 5  # Voyager's carrier has two side bands: three lines at equal distances may well be a transmitter's
 _SAME_DISTANCE, _SAME_RATE = 3.0, 2.0  # channels; channels in the cadence
 _TOUCHING = 3.0  # channels, and half of the widths
+_REPEATED = 4.0  # channels to both sides, at the start of each cadence
 
 
 def is_crowded(events: Sequence[Event], interference: Sequence[Event]) -> npt.NDArray[np.bool_]:
@@ -74,6 +78,26 @@ def is_crossed(events: Sequence[Event], others: Sequence[Event]) -> npt.NDArray[
                 touch = np.abs(apart).min(axis=2) <= (_TOUCHING + half + event.line.fit.width / 2)[:, None]
                 cross = (apart[..., 0] * apart[..., 1] < 0) | touch
                 found[place] = bool((cross.any(axis=1) & (snr > event.line.snr)).any())
+    return found
+
+
+def is_repeated(events: Sequence[Event], others: Sequence[Event], sources: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """(events,) whether a cadence of another source has a line at the frequency of each, both at their start.
+
+    A transmitter on Earth that is seen in the ON panels alone by chance keeps its frequency from target to target.
+    `others` are lines of any kind, `sources` the target of each cadence.
+    """
+    hertz = np.array([other.start_mhz * 1e6 for other in others])
+    rising = np.argsort(hertz)
+    source = np.array([sources[cadence] for cadence in _cadences(others)])[rising]
+    here = np.array([event.start_mhz * 1e6 for event in events])
+    own = np.array([sources[cadence] for cadence in _cadences(events)])
+    reach = _REPEATED * np.array([event.place.axes.channel_width_hz for event in events])
+    found = np.zeros(len(events), bool)
+    for name in np.unique(own):
+        elsewhere, mine = hertz[rising][source != name], own == name
+        low, high = (np.searchsorted(elsewhere, (here + sign * reach)[mine]) for sign in (-1, 1))
+        found[mine] = high > low
     return found
 
 

@@ -113,10 +113,16 @@ def fit_line(
     width = max(1.0, abs(rate))  # of a line without a width of its own: its drift within a time bin
     reach = max(rate_step, _RATE_STEPS * _SEARCH_STEP * steepest)
     panels = _Panels(cumulated, np.array(chosen), rows)
-    place = _best_line(panels, width, (rate, reach, rate_step), (channel, _CHANNELS, _STEP))
-    finer = rate_step / _FINER, _STEP / _FINER
-    place = _best_line(panels, width, (place[0], rate_step, finer[0]), (place[1], _STEP, finer[1]))
-    return _measure(values, axes, place[1], place[0], chosen)
+    near = _best_lines(panels, width, (rate, reach, rate_step), (channel, _CHANNELS, _STEP))
+    # With these steps two panels may show more than all three, which are between the steps: those are looked at too.
+    steps = rate_step / _FINER, _STEP / _FINER
+    finer = [
+        line
+        for rate, middle in dict.fromkeys((line.rate, line.middle) for line in near[_brightest(near) :])
+        for line in _best_lines(panels, width, (rate, rate_step, steps[0]), (middle, _STEP, steps[1]))
+    ]
+    best = _choose(panels, finer) if width == 1 else finer[_brightest(finer)]
+    return _measure(values, axes, best.middle, best.rate, chosen)
 
 
 Range = tuple[float, float, float]
@@ -134,15 +140,52 @@ class _Panels(NamedTuple):
     """(N, T) their times, in time bins from the middle of the cadence."""
 
 
-def _best_line(panels: _Panels, width: float, rates: Range, middles: Range) -> tuple[float, float]:
-    """Rate and middle of the line that stands out most in one, two or all of the panels."""
+class _Line(NamedTuple):
+    together: float
+    """Its sum in the panels in which it stands out, in standard deviations."""
+    rate: float
+    middle: float
+
+
+def _best_lines(panels: _Panels, width: float, rates: Range, middles: Range) -> list[_Line]:
+    """The line that stands out most in one of the panels, in two together, and so on up to all."""
     rate, middle = _spread(*rates), _spread(*middles)
     sums = np.empty((len(panels.chosen), len(rate), len(middle)))
     kernels.sum_lines(*panels, rate, middle, width, sums)
     falling = -np.sort(-sums, axis=0)
-    together = (falling.cumsum(axis=0) / np.sqrt(np.arange(1, len(sums) + 1))[:, None, None]).max(axis=0)
-    best = np.unravel_index(together.argmax(), together.shape)
-    return float(rate[best[0]]), float(middle[best[1]])
+    together = falling.cumsum(axis=0).reshape(len(sums), -1) / np.sqrt(np.arange(1, len(sums) + 1))[:, None]
+    lines = []
+    for each, best in zip(together, together.argmax(axis=1).tolist(), strict=True):
+        place = divmod(best, len(middle))
+        lines.append(_Line(float(each[best]), float(rate[place[0]]), float(middle[place[1]])))
+    return lines
+
+
+def _choose(panels: _Panels, lines: Sequence[_Line]) -> _Line:
+    """The line that stands out most; if others are a channel away at an end, the one whose nearest channels do.
+
+    The box around a slow line misses half of its power where it passes between two channels, so two panels in which a
+    wrong line meets the middle of a channel may show more than all three of the true one.
+    """
+    best, reach = lines[_brightest(lines)], np.abs(panels.rows).max()
+    others = [line for line in lines if abs(line.middle - best.middle) + abs(line.rate - best.rate) * reach > 1]
+    return max([best, *others], key=lambda line: _nearest_channels(panels, line)) if others else best
+
+
+def _brightest(lines: Sequence[_Line]) -> int:
+    """Index of the line that stands out most."""
+    return int(np.argmax([line.together for line in lines]))
+
+
+def _nearest_channels(panels: _Panels, line: _Line) -> float:
+    """The sum of the channels nearest to a line in all panels."""
+    channel = np.floor(line.middle + line.rate * panels.rows + 0.5).astype(np.int64)
+    last = panels.cumulated.shape[2] - 2
+    inside = (channel >= 0) & (channel <= last)
+    channel = np.clip(channel, 0, last)
+    of_panels = panels.chosen[:, None], np.arange(channel.shape[1])
+    sums = panels.cumulated[(*of_panels, channel + 1)] - panels.cumulated[(*of_panels, channel)]
+    return float(sums[inside].sum())
 
 
 def _spread(middle: float, reach: float, step: float) -> Float64s:

@@ -71,6 +71,23 @@ def read_observed(manifest: Manifest) -> Observed:
     return Observed(cadences, places)
 
 
+def check_searched_once(observed: Observed) -> None:
+    """Raise InputError where the same files were cut twice, into channels of different widths.
+
+    Each of their lines would be two events, and false alarm rates count events.
+    """
+    widths: dict[tuple[object, ...], float] = {}
+    for files in observed.cadences:
+        width = files.axes.channel_width_hz
+        other = widths.setdefault((files.files, files.start_mjd, files.fch1_mhz), width)
+        if other != width:
+            raise InputError(
+                f"--candidates: {files.files[0]} is in the data twice, in channels of {other:.4g} and {width:.4g} Hz, "
+                "expected it once, since each of its lines would be listed twice; search each data set by itself, with "
+                "a table of its own"
+            )
+
+
 def _read_one(data_set: DataSet) -> Observations:
     observations = read_observations(data_set)
     if observations is None:

@@ -9,11 +9,20 @@ import numpy.typing as npt
 
 from shard_tools.cadence import ON_POSITIONS, PANEL_NAMES
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidates_table import PICTURES, Candidate
+from shard_tools.observation.candidates_table import Candidate
 from training.metrics import sigmoid
 from training.observation.events import Event
 from training.observation.false_alarms import false_alarm_rates
-from training.observation.interference import COMB, CROSSED, CROWDED, in_comb, is_crossed, is_crowded
+from training.observation.interference import (
+    COMB,
+    CROSSED,
+    CROWDED,
+    REPEATED,
+    in_comb,
+    is_crossed,
+    is_crowded,
+    is_repeated,
+)
 from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
@@ -22,16 +31,16 @@ _PANEL_COLUMNS = tuple(f"snr_{name.lower()}" for name in PANEL_NAMES)
 
 
 def rank_events(
-    findings: Findings, observed: Observed, manifest: Manifest, *, trained: bool, pictures: int
+    findings: Findings, observed: Observed, manifest: Manifest, *, trained: bool, pictures: Sequence[str]
 ) -> tuple[list[Candidate], list[Event]]:
     """Rows of the table, best first, and the event of each.
 
-    `trained`: scores are logits of trained weights. The first `pictures` rows name a picture.
+    `trained`: scores are logits of trained weights. `pictures` are the files of the first rows' pictures.
     """
     scores = _scores(findings.events)
     rates = false_alarm_rates(scores, _scores(findings.controls))
     shown = sigmoid(scores) if trained else scores
-    flags = _flags(findings)
+    flags = _flags(findings, [files.source for files in observed.cadences])
     # By the logits: the best scores may all be 1. Of equal ones the brighter is first.
     snrs = np.array([event.line.snr for event in findings.events])
     order = np.lexsort((-snrs, -scores)).tolist()
@@ -48,7 +57,7 @@ def rank_events(
                 false_alarm_rate=float(rates[number]),
                 flags=flags[number],
                 snippet=keys[number],
-                picture=f"{PICTURES}/{rank}.png" if rank <= pictures else "",
+                picture=pictures[rank - 1] if rank <= len(pictures) else "",
             )
         )
     return candidates, [findings.events[number] for number in order]
@@ -58,13 +67,14 @@ def _scores(events: Sequence[Event]) -> Float64s:
     return np.array([event.line.score for event in events], np.float64)
 
 
-def _flags(findings: Findings) -> list[str]:
-    """The words of each event."""
+def _flags(findings: Findings, sources: Sequence[str]) -> list[str]:
+    """The words of each event; `sources` are the targets of the cadences."""
     events, both = findings.events, [*findings.events, *findings.interference]
     marks = {
         CROWDED: is_crowded(events, findings.interference),
         COMB: in_comb(both)[: len(events)],
         CROSSED: is_crossed(events, both),
+        REPEATED: is_repeated(events, [*both, *findings.controls], sources),
     }
     return [
         " ".join([*event.flags, *(word for word, marked in marks.items() if marked[number])])

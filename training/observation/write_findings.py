@@ -12,11 +12,21 @@ from pipeline.loader import LoaderConfig
 from shard_tools.atomic_files import is_stream
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.observation.candidates_table import PICTURES, Candidate, remove_pictures, write_candidates
+from shard_tools.observation.candidates_table import (
+    COLUMNS,
+    HITS,
+    INTERFERENCE,
+    PICTURES,
+    Candidate,
+    beside,
+    remove_pictures,
+    write_candidates,
+)
 from training.candidates import WindowModel
-from training.observation.hits import LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
+from training.observation import interference
+from training.observation.hits import ADDED, LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
-from training.observation.observed import read_observed
+from training.observation.observed import check_searched_once, read_observed
 from training.observation.ranking import rank_events
 from training.observation.search_observation import Findings, How, Judge, search_observation
 from training.observation.turbo_seti import check_replaced, write_turbo_seti
@@ -24,8 +34,6 @@ from training.prediction import Trained, load_trained, plan_judges, warn_of_know
 
 NO_WEIGHTS = Path("none")
 """Stands for the search alone where weights are asked for."""
-INTERFERENCE, HITS = "interference.csv", "hits.csv"
-"""Beside the table of candidates."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class CandidatesConfig:
 
     candidates: Path | None = None
     """For shards that `python -m shard_tools ingest` cut: write a ranked table of candidates here (.csv), and
-    interference.csv beside it, in place of a submission. --weights none ranks them by the search alone."""
+    interference.csv beside it (X.interference.csv for a table X.csv of another name than candidates.csv), in place of
+    a submission. --weights none ranks them by the search alone."""
     min_snr: float = 6.0
     """Least signal to noise ratio of a candidate, in its three ON panels together. Noise alone reaches 6 in about one
     of some thousand snippets."""
@@ -45,7 +54,7 @@ class CandidatesConfig:
     of an earlier run are replaced; other files of these names are refused."""
     hits: Path | None = None
     """Hits (.dat) or events (.csv) of turboSETI: write them with the score of the best line near each, as hits.csv
-    beside the table of candidates."""
+    beside candidates.csv, or X.hits.csv beside X.csv."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.min_snr <= 1e6:
@@ -106,19 +115,36 @@ def _check_out(config: CandidatesConfig, out: Path) -> None:
     """Make the folders of what is written. Raises InputError where it could not be, before the search."""
     if out.suffix != ".csv" or out.is_dir() or is_stream(out):
         raise InputError(f"--candidates {out}: expected the name of a .csv table, such as candidates.csv")
-    beside = [out.with_name(INTERFERENCE), out.with_name(HITS)]
-    if out in beside:
-        raise InputError(f"--candidates {out}: a table of that name is written beside it; choose another")
-    _check_hits(config, [out, *beside])
-    for path, is_folder in ((out, False), (beside[0], False), (beside[1], False), (out.with_name(PICTURES), True)):
+    if out.name in (INTERFERENCE, HITS):
+        raise InputError(f"--candidates {out}: a table of that name is written beside candidates.csv; choose another")
+    tables = [out, beside(out, INTERFERENCE), beside(out, HITS)]
+    _check_hits(config, tables)
+    for path, is_folder in (*((table, False) for table in tables), (beside(out, PICTURES), True)):
         if path.exists() and path.is_dir() != is_folder:
             found, expected = ("file", "folder") if is_folder else ("folder", "file")
             raise InputError(
                 f"--candidates {out}: {path} is a {found}, expected a {expected} or nothing; choose another place"
             )
+    _check_replaced(out, tables[0], COLUMNS)
+    _check_replaced(out, tables[1], interference.COLUMNS)
+    if config.hits is not None:
+        _check_replaced(out, tables[2], ADDED)
     _make_folder("--candidates", out, out.parent)
     if config.turbo_seti is not None:
         _make_folder("--turbo-seti", config.turbo_seti, config.turbo_seti)
+
+
+def _check_replaced(out: Path, table: Path, columns: Sequence[str]) -> None:
+    """Raise InputError where a table is in the way that does not end its first line with our columns."""
+    if not table.exists():
+        return
+    with table.open("rb") as file:
+        first = file.readline(1 << 16).decode("utf-8", "replace").strip()
+    if first and not f",{first}".endswith(f",{','.join(columns)}"):
+        raise InputError(
+            f"--candidates {out}: {table} would be replaced, but its first line is not that of our table; choose "
+            "another name, or remove the file if an earlier version of infer.py wrote it"
+        )
 
 
 def _check_hits(config: CandidatesConfig, tables: Sequence[Path]) -> None:
@@ -151,13 +177,14 @@ def find_candidates(
     loader: LoaderConfig,
     device: torch.device,
 ) -> Written:
-    """Search the snippets of a split, rank what was found, and write candidates.csv and interference.csv.
+    """Search the snippets of a split, rank what was found, and write the tables.
 
     Raises InputError where the data set is no observation, the weights do not fit, or no snippet can be searched.
     """
     assert config.candidates is not None
     _check_out(config, config.candidates)
     observed = read_observed(manifest)
+    check_searched_once(observed)
     if config.turbo_seti is not None:
         check_replaced(config.turbo_seti, observed)
     placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
@@ -166,16 +193,18 @@ def find_candidates(
     watched = frozenset(int(row) for rows in placed.rows for row in rows) if placed else frozenset()
     how = How(judges, config.min_snr, device, loader, watched, LEAST_SNR)
     findings = search_observation(manifest, observed, split, how)
-    candidates, events = rank_events(findings, observed, manifest, trained=is_trained, pictures=config.pictures)
+    folder = beside(config.candidates, PICTURES).name
+    pictures = [f"{folder}/{rank}.png" for rank in range(1, min(config.pictures, len(findings.events)) + 1)]
+    candidates, events = rank_events(findings, observed, manifest, trained=is_trained, pictures=pictures)
     ranked = list(zip(candidates, events, strict=True))
-    paths = [config.candidates, config.candidates.with_name(INTERFERENCE)]
+    paths = [config.candidates, beside(config.candidates, INTERFERENCE)]
     remove_pictures(paths[0])
     write_candidates(paths[0], candidates)
     write_interference(paths[1], findings.interference, [(each.source, each.start_mjd) for each in observed.cadences])
     if config.turbo_seti is not None:
         paths += write_turbo_seti(config.turbo_seti, findings, ranked, observed)
     if placed is not None:
-        paths.append(config.candidates.with_name(HITS))
+        paths.append(beside(config.candidates, HITS))
         known = Known(ranked, findings.interference, findings.faint, is_trained)
         write_scored_hits(paths[-1], placed, known, manifest)
     return Written(candidates, findings, paths)
