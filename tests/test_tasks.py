@@ -55,7 +55,7 @@ def test_without_ray_it_is_said_what_to_install(
     monkeypatch: pytest.MonkeyPatch, sharded: Layout, tmp_path: Path, command: Command
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in ("ray_cluster", "ray_nodes"):
+    for name in ("ray_cluster", "ray_nodes", "ray_starters"):
         monkeypatch.delitem(sys.modules, f"shard_tools.tasks.{name}", raising=False)
     answer = command("pack", "--input", sharded.root, "--out", tmp_path / "out", "--folds", 3, "--on", "ray")
     assert answer.code == 1 and "pip install -r requirements-ray.txt" in answer.err
