@@ -71,6 +71,8 @@ class PackConfig:
             raise InputError(f"--folds {self.folds}: expected 2 to 100")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+        object.__setattr__(self, "input", self.tasks.absolute(self.input))
+        object.__setattr__(self, "out", self.tasks.absolute(self.out))
 
 
 def pack(config: PackConfig) -> Manifest:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from shard_tools.errors import InputError
 
 T = TypeVar("T")
+Place = TypeVar("Place", bound=str | Path)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,12 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.ray_address is not None and self.on != "ray":
             raise InputError(f"--ray-address {self.ray_address}: is of use with --on ray only; add it, or leave both")
+
+    def absolute(self, place: Place) -> Place:
+        """A path as all machines have it; with --on ray, relative ones count from the folder of this process."""
+        if self.on == "local" or "://" in str(place):
+            return place
+        return type(place)(Path(place).absolute())
 
 
 @dataclass(frozen=True)
