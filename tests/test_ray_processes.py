@@ -1,8 +1,10 @@
 """Which process gets a call on a cluster whose nodes and processes fail; tests/fake_ray.py takes the place of Ray."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements-ray.txt)")
@@ -10,7 +12,9 @@ pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirem
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from shard_tools.errors import InputError, StoreError
-from shard_tools.tasks.base import Done, Need, Work
+from shard_tools.observation.opening import open_filterbank
+from shard_tools.storage.local import read_into
+from shard_tools.tasks.base import Done, Need, Work, attempt
 from shard_tools.tasks.ray_cluster import RayTasks
 from shard_tools.tasks.ray_starters import Fault
 from tests.fake_ray import FakeRay, Reference
@@ -65,13 +69,28 @@ def test_a_node_that_dies_with_idle_processes_costs_a_part_one_try(
     assert len(died) == 1 and "trying again (2 of 4)" in caplog.text
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), StoreError("s3://b: no answer for 60 s")])
-def test_a_part_that_fails_on_one_node_is_scored_on_another_that_is_busy(start: Start, error: Any) -> None:
+def refuse() -> None:
+    raise StoreError("s3://b: no answer for 60 s")
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        refuse,
+        lambda: Path("/nowhere/train/a.npy").read_bytes(),
+        lambda: open_filterbank(Path("/nowhere/A1.h5")),
+        lambda: read_into("/nowhere/train-000000.tar", 0, [np.zeros(3, np.uint8)]),
+    ],
+    ids=["store", "snippet", "observation", "shard"],
+)
+def test_a_task_that_cannot_reach_the_store_or_a_file_on_one_node_is_done_on_another_that_is_busy(
+    start: Start, fails: Callable[[], object]
+) -> None:
     """Though the first has an idle process."""
 
     def answer(reference: Reference) -> Any:
         if reference.number is not None and reference.process.node == "A":
-            return "A", Done(reference.number, error=error)
+            return "A", attempt(reference.number, fails, ())
         return succeed(reference)
 
     start(FakeRay({"A": 1, "B": 1}, answer, first="A"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import npy_header
-from shard_tools.errors import InputError
+from shard_tools.errors import InputError, StoreError
 from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import DataSet, write_tables
@@ -234,8 +234,10 @@ def _note_refused(
 
 
 def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
-    """Whether an error is of one of the files that are cut, not of the output folder."""
-    return isinstance(error, InputError) or str(error.filename) in map(str, shard.plan.cadence.paths)
+    """Whether an error is of one of the files that are cut, not of the output folder or a store."""
+    if isinstance(error, InputError):
+        return not isinstance(error, StoreError)
+    return str(error.filename) in map(str, shard.plan.cadence.paths)
 
 
 def _without_damaged(

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from shard_tools.errors import InputError, StoreError
+from shard_tools.errors import AbsentError, InputError, StoreError
 from shard_tools.tasks.base import Done, T, TaskConfig, Work, died
 from shard_tools.tasks.ray_nodes import LOOK_SECONDS, NodeCounts, Nodes
 from shard_tools.tasks.ray_starters import MOST_TRIES, Fault, ProcessStarter, Starter, TaskStarter, Try
@@ -136,7 +136,7 @@ class RayTasks:
     @staticmethod
     def _may_be_the_nodes(error: InputError | OSError) -> bool:
         """Whether another node may do better: its disk is full, or it does not see the files or the store."""
-        return isinstance(error, OSError | StoreError)
+        return isinstance(error, OSError | AbsentError | StoreError)
 
     def _after_death(self, work: Work[Any], one: Try, error: RayError, node: str | None) -> Try:
         """The next try after a process or a node died: with twice the memory where that ran out, else elsewhere."""
