@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from shard_tools.observation.opening import open_filterbank
 from shard_tools.storage.local import read_into
 from shard_tools.tasks.base import Done, Need, Work, attempt
 from shard_tools.tasks.ray_cluster import RayTasks
-from shard_tools.tasks.ray_starters import Fault
+from shard_tools.tasks.ray_starters import Fault, _Holder
 from tests.fake_ray import FakeRay, Reference
 
 Start = Callable[[FakeRay], FakeRay]
@@ -39,7 +40,7 @@ def run(count: int, memory: int = 1) -> dict[int, Done[None]]:
     """Score some parts; how each ended."""
     names = [f"part-{number}" for number in range(count)]
     calls = [(number,) for number in range(count)]
-    work: Work[None] = Work(lambda *_: None, calls, "scoring", "cadences", names, Need(memory), prepare=lambda: 1)
+    work: Work[None] = Work(lambda *_: None, calls, "scoring", "cadences", names, Need(memory), prepare=lambda _: 1)
     return {done.number: done for done in RayTasks().run(work)}
 
 
@@ -186,3 +187,33 @@ def test_an_idle_process_of_a_node_that_is_gone_gets_no_call(start: Start, monke
 
     fake = start(FakeRay({"A": 1, "B": 1, "C": 1}, answer, first="A"))
     assert len(run(2)) == 2 and tried == ["B", "C"]
+
+
+@pytest.fixture
+def on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is one of Ray's, which gave it three cores."""
+    about = SimpleNamespace(get_node_id=lambda: "A", get_assigned_resources=lambda: {"CPU": 3.0})
+    monkeypatch.setattr("shard_tools.tasks.ray_starters.ray", SimpleNamespace(get_runtime_context=lambda: about))
+
+
+@pytest.mark.usefixtures("on_a_node")
+def test_what_a_process_holds_is_made_once_for_the_cores_that_it_was_given() -> None:
+    made: list[int | None] = []
+    holder = _Holder(lambda cores: made.append(cores) or "model")
+    assert [holder.call(n, lambda held, n: (held, n), (n,)) for n in (0, 1)] == [
+        ("A", Done(0, ("model", 0))),
+        ("A", Done(1, ("model", 1))),
+    ]
+    assert made == [3]
+
+
+@pytest.mark.usefixtures("on_a_node")
+@pytest.mark.parametrize("where", ["prepare", "function"])
+def test_a_fault_on_a_node_comes_back_as_its_kind_and_its_text(where: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error:\nno kernel image")
+
+    holder = _Holder(fail if where == "prepare" else lambda _: 1)
+    node, fault = holder.call(0, fail, (0,))
+    assert node == "A" and isinstance(fault, Fault) and fault.what == "RuntimeError: CUDA error: no kernel image"
+    assert "in fail" in fault.traceback

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infer import InferConfig
+from pipeline.loader import LoaderConfig
 from shard_tools.errors import InputError
 from shard_tools.fingerprint import FingerprintConfig
 from shard_tools.observation.ingest_config import IngestConfig
@@ -21,7 +22,8 @@ from shard_tools.verify import verify
 from tests.conftest import Command, Layout
 from tests.squares import take
 from tests.tiny import pack_tiny
-from training.scoring import SCORES_SCHEMA, PartFiles
+from training.prediction import PredictConfig
+from training.scoring import SCORES_SCHEMA, PartFiles, Scorer
 
 PLACES = [InTurn(), Threads(2), Processes(2)]
 
@@ -51,7 +53,7 @@ def test_calls_that_were_not_begun_are_dropped_where_one_gives_up(tasks: Tasks, 
 def test_what_is_prepared_is_made_once_for_all_calls() -> None:
     made: list[int] = []
 
-    def prepare() -> list[int]:
+    def prepare(_: int | None) -> list[int]:
         made.append(1)
         return made
 
@@ -120,6 +122,14 @@ def test_files_that_no_node_sees_are_verified_by_the_driver(tmp_path: Path, monk
     assert list(verify(manifest.root, where=TaskConfig("ray"))) == []
     (lost := manifest.root / "train-000000.tar").unlink()
     assert list(verify(manifest.root, where=TaskConfig("ray"))) == [f"{lost}: No such file or directory"]
+
+
+def test_a_process_with_a_gpu_loads_with_all_cores_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters export OMP_NUM_THREADS=1 for processes of one core each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    how = PredictConfig("test", 4, LoaderConfig(loader_threads=8))
+    threads = [Scorer((), "float32", how, cores)._how.loader.loader_threads for cores in (6, 16, None)]
+    assert threads == [6, 8, 1]
 
 
 def test_a_part_that_is_not_there_once_it_was_written_asks_for_a_folder_that_all_machines_see(tmp_path: Path) -> None:

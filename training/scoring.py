@@ -170,9 +170,11 @@ class _Calls(Sequence[tuple[Any, ...]]):
 class Scorer:
     """Models on the device of a process."""
 
-    def __init__(self, trained: Sequence[Trained], precision: str, how: PredictConfig) -> None:
-        # The driver's default counts the cores of its own machine, and Ray gives a process its own share of a node's.
-        threads = min(how.loader.loader_threads, int(os.environ.get("OMP_NUM_THREADS") or rank_cores()))
+    def __init__(self, trained: Sequence[Trained], precision: str, how: PredictConfig, cores: int | None) -> None:
+        """`cores` are those that a cluster gave this process; None: those that it may use."""
+        # The driver's default counts the cores of its own machine.
+        here = cores or int(os.environ.get("OMP_NUM_THREADS") or rank_cores())
+        threads = min(how.loader.loader_threads, here)
         self._trained, self._how = trained, replace(how, loader=replace(how.loader, loader_threads=threads))
         self._accelerator: Accelerator = build_accelerator(precision)
 

@@ -57,9 +57,10 @@ class Work(Generic[T]):
     names: Sequence[str]
     """For each call, the file that messages name."""
     need: Need = field(default_factory=Need)
-    prepare: Callable[[], Any] | None = None
-    """Makes what each process holds for all of its calls, such as a model on its device. The function then gets it
-    before the other arguments, and a process takes a GPU, where the cluster has any."""
+    prepare: Callable[[int | None], Any] | None = None
+    """Makes what each process holds for all of its calls, such as a model on its device, from the number of cores that
+    the process was given; None: no such share. The function then gets it before the other arguments, and a process
+    takes a GPU, where the cluster has any."""
     counts: Sequence[int] | None = None
     """How many units each call handles; None: one."""
     death: str = "at this file; memory ran out, or the machine failed"

@@ -219,7 +219,7 @@ def _placing(need: Need, avoid: frozenset[str], nodes: Nodes) -> dict[str, Any]:
 class _Holder:
     """On a node: a process that holds what was prepared."""
 
-    def __init__(self, prepare: Callable[[], Any]) -> None:
+    def __init__(self, prepare: Callable[[int | None], Any]) -> None:
         # Not here: an error would end the process without the name of what it was to work on.
         self._prepare, self._held = prepare, None
 
@@ -231,7 +231,7 @@ class _Holder:
         """As the function `call`."""
         try:
             if self._held is None:
-                self._held = self._prepare()
+                self._held = self._prepare(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         except Exception as error:
             return _node(), _fault(error)
         return call(number, function, (self._held, *arguments))
