@@ -12,10 +12,11 @@ from infer import InferConfig
 from pipeline.loader import LoaderConfig
 from shard_tools.errors import InputError
 from shard_tools.fingerprint import FingerprintConfig
+from shard_tools.observation.cut_jobs import cut_work
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.pack import PackConfig
 from shard_tools.storage.local import LocalStore
-from shard_tools.tasks.base import Done, T, TaskConfig, Tasks, Work, attempt
+from shard_tools.tasks.base import Done, Need, T, TaskConfig, Tasks, Work, attempt
 from shard_tools.tasks.local import InTurn, Processes, Threads
 from shard_tools.tasks.places import open_tasks, run_shown
 from shard_tools.verify import verify
@@ -122,6 +123,12 @@ def test_files_that_no_node_sees_are_verified_by_the_driver(tmp_path: Path, monk
     assert list(verify(manifest.root, where=TaskConfig("ray"))) == []
     (lost := manifest.root / "train-000000.tar").unlink()
     assert list(verify(manifest.root, where=TaskConfig("ray"))) == [f"{lost}: No such file or directory"]
+
+
+def test_a_task_that_uploads_a_shard_asks_for_what_is_sent_at_once_and_for_its_disk() -> None:
+    assert Need(300_000_000).uploading(256_000_000) == Need(556_000_000, 256_000_000)
+    assert Need(300_000_000).uploading(2_000_000_000) == Need(824_288_000, 2_000_000_000)
+    assert cut_work([], 10**6).need == Need(601_000_000, 10**6) and cut_work([]).need == Need(600_000_000)
 
 
 def test_a_process_with_a_gpu_loads_with_all_cores_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 """Independent calls of one function, and what the places that run them have in common."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from shard_tools.errors import InputError
 
 T = TypeVar("T")
+_UPLOADED_AT_ONCE = 524_288_000  # bytes: s3fs reads ten parts of 50 MiB of a file, and sends them side by side
 Place = TypeVar("Place", bound=str | Path)
 
 
@@ -40,6 +41,10 @@ class Need:
     """Bytes, imported libraries included."""
     disk: int = 0
     """Bytes among the temporary files."""
+
+    def uploading(self, shard: int) -> "Need":
+        """With what a shard of so many bytes takes on its way to a store: disk, and memory while it is sent."""
+        return replace(self, memory=self.memory + min(shard, _UPLOADED_AT_ONCE), disk=shard)
 
 
 @dataclass(frozen=True)
