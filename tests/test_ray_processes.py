@@ -217,3 +217,19 @@ def test_a_fault_on_a_node_comes_back_as_its_kind_and_its_text(where: str) -> No
     node, fault = holder.call(0, fail, (0,))
     assert node == "A" and isinstance(fault, Fault) and fault.what == "RuntimeError: CUDA error: no kernel image"
     assert "in fail" in fault.traceback
+
+
+def test_a_part_that_waits_for_another_node_keeps_no_other_from_a_core_that_is_free(start: Start) -> None:
+    """A process on A dies at the first part, and B is busy for long: A gets a process for the parts that are left."""
+    tried: list[tuple[int, str]] = []
+
+    def answer(reference: Reference) -> Any:
+        if reference.number is not None:
+            tried.append((reference.number, str(reference.process.node)))
+            if tried == [(0, "A")]:
+                raise ActorDiedError
+        return succeed(reference)
+
+    start(FakeRay({"A": 1, "B": 1}, answer, first="A"))
+    assert len(run(5)) == 5
+    assert tried == [(0, "A"), (2, "A"), (3, "A"), (4, "A"), (1, "B"), (0, "B")]

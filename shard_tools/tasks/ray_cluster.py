@@ -6,6 +6,7 @@ Ray's own retries are off: after an out-of-memory kill it would try for ever, an
 import contextlib
 import logging
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -116,7 +117,10 @@ class RayTasks:
         try:
             answer: tuple[str, Done[T] | Fault] = ray.get(reference)
         except RayTaskError as error:  # before the call began: its arguments cannot be unpickled there
-            raise InputError(f"{name}: {str(error).strip().splitlines()[-1]}") from error
+            text = str(error).strip()
+            found = re.search(r"\bip=([^,)\s]+)", text)  # in the text alone
+            where = found.group(1) if found else "unknown"
+            raise InputError(f"{name}: node {where}: {text.splitlines()[-1]}") from error
         except RayError as error:
             return self._after_death(work, one, error, starter.ended(reference, is_dead=True))
         node, done = answer

@@ -194,11 +194,14 @@ class ProcessStarter(Starter):
         # None of them suits a waiting call, and one that does may have no room beside them.
         while self._idle:
             ray.kill(self._idle.pop().actor)
-        for one in takewhile(lambda each: each.tries > 1, waiting):  # failed calls are put first
+        failed = list(takewhile(lambda each: each.tries > 1, waiting))  # they are put first
+        for one in failed:
             if not any(self._suits(process, one) for process in self.starting.values()):
                 self._add(one.need, one.avoid)
-        room = self._nodes.actors - len(self.starting) - len(self._busy)
-        for _ in range(min(room, len(waiting) - len(self.starting))):
+        # One that must avoid nodes may wait for long, and takes no room of the others.
+        asked = sum(not process.avoid for process in self.starting.values())
+        room = self._nodes.actors - len(self._busy)
+        for _ in range(min(room, len(waiting) - len(failed)) - asked):
             self._add(self._work.need, frozenset())
 
     def _add(self, need: Need, avoid: frozenset[str]) -> None:
