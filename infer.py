@@ -99,7 +99,9 @@ class InferConfig:
     tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shards", listed(self.shards))
+        object.__setattr__(self, "shards", tuple(map(self.tasks.absolute, listed(self.shards))))
+        if self.scores is not None:
+            object.__setattr__(self, "scores", self.tasks.absolute(self.scores))
         object.__setattr__(self, "weights", tuple(map(find_weights, self.weights)))
         if not self.weights:
             raise InputError("--weights: expected at least one file")

@@ -28,6 +28,7 @@ from benchmarks.pack_bench import write_cadences
 from shard_tools.errors import InputError, run_command
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.opening import read_header
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
 from shard_tools.pack import PackConfig, pack
 from shard_tools.tasks.base import Need, TaskConfig, Work
@@ -102,11 +103,10 @@ def time_works(
     out = folder / "out"
     packing = PackConfig(folder / "data", str(out), workers=1, shard_mb=32, tasks=where)
     ingesting = IngestConfig(str(out), tuple(observation), workers=1, shard_mb=8, tasks=where)
-    bytes_of = sum(path.stat().st_size for path in observation)
     works: dict[str, tuple[Callable[[], object], int, str]] = {
         "pack": (lambda: pack(packing), config.cadences, "cadences"),
         "verify": (lambda: list(verify(folder / "packed", where=where)), config.cadences, "cadences"),
-        "ingest": (lambda: ingest(ingesting), bytes_of, "bytes"),
+        "ingest": (lambda: ingest(ingesting), raw_bytes(observation), "bytes"),
         "empty tasks": (lambda: run_empty(config, where), config.tasks, "tasks"),
     }
     figures = []
@@ -120,6 +120,12 @@ def time_works(
             os.sync()  # so that unwritten data of one do not slow the next
         figures.append(Figure(name, place, seconds, count, unit))
     return figures
+
+
+def raw_bytes(files: Sequence[Path]) -> int:
+    """Bytes of the values of files as float32, however they are compressed: the unit of a day of a telescope."""
+    layouts = [read_header(path).layout for path in files]
+    return sum(4 * layout.spectra * layout.channels for layout in layouts)
 
 
 def run_empty(config: RayBenchConfig, where: TaskConfig) -> None:
@@ -154,7 +160,11 @@ def print_measured(figures: Sequence[Figure]) -> None:
     print("| work | where | seconds: median (range) | rate |\n|---|---|---|---|")
     for figure in figures:
         low, high = min(figure.seconds), max(figure.seconds)
-        rate = f"{figure.rate / 1e6:,.0f} MB/s" if figure.unit == "bytes" else f"{figure.rate:,.0f} {figure.unit}/s"
+        rate = (
+            f"{figure.rate / 1e6:,.0f} MB/s of float32"
+            if figure.unit == "bytes"
+            else f"{figure.rate:,.0f} {figure.unit}/s"
+        )
         seconds = f"{statistics.median(figure.seconds):.2f} ({low:.2f} to {high:.2f})"
         print(f"| {figure.work} | {figure.place} | {seconds} | {rate} |")
 
@@ -162,14 +172,19 @@ def print_measured(figures: Sequence[Figure]) -> None:
 def print_on_paper(figures: Sequence[Figure]) -> None:
     """What follows for 100 nodes of 16 cores, if nothing but what is named here limits them."""
     two = {figure.work: figure for figure in figures if figure.place == "Ray, 2 nodes"}
+    one = {figure.work: figure for figure in figures if figure.place == "Ray, 1 node"}
     core = {name: figure.rate / 2 for name, figure in two.items()}
     cores, network = _NODES * _CORES, _NODES * _NETWORK
     packing = min(cores * core["pack"] * CADENCE_BYTES, network / 2)  # in and out
     print(f"\nOn paper, {_NODES} nodes of {_CORES} cores, {_NETWORK * 8 / 1e9:g} Gbit/s each:\n")
     print("| what | value |\n|---|---|")
-    print(f"| cost of a task in the driver | {1e3 / two['empty tasks'].rate:.1f} ms |")
-    print(f"| tasks that one driver starts a second | {two['empty tasks'].rate:,.0f} |")
-    print(f"| pack: cores alone | {cores * core['pack'] * CADENCE_BYTES / 1e9:,.0f} GB/s |")
+    print(f"| cost of an empty task, through the whole cluster | {1e3 / two['empty tasks'].rate:.1f} ms |")
+    print(f"| empty tasks that one driver starts a second | {two['empty tasks'].rate:,.0f} |")
+    gain = two["pack"].rate / one["pack"].rate
+    print(
+        f"| pack: cores alone, each as fast as one of two (two nodes gave {gain:.2f} times one) "
+        f"| {cores * core['pack'] * CADENCE_BYTES / 1e9:,.0f} GB/s |"
+    )
     print(f"| pack: network alone, in and out | {network / 2 / 1e9:,.0f} GB/s |")
     print(f"| a petabyte packed | {_PETABYTE / packing / 3600:,.1f} h |")
     for megabytes in (256, 2000):
@@ -180,7 +195,7 @@ def print_on_paper(figures: Sequence[Figure]) -> None:
         day = width / _COARSE_MHZ * _COARSE_BYTES * _DAY_S / _SCAN_S
         hours = day / core["ingest"] / 3600
         print(
-            f"| a day of Green Bank, {band}, fine product | {day / 1e12:,.1f} TB, {hours:,.0f} core hours to ingest |"
+            f"| a day of Green Bank, {band}, fine product | {day / 1e12:,.1f} TB, {hours:,.1f} core hours to ingest |"
         )
 
 

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -36,7 +37,8 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
             _pour(temporary, path)
         return
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    # Not the process id alone: in a folder that machines share, two processes may have the same.
+    temporary = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with naming(path):
             yield temporary

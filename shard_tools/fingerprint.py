@@ -75,6 +75,7 @@ class FingerprintConfig:
             raise InputError(f"--min-overlap {self.min_overlap}: expected a share above 0, to 1")
         if self.out.is_dir() or not self.out.absolute().parent.is_dir():
             raise InputError(f"--out {self.out}: expected the path of a table in a folder that exists")
+        object.__setattr__(self, "input", self.tasks.absolute(self.input))
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class PackConfig:
             raise InputError(f"--folds {self.folds}: expected 2 to 100")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+        object.__setattr__(self, "input", self.tasks.absolute(self.input))
+        object.__setattr__(self, "out", self.tasks.absolute(self.out))
 
 
 def pack(config: PackConfig) -> Manifest:
@@ -178,7 +180,7 @@ def _pack_shards(
     """Write missing shards; return all, each with the digest of its sources."""
     calls = [(output.place, plan, making) for plan in plans]
     names = [f"{config.out}/{plan.name}" for plan in plans]
-    need = Need(disk=config.shard_mb * 10**6 if output.is_remote else 0)
+    need = Need().uploading(config.shard_mb * 10**6) if output.is_remote else Need()
     work = Work(pack_shard, calls, "packing", "shards", names, need)
     done: dict[int, tuple[PackedShard, str]] = {}
     # Threads, not processes: reading, hashing and writing all release the GIL.

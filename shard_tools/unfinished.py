@@ -59,9 +59,13 @@ class Place:
 
     def finish_shard(self, name: str, inputs: str, write: Callable[[Path], PackedShard]) -> PackedShard:
         """Write a shard, unless an earlier run finished it from the same `inputs` (a digest) and it is still there."""
-        kept = _parse_note(self._read_note(f"{name}.json"), inputs)
+        note = self._read_note(f"{name}.json")
+        kept = _parse_note(note, inputs)
         if kept and self._holds(kept.shard):
             return kept
+        if note and self.upload:
+            # A store is asked for sizes only: after a kill, the old note would describe the new shard.
+            self.upload.remove_note(f"{name}.json")
         with self._opened() as folder:
             packed = write(folder / name)
             if self.upload:

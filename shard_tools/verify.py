@@ -1,5 +1,6 @@
 """Check that every byte of a data set is as it was packed."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shard_tools.cadence import check_finite
-from shard_tools.errors import InputError
+from shard_tools.errors import InputError, StoreError
 from shard_tools.manifest import Manifest, has_repeated_keys, read_manifest
 from shard_tools.manifest_rows import only_rows
 from shard_tools.sample import read_snippet_of
@@ -26,7 +27,7 @@ def verify(
 ) -> Iterator[str]:
     """Yield one line for every fault: of the manifest, of a shard's size or bytes, of an index, of a snippet."""
     try:
-        manifest = read_manifest(root, config)
+        manifest = read_manifest(where.absolute(root), config)
         repeated = has_repeated_keys(manifest)  # slow for a large table
     except InputError as error:
         yield str(error)
@@ -42,8 +43,11 @@ def verify(
     ended: dict[int, list[str]] = {}
     following = 0
     with open_tasks(where, InTurn()) as tasks:
-        for done in run_shown(tasks, Work(verify_shard, calls, "verifying", "shards", names)):
-            ended[done.number] = done.result()
+        look = functools.partial(verify_shard, elsewhere=where.on == "ray")
+        for done in run_shown(tasks, Work(look, calls, "verifying", "shards", names)):
+            # What no node could read is read here: only what this machine does not see either is a fault.
+            unread = isinstance(done.error, OSError)
+            ended[done.number] = verify_shard(*calls[done.number]) if unread else done.result()
             while following in ended:
                 yield from ended.pop(following)
                 following += 1
@@ -67,29 +71,38 @@ class _OfShards(Sequence[tuple[Manifest]]):
         return (only_rows(self._manifest, rows),)
 
 
-def verify_shard(contents: Manifest) -> list[str]:
-    """The faults of the only shard of a table of contents, of its index and of its snippets."""
+def verify_shard(contents: Manifest, elsewhere: bool = False) -> list[str]:
+    """The faults of the only shard of a table of contents, of its index and of its snippets.
+
+    A file that cannot be read is one; with `elsewhere`, OSError is raised instead: another machine may read it.
+    """
     (shard,) = contents.shards
-    faults = list(_verify_file(contents.store, shard.name, shard.sha256, shard.bytes))
-    of_index = list(_verify_file(contents.store, shard.name.removesuffix(".tar") + ".idx", shard.index_sha256))
+    verify_file = _find_faults if elsewhere else _verify_file
+    faults = list(verify_file(contents.store, shard.name, shard.sha256, shard.bytes))
+    of_index = list(verify_file(contents.store, shard.name.removesuffix(".tar") + ".idx", shard.index_sha256))
     return [*faults, *of_index, *([] if faults else _verify_samples(contents))]
 
 
 def _verify_file(store: Store, name: str, sha256: str, size: int | None = None) -> Iterator[str]:
-    """At most one fault of one file."""
-    where = store.where(name)
+    """At most one fault of one file, such as that it cannot be read."""
     try:
-        found = store.size(name) if size is not None else None
-        if found != size and found is not None:
-            yield f"{where}: {found} bytes, expected {size}"
-            return
-        digest = hashlib.sha256()
-        for chunk in store.chunks(name):
-            digest.update(chunk)
-        if digest.hexdigest() != sha256:
-            yield f"{where}: its bytes changed after packing (SHA-256 differs)"
+        yield from _find_faults(store, name, sha256, size)
     except OSError as error:
-        yield f"{where}: {error.strerror}"
+        yield f"{store.where(name)}: {error.strerror}"
+
+
+def _find_faults(store: Store, name: str, sha256: str, size: int | None = None) -> Iterator[str]:
+    """At most one fault of the bytes of one file. Raises OSError where they cannot be read."""
+    where = store.where(name)
+    found = store.size(name) if size is not None else None
+    if found != size and found is not None:
+        yield f"{where}: {found} bytes, expected {size}"
+        return
+    digest = hashlib.sha256()
+    for chunk in store.chunks(name):
+        digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        yield f"{where}: its bytes changed after packing (SHA-256 differs)"
 
 
 def _verify_samples(contents: Manifest) -> Iterator[str]:
@@ -98,5 +111,7 @@ def _verify_samples(contents: Manifest) -> Iterator[str]:
     for row in range(len(contents)):
         try:
             check_finite(read_snippet_of(contents, row), f"{where}, {contents.key(row)}")
+        except StoreError:
+            raise  # no fault of the data set
         except InputError as error:
             yield str(error)

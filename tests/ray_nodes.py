@@ -1,6 +1,7 @@
 """A Ray cluster on loopback: nodes that tests start and kill, each a `ray start` of its own."""
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -112,6 +113,13 @@ def node_of_call(_: int) -> str:
 def nodes_with(resource: str) -> set[str]:
     """The ids of the nodes alive that declare a resource."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"] and resource in node["Resources"]}
+
+
+class NotInstalledThere:
+    """Needs a package that a node lacks."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return importlib.import_module, ("not_installed_there",)
 
 
 def die(_: Path) -> None:

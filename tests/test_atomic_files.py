@@ -18,7 +18,7 @@ import pytest
 
 import shard_tools.library_caches as library_caches
 import shard_tools.locks as locks
-from shard_tools.atomic_files import write_whole
+from shard_tools.atomic_files import whole_file, write_whole
 from shard_tools.errors import InputError
 from tests.conftest import MakeData
 
@@ -261,3 +261,14 @@ def test_a_command_that_was_cut_short_says_how_that_command_goes_on(
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert advice in capsys.readouterr().err
+
+
+def test_writers_on_two_machines_whose_processes_have_the_same_number_keep_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with whole_file(tmp_path / "part.parquet") as first, whole_file(tmp_path / "part.parquet") as second:
+        assert first != second
+        first.write_text("whole")
+        second.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["part.parquet"]

@@ -18,6 +18,7 @@ from benchmarks.pack_bench import PACK, START, SYNCED, TAR, PackBenchConfig, abo
 from benchmarks.pack_bench import to_figures as pack_figures
 from benchmarks.panels import latest_panels
 from benchmarks.rates import Held, below_goal, infer_rates, to_figures, train_rates, verdict
+from benchmarks.ray_bench import raw_bytes
 from benchmarks.tables import other_tables
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader
@@ -25,6 +26,7 @@ from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from tests.conftest import NO_SNIPPETS
+from tests.observation_files import CHANNELS, SPECTRA, write_cadence
 from tests.tiny import CANVAS, SHAPE, tiny_config
 from training.accelerator import build_accelerator
 from training.config import TrainConfig
@@ -436,3 +438,8 @@ def test_gpu_check_counts_what_pytest_found(tmp_path: Path, cases: str, expected
     path = tmp_path / "junit.xml"
     path.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
     assert gpu_tests.count_outcomes(path) == expected
+
+
+def test_the_rate_of_an_ingest_and_the_day_of_a_telescope_are_in_bytes_of_float32(tmp_path: Path) -> None:
+    """Files are compressed, each by its own factor."""
+    assert raw_bytes(write_cadence(tmp_path / "cadence")) == 6 * SPECTRA * 4 * CHANNELS

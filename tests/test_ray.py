@@ -33,7 +33,7 @@ from tests.conftest import ROOT, Command, data_set_bytes, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
 from tests.observation_files import write_cadence
 from tests.range_server import serving
-from tests.ray_nodes import Nodes, cluster, die, node_of_call, nodes_with
+from tests.ray_nodes import Nodes, NotInstalledThere, cluster, die, node_of_call, nodes_with
 from tests.s3_server import read_s3, serving_s3, through_proxy
 from tests.test_file_systems import build_lacking
 from tests.test_infer import write_weights
@@ -243,6 +243,16 @@ def test_a_file_on_which_every_process_dies_is_named_after_four_tries(two: Two, 
     work = Work(die, [(tmp_path,)], "dying", "files", [str(tmp_path / "bad.h5")])
     with open_tasks(two.tasks, InTurn()) as tasks, pytest.raises(InputError, match=r"bad.h5: a process died .*4 tries"):
         list(tasks.run(work))
+
+
+def test_a_fault_of_the_program_on_a_node_is_one_line_before_and_in_the_call(two: Two) -> None:
+    before = Work(node_of_call, [(NotInstalledThere(),)], "", "", ["a.h5"])
+    within = Work(divmod, [(1, 0)], "", "", ["b.h5"])
+    with open_tasks(two.tasks, InTurn()) as tasks:
+        with pytest.raises(InputError, match=r"^a.h5: node [\d.]+: .*not_installed_there'$"):
+            list(tasks.run(before))
+        with pytest.raises(InputError, match=r"^b.h5: node [^ ]+/\w{6}: ZeroDivisionError: [^\n]+$"):
+            list(tasks.run(within))
 
 
 def test_a_task_that_no_node_can_hold_is_refused_with_its_size(

@@ -19,12 +19,15 @@ from pipeline.augment import DrawConfig
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError, StoreError
-from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.manifest import MANIFEST, Manifest, Shard, read_manifest
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_record
 from shard_tools.storage.base import GIVE_UP_SECONDS, StoreConfig
+from shard_tools.storage.upload import Upload
+from shard_tools.tar_shard import PackedShard
+from shard_tools.unfinished import WORK, Place
 from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
@@ -325,6 +328,30 @@ def test_verify_finds_what_changed_in_a_store(proxy: FaultyProxy) -> None:
     assert list(verify(URL)) == [f"{URL}/train-000000.idx: no such file in the store"]
     proxy.fault = lambda request: "wrong" if request.of_shard and "test" in request.path else None
     assert list(verify(URL)) == [f"{URL}/test-000000.tar: its bytes changed after packing (SHA-256 differs)"]
+
+
+def test_the_note_of_a_shard_in_a_store_never_describes_other_bytes(proxy: FaultyProxy, tmp_path: Path) -> None:
+    """A run with changed sources was killed between the new shard, which has the size of the old one, and its note."""
+    place = Place(tmp_path, Upload("s3://bucket/notes", MANIFEST, WORK))
+    written: list[bytes] = []
+
+    def finish(inputs: str, data: bytes) -> None:
+        def write(path: Path) -> PackedShard:
+            path.write_bytes(data)
+            path.with_suffix(".idx").write_bytes(b"v1.2 0\n")
+            written.append(data)
+            return PackedShard(Shard(path.name, len(data), "0" * 64, "0" * 64, 0), [], [])
+
+        place.finish_shard("train-000000.tar", inputs, write)
+
+    finish("first", b"old")
+    proxy.fault = lambda request: "403" if request.method == "PUT" and request.path.endswith(".json") else None
+    with pytest.raises(StoreError):
+        finish("second", b"new")
+    proxy.fault = lambda request: None
+    finish("first", b"old")
+    finish("first", b"old")
+    assert written == [b"old", b"new", b"old"]
 
 
 def test_training_and_prediction_from_s3_give_what_the_folder_gives(

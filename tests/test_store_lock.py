@@ -159,6 +159,49 @@ def test_an_owner_whose_place_was_taken_stops_and_leaves_the_others_file(
     assert found and found[0] == taken
 
 
+def test_an_owner_that_can_give_no_more_signs_of_life_stops(
+    store: RemoteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.2)
+
+    def fail(*_: object) -> str:
+        raise OSError("cannot start a thread")
+
+    with store_lock(store, NAME) as lock:
+        assert lock
+        monkeypatch.setattr(lock._store, "write_if", fail)
+        lock._beats.join(30)
+        with pytest.raises(InputError, match=r"no more signs of life \(OSError: cannot start a thread\)"):
+            lock.check()
+    assert "cannot start a thread" in caplog.text
+
+
+def test_a_beat_that_fails_leaves_time_for_another(store: RemoteStore) -> None:
+    with store_lock(store, NAME) as lock:
+        assert lock and 2 * (lock._store._patience + locks.BEAT_SECONDS) <= locks.SILENT_SECONDS
+
+
+@pytest.mark.parametrize("is_taken", [False, True], ids=["new", "abandoned"])
+def test_a_store_that_can_create_but_not_replace_conditionally_is_used_and_it_is_said(
+    store: RemoteStore, is_taken: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 1.0)
+    if is_taken:
+        store.write(NAME, elsewhere(locks.sign_of_life(0)))
+    write_if = store.write_if
+
+    def without_if_match(name: str, data: bytes, version: str | None) -> str | None:
+        if version:
+            raise NotImplementedError
+        return write_if(name, data, version)
+
+    monkeypatch.setattr(store, "write_if", without_if_match)
+    with store_lock(store, NAME) as lock:
+        assert lock is None
+    assert "this store cannot refuse a second writer" in caplog.text
+    assert is_taken == (store.read_version(NAME) is not None)
+
+
 def test_an_answer_that_is_lost_after_the_write_is_no_other_owner(store: RemoteStore, proxy: FaultyProxy) -> None:
     """The write is tried again, and the store refuses it, as the file is there: written by us."""
     lost = []

@@ -90,21 +90,30 @@ class PartFiles:
         return f"{self._folder}/{name}"
 
     def read(self, name: str) -> pa.Table:
-        """One part. Raises InputError where it is damaged."""
-        store = self._store or LocalStore(self._path(""))
+        """One part. Raises InputError where it is damaged or absent."""
         try:
-            return pq.read_table(io.BytesIO(read_file(store, name) or b""), schema=SCORES_SCHEMA)
+            data = read_file(self._store or LocalStore(self._path("")), name)
+            if data is not None:
+                return pq.read_table(io.BytesIO(data), schema=SCORES_SCHEMA)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{self.where(name)}: damaged ({error}); {_AGAIN}") from None
+        raise InputError(
+            f"{self.where(name)}: was written, but is not there; --scores must be a folder that all machines see under "
+            "this path, or the URL of a store"
+        )
+
+    def prepare(self) -> None:
+        """Make the folder."""
+        if not self._store:
+            self._path("").mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Write one part, at once or not at all."""
+        """Write one part, at once or not at all. Raises OSError where this machine does not see the folder."""
         data = io.BytesIO()
         pq.write_table(table, data)
         if self._store:
             self._store.write(name, data.getvalue())
         else:
-            self._path("").mkdir(parents=True, exist_ok=True)
             write_whole(self._path(name), data.getvalue())
 
     def _path(self, name: str) -> Path:
@@ -125,6 +134,7 @@ def score_in_parts(where: TaskConfig, scoring: Scoring) -> tuple[Int64s, list[np
     parts = {f"part-{start // ROWS:06d}.parquet": rows[start : start + ROWS] for start in range(0, len(rows), ROWS)}
     folder = scoring.folder
     files = PartFiles(folder)
+    files.prepare()  # not by a task: on a machine that sees another file system, it would be one of its own
     missing = sorted(parts.keys() - files.names())
     work = Work(
         score_part,
@@ -160,9 +170,11 @@ class _Calls(Sequence[tuple[Any, ...]]):
 class Scorer:
     """Models on the device of a process."""
 
-    def __init__(self, trained: Sequence[Trained], precision: str, how: PredictConfig) -> None:
-        # The driver's default counts the cores of its own machine, and Ray gives a process its own share of a node's.
-        threads = min(how.loader.loader_threads, int(os.environ.get("OMP_NUM_THREADS") or rank_cores()))
+    def __init__(self, trained: Sequence[Trained], precision: str, how: PredictConfig, cores: int | None) -> None:
+        """`cores` are those that a cluster gave this process; None: those that it may use."""
+        # The driver's default counts the cores of its own machine.
+        here = cores or int(os.environ.get("OMP_NUM_THREADS") or rank_cores())
+        threads = min(how.loader.loader_threads, here)
         self._trained, self._how = trained, replace(how, loader=replace(how.loader, loader_threads=threads))
         self._accelerator: Accelerator = build_accelerator(precision)
 

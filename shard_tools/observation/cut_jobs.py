@@ -20,8 +20,8 @@ Job = tuple[Place, CutShard, str]
 """Where to write a shard, the shard, and the digest of its sources' sizes and times."""
 
 
-def cut_work(jobs: Sequence[Job], disk: int = 0) -> Work[PackedShard]:
-    """The tasks that cut shards; each takes `disk` bytes of temporary files.
+def cut_work(jobs: Sequence[Job], uploaded: int = 0) -> Work[PackedShard]:
+    """The tasks that cut shards; each uploads so many bytes.
 
     They need processes: HDF5 lets one thread at a time read, and may crash.
     """
@@ -31,7 +31,7 @@ def cut_work(jobs: Sequence[Job], disk: int = 0) -> Work[PackedShard]:
     )
     names = [str(shard.plan.cadence.first.path) for _, shard, _ in jobs]
     calls = [(*job, read_watch.SECONDS) for job in jobs]
-    need = Need(_MEMORY, disk)
+    need = Need(_MEMORY).uploading(uploaded) if uploaded else Need(_MEMORY)
     return Work(cut_shard, calls, "ingesting", "shards", names, need, death=death, culprit=_culprit)
 
 

@@ -62,6 +62,10 @@ class IngestConfig:
         if bool(self.files) == bool(self.cadences):
             raise InputError("expected six files, or --cadences LIST, and not both")
         self.excluded()
+        object.__setattr__(self, "out", self.tasks.absolute(self.out))
+        object.__setattr__(self, "files", tuple(map(self.tasks.absolute, self.files)))
+        if self.cadences is not None:
+            object.__setattr__(self, "cadences", self.tasks.absolute(self.cadences))
 
     def excluded(self) -> tuple[tuple[float, float], ...]:
         """(lowest, highest) of each range of --exclude-mhz. Raises InputError."""

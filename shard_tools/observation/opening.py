@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from shard_tools.atomic_files import naming
-from shard_tools.errors import InputError
+from shard_tools.errors import AbsentError, InputError
 from shard_tools.observation.filterbank import FilterbankFile
 from shard_tools.observation.header import Header
 from shard_tools.observation.sigproc import MAGIC, SigprocFile
@@ -12,9 +12,9 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def _read_head(path: Path) -> bytes:
-    """The first bytes of a file. Raises InputError where there is no such file."""
+    """The first bytes of a file. Raises AbsentError where there is no such file."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a file of an observation (.h5 or .fil)")
+        raise AbsentError(f"{path}: no such file; expected a file of an observation (.h5 or .fil)")
     with naming(path), path.open("rb") as file:
         return file.read(len(MAGIC))
 

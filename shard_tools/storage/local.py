@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shard_tools.atomic_files import NOT_SUPPORTED, say_once
-from shard_tools.errors import InputError
+from shard_tools.errors import AbsentError
 from shard_tools.storage.base import CHUNK_BYTES, Bytes, Check
 
 
@@ -47,7 +47,7 @@ def read_into(path: str, offset: int, parts: Sequence[Bytes]) -> int:
         # Opened for every sample: a few microseconds against the hundred of the copy, and no limit on open files.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such shard; it was there when the data set was packed: pack again") from None
+        raise AbsentError(f"{path}: no such shard; it was there when the data set was packed: pack again") from None
     try:
         left, done = [part.data for part in parts], 0
         while left:

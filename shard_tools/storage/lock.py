@@ -13,8 +13,10 @@ from functools import partial
 from shard_tools import locks
 from shard_tools.errors import InputError, StoreError
 from shard_tools.locks import in_use, is_abandoned, is_ours, sign_of_life
+from shard_tools.storage.base import StoreConfig
 from shard_tools.storage.remote import RemoteStore
 
+_BEAT_TIMEOUT = 20.0  # seconds: a beat that fails must leave time for another one before SILENT_SECONDS have passed
 _log = logging.getLogger(__name__)
 
 
@@ -23,13 +25,20 @@ class StoreLock:
 
     def __init__(self, store: RemoteStore, name: str, version: str) -> None:
         """`version` is that of the owner's file as this process wrote it."""
-        self._store, self._name, self._version = store, name, version
+        self._name, self._version = name, version
+        self._store = RemoteStore(store.root, StoreConfig(store_timeout=_BEAT_TIMEOUT))
         self._ended, self._is_lost = threading.Event(), False
+        self._broken = ""  # the error that ended the heartbeat
         self._beats = threading.Thread(target=self._beat, name="store-lock", daemon=True)
         self._beats.start()
 
     def check(self) -> None:
-        """Raise InputError where another process took over, because it saw no heartbeat for too long."""
+        """Raise InputError where another process took over, because it saw no heartbeat for too long, or may do so."""
+        if self._broken:
+            raise InputError(
+                f"{self._store.root}: this process can give no more signs of life ({self._broken}), so that another "
+                "one may take this place over; run the same command again"
+            )
         if self._is_lost:
             raise InputError(
                 f"{self._store.root}: another process took this place over, as it saw no sign of life of this one for "
@@ -49,16 +58,27 @@ class StoreLock:
         number = 0
         while not self._ended.wait(locks.BEAT_SECONDS):
             number += 1
-            with contextlib.suppress(StoreError):  # the next beat may get through
-                written = self._store.write_if(self._name, sign_of_life(number), self._version)
-                if written is None:
-                    # Ours all the same, if the answer to an earlier beat was lost.
-                    found = self._store.read_version(self._name)
-                    if not found or not is_ours(found[0]):
-                        self._is_lost = True
-                        return
-                    written = found[1]
-                self._version = written
+            try:
+                self._is_lost = not self._write_sign(number)
+            except StoreError:
+                pass  # the next beat may get through
+            except Exception as error:
+                self._broken = f"{type(error).__name__}: {error}"
+                _log.exception("%s: no more signs of life", self._store.root)
+            if self._is_lost or self._broken:
+                return
+
+    def _write_sign(self, number: int) -> bool:
+        """Write one beat; False where the file is another process's."""
+        written = self._store.write_if(self._name, sign_of_life(number), self._version)
+        if written is None:
+            # Ours all the same, if the answer to an earlier beat was lost.
+            found = self._store.read_version(self._name)
+            if not found or not is_ours(found[0]):
+                return False
+            written = found[1]
+        self._version = written
+        return True
 
 
 @contextlib.contextmanager
@@ -84,14 +104,27 @@ def store_lock(store: RemoteStore, name: str) -> Iterator[StoreLock | None]:
 
 def _acquire(store: RemoteStore, name: str) -> str | None:
     """Create the owner's file or take it over; return its version, or None where the store has no conditions."""
+    try:
+        return _create_or_take(store, name)
+    except NotImplementedError:
+        found = store.read_version(name)
+        if found and is_ours(found[0]):  # it knows one condition and not the other
+            store.remove(name)
+        return None
+
+
+def _create_or_take(store: RemoteStore, name: str) -> str | None:
+    """As `_acquire`. Raises NotImplementedError where the store says that it does not know a condition."""
     while True:
-        try:
-            version = store.write_if(name, sign_of_life(0), None)
-        except NotImplementedError:
-            return None
+        version = store.write_if(name, sign_of_life(0), None)
         if version:
             # A store that does not know the condition ignores it: it lets the same write through again.
-            return None if store.write_if(name, sign_of_life(0), None) else version
+            if store.write_if(name, sign_of_life(0), None):
+                return None
+            # The other condition, which beats need. None if an answer was lost: then the file is read below.
+            version = store.write_if(name, sign_of_life(0), version)
+        if version:
+            return version
         found = store.read_version(name)
         if not found:
             continue  # just released

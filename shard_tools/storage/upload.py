@@ -84,6 +84,11 @@ class Upload:
         """Write a note beside the shards, where the next run finds it on whichever machine."""
         self._store.write(f"{self._work}/{name}", text.encode())
 
+    def remove_note(self, name: str) -> None:
+        """Delete the note of one shard, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._store.remove(f"{self._work}/{name}")
+
     def remove_notes(self) -> None:
         """Delete all notes, and the lock, once the data set is complete."""
         self._store.remove_folder(self._work)

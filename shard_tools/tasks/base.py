@@ -1,12 +1,15 @@
 """Independent calls of one function, and what the places that run them have in common."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from shard_tools.errors import InputError
 
 T = TypeVar("T")
+_UPLOADED_AT_ONCE = 524_288_000  # bytes: s3fs reads ten parts of 50 MiB of a file, and sends them side by side
+Place = TypeVar("Place", bound=str | Path)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,12 @@ class TaskConfig:
         if self.ray_address is not None and self.on != "ray":
             raise InputError(f"--ray-address {self.ray_address}: is of use with --on ray only; add it, or leave both")
 
+    def absolute(self, place: Place) -> Place:
+        """A path as all machines have it; with --on ray, relative ones count from the folder of this process."""
+        if self.on == "local" or "://" in str(place):
+            return place
+        return type(place)(Path(place).absolute())
+
 
 @dataclass(frozen=True)
 class Need:
@@ -32,6 +41,10 @@ class Need:
     """Bytes, imported libraries included."""
     disk: int = 0
     """Bytes among the temporary files."""
+
+    def uploading(self, shard: int) -> "Need":
+        """With what a shard of so many bytes takes on its way to a store: disk, and memory while it is sent."""
+        return replace(self, memory=self.memory + min(shard, _UPLOADED_AT_ONCE), disk=shard)
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,10 @@ class Work(Generic[T]):
     names: Sequence[str]
     """For each call, the file that messages name."""
     need: Need = field(default_factory=Need)
-    prepare: Callable[[], Any] | None = None
-    """Makes what each process holds for all of its calls, such as a model on its device. The function then gets it
-    before the other arguments, and a process takes a GPU, where the cluster has any."""
+    prepare: Callable[[int | None], Any] | None = None
+    """Makes what each process holds for all of its calls, such as a model on its device, from the number of cores that
+    the process was given; None: no such share. The function then gets it before the other arguments, and a process
+    takes a GPU, where the cluster has any."""
     counts: Sequence[int] | None = None
     """How many units each call handles; None: one."""
     death: str = "at this file; memory ran out, or the machine failed"

@@ -18,7 +18,7 @@ class InTurn(Tasks):
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
         """As Tasks says; in the order of the calls."""
-        held = (work.prepare(),) if work.prepare else ()
+        held = (work.prepare(None),) if work.prepare else ()
         for number, arguments in enumerate(work.calls):
             yield attempt(number, work.function, (*held, *arguments))
 

@@ -26,9 +26,12 @@ class Nodes:
     """What Ray says of each living node, by its id."""
     looked: float = float("-inf")
 
-    def look(self) -> bool:
-        """Ask Ray for the nodes, and log those that are gone; False, and nothing is asked, if it was just now."""
-        if time.monotonic() - self.looked < LOOK_SECONDS:
+    def look(self, now: bool = False) -> bool:
+        """Ask Ray for the nodes, and log those that are gone; False, and nothing is asked, if it was just done.
+
+        `now`: ask in any case.
+        """
+        if not now and time.monotonic() - self.looked < LOOK_SECONDS:
             return False
         found = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for gone in self.alive.keys() - found.keys():

@@ -1,0 +1,259 @@
+"""Start calls on a Ray cluster: each as a task of its own, or in processes that hold what was prepared."""
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError
+
+from shard_tools.errors import InputError
+from shard_tools.tasks.base import Done, Need, T, Work, attempt
+from shard_tools.tasks.ray_nodes import DISK, Nodes
+
+MOST_TRIES = 4
+"""Of one call: the first, and those after a failure of a node, a process or a disk."""
+# Calls that Ray knows of: for each core one that runs and one that waits; and enough for a cluster to grow by.
+_QUEUED, _LEAST_QUEUED = 2, 64
+
+
+@dataclass(frozen=True)
+class Try:
+    """One try at a call."""
+
+    number: int
+    """Of the call."""
+    need: Need
+    tries: int = 1
+    avoid: frozenset[str] = frozenset()
+    """Ids of the nodes on which it failed."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How a call ended that raised an error which is none of the input: a fault of the program or of a node."""
+
+    what: str
+    """The kind and the text of the error, on one line."""
+    traceback: str
+
+
+class Starter(Protocol):
+    """Starts calls, in whichever way."""
+
+    starting: dict[Any, Any]
+    """By the reference that is ready then: processes that are to take calls."""
+
+    def start(self, waiting: deque[Try], running: int) -> tuple[Any, Try] | None:
+        """Start one of the calls that wait, beside those that run, and remove it from them.
+
+        Returns Ray's reference to its answer and the try; None where there is no room now.
+        """
+
+    def started(self, reference: Any) -> None:
+        """A process has started, or died over it. Raises InputError where they do not start."""
+
+    def ended(self, reference: Any, is_dead: bool) -> str | None:
+        """A call ended, or its process died; returns the node where that is known."""
+
+    def stop(self, references: Iterable[Any]) -> None:
+        """End the calls that still run or wait."""
+
+
+class TaskStarter(Starter):
+    """Starts each call as a task, in whichever process Ray chooses."""
+
+    def __init__(self, work: Work[Any], nodes: Nodes) -> None:
+        self._work, self._nodes = work, nodes
+        self._call: Any = ray.remote(call)  # once for all calls: Ray sends each one that is made to the cluster
+        self.starting: dict[Any, Any] = {}
+
+    def start(self, waiting: deque[Try], running: int) -> tuple[Any, Try] | None:
+        """As Starter says."""
+        if not waiting or running >= max(_LEAST_QUEUED, _QUEUED * self._nodes.cores):
+            return None
+        one = waiting.popleft()
+        options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0, **_placing(one.need, one.avoid, self._nodes)}
+        if one.need.disk and self._nodes.declare_disk:
+            options["resources"] = {DISK: one.need.disk}
+        started = self._call.options(name=self._work.label, **options)
+        return started.remote(one.number, self._work.function, self._work.calls[one.number]), one
+
+    def started(self, reference: Any) -> None:
+        """Nothing to do: Ray starts processes by itself."""
+
+    def ended(self, reference: Any, is_dead: bool) -> str | None:
+        """Nothing to do: Ray keeps or ends the process."""
+        return None
+
+    def stop(self, references: Iterable[Any]) -> None:
+        """As Starter says."""
+        for reference in references:
+            ray.cancel(reference, force=True)
+
+
+@dataclass(eq=False)
+class _Process:
+    """A process on a node that holds what was prepared."""
+
+    actor: Any
+    need: Need
+    avoid: frozenset[str]
+    """Nodes on which it was not to start."""
+    failures: int
+    """Starts that had failed when it was asked for."""
+    node: str | None = field(default=None)
+    """Where it is, once it has started."""
+
+
+class ProcessStarter(Starter):
+    """Starts each call in one of some processes that hold what was prepared: one for each GPU, or for each core.
+
+    A process gets its first call once it has started: one for which no node has room would keep a call for ever.
+    """
+
+    def __init__(self, work: Work[Any], nodes: Nodes) -> None:
+        self._work, self._nodes = work, nodes
+        self._prepare = ray.put(work.prepare)  # once for all processes: it may hold models
+        self.starting: dict[Any, Any] = {}
+        self._idle: list[_Process] = []
+        self._busy: dict[Any, _Process] = {}  # by the reference to the answer
+        self._failures = 0  # one after the other
+
+    def start(self, waiting: deque[Try], running: int) -> tuple[Any, Try] | None:
+        """As Starter says; asks for processes where nodes have room for more, and for calls that need other ones."""
+        self._drop_useless()
+        for place, one in enumerate(waiting):
+            if not self._idle:
+                break
+            process = next((each for each in self._idle if self._suits(each, one)), None)
+            if process:
+                self._idle.remove(process)
+                del waiting[place]
+                reference = process.actor.call.remote(one.number, self._work.function, self._work.calls[one.number])
+                self._busy[reference] = process
+                return reference, one
+        if waiting:
+            self._add_processes(waiting)
+        return None
+
+    def started(self, reference: Any) -> None:
+        """As Starter says. Those that were asked for before a failure do not count: one node may end them all."""
+        process: _Process = self.starting.pop(reference)
+        try:
+            process.node = ray.get(reference)
+        except RayError as error:
+            ray.kill(process.actor)
+            self._nodes.look(now=True)
+            if process.failures == self._failures:
+                self._failures += 1
+            if self._failures == MOST_TRIES:
+                reason = str(error).strip().splitlines()[-1]
+                raise InputError(f"--on ray: processes for {self._work.label} do not start: {reason}") from None
+            return
+        self._failures = 0
+        if process.node not in self._nodes.alive:  # it joined since the last look
+            self._nodes.look(now=True)
+        self._idle.append(process)
+
+    def ended(self, reference: Any, is_dead: bool) -> str | None:
+        """As Starter says; the process is idle or dead."""
+        process = self._busy.pop(reference)
+        if is_dead:
+            ray.kill(process.actor)  # perhaps it is only out of reach, and holds its core
+            self._nodes.look(now=True)
+        else:
+            self._idle.append(process)
+        return process.node
+
+    def stop(self, references: Iterable[Any]) -> None:
+        """End all processes."""
+        for process in (*self.starting.values(), *self._idle, *self._busy.values()):
+            ray.kill(process.actor)
+
+    def _suits(self, process: _Process, one: Try) -> bool:
+        """Whether a process can take a call: it has the memory, and its node, once known, is none to avoid."""
+        avoid = one.avoid if set(self._nodes.fit(one.need)) - one.avoid else frozenset()
+        is_elsewhere = process.node not in avoid if process.node else process.avoid >= avoid
+        return process.need.memory >= one.need.memory and is_elsewhere
+
+    def _drop_useless(self) -> None:
+        """End idle processes of nodes that are gone, and those that no living node may start."""
+        for process in [each for each in self._idle if each.node not in self._nodes.alive]:
+            self._idle.remove(process)
+            ray.kill(process.actor)
+        for reference, process in list(self.starting.items()):
+            if process.avoid and not set(self._nodes.fit(process.need)) - process.avoid:
+                ray.kill(self.starting.pop(reference).actor)
+
+    def _add_processes(self, waiting: deque[Try]) -> None:
+        """Ask for the processes that waiting calls need and that nothing idle can be."""
+        # None of them suits a waiting call, and one that does may have no room beside them.
+        while self._idle:
+            ray.kill(self._idle.pop().actor)
+        failed = list(takewhile(lambda each: each.tries > 1, waiting))  # they are put first
+        for one in failed:
+            if not any(self._suits(process, one) for process in self.starting.values()):
+                self._add(one.need, one.avoid)
+        # One that must avoid nodes may wait for long, and takes no room of the others.
+        asked = sum(not process.avoid for process in self.starting.values())
+        room = self._nodes.actors - len(self._busy)
+        for _ in range(min(room, len(waiting) - len(failed)) - asked):
+            self._add(self._work.need, frozenset())
+
+    def _add(self, need: Need, avoid: frozenset[str]) -> None:
+        options = {"num_cpus": self._nodes.cores_of_actor, "num_gpus": int(self._nodes.gpus > 0)}
+        options |= _placing(need, avoid, self._nodes)
+        actor = ray.remote(_Holder).options(max_restarts=0, **options).remote(self._prepare)
+        self.starting[actor.started.remote()] = _Process(actor, need, avoid, self._failures)
+
+
+def _placing(need: Need, avoid: frozenset[str], nodes: Nodes) -> dict[str, Any]:
+    """Ray's options for memory, and for nodes to avoid where there are others that are large enough."""
+    options: dict[str, Any] = {"memory": need.memory}
+    if avoid and set(nodes.fit(need)) - avoid:
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
+    return options
+
+
+class _Holder:
+    """On a node: a process that holds what was prepared."""
+
+    def __init__(self, prepare: Callable[[int | None], Any]) -> None:
+        # Not here: an error would end the process without the name of what it was to work on.
+        self._prepare, self._held = prepare, None
+
+    def started(self) -> str:
+        """The id of the node, once the process has started."""
+        return _node()
+
+    def call(self, number: int, function: Callable[..., T], arguments: Sequence[Any]) -> tuple[str, Done[T] | Fault]:
+        """As the function `call`."""
+        try:
+            if self._held is None:
+                self._held = self._prepare(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        except Exception as error:
+            return _node(), _fault(error)
+        return call(number, function, (self._held, *arguments))
+
+
+def call(number: int, function: Callable[..., T], arguments: Sequence[Any]) -> tuple[str, Done[T] | Fault]:
+    """On a node: its id, and how the call ended."""
+    try:
+        return _node(), attempt(number, function, arguments)
+    except Exception as error:
+        return _node(), _fault(error)
+
+
+def _node() -> str:
+    """The id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _fault(error: Exception) -> Fault:
+    what = " ".join(str(error).split())
+    what = what if isinstance(error, InputError) else f"{type(error).__name__}: {what}"
+    return Fault(what, "".join(traceback.format_exception(error)))
