@@ -441,7 +441,9 @@ def test_a_store_that_fails_during_an_ingest_stops_it_and_no_cadence_is_left_out
 ) -> None:
     files = [*write_cadence(tmp_path / "low"), *write_cadence(tmp_path / "high", fch1=8500.0)]
     (tmp_path / "two.lst").write_text("".join(f"{path}\n" for path in files))
-    config = IngestConfig("s3://bucket/cut", cadences=tmp_path / "two.lst", workers=1, on_bad="skip")
+    config = IngestConfig(
+        "s3://bucket/cut", cadences=tmp_path / "two.lst", workers=1, staging=tmp_path / "s", on_bad="skip"
+    )
     proxy.fault = lambda request: "403" if request.method == "PUT" and request.path.endswith("1.tar") else None
     with pytest.raises(StoreError, match="the store refuses access"):
         ingest(config)
