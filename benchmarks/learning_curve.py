@@ -234,8 +234,8 @@ def print_table(figures: Sequence[Figure], base: str) -> None:
         name = figure["row"] if len(figure["row"]) < 16 else f"{figure['row']}\n"  # then its figures are below it
         indent = "" if len(figure["row"]) < 16 else " " * 16
         print(f"{name:<16}{indent}{auc:>7}{ahead:>26}" + "".join(f"{each:>7}" for each in rest))
-    print("1e-2, 1e-3: recall at these false positive rates. real: AUC of real needles against")
-    print("their twins. s: seconds of training. Intervals: 95 %, on the same cadences.")
+    print("1e-2, 1e-3: recall at these false positive rates. real: AUC of real needles")
+    print("against their twins. s: seconds of training. Intervals: 95 %, same cadences.")
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -1,5 +1,6 @@
 """What the learning curve and the comparison of recipes promise: rows that are judged on the same cadences."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import learning_curve, recipe_changes
+from benchmarks.history import record
 from benchmarks.learning_curve import CurveConfig, cores_shared, print_table
 from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
 from benchmarks.recipe_changes import CHANGES, ChangesConfig
@@ -18,8 +20,10 @@ SMALL = "--preset demo --sum-time-bins 13 --height 28 --width 56 --batch-size 8"
 
 @pytest.fixture
 def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NEEDLESTREAM_HISTORY", str(tmp_path / "history.jsonl"))
-    return tmp_path / "history.jsonl"
+    path = tmp_path / "history.jsonl"
+    for module in (learning_curve, recipe_changes):
+        monkeypatch.setattr(module, "record", functools.partial(record, path=path))
+    return path
 
 
 def test_a_small_curve_has_a_row_for_each_point_and_keeps_the_last_weights(
