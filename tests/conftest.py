@@ -174,8 +174,8 @@ def forget_accelerate() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores, up to four: tests wait for programs that they start a fifth of the time."""
-    return min(4, usable_cores() + 1)
+    """As many processes as cores, up to four: each may take 3 GB of memory, with the programs that it starts."""
+    return min(4, usable_cores())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
