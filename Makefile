@@ -183,10 +183,9 @@ observe: $(OBSERVED)/candidates.report.html
 	@echo 'candidates:  $(OBSERVED)/candidates.csv'
 	@echo 'report:      $(OBSERVED)/candidates.report.html  (open it in a browser)'
 
-# In several processes (tests/conftest.py says how many), each file's tests in one of them: they share what was trained or
-# packed for that file.
+# In several processes, each file's tests in one of them: they share what was trained or packed for that file.
 test: $(READY_DEV)
-	$(PYTHON) -m pytest -n auto --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 fuzz: $(READY_DEV)
 	$(PYTHON) -m tests.fuzz --mutants 10000 $(ARGS)

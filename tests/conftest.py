@@ -15,7 +15,6 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from shard_tools.__main__ import main
-from shard_tools.cores import usable_cores
 from shard_tools.errors import run_command
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
@@ -171,11 +170,6 @@ def own_accelerate_state() -> Iterator[None]:
 def forget_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """As many processes as cores, up to four: each may take 3 GB of memory, with the programs that it starts."""
-    return min(4, usable_cores())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
