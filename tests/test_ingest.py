@@ -14,7 +14,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -24,7 +23,7 @@ import psutil
 import pytest
 
 from shard_tools.cadence import check_key
-from shard_tools.errors import InputError, StoreError
+from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.observation import cutting
@@ -33,7 +32,7 @@ from shard_tools.observation.cut_plan import PIECE_COLUMNS, CutOptions, CutPlan,
 from shard_tools.observation.cutting import to_power
 from shard_tools.observation.flatten import block_count, block_medians, remove_dc_spikes, sum_channels, to_bandpass
 from shard_tools.observation.header import Header
-from shard_tools.observation.ingest import _is_of_input, ingest, plan_ingest
+from shard_tools.observation.ingest import ingest, plan_ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lists import read_cadence_list
 from shard_tools.observation.opening import read_header
@@ -906,12 +905,6 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_read(tmp_pa
     (tmp_path / "out").write_text("x")
     with pytest.raises(InputError, match=r"--out .*out: is a file, expected a folder"):
         ingest(config(tmp_path / "out", [tmp_path / "absent.h5"]))
-
-
-def test_a_store_that_is_away_is_no_reason_to_leave_a_cadence_out() -> None:
-    shard: Any = SimpleNamespace(plan=SimpleNamespace(cadence=SimpleNamespace(paths=[Path("/data/a.h5")])))
-    assert not _is_of_input(shard, StoreError("s3://bucket/out/test-000000.tar: no answer for 60 s"))
-    assert _is_of_input(shard, InputError("/data/a.h5: damaged"))
 
 
 def test_a_folder_that_holds_something_else_is_refused(files: list[Path], tmp_path: Path) -> None:
