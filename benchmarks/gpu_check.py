@@ -1,6 +1,6 @@
 """Everything that needs an NVIDIA GPU, in one command of at most 8 minutes: the tests marked gpu and both benchmarks.
 
-    python benchmarks/gpu_check.py [--out DIR]
+    python benchmarks/gpu_check.py [--out DIR] [--parts tests loader train infer]
 
 Needs torch, DALI, timm, accelerate, tyro, pytest and hypothesis, and no network; with pytest-xdist the tests run in
 several processes. Each part's outcome is printed when it ends, and gpu-check.json and gpu-check.txt in --out hold them
@@ -33,6 +33,7 @@ from training.system_info import machine, versions
 
 _LAST_LINES = 15
 _REQUIREMENTS = ROOT / "requirements.txt"
+PARTS = ("tests", "loader", "train", "infer")
 _JUNIT, _HISTORY = "gpu-tests.xml", "gpu-history.jsonl"
 
 
@@ -60,18 +61,20 @@ class Outcome:
     """Of what it printed, where it failed."""
 
 
-def parts(out: Path) -> list[Part]:
+def parts(out: Path, wanted: Sequence[str] = PARTS) -> list[Part]:
     """The parts, the most useful first, in case the machine is taken away early."""
-    tests = collect_gpu_tests()
     train = ("benchmarks/train_bench.py", "--preset", "full", "--rounds", "3", "--check", "--check-margin", "0.98")
     # Not --check: the loader's goals are for two CPU cores.
     loader = ("benchmarks/loader_bench.py", "--quick", "--peers", "torch-workers", "dali")
-    return [
-        Part("tests marked gpu", tests.words(out / _JUNIT), 100, tests),
-        Part("loader_bench", loader, 115),
-        Part("train_bench", (*train, "--cadences", "3200"), 90),
-        Part("train_bench, infer", (*train, "--what", "infer", "--cadences", "3200"), 115),
-    ]
+    found = {
+        "loader": Part("loader_bench", loader, 115),
+        "train": Part("train_bench", (*train, "--cadences", "3200"), 90),
+        "infer": Part("train_bench, infer", (*train, "--what", "infer", "--cadences", "1600"), 115),
+    }
+    if "tests" in wanted:
+        tests = collect_gpu_tests()
+        found = {"tests": Part("tests marked gpu", tests.words(out / _JUNIT), 100, tests)} | found
+    return [part for name, part in found.items() if name in wanted]
 
 
 def pinned_versions() -> dict[str, str]:
@@ -179,14 +182,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run every part; print and write each outcome as soon as it is known; return the exit code."""
     parser = argparse.ArgumentParser(description="Run all that needs an NVIDIA GPU, within 8 minutes.")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder for gpu-check.json and gpu-check.txt")
-    out: Path = parser.parse_args(arguments).out.resolve()
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which to run; all unless given")
+    given = parser.parse_args(arguments)
+    out: Path = given.out.resolve()
     check_gpu()
     out.mkdir(parents=True, exist_ok=True)
     about = describe_machine()
     outcomes: list[Outcome] = []
     text = header(about)
     print(text, end="", flush=True)
-    for part in parts(out):
+    for part in parts(out, given.parts):
         outcomes.append(check(part, out))
         found = to_text(outcomes[-1])
         print(found, end="", flush=True)

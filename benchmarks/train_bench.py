@@ -96,6 +96,7 @@ def _with_limits(
     """Add to the verdict the model's arithmetic a second, and on a GPU timm's rate for batches of `images`."""
     found, precision = verdict(figures), accelerator.mixed_precision
     found |= {"preset": name_of(plan), "precision": precision, "device": accelerator.device.type}
+    found |= {"batch_size": images, "compiled": plan.compile and training}
     found |= utilisation(plan, found["model_images_per_s"], precision, training)
     if accelerator.device.type == "cuda":
         found["timm_images_per_s"] = timm_rate(plan, precision, images, training)
@@ -159,7 +160,8 @@ def main(config: TrainBenchConfig) -> int:
         cadences = config.cadences or (12_800 if on_gpu else 192)
         manifest = read_manifest(config.shards) if config.shards else make_shards(folder, cadences)
         measure_rates = measure_training if config.what == "train" else measure_prediction
-        figures = measure_rates(config, train_config(config, preset, Path(manifest.root)), manifest)
+        plan = train_config(config, preset, Path(manifest.root), compile=config.compile)
+        figures = measure_rates(config, plan, manifest)
         below = below_goal(figures, goal := GOALS[config.what, verdict(figures)["device"]], config.check_margin)
         print_rates(figures)
         record(config.what, dataclasses.asdict(config), figures)

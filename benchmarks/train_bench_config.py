@@ -41,6 +41,8 @@ class TrainBenchConfig:
     """Training cadences in a round; 0: 12,800 on a GPU, 192 without one."""
     batch_size: int = 0
     """Cadences of one forward pass; 0: the preset's, with infer that of infer.py on a GPU and 16 without one."""
+    compile: bool = False
+    """Compile the model that is trained with torch.compile, as train.py --compile does."""
     rounds: int = 5
     """Times that each rate is measured."""
     shards: Path | None = None

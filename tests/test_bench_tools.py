@@ -351,7 +351,7 @@ def test_gpu_check_shows_a_failed_part_and_runs_the_rest(
         return check(part, out)
 
     monkeypatch.setattr(gpu_check, "check_gpu", lambda: None)
-    monkeypatch.setattr(gpu_check, "parts", lambda out: commands)
+    monkeypatch.setattr(gpu_check, "parts", lambda out, wanted: commands)
     monkeypatch.setattr(gpu_check, "check", look_and_check)
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
     # Whoever is cut off has seen each part that ended.
@@ -370,6 +370,9 @@ def test_gpu_check_shows_a_failed_part_and_runs_the_rest(
 def test_gpu_check_fits_eight_minutes_and_runs_both_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "collect_gpu_tests", gpu_tests.GpuTests)  # none: what there are is another test's
     parts = gpu_check.parts(tmp_path)
+    assert [part.words[0] for part in gpu_check.parts(tmp_path, ["infer", "loader"])] == [
+        "benchmarks/loader_bench.py", "benchmarks/train_bench.py"
+    ]  # fmt: skip
     start = 15  # torch is imported before the first part
     assert start + gpu_tests.COLLECTING_SECONDS + sum(part.seconds for part in parts) <= 480
     assert {word for part in parts for word in part.words if word.startswith("benchmarks/")} == {
