@@ -9,9 +9,8 @@ of others too, each in a process of its own, taking turns (benchmarks/loops). On
 benchmark of the same model, batch and precision, and the share of the device's peak; with --variants a table of
 precisions, layouts and compiler, each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences.
 
-On an NVIDIA H200 training has run. On a GPU, --what infer has not run to its end yet; --variants, --five-epochs and
---peers have not run at all. The data is noise that is made and packed here: the rates do not depend on what is in a
-cadence.
+On an NVIDIA H200 training has run, on an H100 prediction. --variants, --five-epochs and --peers have not run on a GPU.
+The data is noise that is made and packed here: the rates do not depend on what is in a cadence.
 """
 
 import dataclasses
