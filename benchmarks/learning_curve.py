@@ -64,6 +64,8 @@ class CurveConfig:
     """Seed of the data and of the first training."""
     real: Path | None = None
     """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels exchanged, are scored too."""
+    labelled: int = 2_000
+    """Cadences of the train split: a tenth of them chooses the best epoch, the others are not used."""
     out: Path | None = None
     """Folder for the picture; unset: benchmarks/results, or no picture where other options make the run a part."""
     keep: Path | None = None
@@ -101,7 +103,7 @@ class Curve:
 
 def build_curve(config: CurveConfig, folder: Path) -> Curve:
     """Simulate and pack everything."""
-    base = simulated_splits(dataclasses.replace(NeedleBenchConfig(), test=config.test, seed=config.seed), folder)
+    base = simulated_splits(NeedleBenchConfig(train=config.labelled, test=config.test, seed=config.seed), folder)
     needles = simulate_set(folder / "simulated", base)
     sizes = background_sizes(config)
     sets = []

@@ -63,6 +63,8 @@ class ChangesConfig:
     """Trainings at the same time, each bound to cores of its own."""
     real: Path | None = None
     """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels exchanged, are scored too."""
+    labelled: int = CurveConfig.labelled
+    """As the learning curve says."""
     work_dir: Path = Path(tempfile.gettempdir())
     """Folder for data and runs: 0.84 MB for each cadence, 2.1 MB for each test cadence, removed at the end."""
 
@@ -75,7 +77,7 @@ class ChangesConfig:
         """The same for the learning curve, whose only point is the recipe."""
         return CurveConfig(
             (self.cadences,), self.cadences, (self.runs,), self.at_once, f"--preset {RECIPE}", self.test, self.seed,
-            self.real, work_dir=self.work_dir,
+            self.real, self.labelled, work_dir=self.work_dir,
         )  # fmt: skip
 
 

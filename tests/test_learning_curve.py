@@ -5,11 +5,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import learning_curve, recipe_changes
 from benchmarks.history import record
-from benchmarks.learning_curve import CurveConfig, cores_shared, print_table
+from benchmarks.learning_curve import Curve, CurveConfig, Point, Trained, cores_shared, print_table
+from benchmarks.needle_data import TWIN
 from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
 from benchmarks.recipe_changes import CHANGES, ChangesConfig
 from shard_tools.errors import InputError
@@ -29,27 +32,41 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_small_curve_has_a_row_for_each_point_and_keeps_the_last_weights(
     tmp_path: Path, history: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = CurveConfig((16, 32), 16, (1, 2), 2, SMALL, test=40, keep=tmp_path / "kept", work_dir=tmp_path)
+    config = CurveConfig((16,), 16, (1,), 2, SMALL, test=40, labelled=40, keep=tmp_path / "kept", work_dir=tmp_path)
     assert learning_curve.main(config) == 0
     (entry,) = map(json.loads, history.read_text().splitlines())
     rows = {figure["row"]: figure for figure in entry["figures"]}
-    assert list(rows) == [CLASSICAL, UNTRAINED, "16", "32"]
-    assert [figure["runs"] for figure in rows.values()] == [1, 1, 1, 2]
-    assert [figure.get("cadences") for figure in rows.values()] == [None, 0, 16, 32]
-    assert "ahead_auc" in rows["32"] and "ahead_auc" not in rows[UNTRAINED]
+    assert list(rows) == [CLASSICAL, UNTRAINED, "16"]
+    assert [figure.get("cadences") for figure in rows.values()] == [None, 0, 16]
+    assert "ahead_auc" in rows["16"] and "ahead_auc" not in rows[UNTRAINED]
     assert entry["config"]["is_part"] and (tmp_path / "kept").is_file()
     assert "ahead of untrained" in capsys.readouterr().out
 
 
-def test_a_changed_recipe_is_compared_with_the_recipe(
-    tmp_path: Path, history: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_changed_recipe_is_compared_with_the_recipe_over_all_its_trainings(
+    tmp_path: Path, history: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (name, *_) = CHANGES
-    monkeypatch.setattr(recipe_changes, "RECIPE", SMALL.removeprefix("--preset "))
-    assert recipe_changes.main(ChangesConfig(16, 1, (name,), 40, at_once=1, work_dir=tmp_path)) == 0
+    """The trainings themselves are those of the curve: here their scores are drawn, the changed recipe's the better."""
+    name, words = next(iter(CHANGES.items()))
+    trained = []
+
+    def draw_scores(curve: Curve, point: Point, seed: int) -> Trained:
+        trained.append((point.more, seed))
+        noise = 1.0 if point.more else 3.0
+        target = pd.concat(
+            [curve.needles.truth["target"], pd.Series(0, [f"{key}{TWIN}" for key in curve.needles.twins])]
+        )
+        scores = 2 * target + np.random.default_rng(seed).normal(scale=noise, size=len(target))
+        return Trained({"cadences": 16, "train_s": 1.0}, {"simulated": scores}, tmp_path)
+
+    monkeypatch.setattr(learning_curve, "train_point", draw_scores)
+    assert recipe_changes.main(ChangesConfig(16, 2, (name,), 40, at_once=1, labelled=40, work_dir=tmp_path)) == 0
+    assert sorted(trained) == [("", 0), ("", 1), (words, 0), (words, 1)]
     (entry,) = map(json.loads, history.read_text().splitlines())
     recipe, changed = entry["figures"]
-    assert changed["row"] == name and "ahead_auc" in changed and "ahead_auc" not in recipe
+    assert changed["row"] == name and "ahead_auc" not in recipe
+    assert [figure["runs"] for figure in entry["figures"]] == [2, 2]
+    assert changed["ahead_auc"] == pytest.approx(changed["auc"] - recipe["auc"]) and changed["ahead_auc"] > 0
 
 
 @pytest.mark.parametrize("words", CHANGES.values(), ids=CHANGES)

@@ -178,8 +178,8 @@ def test_a_run_killed_while_an_epoch_is_written_down_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((2, 4, 1), (1, 8, 1)), ((2, 4, 1), (4, 2, 1)), ((1, 4, 2), (2, 4, 1))],
-    ids=["2 to 1", "2 to 4", "1 to 2"],
+    [((2, 4, 1), (1, 8, 1)), ((1, 4, 2), (2, 4, 1))],
+    ids=["2 to 1", "1 to 2"],
 )
 def test_a_run_goes_on_with_another_number_of_ranks_and_ends_as_if_it_had_not_stopped(
     manifest: Manifest, tmp_path: Path, before: tuple[int, int, int], after: tuple[int, int, int]
