@@ -177,7 +177,7 @@ def measure(curve: Curve) -> list[Figure]:
     config = curve.config
     classical: dict[str, Runs] = {name: (classical_scores(needles)[0],) for name, needles in curve.sets.items()}
     rows: Rows = {CLASSICAL: ({"row": CLASSICAL}, classical)}
-    points = [Point(UNTRAINED, min(config.cadences[0], config.backgrounds), config.runs[0], _NOTHING)]
+    points = [untrained_point(config)]
     points += [Point(f"{count:,}", count, runs) for count, runs in zip(config.cadences, config.runs, strict=True)]
     trainings: list[Trained] = []
     for point, trainings in train_points(curve, points):
@@ -187,6 +187,11 @@ def measure(curve: Curve) -> list[Figure]:
     if config.keep:
         write_whole(config.keep, trainings[-1].weights.read_bytes())
     return [figure_of(curve, name, rows, UNTRAINED) for name in rows]
+
+
+def untrained_point(config: CurveConfig) -> Point:
+    """The network before training: trained for an epoch at a rate of almost zero."""
+    return Point(UNTRAINED, min(config.cadences[0], config.backgrounds), config.runs[0], _NOTHING)
 
 
 def train_points(curve: Curve, points: Sequence[Point]) -> Iterator[tuple[Point, list[Trained]]]:
