@@ -49,7 +49,7 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 
 # Each of these files is written at once or not at all: make need not, and must not, delete one on Ctrl-C.
 .PRECIOUS: $(OBSERVED)/files/truth.csv $(OBSERVED)/shards/manifest.json $(OBSERVED)/candidates.report.html demo/input/train_labels.csv demo/backgrounds/sample_submission.csv demo/background-shards/manifest.json $(SHARDS)/manifest.json $(TRAINED) $(HERE)/submission.csv
-.PHONY: help install shards train infer observe test fuzz chaos bench peers needles recipes curve weights weights-fine learning-check bench-check gpu-check lint format clean
+.PHONY: help install shards train infer observe test fuzz chaos bench peers needles recipes skies curve weights weights-fine learning-check bench-check gpu-check lint format clean
 
 help:
 	@echo 'make install  make .venv and install into it; the next ones do so too'
@@ -67,7 +67,8 @@ help:
 	@echo 'make weights  train the weights that come with the program (20 minutes)'
 	@echo 'make weights-fine  the same for fine products (estimated: 15 minutes)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores)'
-	@echo 'make recipes  train with one choice changed at a time (half an hour, estimated)'
+	@echo 'make recipes  train with one choice changed at a time (half an hour on two cores)'
+	@echo 'make skies    train on real skies too; ARGS="--real DIR"'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'
@@ -217,6 +218,10 @@ learning-check: $(READY_DEV)
 
 recipes: $(READY_DEV)
 	$(PYTHON) benchmarks/recipe_changes.py $(ARGS)
+	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
+
+skies: $(READY_DEV)
+	$(PYTHON) benchmarks/real_skies.py $(ARGS)
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
 curve: $(READY_DEV)

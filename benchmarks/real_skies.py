@@ -39,6 +39,8 @@ from benchmarks.learning_curve import (
     untrained_point,
 )
 from benchmarks.needle_data import TWIN, NeedleSet, snippet_path, write_snippet, write_submission_table
+from benchmarks.needle_recipes import UNTRAINED
+from benchmarks.tables import SKIES
 from shard_tools.cadence import read_snippet
 from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError, run_command
@@ -154,10 +156,11 @@ def measure(curve: Curve, config: RealSkiesConfig) -> list[Figure]:
     points = [untrained_point(curve.config), Point(SIMULATED, config.cadences, config.runs)]
     for point, trainings in train_points(curve, points):
         rows[point.name] = to_row(point, trainings)
+    rows[UNTRAINED][0]["cadences"] = 0
     by_seed = train_parts(curve, config, parts)
     figure, scores = to_row(Point(REAL, config.cadences, config.runs), [each for runs in by_seed for each in runs])
     rows[REAL] = figure, scores | {"real": [joined_scores(runs, parts) for runs in by_seed]}
-    return [figure_of(curve, name, rows, SIMULATED) | {"workload": "real skies"} for name in rows]
+    return [figure_of(curve, name, rows, SIMULATED) | {"workload": SKIES} for name in rows]
 
 
 def main(config: RealSkiesConfig) -> int:
@@ -166,7 +169,7 @@ def main(config: RealSkiesConfig) -> int:
         figures = measure(build_curve(config.curve, Path(folder)), config)
     print_table(figures, SIMULATED)
     about = {name: value for name, value in dataclasses.asdict(config).items() if name != "work_dir"}
-    record("real skies", about | {"real": config.real.name}, figures)
+    record(SKIES, about | {"real": config.real.name}, figures)
     return 0
 
 

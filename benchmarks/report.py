@@ -21,7 +21,7 @@ import tyro
 from benchmarks.charts import write_bars, write_trend
 from benchmarks.history import HISTORY, RESULTS, read
 from benchmarks.panels import Panel, latest_panels, panels_of
-from benchmarks.tables import CHANGES, CURVE, NEEDLES, Table, front_tables, loader_table, other_tables
+from benchmarks.tables import NEEDLES, OF_THE_RECIPE, Table, front_tables, loader_table, other_tables
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError, run_command
 
@@ -40,8 +40,8 @@ class ReportConfig:
     """A Markdown file. The tables of speed replace its text between <!-- benchmarks:begin --> and
     <!-- benchmarks:end -->."""
     recipe: Path | None = None
-    """A Markdown file. The tables of the learning curve and of changed recipes, where there are any, replace its text
-    between <!-- curve:begin --> and <!-- curve:end -->, <!-- changes:begin --> and <!-- changes:end -->."""
+    """A Markdown file. The tables of the learning curve, of changed recipes and of real skies, where there are any,
+    replace its text between <!-- curve:begin --> and <!-- curve:end -->, and likewise for `changes` and `skies`."""
 
 
 def markdown(tables: Sequence[Table], picture: str | None) -> str:
@@ -79,14 +79,14 @@ def write_page(path: Path, pictures: Sequence[Path], tables: Sequence[Table], ve
 
 def write_tables(config: ReportConfig, panels: Sequence[Panel], others: Sequence[Table]) -> None:
     """Put the tables into the Markdown files that were named."""
-    for name in (CURVE, CHANGES):
+    for name in OF_THE_RECIPE:
         tables = [table for table in others if table.title == name]
         if config.recipe and tables:
             replace_block(config.recipe, markdown(tables, None), name)
             print(f"table:       {config.recipe} ({name})")
     if config.readme:
         picture = os.path.relpath(config.out / "loader.png", config.readme.parent)
-        rest = [table for table in others if table.title not in (NEEDLES, CURVE, CHANGES)]
+        rest = [table for table in others if table.title not in (NEEDLES, *OF_THE_RECIPE)]
         replace_block(config.readme, markdown([*front_tables(panels), *rest], picture if panels else None))
         print(f"table:       {config.readme}")
 

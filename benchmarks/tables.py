@@ -9,7 +9,8 @@ from benchmarks.panels import Panel, machine_name
 Entry = dict[str, Any]
 """A line of the history (benchmarks/history.py)."""
 Figure = dict[str, Any]
-NEEDLES, CURVE, CHANGES = "needles", "curve", "changes"  # workloads that measure how well, not how fast
+NEEDLES, CURVE, CHANGES, SKIES = "needles", "curve", "changes", "skies"  # workloads that measure how well, not how fast
+OF_THE_RECIPE = (CURVE, CHANGES, SKIES)
 _THREE_RATES = ("train", "infer")  # workloads with a figure for each of loader, model and both (benchmarks/rates.py)
 _PAIRED = "+.3f to"  # a number and the bounds of its interval
 # The other benchmarks' columns: (name in the figure, heading, format).
@@ -51,6 +52,12 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("ahead_recall_1e2", "ahead by (95 %)", _PAIRED), ("recall_1e3", "at 1e-3", ".3f"),
         ("ahead_recall_1e3", "ahead by (95 %)", _PAIRED), ("real_auc", "real AUC", ".3f"),
         ("ahead_real_auc", "ahead by (95 %)", _PAIRED), ("train_s", "training, s", ",.0f"),
+    ),
+    SKIES: (
+        ("row", "trained on", "s"), ("runs", "trainings", "d"), ("cadences", "cadences each", ",.0f"),
+        ("auc", "ROC AUC", ".4f"), ("ahead_auc", "ahead of simulated skies by (95 %)", _PAIRED),
+        ("recall_1e2", "recall at 1e-2", ".3f"), ("real_above", "real needles above their twins", ".1%"),
+        ("real_auc", "real AUC (95 %)", ".3f to"), ("ahead_real_auc", "ahead by (95 %)", _PAIRED),
     ),
     NEEDLES: (
         ("row", "recipe", "s"), ("runs", "runs", "d"), ("auc", "ROC AUC", ".4f"),
