@@ -67,7 +67,7 @@ help:
 	@echo 'make weights  train the weights that come with the program (20 minutes)'
 	@echo 'make weights-fine  the same for fine products (estimated: 15 minutes)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores)'
-	@echo 'make recipes  train with one choice changed at a time (half an hour on two cores)'
+	@echo 'make recipes  train with one choice changed at a time (half an hour)'
 	@echo 'make skies    train on real skies too; ARGS="--real DIR"'
 	@echo 'make learning-check  can each preset memorise, start well, move every part?'
 	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
