@@ -25,6 +25,8 @@ from shard_tools.observation.candidates_table import Candidate, read_candidates
 from shard_tools.observation.header import SECONDS_A_DAY
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
+from shard_tools.observation.lines import Grid
+from shard_tools.observation.lines import add_line as add_observed_line
 from shard_tools.observation.simulate import (
     CARRIER_DRIFT_HZ_S,
     CARRIER_MHZ,
@@ -38,7 +40,7 @@ from shard_tools.observation.simulate import (
 )
 from shard_tools.sample import read_snippets
 from shard_tools.tasks.base import TaskConfig
-from tests.observation_files import NAMES, write_cadence
+from tests.observation_files import NAMES, write_cadence, write_h5
 from tests.observation_files import fields as header_fields_of
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
@@ -51,7 +53,7 @@ from training.observation.ranking import rank_events
 from training.observation.search_observation import How, search_observation
 from training.observation.snippet_lines import find_lines
 from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, load_judges
-from training.weights import save_weights
+from training.weights import find_weights, save_weights
 
 BAND = SimulateObservationConfig(Path(), coarse_channels=4, nfpc=32768, seed=3)
 CPU = torch.device("cpu")
@@ -235,6 +237,35 @@ def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_pa
         assert_at(nearest(found, line), line)
     assert len(found) == len(needles) == 61
     assert not [each for each in found if each.snr < 20]
+
+
+@pytest.mark.parametrize("weights", ["none", "needlestream"])
+def test_needles_of_a_mid_resolution_product_are_found_within_a_channel_and_1_hz_s(
+    tmp_path: Path, weights: str
+) -> None:
+    """A channel is 2.9 kHz and the cadence half an hour, so that 1.5 Hz/s is one channel from its start to its end."""
+    width_mhz = 187.5 / 64 / 1024
+    spectra, spectrum_s = 279, 3072e-6 / width_mhz
+    needles = [Line("needle", 8416.0, 3.0, 60.0, ON_POSITIONS), Line("needle", 8417.0, 0.0, 60.0, ON_POSITIONS)]
+    interference = [
+        Line("interference", mhz, rate, 60.0, tuple(range(6))) for mhz, rate in ((8418.5, -2.0), (8415.5, 0.0))
+    ]
+    files = []
+    for panel, name in enumerate(NAMES):
+        power = 1 + np.random.default_rng(panel).standard_normal((spectra, 2048)) / np.sqrt(3072)
+        for line in (each for each in (*needles, *interference) if panel in each.panels):
+            grid = Grid(8420.0, -width_mhz, panel * 320.0, spectrum_s)
+            add_observed_line(power, grid, line, line.snr / np.sqrt(3072 * spectra))
+        header = header_fields_of(panel, foff=-width_mhz, nchans=2048, nfpc=1024, tsamp=spectrum_s)
+        files.append(write_h5(tmp_path / f"{name}.h5", (1e9 * power).astype(np.float32), header, 1024))
+    manifest = ingest(IngestConfig(tmp_path / "shards", tuple(files), workers=1))
+    assert manifest.shape == (6, 273, 256)
+    found = candidates_of(manifest, tmp_path / "candidates.csv", find_weights(Path(weights)))
+    for line in needles:
+        nearby = nearest(found, line)
+        assert abs(nearby.frequency_mhz - line.frequency_mhz) < width_mhz, (nearby, line)
+        assert abs(nearby.drift_rate_hz_s - line.drift_rate_hz_s) < 1, (nearby, line)
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"channel_bin": 1, "max_drift": 0.4}])
