@@ -44,6 +44,12 @@ def machine_name(entry: dict[str, Any]) -> str:
     return f"{gpu}{machine.get('cores', '?')} cores of {machine.get('cpu', '?')}"
 
 
+def machine_size(entry: dict[str, Any]) -> str:
+    """GPU and cores of the machine that an entry was measured on: a newer machine of this size takes its place."""
+    machine = entry["machine"]
+    return f"{machine.get('gpu') or 'no GPU'}, {machine.get('cores', '?')} cores"
+
+
 def panels_of(entry: dict[str, Any]) -> list[Panel]:
     """The panels of one run of the loader benchmark."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -65,11 +71,12 @@ def panels_of(entry: dict[str, Any]) -> list[Panel]:
 
 
 def latest_panels(entries: Sequence[dict[str, Any]]) -> list[Panel]:
-    """The last run's panel of each machine, workload and source."""
+    """The last run's panel of each size of machine, workload and source."""
     found: dict[tuple[str, str, str], Panel] = {}
     for entry in entries:
         if entry["benchmark"] == "loader":
-            found |= {(panel.machine, panel.workload, panel.source): panel for panel in panels_of(entry)}
+            size = machine_size(entry)
+            found |= {(size, panel.workload, panel.source): panel for panel in panels_of(entry)}
     return list(found.values())
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.panels import Panel, machine_name
+from benchmarks.panels import Panel, machine_name, machine_size
 
 Entry = dict[str, Any]
 """A line of the history (benchmarks/history.py)."""
@@ -126,7 +126,7 @@ def front_tables(panels: Sequence[Panel]) -> list[Table]:
 
 
 def other_tables(entries: Sequence[Entry]) -> list[Table]:
-    """The last figures of every benchmark but the loader's, on each machine."""
+    """The last figures of every benchmark but the loader's, on each size of machine."""
     tables = []
     for workload, entry, figures in _latest_figures(entries):
         columns = _TABLES.get(workload, ())
@@ -141,7 +141,7 @@ def other_tables(entries: Sequence[Entry]) -> list[Table]:
 
 
 def _latest_figures(entries: Sequence[Entry]) -> list[tuple[str, Entry, list[Figure]]]:
-    """Workload, entry and figures: the last of each workload, machine and preset."""
+    """Workload, entry and figures: the last of each workload, size of machine and preset."""
     found: dict[tuple[str, ...], tuple[Entry, list[Figure]]] = {}
     for entry in entries:
         by_workload: dict[str, list[Figure]] = {}
@@ -149,7 +149,7 @@ def _latest_figures(entries: Sequence[Entry]) -> list[tuple[str, Entry, list[Fig
             by_workload.setdefault(str(figure.get("workload")), []).append(figure)
         for workload, figures in by_workload.items():
             # Needles are found alike on every machine; only the form says how much there was time for.
-            where = str(entry["config"].get("form")) if workload == NEEDLES else machine_name(entry)
+            where = str(entry["config"].get("form")) if workload == NEEDLES else machine_size(entry)
             key = workload, where, _preset(workload, figures)
             # A part of the needle benchmark does not replace a whole one.
             if key in found and entry["config"].get("is_part") and not found[key][0]["config"].get("is_part"):
