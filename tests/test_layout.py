@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LONG, ROOMS, ROOT, source_files
+from tests.conftest import ROOMS, ROOT, source_files
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
@@ -53,7 +53,3 @@ def test_shard_tools_load_neither_torch_nor_dali_nor_setigen() -> None:
     script = f"import sys, shard_tools.__main__; print(*{slow} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_the_files_that_are_handed_out_first_exist() -> None:
-    assert all((ROOT / "tests" / name).is_file() for name in LONG)
