@@ -186,7 +186,7 @@ observe: $(OBSERVED)/candidates.report.html
 
 # In several processes, each file's tests in one of them: they share what was trained or packed for that file.
 test: $(READY_DEV)
-	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 fuzz: $(READY_DEV)
 	$(PYTHON) -m tests.fuzz --mutants 10000 $(ARGS)

@@ -172,18 +172,8 @@ def forget_accelerate() -> None:
     GradientState._reset_state()
 
 
-LONG = (
-    "test_resume.py", "test_ray.py", "test_train.py", "test_cluster_files.py", "test_notebooks.py", "test_machines.py",
-    "test_learning_curve.py", "test_make.py", "test_cross_validation.py", "test_needle_bench.py",
-)  # fmt: skip
-"""Files of half a minute or more. A process that began one of them last would go on while the others have nothing left
-to do, so they are handed out first (--no-loadscope-reorder)."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first, and skip what needs a GPU where there is none."""
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+    """Skip what needs a GPU where there is none."""
     if torch.cuda.is_available():
         return
     for item in items:

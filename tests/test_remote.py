@@ -393,16 +393,16 @@ def packing(manifest: Manifest, out: str, staging: Path) -> PackConfig:
 def test_a_pack_into_s3_has_the_bytes_of_one_into_a_folder(
     proxy: FaultyProxy, manifest: Manifest, tmp_path: Path, bucket: Callable[[str], dict[str, bytes]]
 ) -> None:
-    config = packing(manifest, "s3://bucket/packed", tmp_path / "staging")
+    config = packing(manifest, "s3://bucket/packed-once", tmp_path / "staging")
     assert pack(config).identity == manifest.identity
     assert bucket("packed") == folder_bytes(manifest.root)
     assert not (tmp_path / "staging").exists()
     puts = [request.path for request in proxy.requests if request.method == "PUT"]
-    assert puts[-1] == "/bucket/packed/manifest.json"
+    assert puts[-1] == "/bucket/packed-once/manifest.json"
     before = len(proxy.requests)
     pack(config)  # again: nothing to do
     assert not [request for request in proxy.requests[before:] if request.method != "GET" and request.method != "HEAD"]
-    with pytest.raises(InputError, match="s3://bucket/packed: holds finished shards"):
+    with pytest.raises(InputError, match="s3://bucket/packed-once: holds finished shards"):
         pack(replace(config, folds=3))
 
 
