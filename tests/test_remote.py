@@ -395,7 +395,7 @@ def test_a_pack_into_s3_has_the_bytes_of_one_into_a_folder(
 ) -> None:
     config = packing(manifest, "s3://bucket/packed-once", tmp_path / "staging")
     assert pack(config).identity == manifest.identity
-    assert bucket("packed") == folder_bytes(manifest.root)
+    assert bucket("packed-once") == folder_bytes(manifest.root)
     assert not (tmp_path / "staging").exists()
     puts = [request.path for request in proxy.requests if request.method == "PUT"]
     assert puts[-1] == "/bucket/packed-once/manifest.json"
