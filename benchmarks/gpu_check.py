@@ -6,8 +6,8 @@ Needs torch, DALI, timm, accelerate, tyro, pytest and hypothesis, and no network
 several processes. Each part's outcome is printed when it ends, and gpu-check.json and gpu-check.txt in --out hold them
 all. A part that fails is shown with its last lines and the others still run; the exit code is 1 then.
 
-On an NVIDIA H200 or H100 the tests and train_bench, training and prediction, have run to their end. loader_bench has
-not: its time limit is an estimate.
+The tests and train_bench's training have run to their end on an NVIDIA H200, its prediction on an H100. loader_bench
+has not on either: its time limit is an estimate.
 """
 
 import argparse
