@@ -146,7 +146,8 @@ def test_no_history_is_said_so(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_every_loader_of_the_latest_run(write_history: Callable[..., Path], tmp_path: Path) -> None:
-    old = entry({"ours": 1.0, "gone": 2.0}, commit="f" * 40)
+    # An older machine of the same size makes way for the newer one; one with a GPU has tables of its own.
+    old = entry({"ours": 1.0, "gone": 2.0}, commit="f" * 40, machine={**MACHINE, "cpu": "Another"})
     path = write_history(old, entry(LOADERS, machine={**MACHINE, "gpu": "A GPU"}), entry(LOADERS))
     bench_report.main(bench_report.ReportConfig(path, tmp_path / "out"))
     page = (tmp_path / "out" / "index.html").read_text()
