@@ -1,17 +1,18 @@
 """Train: shards to weights, on any number of devices. python train.py --help"""
 
+import sys
+
 import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 from pipeline import compile_ahead
 
 if __name__ == "__main__":
-    compile_ahead.start(("train", "eval"))
+    compile_ahead.start(compile_ahead.training_kernels(sys.argv))
 
 # isort: split
 import contextlib
 import logging
 import os
-import sys
 import time
 
 import torch

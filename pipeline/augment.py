@@ -8,7 +8,7 @@ Axes: n samples; boxes are (time start, time end, channel start, channel end) in
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -176,6 +176,10 @@ class Draws:
     """(n,) whether a needle was added."""
     panel_order: Int32s
     """(n, P) which of the cadence's panels each position shows."""
+
+    def at(self, samples: slice) -> Self:
+        """The decisions for some of the samples."""
+        return type(self)(**{name: values[samples] for name, values in vars(self).items()})
 
 
 def partner_positions(positions: Int64s, length: int) -> Int64s:

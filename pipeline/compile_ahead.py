@@ -1,7 +1,7 @@
-"""Compiles the CPU engine's kernels while torch is loaded and the shards are opened, where no cache has them yet.
+"""Compiles the CPU engine's kernels while torch is loaded and the shards are opened, if no cache has them yet.
 
-In a process of its own, which fills the cache (kernel_cache.py): Numba compiles under Python's lock, so that a thread
-would take its time from what it should run beside.
+A separate process compiles them into the cache (kernel_cache.py): Numba holds the GIL while it compiles, so a thread
+would slow down what it should run beside.
 """
 
 import contextlib
@@ -17,20 +17,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.kernel_cache import is_cached
+from pipeline.kernel_cache import cached_signatures
 from shard_tools.cores import usable_cores
 
-Kernel = Literal["train", "eval"]
+Kernel = Literal["train", "train_with_signals", "eval"]
 _GPU = Path("/dev/nvidiactl")  # where it exists DALI makes the images, unless asked otherwise
 _ROOT = Path(__file__).parents[1]
 _PR_SET_PDEATHSIG = 1  # of prctl.h
-_LONGEST = 120.0  # seconds to wait, from its start on
+_LONGEST = 120.0  # seconds after its start for which it is waited for at most
 _process: subprocess.Popen[bytes] | None = None
 _began = 0.0
 
 
 def start(kernels: Sequence[Kernel]) -> None:
-    """Begin to compile, in this order, unless a GPU makes the images, or all are in the cache, or it saves no time."""
+    """Begin to compile the kernels, in this order.
+
+    Not where a GPU makes the images, all of them are cached, or it would save no time.
+    """
     global _process, _began
     words = {word.rpartition("=")[2] for word in sys.argv}
     if words & {"dali", "-h", "--help"} or _GPU.exists():
@@ -41,8 +44,7 @@ def start(kernels: Sequence[Kernel]) -> None:
         from pipeline import cpu_kernels
     except ImportError:  # a machine with a GPU may lack Numba
         return
-    compiled: dict[Kernel, Any] = {"train": cpu_kernels.write_train_images, "eval": cpu_kernels.write_eval_image}
-    if all(is_cached(compiled[name]) for name in kernels):
+    if all(_is_cached(cpu_kernels, name) for name in kernels):
         return
     command = [sys.executable, "-m", "pipeline.compile_ahead", str(os.getpid()), *kernels]
     nothing = subprocess.DEVNULL
@@ -51,8 +53,14 @@ def start(kernels: Sequence[Kernel]) -> None:
         _process = subprocess.Popen(command, cwd=_ROOT, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603
 
 
+def training_kernels(words: Sequence[str]) -> tuple[Kernel, ...]:
+    """The kernels that a training with this command line needs."""
+    adds_signals = any(word.startswith(("--backgrounds", "--needles", "--inject")) for word in words)
+    return ("train_with_signals" if adds_signals else "train"), "eval"
+
+
 def wait() -> None:
-    """Wait until what was begun is in the cache, or takes too long. May be called from any thread."""
+    """Wait until the kernels are in the cache, but not for too long. May be called from any thread."""
     if _process is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             _process.wait(max(0.0, _began + _LONGEST - time.monotonic()))
@@ -62,7 +70,7 @@ def compile_kernels(kernels: Sequence[str]) -> None:
     """Call kernels once, with the types of arguments that they are always called with."""
     from pipeline.augment import DrawConfig, draw
     from pipeline.canvas import CanvasConfig
-    from pipeline.cpu_canvas import CpuCanvas
+    from pipeline.cpu_canvas import CpuCanvas, to_kernel_types
     from pipeline.randomness import EpochPart
 
     canvas, shape = CanvasConfig("on_off", 28, 56, sum_time_bins=2), (6, 14, 56)
@@ -72,12 +80,22 @@ def compile_kernels(kernels: Sequence[str]) -> None:
         if name == "eval":
             images.write_eval_image(snippets[0], image)
         else:
-            draws = draw(DrawConfig(), canvas, images.planes, EpochPart(0, 0, np.arange(1), 1))
-            images.write_train_images(snippets, draws, [0], [image])
+            config = DrawConfig(inject=float(name == "train_with_signals"))
+            draws = draw(config, canvas, images.planes, EpochPart(0, 0, np.arange(1), 1))
+            images.write_train_images(snippets, to_kernel_types(draws), [0], [image])
+
+
+def _is_cached(module: Any, name: Kernel) -> bool:
+    """Whether a kernel of `cpu_kernels` is in the cache; also where that cannot be told."""
+    signatures = cached_signatures(module.write_eval_image if name == "eval" else module.write_train_images)
+    if signatures is None:
+        return True
+    with_signals = [module.SampleSignals.__name__ in signature for signature in signatures]
+    return (name == "train_with_signals") in with_signals
 
 
 def _end_with(parent: int) -> None:
-    """Have the system end this process when its parent ends, however that does."""
+    """Have the system end this process when its parent ends, however that happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

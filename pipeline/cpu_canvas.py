@@ -8,6 +8,7 @@ Axes: P positions, t time bins before summing, N planes, T time bins, F frequenc
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,34 @@ from pipeline.augment import Draws, Float32s
 from pipeline.canvas import NORMALISE_EPSILON, CanvasConfig
 
 Float16s = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class DrawnBatch:
+    """The decisions for a batch, in types that Numba takes."""
+
+    draws: npt.NDArray[np.void]
+    """(n,) of `kernels.SAMPLE_DRAWS`."""
+    signals: kernels.SampleSignals | None
+    """None where none are added."""
+
+
+def to_kernel_types(draws: Draws) -> DrawnBatch:
+    """The decisions for a batch, converted at once: for each sample by itself they would take as long as a kernel."""
+    # A slot that was added to the batch as a partner is its own partner: its image is not used.
+    is_alone = draws.partner == np.arange(len(draws.partner))
+    values = np.empty(len(draws.partner), kernels.SAMPLE_DRAWS)
+    for name in ("flip_frequency", "flip_time", "roll", "shift", "gain", "offset"):
+        values[name] = getattr(draws, name)
+    values["mixed"] = np.where(is_alone, 0, draws.mixed)
+    values["erase_box"][:, :3], values["erase_box"][:, 3:] = draws.erase_start, draws.erase_shape
+    values["cutmix_box"] = np.where(is_alone[:, None], 0, draws.cutmix_box)
+    if not draws.signal_level.shape[1]:
+        return DrawnBatch(values, None)
+    signals = kernels.SampleSignals(
+        draws.signal_path, draws.signal_level, draws.signal_width, draws.signal_lorentzian, draws.signal_normalised
+    )
+    return DrawnBatch(values, signals)
 
 
 class CpuCanvas:
@@ -36,6 +65,7 @@ class CpuCanvas:
             compress=canvas.compress == "asinh",
             rows=resize_weights(count // canvas.channels * time_bins, canvas.height),
             columns=resize_weights(channels, canvas.width),
+            stacks=canvas.stacks,
         )
         self._of_thread = threading.local()
 
@@ -44,34 +74,17 @@ class CpuCanvas:
         kernels.write_eval_image(snippet.view(np.uint16), self._steps, self._scratch(), image)
 
     def write_train_images(
-        self, snippets: Float16s, draws: Draws, slots: Sequence[int], images: Sequence[Float32s]
+        self, snippets: Float16s, drawn: DrawnBatch, slots: Sequence[int], images: Sequence[Float32s]
     ) -> None:
         """A sample's snippet, or those of two partners, (1 or 2, P, t, F) to images (C, H, W), augmented and mixed."""
-        drawn = [self._sample_draws(draws, slot, slots) for slot in slots]
         kernels.write_train_images(
-            snippets.view(np.uint16), self._steps, (drawn[0], drawn[-1]), self._scratch(), (images[0], images[-1])
-        )
-
-    def _sample_draws(self, draws: Draws, slot: int, slots: Sequence[int]) -> kernels.SampleDraws:
-        # A slot that was added to the batch as a partner is its own partner: its image is not used.
-        is_mixed = draws.partner[slot] != slot and draws.partner[slot] in slots
-        start, extent = draws.erase_start[slot].astype(int), draws.erase_shape[slot].astype(int)
-        return kernels.SampleDraws(
-            stacks=self.canvas.stacks,
-            flip_frequency=bool(draws.flip_frequency[slot]),
-            flip_time=bool(draws.flip_time[slot]),
-            roll=int(draws.roll[slot]),
-            shift=int(draws.shift[slot]),
-            gain=float(draws.gain[slot]),
-            offset=float(draws.offset[slot]),
-            erase_box=(*start.tolist(), *extent.tolist()),
-            cutmix_box=tuple(draws.cutmix_box[slot].tolist()) if is_mixed else (0, 0, 0, 0),
-            mixed=float(draws.mixed[slot]) if is_mixed else 0.0,
-            signal_path=draws.signal_path[slot],
-            signal_level=draws.signal_level[slot],
-            signal_width=draws.signal_width[slot],
-            signal_lorentzian=draws.signal_lorentzian[slot],
-            signal_normalised=bool(draws.signal_normalised[slot]),
+            snippets.view(np.uint16),
+            self._steps,
+            drawn.draws,
+            drawn.signals,
+            np.array(slots),
+            self._scratch(),
+            (images[0], images[-1]),
         )
 
     def _scratch(self) -> kernels.Scratch:
@@ -90,7 +103,8 @@ class CpuCanvas:
 
 def make_views(image: Float32s, views: tuple[str, ...], out: Float32s) -> None:
     """The TTA views of an image (C, H, W) into (V, C, H, W)."""
-    stacked = image.reshape(min(2, len(image)), -1, *image.shape[1:])  # ON and OFF channels, or the one of all
+    # ON and OFF channels, or the one channel of all panels.
+    stacked = image.reshape(min(2, len(image)), -1, *image.shape[1:])
     for view, place in zip(views, out, strict=True):
         # Along both axes on which time runs: the channels of a stack, where it has several, and their rows.
         time = slice(None, None, -1 if view in ("flip_time", "flip_both") else 1)
@@ -103,7 +117,7 @@ def resize_weights(old: int, new: int) -> kernels.Weights:
 
     The weights of an output pixel are a triangle around its centre that reaches one output pixel, or one old pixel if
     that is larger; edge pixels are repeated outwards. This equals DALI's antialiased linear interpolation, and torch's
-    but for the outermost pixels.
+    except at the outermost pixels.
     """
     scale = old / new
     reach = max(scale, 1.0)
@@ -115,7 +129,7 @@ def resize_weights(old: int, new: int) -> kernels.Weights:
     np.add.at(dense.T, pixel.clip(0, old - 1), triangle.T)
     first = (dense > 0).argmax(axis=1)
     most = int((dense > 0).sum(axis=1).max())
-    taps = 1 if old == new else -(-most // 4) * 4
+    taps = 1 if old == new else -(-most // 3) * 3
     padded = np.pad(dense / dense.sum(axis=1, keepdims=True), ((0, 0), (0, taps)))
     weights = np.take_along_axis(padded, first[:, None] + np.arange(taps), axis=1)
     return first, np.ascontiguousarray(weights.T, np.float32)

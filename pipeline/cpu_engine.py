@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from pipeline import compile_ahead
-from pipeline.augment import Draws, Float32s
+from pipeline.augment import Float32s
 from pipeline.bad_samples import BadSamples
 from pipeline.buffers import BufferPool
-from pipeline.cpu_canvas import CpuCanvas, Float16s, make_views
+from pipeline.cpu_canvas import CpuCanvas, DrawnBatch, Float16s, make_views, to_kernel_types
 from pipeline.images import ImageConfig
 from pipeline.planner import Planned
 from shard_tools.errors import InputError, StoreError
@@ -25,7 +25,7 @@ from shard_tools.manifest import Manifest
 from shard_tools.sample import read_values
 
 Group = list[int]
-"""The slots of a sample, or of two partners: they are read and made together."""
+"""The slot of one sample, or those of two partners, which are read and made together."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class _Work:
     planned: Planned
     epoch: int
     image: Tensor
+    drawn: DrawnBatch | None
+    """None in evaluation."""
     pending: list[Future[None]] = field(default_factory=list)
 
 
@@ -66,7 +68,7 @@ class CpuImages:
         self._pool = BufferPool((batch_size, *views, *self._canvas.image_shape), np.float32)
         self._started: deque[_Work] = deque()
         self._threads = max(threads.compute, threads.read)
-        # With a remote store there are more threads than cores, as most of them wait: only some may compute at once.
+        # With a remote store most threads wait, so there are more than cores; only one for each core may compute.
         is_limited = self._threads > threads.compute
         self._cores = threading.Semaphore(threads.compute) if is_limited else contextlib.nullcontext()
         self._scratch = threading.local()
@@ -74,7 +76,8 @@ class CpuImages:
 
     def start(self, planned: Planned, epoch: int) -> None:
         """Begin a batch and return at once."""
-        work = _Work(planned, epoch, self._pool.take())
+        drawn = None if planned.draws is None else to_kernel_types(planned.draws)
+        work = _Work(planned, epoch, self._pool.take(), drawn)
         groups = _groups(planned)
         for part in np.array_split(np.arange(len(groups)), min(self._threads, len(groups))):
             work.pending.append(self._executor.submit(self._make, work, [groups[place] for place in part]))
@@ -106,7 +109,7 @@ class CpuImages:
             snippets = self._snippets()[: len(group)]
             if self._read_group(work.planned, group, snippets):
                 with self._cores:
-                    self._write(work.planned.draws, group, snippets, images)
+                    self._write(work.drawn, group, snippets, images)
 
     def _read_group(self, planned: Planned, group: Group, snippets: Float16s) -> bool:
         """Read the snippets of a group; return whether all could be read, and note in the plan which could not."""
@@ -127,12 +130,12 @@ class CpuImages:
         snippets: Float16s = self._scratch.snippets
         return snippets
 
-    def _write(self, draws: Draws | None, group: Group, snippets: Float16s, images: Float32s) -> None:
+    def _write(self, drawn: DrawnBatch | None, group: Group, snippets: Float16s, images: Float32s) -> None:
         """Write the images of a group into the batch."""
-        if draws is not None:
-            # The image of a partner from outside the batch is not wanted.
+        if drawn is not None:
+            # The image of a partner from outside the batch is not needed.
             places = [images[slot] if slot < len(images) else np.empty_like(images[0]) for slot in group]
-            self._canvas.write_train_images(snippets, draws, group, places)
+            self._canvas.write_train_images(snippets, drawn, group, places)
         elif self._views == ("identity",):
             self._canvas.write_eval_image(snippets[0], images[group[0], 0])
         else:

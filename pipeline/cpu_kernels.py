@@ -1,8 +1,8 @@
 """The steps of the CPU's images as loops over pixels, compiled by Numba without Python's lock.
 
-Each call runs from a snippet to its image, so that threads do not wait for each other: with many short NumPy or torch
-calls they did, and were slower together than one alone (docs/performance.md). All steps are in this file because
-Numba's cache of a function does not notice a change of a function that it calls from another file.
+One call takes a snippet all the way to its image, so that threads do not wait for each other: with many short NumPy or
+torch calls they do, and several are slower than one alone (docs/performance.md). All steps are in this file because
+Numba's cache does not notice when a function that is called from another file changes.
 
 No step assigns to a whole slice or calls a NumPy reduction. Numba compiles a general function for each of these, error
 messages included, and the kernels then take nearly three times as long to compile.
@@ -26,8 +26,8 @@ Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Weights = tuple[Int64s, Float32s]
-"""A resize along one axis: the first old pixel of each new pixel, and the weights (K, new) of it and the next K - 1. K
-is 1 where the size stays the same, else a multiple of 4."""
+"""A resize along one axis: for each new pixel the first old pixel that it uses, and the weights (K, new) of that pixel
+and the next K - 1. K is 1 where the size stays the same, else a multiple of 3."""
 
 
 class Steps(NamedTuple):
@@ -44,42 +44,49 @@ class Steps(NamedTuple):
     compress: bool
     """Whether to take the asinh."""
     rows: Weights
-    """Of the resize from time bins to H."""
+    """Resize from time bins to H."""
     columns: Weights
-    """Of the resize from channels to W."""
-
-
-class SampleDraws(NamedTuple):
-    """What is drawn for one training sample; see Draws."""
-
+    """Resize from channels to W."""
     stacks: int
     """Number of stacks of planes; time is reversed over each of them as a whole."""
-    flip_frequency: bool
-    flip_time: bool
-    roll: int
-    shift: int
-    gain: float
-    offset: float
-    erase_box: tuple[int, int, int, int, int, int]
-    """What becomes 0: its first plane, time bin and channel, then the number of each."""
-    cutmix_box: tuple[int, int, int, int]
-    """What comes from the partner: start and end time bin, start and end channel; ends excluded."""
-    mixed: float
-    """Weight of the partner in mixup."""
-    signal_path: Float32s
-    """(S, N, t) channel of each added signal in each plane; empty where none is added."""
-    signal_level: Float32s
-    """(S, N, t) its brightness, in standard deviations of the plane's noise."""
-    signal_width: Float32s
-    """(S,) its standard deviation, or half width at half maximum, in channels."""
-    signal_lorentzian: Bools
-    """(S,) whether its profile is a Lorentzian, not a Gaussian."""
-    signal_normalised: bool
-    """Whether signals are added before time bins are summed, and the panels that hold one normalised again."""
+
+
+SAMPLE_DRAWS = np.dtype(
+    [
+        ("flip_frequency", np.bool_),
+        ("flip_time", np.bool_),
+        ("roll", np.int64),
+        ("shift", np.int64),
+        ("gain", np.float32),
+        ("offset", np.float32),
+        ("mixed", np.float32),  # weight of the partner in mixup
+        ("erase_box", np.int64, 6),  # what becomes 0: its first plane, time bin and channel, then the number of each
+        ("cutmix_box", np.int64, 4),  # from the partner: start and end time bin, start and end channel; ends excluded
+    ],
+    align=True,
+)
+"""What is drawn for one training sample, but for signals; see Draws. A record, since Numba compiles faster for one than
+for a tuple."""
+SampleDraws = Any
+
+
+class SampleSignals(NamedTuple):
+    """The signals that are added to each sample of a batch; see Draws. S is 0 where none are."""
+
+    path: Float32s
+    """(n, S, N, t) channel of each signal in each plane."""
+    level: Float32s
+    """(n, S, N, t) its brightness, in standard deviations of the plane's noise."""
+    width: Float32s
+    """(n, S) its standard deviation, or half width at half maximum, in channels."""
+    lorentzian: Bools
+    """(n, S) whether its profile is a Lorentzian, not a Gaussian."""
+    normalised: Bools
+    """(n,) whether signals are added before time bins are summed, and panels that hold one normalised again."""
 
 
 class Scratch(NamedTuple):
-    """Memory of one thread. What is in it does not matter: fresh memory would cost more than the work done in it."""
+    """Memory of one thread, with any content: fresh memory would cost more than the work done in it."""
 
     planes: Float32s
     """(2, N + 1, T, F): the planes of two samples, and one more for each."""
@@ -89,22 +96,22 @@ class Scratch(NamedTuple):
     """(t, F): a panel before its time bins are summed."""
 
 
-# Sums in any order, as vectors need; infinity and NaN keep their meaning.
+# Sums may be in any order, so that they can be vectorised; infinity and NaN keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
 _STEP_OPTIONS = {**_OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
 _TO_FLOAT32 = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 _SQRT_HALF = np.uint32(0x3F3504F3)  # as bits of a float32
-_REACH = 5.0  # standard deviations of a signal's profile, where 4e-6 of its peak is left
+_REACH = 5.0  # standard deviations out to which a profile is added; 4e-6 of its peak remains there
 _kernel = kernel(**_OPTIONS)
 
 
 def _inlined(function: Function) -> Function:
-    """For steps of a kernel.
+    """Compile a step into the kernels that call it.
 
-    A function that stays by itself exists twice: compiled alone and with its caller, with sums in another order. Which
-    of the two runs depends on whether this process compiled them or found them in the cache. Wrappers are left out:
-    they are for calls from Python and C.
+    A function that is not inlined exists twice, compiled alone and with its caller, with sums in different orders.
+    Which of the two runs depends on whether this process compiled them or found them in the cache. Wrappers are left
+    out: they are for calls from Python and C.
     """
     compiled: Function = njit(**_STEP_OPTIONS)(function)
     return compiled
@@ -134,11 +141,17 @@ def write_eval_image(panels: UInt16s, steps: Steps, scratch: Scratch, image: Flo
 def write_train_images(
     panels: UInt16s,
     steps: Steps,
-    draws: tuple[SampleDraws, SampleDraws],
+    draws: SampleDraws,
+    signals: SampleSignals | None,
+    slots: Int64s,
     scratch: Scratch,
     images: tuple[Float32s, Float32s],
 ) -> None:
-    """Snippets (1 or 2, P, t, F) of float16 bits to their images (C, H, W), augmented and mixed with each other."""
+    """Snippets (1 or 2, P, t, F) of float16 bits to their images (C, H, W), augmented and mixed with each other.
+
+    `draws` (n,) and `signals` are those of a batch, and `slots` (1 or 2,) the samples' places in it. Numba compiles
+    this once with signals and once for None, which takes two thirds of the time.
+    """
     work, sums = scratch.planes, scratch.sums
     together, planes = steps.subtract > 0, work.shape[1] - 1
     in_channel = planes // images[0].shape[0]
@@ -146,20 +159,20 @@ def write_train_images(
         _clear(sums[sample])
     for plane in range(planes):
         for sample in range(len(panels)):
-            drawn = draws[sample]
-            size = planes // drawn.stacks
+            drawn = draws[slots[sample]]
+            size = planes // steps.stacks
             source = plane // size * size + size - 1 - plane % size if drawn.flip_time else plane
             first, last = _planes_to_sum(together, plane == 0, source, planes)
             for summed in range(first, last):
                 values = work[sample, summed if together else 0]
-                _sum_and_add_signals(panels[sample], steps, drawn, summed, scratch.panel, values)
+                _sum_and_add_signals(panels[sample], steps, signals, slots[sample], summed, scratch.panel, values)
             if together and plane == 0:
                 _subtract_means(work[sample, :planes], steps.subtract > 1)
             values = work[sample, source if together else 0]
             _normalise_and_compress(values, steps)
             _augment(values, drawn, plane, work[sample, planes])
         if len(panels) == 2:
-            _mix(work[0, planes], work[1, planes], draws)
+            _mix(work[0, planes], work[1, planes], draws[slots[0]], draws[slots[1]])
         for sample in range(len(panels)):
             augmented = work[sample, planes]
             start = plane % in_channel * len(augmented)
@@ -172,9 +185,9 @@ def write_train_images(
 def _planes_to_sum(together: bool, is_first: bool, source: int, planes: int) -> tuple[int, int]:
     """The first plane to sum before plane `source` is used, and the one after the last.
 
-    `together`: all planes are summed before the first is used, as they need each other. Otherwise one at a time: one
-    stays in the core's cache, six do not. Both cases share one loop, since a step that is called in two places is
-    compiled twice.
+    `together`: all planes are summed before the first is used, since they depend on each other. Otherwise one at a
+    time: one stays in the core's cache, six do not. Both cases share one loop, since a step that is called in two
+    places is compiled twice.
     """
     if together:
         return 0, planes if is_first else 0
@@ -183,26 +196,38 @@ def _planes_to_sum(together: bool, is_first: bool, source: int, planes: int) -> 
 
 @_inlined
 def _sum_and_add_signals(
-    panels: UInt16s, steps: Steps, draws: SampleDraws, plane: int, wide: Float32s, values: Float32s
+    panels: UInt16s,
+    steps: Steps,
+    signals: SampleSignals | None,
+    slot: int,
+    plane: int,
+    wide: Float32s,
+    values: Float32s,
 ) -> None:
-    """Plane number `plane` (T, F) of panels (P, t, F), with the signals that are added to it; `wide` is memory."""
-    has_signal = _has_signal(draws, plane)
+    """Plane number `plane` (T, F) of panels (P, t, F), with the signals that are added to it.
+
+    `wide` is scratch memory for a panel (t, F).
+    """
+    if signals is None:  # known by type: Numba compiles only one of the two cases
+        _sum_time_bins(panels[steps.positions[plane]], steps.sum_time_bins, values)
+        return
+    has_signal = _has_signal(signals, slot, plane)
     # Each step is called in one place only: it is inlined, and would be compiled once for each place.
-    is_wide = has_signal and draws.signal_normalised
+    is_wide = has_signal and signals.normalised[slot]
     target, time_bins = (wide, 1) if is_wide else (values, steps.sum_time_bins)
     _sum_time_bins(panels[steps.positions[plane]], time_bins, target)
     if has_signal:
-        _add_signals(target, time_bins, draws, plane)
+        _add_signals(target, time_bins, signals, slot, plane)
     if is_wide:
         _normalise(wide, steps.epsilon)
         _sum_rows(wide, steps.sum_time_bins, values)
 
 
 @_inlined
-def _has_signal(draws: SampleDraws, plane: int) -> bool:
+def _has_signal(signals: SampleSignals, slot: int, plane: int) -> bool:
     found = False
-    for signal in range(len(draws.signal_level)):
-        found |= _is_bright(draws.signal_level[signal, plane])
+    for signal in range(signals.level.shape[1]):
+        found |= _is_bright(signals.level[slot, signal, plane])
     return found
 
 
@@ -236,27 +261,29 @@ def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
     float16 becomes float32 by its bits: exponent and fraction move to their new places, and a multiplication corrects
     the exponent's bias, for subnormal numbers too. Infinities and NaN come out wrong, but snippets have none.
     """
-    channels = panel.shape[1]
-    bits = np.empty(channels, np.uint32)
-    values = bits.view(np.float32)
-    factor = _TO_FLOAT32 / np.float32(np.sqrt(time_bins))  # so that white noise keeps its standard deviation
-    for row in range(plane.shape[0]):
+    factor = np.float32(1 / np.sqrt(time_bins))  # so that white noise keeps its standard deviation
+    for row in range(len(plane)):
         total = plane[row]
-        _fill(total, np.float32(0))
         for part in range(time_bins):
             halves = panel[row * time_bins + part]
-            for channel in range(channels):
-                half = np.uint32(halves[channel])
-                bits[channel] = ((half & np.uint32(0x8000)) << np.uint32(16)) | (
-                    (half & np.uint32(0x7FFF)) << np.uint32(13)
-                )
-            for channel in range(channels):
-                total[channel] += values[channel] * factor
+            if part == 0:
+                for channel in range(len(total)):
+                    total[channel] = _to_float32(halves[channel]) * factor
+            else:
+                for channel in range(len(total)):
+                    total[channel] += _to_float32(halves[channel]) * factor
+
+
+@_inlined
+def _to_float32(half: np.uint16) -> np.float32:
+    bits = np.uint32(half)
+    wide = ((bits & np.uint32(0x8000)) << np.uint32(16)) | ((bits & np.uint32(0x7FFF)) << np.uint32(13))
+    return np.uint32(wide).view(np.float32) * _TO_FLOAT32
 
 
 @_inlined
 def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
-    """A panel (t, F) to a plane (T, F), as `_sum_time_bins`."""
+    """A panel (t, F) to a plane (T, F), like `_sum_time_bins`."""
     factor = np.float32(1 / np.sqrt(time_bins))
     for row in range(plane.shape[0]):
         total = plane[row]
@@ -268,14 +295,14 @@ def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
 
 
 @_inlined
-def _add_signals(values: Float32s, time_bins: int, draws: SampleDraws, plane: int) -> None:
-    """Add the signals of plane number `plane` to its values (T, F), sums of `time_bins` rows (dali_graph.py)."""
+def _add_signals(values: Float32s, time_bins: int, signals: SampleSignals, slot: int, plane: int) -> None:
+    """Add the signals of plane number `plane` to its values (T, F), sums of `time_bins` rows, as in dali_graph.py."""
     noise = _noise(values) / np.sqrt(time_bins)
-    for signal in range(len(draws.signal_level)):
-        path, level = draws.signal_path[signal, plane], draws.signal_level[signal, plane]
+    for signal in range(signals.level.shape[1]):
+        path, level = signals.path[slot, signal, plane], signals.level[slot, signal, plane]
         if _is_bright(level):
-            width = draws.signal_width[signal]
-            if draws.signal_lorentzian[signal]:
+            width = signals.width[slot, signal]
+            if signals.lorentzian[slot, signal]:
                 _add_lorentzian(values, time_bins, path, level, noise, width)
             else:
                 _add_gaussian(values, time_bins, path, level, noise, width)
@@ -298,8 +325,8 @@ def _noise(plane: Float32s) -> float:
 def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, level: Float32s, noise: float, width: float) -> None:
     """Add a Gaussian profile along a path (t,) to a plane (T, F); its peak is `level` (t,) times `noise`.
 
-    The ratio of a channel's value to the one before falls by one factor from channel to channel: two exponentials for
-    each time bin, not one for each channel.
+    The ratio of neighbouring channels' values falls by a constant factor from channel to channel: each time bin takes
+    two exponentials, not one per channel.
     """
     step = 1 / width
     fall = np.exp(-step * step)
@@ -337,7 +364,7 @@ def _add_lorentzian(
 
 @_inlined
 def _subtract_means(planes: Float32s, of_rows: bool) -> None:
-    """Take each channel's mean over all planes (N, T, F) away; `of_rows`: then each time bin's over the channels."""
+    """Subtract each channel's mean over all planes (N, T, F), then with `of_rows` each time bin's over the channels."""
     count, time_bins, channels = planes.shape
     mean = np.zeros(channels, np.float32)
     for plane in range(count):
@@ -395,22 +422,17 @@ def _compress(plane: Float32s) -> None:
     """The asinh of a plane (T, F), to 1e-6: sign(x) log(|x| + sqrt(x^2 + 1)).
 
     The logarithm is that of Cephes (Moshier 1992, logf.c): the exponent, and a polynomial of the fraction. NumPy's and
-    the C library's take one value at a time here, which takes ten times as long.
+    the C library's work on one value at a time here, which takes ten times as long.
     """
-    channels = plane.shape[1]
-    values, exponent = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    bits = values.view(np.uint32)
-    for row in range(plane.shape[0]):
-        of = plane[row]
-        for channel in range(channels):
-            size = abs(of[channel])
-            values[channel] = size + np.sqrt(size * size + np.float32(1))
-        for channel in range(channels):
-            above = bits[channel] - _SQRT_HALF  # all values are at least 1
-            exponent[channel] = np.float32(above >> np.uint32(23))
-            bits[channel] = (above & np.uint32(0x007FFFFF)) + _SQRT_HALF  # into sqrt(1/2) to sqrt(2)
-        for channel in range(channels):
-            x, power = values[channel] - np.float32(1), exponent[channel]
+    for row in range(len(plane)):
+        values = plane[row]
+        for channel in range(len(values)):
+            size = abs(values[channel])
+            sum_of_both = size + np.sqrt(size * size + np.float32(1))
+            above = np.uint32(np.float32(sum_of_both).view(np.uint32) - _SQRT_HALF)  # all values are at least 1
+            power = np.float32(above >> np.uint32(23))
+            # Into sqrt(1/2) to sqrt(2).
+            x = np.uint32((above & np.uint32(0x007FFFFF)) + _SQRT_HALF).view(np.float32) - np.float32(1)
             y = np.float32(7.0376836292e-2)
             y = y * x - np.float32(1.1514610310e-1)
             y = y * x + np.float32(1.1676998740e-1)
@@ -421,7 +443,7 @@ def _compress(plane: Float32s) -> None:
             y = y * x - np.float32(2.4999993993e-1)
             y = y * x + np.float32(3.3333331174e-1)
             y = y * x * x * x - np.float32(0.5) * x * x + x + np.float32(0.6931471806) * power
-            of[channel] = y if of[channel] >= 0 else -y
+            values[channel] = y if values[channel] >= 0 else -y
 
 
 @_inlined
@@ -434,7 +456,7 @@ def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None
         values = to[row]
         place = row + draws.shift
         if place < 0 or place >= time_bins:
-            _fill(values, offset)  # what comes in is 0
+            _fill(values, offset)  # what is shifted in is 0, plus the offset
             continue
         source = of[time_bins - 1 - place if draws.flip_time else place]
         if draws.flip_frequency:
@@ -443,10 +465,10 @@ def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None
         else:
             _scale(source[draws.roll :], gain, offset, values[:kept])
             _scale(source[: draws.roll], gain, offset, values[kept:])
-    first, time_bin, channel, count, height, width = draws.erase_box
-    if first <= plane < first + count:
-        for row in range(time_bin, time_bin + height):
-            _fill(to[row, channel : channel + width], np.float32(0))
+    box = draws.erase_box
+    if box[0] <= plane < box[0] + box[3]:
+        for row in range(box[1], box[1] + box[4]):
+            _fill(to[row, box[2] : box[2] + box[5]], np.float32(0))
 
 
 @_inlined
@@ -459,57 +481,43 @@ def _scale(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> 
 def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:
     last = len(to) - 1
     for channel in range(len(to)):
-        # Unsigned: a place that might be negative costs a comparison each, and the vectors.
+        # Unsigned: an index that might be negative costs a comparison per value, and prevents vectorising.
         to[channel] = of[np.uintp(last - channel)] * gain + offset
 
 
 @_inlined
-def _mix(first: Float32s, second: Float32s, draws: tuple[SampleDraws, SampleDraws]) -> None:
+def _mix(first: Float32s, second: Float32s, of_first: SampleDraws, of_second: SampleDraws) -> None:
     """CutMix or mixup of two planes (T, F), each with the other as it was before this step."""
-    if draws[0].mixed == 0 and draws[1].mixed == 0:
-        _swap_boxes(first, second, draws[0].cutmix_box, draws[1].cutmix_box)
-        return
-    before = np.empty(first.shape[1], np.float32)
+    box_1, box_2 = of_first.cutmix_box, of_second.cutmix_box
+    is_mixed = of_first.mixed > 0 or of_second.mixed > 0
     for row in range(len(first)):
-        _copy(first[row], before)
-        _mix_row(first[row], second[row], row, draws[0])
-        _mix_row(second[row], before, row, draws[1])
+        in_1, in_2 = box_1[0] <= row < box_1[1], box_2[0] <= row < box_2[1]
+        if in_1 or in_2 or is_mixed:
+            # A row outside of a box takes no channel from the partner.
+            ends = box_1[2], box_1[3] if in_1 else 0, box_2[2], box_2[3] if in_2 else 0
+            _mix_rows(first[row], second[row], ends, of_first.mixed, of_second.mixed)
 
 
 @_inlined
-def _mix_row(values: Float32s, others: Float32s, row: int, draws: SampleDraws) -> None:
-    """Mixup, or else CutMix, of a row (F,) of one sample with the same row of its partner."""
-    if draws.mixed > 0:
-        share = np.float32(draws.mixed)
-        for channel in range(len(values)):
-            values[channel] += share * (others[channel] - values[channel])
-        return
-    start, end, left, right = draws.cutmix_box
-    if start <= row < end:
-        _copy(others[left:right], values[left:right])
-
-
-@_inlined
-def _swap_boxes(
-    first: Float32s, second: Float32s, of_first: tuple[int, int, int, int], of_second: tuple[int, int, int, int]
+def _mix_rows(
+    first: Float32s, second: Float32s, ends: tuple[int, int, int, int], share_1: np.float32, share_2: np.float32
 ) -> None:
-    """CutMix of two planes (T, F): each takes its own box from the other, as it was before this step."""
-    left, right, start, end = of_first[2], of_first[3], of_second[2], of_second[3]
-    kept = np.empty(end - start, np.float32)
-    for row in range(min(of_first[0], of_second[0]), max(of_first[1], of_second[1])):
-        mine, theirs = first[row], second[row]
-        in_second = of_second[0] <= row < of_second[1]
-        if in_second:
-            _copy(mine[start:end], kept)
-        if of_first[0] <= row < of_first[1]:
-            _copy(theirs[left:right], mine[left:right])
-        if in_second:
-            _copy(kept, theirs[start:end])
+    """Mix rows (F,) of two partners: start and end of the channels that each takes from the other, then of mixup.
+
+    One loop over all channels with a choice in each: it is vectorised, and copies of parts of rows are no faster.
+    """
+    left_1, right_1 = np.uint32(ends[0]), np.uint32(ends[1])
+    left_2, right_2 = np.uint32(ends[2]), np.uint32(ends[3])
+    for channel in range(len(first)):
+        place = np.uint32(channel)
+        a, b = first[channel], second[channel]
+        first[channel] = b if left_1 <= place < right_1 else a + share_1 * (b - a)
+        second[channel] = a if left_2 <= place < right_2 else b + share_2 * (a - b)
 
 
 @_inlined
 def _copy(of: Float32s, to: Float32s) -> None:
-    # Numba copies one slice into another value by value; this loop becomes vectors.
+    # Numba copies one slice into another value by value; this loop is vectorised.
     for place in range(len(to)):
         to[place] = of[place]
 
@@ -518,7 +526,7 @@ def _copy(of: Float32s, to: Float32s) -> None:
 def _resize_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:
     """Add the share of a plane (T, F) to the resized rows (H, F) of its stack; `start` is its first row in the stack.
 
-    Four old rows at a time: reading and writing a sum for each of them takes twice as long.
+    Four old rows at a time: reading and writing the sums once per old row takes twice as long.
     """
     first, weight = weights
     for row in range(len(sums)):
@@ -558,19 +566,18 @@ def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:
             for row in range(image.shape[1]):
                 _copy(sums[channel, row], image[channel, row])
         return
-    of = np.zeros(sums.shape[2] + len(weight), np.float32)  # zeros behind the end, of weight 0
+    of = np.zeros(sums.shape[2] + len(weight), np.float32)  # zeros after the end, which have weight 0
     start = first.astype(np.uint32)
     for channel in range(image.shape[0]):
         for row in range(image.shape[1]):
             _copy(sums[channel, row], of[: sums.shape[2]])
             to = image[channel, row]
             _fill(to, np.float32(0))
-            for tap in range(0, len(weight), 4):
+            for tap in range(0, len(weight), 3):
                 for column in range(len(to)):
                     place = start[column] + np.uint32(tap)
                     to[column] += (
                         weight[tap, column] * of[place]
                         + weight[tap + 1, column] * of[place + np.uint32(1)]
                         + weight[tap + 2, column] * of[place + np.uint32(2)]
-                        + weight[tap + 3, column] * of[place + np.uint32(3)]
                     )

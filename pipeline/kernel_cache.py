@@ -1,4 +1,4 @@
-"""A cache of compiled kernels that all copies of this program on a machine share, for each user.
+"""A cache of compiled kernels, one per user, that all copies of this program on a machine share.
 
 Numba's own caches belong to one folder of code, so that every new clone compiles again. This one goes by content: the
 name of a kernel's folder is a digest of its source and of what it is compiled with. Numba itself adds the CPU and the
@@ -28,7 +28,7 @@ _CONSTANTS = (bool, int, float, complex, str, bytes, np.generic)  # what Numba c
 
 def kernel(**options: Any) -> Callable[[Function], Function]:
     """A decorator: `numba.njit` with these options, and the shared cache."""
-    from numba import njit  # not above: compile_ahead.py is imported where Numba may be missing
+    from numba import njit  # not at the top: compile_ahead.py is imported where Numba may be missing
 
     def compile_function(function: Function) -> Function:
         compiled: Function = njit(**options)(function)
@@ -51,12 +51,14 @@ def share_cache(kernel: Function) -> Function:
     return kernel
 
 
-def is_cached(kernel: Callable[..., Any]) -> bool:
-    """Whether the cache has a kernel, for some CPU and some types of arguments; also where that cannot be told."""
+def cached_signatures(kernel: Callable[..., Any]) -> list[str] | None:
+    """The types of arguments that the cache has a kernel for, for any CPU, as text; None where that cannot be told."""
     try:
-        return Path(cast(Any, kernel)._cache._cache_file._index_path).exists()
+        return [str(signature) for signature, *_ in cast(Any, kernel)._cache._cache_file._load_index()]
     except AttributeError:
-        return True
+        return None
+    except Exception:  # whatever unpickling a damaged index raises: it will be written anew
+        return []
 
 
 def kernel_digest(function: Callable[..., Any]) -> str:
@@ -71,9 +73,9 @@ def kernel_digest(function: Callable[..., Any]) -> str:
 
 
 def shared_folder() -> Path | None:
-    """The user's folder for kernels, made if need be; None where it cannot be, or others may write to it.
+    """The user's folder for kernels, made if need be.
 
-    Numba runs the code that lies there.
+    None where that fails, or where others may write to it, since Numba runs the code in it.
     """
     above = user_folder("XDG_CACHE_HOME", ".cache") / "needlestream"
     for folder in (above, above / "kernels"):
@@ -96,7 +98,7 @@ def _cache_class() -> Any:
     """Numba's cache of a function, in the shared folder, and able to live with damage."""
     import numba.core.caching
 
-    caching: Any = numba.core.caching  # whose types are not to be relied upon either
+    caching: Any = numba.core.caching  # its types cannot be relied upon either
 
     class Locator(caching._CacheLocator):  # type: ignore[misc]
         """Where a kernel's files lie."""
@@ -132,7 +134,7 @@ def _cache_class() -> Any:
         _locator_classes = (_first, Locator, *_others)  # the first is that of NUMBA_CACHE_DIR
 
     class KernelCache(caching.FunctionCache):  # type: ignore[misc]
-        """A cache whose damage costs a compilation and not the run."""
+        """A cache in which damage costs a compilation, not the run."""
 
         _impl_class = Files
 

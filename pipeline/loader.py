@@ -27,7 +27,7 @@ from pipeline.devices import with_index
 from pipeline.images import ImageConfig, Images
 from pipeline.observed_times import observed_cadences
 from pipeline.plan import Order, Share
-from pipeline.planner import EXTRA, Planned, Planner
+from pipeline.planner import EXTRA, Planned, Planner, UpcomingBatches
 from pipeline.randomness import Int64s
 from pipeline.raw_batches import RawSnippets
 from pipeline.reader import Reader
@@ -124,6 +124,7 @@ class Loader:
         planes = canvas.plane_shape(manifest.shape) if canvas else (0, 0, 0)
         observed = observed_cadences(manifest) if adds_needles else None
         self._planner = Planner(order, share, draws if canvas else None, canvas, planes, observed)
+        self._upcoming = UpcomingBatches(self._planner)
         self._bad = BadSamples(manifest, order, config.on_bad_sample if draws else "fail", config.max_bad)
         self._ahead = config.read_ahead + 1
         self._images: Images | None = self._build_images(canvas, tuple(views))
@@ -163,7 +164,7 @@ class Loader:
             images.reset()  # another state was loaded, or a batch that was asked for has failed
             self._begun.clear()
         for micro in range(self._micro + len(self._begun), min(len(self), self._micro + self._ahead)):
-            images.start(self._planner.plan(self._epoch, micro), self._epoch)
+            images.start(self._upcoming.take(self._epoch, micro), self._epoch)
             self._begun.append((self._epoch, micro))
 
     def __enter__(self) -> Self:

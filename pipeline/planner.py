@@ -1,5 +1,6 @@
 """The plan of one batch: which samples it holds and what happens to each. Pure."""
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.randomness import EpochPart, Int64s
 from shard_tools.errors import InputError
 
 EXTRA = 2  # a contiguous batch of odd size has at most a partner before its start and one after its end
+_AT_ONCE = 256  # samples that are planned together: NumPy's calls take hardly longer for them than for 32
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,43 @@ class Planner:
 
     def plan(self, epoch: int, micro: int) -> Planned:
         """Batch `micro` of this rank's share of an epoch."""
-        positions, counts = self.share.positions(*divmod(micro, self.share.accumulate))
+        return self.plan_batches(epoch, range(micro, micro + 1))[0]
+
+    def plan_batches(self, epoch: int, micros: range) -> list[Planned]:
+        """Several batches of this rank's share of an epoch, each as `plan` gives it."""
+        shared = [self.share.positions(*divmod(micro, self.share.accumulate)) for micro in micros]
         if self.draws is None or self.canvas is None:
-            return Planned(positions, counts, None, self.order.rows_at(epoch, positions))
+            return [Planned(own, counts, None, self.order.rows_at(epoch, own)) for own, counts in shared]
         length = len(self.order)
-        slots, partner = batch_slots(positions, counts, length)
-        part = EpochPart(self.order.seed, epoch, slots, length)
-        rows = self.order.rows_at(epoch, slots)
+        slots, partners = zip(*(batch_slots(own, counts, length) for own, counts in shared), strict=True)
+        part = EpochPart(self.order.seed, epoch, np.concatenate(slots), length)
+        rows = self.order.rows_at(epoch, part.positions)
         observed = None if self.observed is None else self.observed.of(rows)
         draws = draw(self.draws, self.canvas, self.planes, part, observed)
-        return Planned(slots, counts, replace(draws, partner=partner), rows)
+        planned, end = [], 0
+        for (_, counts), positions, partner in zip(shared, slots, partners, strict=True):
+            own = slice(end, end := end + len(positions))
+            planned.append(Planned(positions, counts, replace(draws.at(own), partner=partner), rows[own]))
+        return planned
+
+
+class UpcomingBatches:
+    """The batches of one rank, planned several at once and handed out one by one."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        self._count = max(1, _AT_ONCE // planner.share.batch_size)
+        self._next = (0, 0)  # epoch and number of the first in `_planned`
+        self._planned: deque[Planned] = deque()
+
+    def take(self, epoch: int, micro: int) -> Planned:
+        """Batch `micro` of an epoch. It belongs to the caller, who may change it."""
+        if not self._planned or self._next != (epoch, micro):
+            share = self._planner.share
+            end = min(micro + self._count, share.steps * share.accumulate)
+            self._planned = deque(self._planner.plan_batches(epoch, range(micro, end)))
+        self._next = epoch, micro + 1
+        return self._planned.popleft()
 
 
 def batch_slots(positions: Int64s, counts: npt.NDArray[np.bool_], length: int) -> tuple[Int64s, Int32s]:
@@ -71,9 +100,12 @@ def batch_slots(positions: Int64s, counts: npt.NDArray[np.bool_], length: int) -
     partners that were added, are their own partners.
     """
     own = positions[counts]
+    places = np.arange(len(positions), dtype=np.int32)
+    if not len(own):
+        return positions, places
     partners = partner_positions(own, length)
-    slots = np.concatenate([positions, np.setdiff1d(partners, own)])
-    places = np.arange(len(slots), dtype=np.int32)
-    place_of = {int(position): place for place, position in reversed(list(enumerate(slots)))}
-    places[: len(own)] = [place_of[int(position)] for position in partners]
-    return slots, places
+    outside = (partners < own[0]) | (partners > own[-1])
+    added = partners[outside]
+    places = np.arange(len(positions) + len(added), dtype=np.int32)
+    places[: len(own)] = np.where(outside, len(positions) - 1 + np.cumsum(outside), partners - own[0])
+    return np.concatenate([positions, added]), places

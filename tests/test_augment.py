@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.augment import DrawConfig, Draws, draw, mixed_targets, partner_positions
 from pipeline.canvas import CanvasConfig, Layout
-from pipeline.plan import Share
-from pipeline.planner import batch_slots
+from pipeline.plan import Order, Share
+from pipeline.planner import Planner, UpcomingBatches, batch_slots
 from pipeline.randomness import EpochPart
 from shard_tools.errors import InputError
 
@@ -112,6 +112,31 @@ def test_a_batch_holds_every_partner_it_needs(length: int, batch_size: int, worl
             assert np.array_equal(slots[:batch_size], positions)
             assert np.array_equal(slots[places[: len(own)]], partner_positions(own, length))
             assert len(slots) - batch_size <= (2 if batch_size % 2 else 0)
+
+
+@given(
+    length=st.integers(1, 900),
+    batch_size=st.integers(1, 40),
+    world_size=st.integers(1, 3),
+    asked=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 10**6), st.integers(1, 12)), min_size=1, max_size=4),
+)
+def test_batches_that_are_planned_together_are_those_that_are_planned_alone(
+    length: int, batch_size: int, world_size: int, asked: list[tuple[int, int, int]]
+) -> None:
+    canvas, targets = CanvasConfig(), np.zeros(length, np.int8)
+    share = Share(length, batch_size, 2, world_size - 1, world_size)
+    config = DrawConfig(cutmix=0.6, mixup=0.3, erase=0.5, inject=0.5)
+    planner = Planner(Order(np.arange(length), targets), share, config, canvas, canvas.plane_shape((6, 8, 16)))
+    upcoming, micros = UpcomingBatches(planner), share.steps * share.accumulate
+    for epoch, start, count in asked:
+        for micro in range(start % micros, min(micros, start % micros + count)):
+            taken, alone = upcoming.take(epoch, micro), planner.plan(epoch, micro)
+            for name in ("positions", "counts", "rows"):
+                assert np.array_equal(getattr(taken, name), getattr(alone, name))
+            assert taken.draws is not None and alone.draws is not None
+            for name, expected in vars(alone.draws).items():
+                assert np.array_equal(getattr(taken.draws, name), expected), name
+            taken.rows[:] = -1  # as where a bad sample is replaced
 
 
 def test_mixup_ends_with_its_last_epoch() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import compile_ahead, cpu_kernels
-from pipeline.kernel_cache import is_cached
+from pipeline import compile_ahead
 from tests.tiny import pack_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +27,7 @@ from pipeline.loader import LoaderConfig
 
 compile_ahead._LONGEST = 3600.0
 compile_ahead.wait()
-for draws in (DrawConfig(cutmix=0.6, mixup=0.3, inject=0.6, erase=0.5), None):
+for draws in (DrawConfig(cutmix=0.6, mixup=0.3, inject=float(sys.argv[2]), erase=0.5), None):
     for layout in ("on_off", "stack6"):
         canvas = CanvasConfig(layout, 28, 56, subtract="lines")
         with open_loader(sys.argv[1], canvas=canvas, augment=draws, device="cpu", config=LoaderConfig("cpu")) as loader:
@@ -43,9 +42,13 @@ def environment(caches: Path) -> dict[str, str]:
     return {**ours, "XDG_CACHE_HOME": str(caches)}
 
 
-def test_a_loader_compiles_nothing_more_when_its_kernels_were_compiled_ahead(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kernel", "inject"), [("train", "0.0"), ("train_with_signals", "0.6")])
+def test_a_loader_compiles_nothing_more_when_its_kernels_were_compiled_ahead(
+    tmp_path: Path, kernel: str, inject: str
+) -> None:
     manifest = pack_tiny(tmp_path, train=10, test=2)
-    words = [sys.executable, "-c", _START + _LOAD, str(manifest.root)]
+    program = _START.replace('"train"', f'"{kernel}"') + _LOAD
+    words = [sys.executable, "-c", program, str(manifest.root), inject]
     done = subprocess.run(words, env=environment(tmp_path / "caches"), cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "0", "1", "0"], done.stderr
 
@@ -88,7 +91,7 @@ def test_a_process_is_started_only_where_it_saves_time(
     monkeypatch.setattr(compile_ahead.subprocess, "Popen", lambda words, **_: started.append(words))
     monkeypatch.setattr(compile_ahead, "_process", None)
     monkeypatch.setattr(compile_ahead, "_began", 0.0)
-    monkeypatch.setattr(compile_ahead, "is_cached", lambda _: case == "in the cache")
+    monkeypatch.setattr(compile_ahead, "_is_cached", lambda *_: case == "in the cache")
     monkeypatch.setattr(compile_ahead, "_GPU", Path("/" if case == "a GPU" else "/dev/no such device"))
     monkeypatch.setattr(compile_ahead, "usable_cores", lambda: 1 if case == "one core" else 2)
     monkeypatch.setenv("LOCAL_RANK", "1" if case == "another rank" else "0")
@@ -98,9 +101,36 @@ def test_a_process_is_started_only_where_it_saves_time(
     assert bool(started) == (case is None)
 
 
-def test_a_kernel_counts_as_cached_once_its_files_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files = cpu_kernels.write_eval_image._cache._cache_file
-    monkeypatch.setattr(files, "_index_path", str(tmp_path / "kernel.nbi"))
-    assert not is_cached(cpu_kernels.write_eval_image)
-    (tmp_path / "kernel.nbi").write_bytes(b"")
-    assert is_cached(cpu_kernels.write_eval_image)
+@pytest.mark.parametrize(
+    ("words", "kernel"),
+    [
+        (["--shards", "shards"], "train"),
+        (["--backgrounds", "more"], "train_with_signals"),
+        (["--backgrounds=more"], "train_with_signals"),
+        (["--inject", "0.3"], "train_with_signals"),
+    ],
+)
+def test_the_kernel_with_signals_is_compiled_where_the_command_line_asks_for_signals(
+    words: list[str], kernel: str
+) -> None:
+    assert compile_ahead.training_kernels(["train.py", *words]) == (kernel, "eval")
+
+
+def test_a_kernel_counts_as_cached_once_it_was_compiled_with_signals_or_without(tmp_path: Path) -> None:
+    script = """
+from pipeline import compile_ahead, cpu_kernels
+kinds = "train", "train_with_signals", "eval"
+print(*(compile_ahead._is_cached(cpu_kernels, kind) for kind in kinds))
+for kind in ("eval", "train_with_signals", "train"):
+    compile_ahead.compile_kernels([kind])
+    print(*(compile_ahead._is_cached(cpu_kernels, kind) for kind in kinds))
+cpu_kernels.write_eval_image._cache._cache_file._save_index({})
+with open(cpu_kernels.write_train_images._cache._cache_file._index_path, "r+b") as file:
+    file.truncate(30)
+print(*(compile_ahead._is_cached(cpu_kernels, kind) for kind in kinds))
+"""
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    found = [line.split() for line in done.stdout.splitlines()]
+    expected = [(False, False, False), (False, False, True), (False, True, True), (True, True, True), (False,) * 3]
+    assert found == [[str(each) for each in row] for row in expected], done.stderr

@@ -70,9 +70,10 @@ def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: 
         return run_once(build_train_graph, (snippets, *as_inputs(draws, config)), canvas, config, shape, place(maker))
     arithmetic = cpu_canvas().CpuCanvas(canvas, shape)
     images = np.empty((SAMPLES, *arithmetic.image_shape), np.float32)
+    drawn = cpu_canvas().to_kernel_types(draws)
     for slot in range(0, SAMPLES, 2):
         pair = slice(slot, slot + 2)
-        arithmetic.write_train_images(snippets[pair], draws, (slot, slot + 1), tuple(images[pair]))
+        arithmetic.write_train_images(snippets[pair], drawn, (slot, slot + 1), tuple(images[pair]))
     return images
 
 

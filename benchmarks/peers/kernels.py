@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.augment import DrawConfig, Draws, draw, mixed_targets, partner_positions
 from pipeline.canvas import CanvasConfig
-from pipeline.cpu_canvas import CpuCanvas, Float16s, make_views
+from pipeline.cpu_canvas import CpuCanvas, Float16s, make_views, to_kernel_types
 from pipeline.randomness import EpochPart
 
 
@@ -28,7 +28,8 @@ class KernelImages:
         self._canvas = CpuCanvas(canvas, shape)
         self._snippets = np.zeros((2, *shape), np.float16)  # kept, as fresh memory would cost more than the work in it
         images = np.empty((2, *self._canvas.image_shape), np.float32)
-        self._write_pair(_draw(DrawConfig(), self._canvas, len(images)), [0, 1], images)
+        drawn = to_kernel_types(_draw(DrawConfig(), self._canvas, len(images)))
+        self._canvas.write_train_images(self._snippets, drawn, [0, 1], list(images))
         self._canvas.write_eval_image(self._snippets[0], images[0])
 
     def evaluation_images(self, paths: Sequence[Path], views: tuple[str, ...]) -> Tensor:
@@ -46,17 +47,15 @@ class KernelImages:
     ) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) float32 of these files, augmented and mixed in pairs of neighbours; and their targets (B,)."""
         draws = _draw(config, self._canvas, len(paths))
+        drawn = to_kernel_types(draws)
         images = np.empty((len(paths), *self._canvas.image_shape), np.float32)
         for slot in range(0, len(paths), 2):
             slots = [slot, slot + 1][: len(paths) - slot]
             for place, snippet in zip(slots, self._snippets, strict=False):
                 read_into(paths[place], snippet)
-            self._write_pair(draws, slots, images[slot : slot + 2])
+            self._canvas.write_train_images(self._snippets[: len(slots)], drawn, slots, list(images[slot : slot + 2]))
         mixed = mixed_targets(config, draws, targets, targets[draws.partner])
         return torch.from_numpy(images), torch.from_numpy(mixed)
-
-    def _write_pair(self, draws: Draws, slots: list[int], images: npt.NDArray[np.float32]) -> None:
-        self._canvas.write_train_images(self._snippets[: len(slots)], draws, slots, list(images))
 
 
 def _draw(config: DrawConfig, canvas: CpuCanvas, count: int) -> Draws:
