@@ -1,4 +1,4 @@
-# Needlestream with all that it needs. Its steps are those of the Makefile; `docker run IMAGE TARGET` is `make TARGET`.
+# Needlestream with all its packages, built by steps of the Makefile. `docker run IMAGE TARGET` is `make TARGET`.
 #
 #   docker build -t needlestream .                       torch and DALI for CUDA 13, which run on a CPU too
 #   docker build -t needlestream --build-arg CUDA=12 .   for NVIDIA drivers 525 to 579
@@ -9,10 +9,10 @@ ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 ARG CUDA=13
 ARG PIP_EXTRA_INDEX_URL
-# A compiler is for torch.compile; the rest is compiled by Numba.
+# torch.compile needs a compiler; Numba brings its own.
 RUN apt-get update && apt-get install --yes --no-install-recommends make g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /needlestream
-# First what is installed, so that a change of the program does not install it again.
+# Packages first, so that a change of the program does not install them again.
 COPY Makefile requirements.txt requirements-cuda12.txt requirements-cpu.txt ./
 ENV PIP_NO_CACHE_DIR=1
 RUN make install CUDA=${CUDA}

@@ -1,7 +1,7 @@
 # Needlestream: `make help` explains. Each step does only what is not done yet.
 
 DATA   ?= $(if $(wildcard input/* shards/manifest.json),input,demo/input)
-# The demonstration keeps to its own folder; anything else goes where its name says.
+# The demonstration stays in its own folder, demo/.
 IS_DEMO := $(filter demo/input,$(DATA))
 SHARDS ?= $(if $(IS_DEMO),demo/shards,shards)
 RUN    ?= $(if $(IS_DEMO),demo/run,runs/$(PRESET))$(if $(FOLD),-folds)
@@ -28,7 +28,7 @@ else
 endif
 BASE_PYTHON ?= python3
 # What torch and DALI are built for: CUDA 13 or 12, or cpu. Unset: as .venv has it, or the newest that the driver runs.
-# Not `?=`: on clusters a variable CUDA of the environment is often a folder.
+# Not `?=`: on clusters an environment variable CUDA often names a folder.
 CUDA   :=
 REQUIREMENTS_13  := requirements.txt
 REQUIREMENTS_12  := requirements-cuda12.txt
@@ -36,11 +36,11 @@ REQUIREMENTS_cpu := requirements-cpu.txt
 $(if $(filter-out 13 12 cpu,$(CUDA)),$(error CUDA=$(CUDA): expected 13, 12 or cpu))
 DRIVER_FILE ?= /proc/driver/nvidia/version
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
-# Bright needles, half of the cadences: enough for a small model to learn from in minutes.
+# Half of the cadences have bright needles: enough for a small model to learn from in minutes.
 DEMO_SIMULATE := --train 1500 --test 300 --positive-share 0.5 --snr-min 300 --snr-max 3000 --seed 0
-# The demonstration trains on cadences without needles, to which signals are added while it trains.
+# The demonstration trains on cadences without needles, to which training adds signals.
 DEMO_BACKGROUNDS := --backgrounds 3000 --seed 1
-# An observation as a telescope's files, small enough for a minute: two coarse channels of a quarter of the real width.
+# A simulated observation that takes about a minute: two coarse channels of a quarter of the real width.
 OBSERVE_SIMULATE := --coarse-channels 2 --nfpc 262144 --needles 8 --interference 6 --snr-min 60 --snr-max 300 --seed 1
 OBSERVED := demo/observation
 $(if $(word 2,$(OBSERVED)),$(error OBSERVED=$(OBSERVED): make cannot take paths with spaces; run the steps by hand (docs/observations.md)))
@@ -52,46 +52,48 @@ BACKGROUNDS ?= $(if $(IS_DEMO),demo/background-shards)
 .PHONY: help install shards train infer observe test fuzz chaos bench peers needles recipes skies curve weights weights-fine learning-check bench-check gpu-check lint format clean
 
 help:
-	@echo 'make install  make .venv and install into it; the next ones do so too'
+	@echo 'make install  make .venv and install into it; most targets below do so too'
 	@echo 'make shards   pack the data into WebDataset shards'
-	@echo 'make train    train a model on them (and pack first if need be)'
-	@echo 'make infer    write submission.csv (and train first if need be)'
-	@echo 'make observe  six simulated files of a telescope to a table of candidates'
+	@echo 'make train    train a model on the shards (packs first if needed)'
+	@echo 'make infer    write submission.csv (packs and trains first if needed)'
+	@echo 'make observe  search six simulated telescope files for candidates'
 	@echo 'make test     run the tests'
 	@echo 'make lint     check style, types and imports'
-	@echo 'make fuzz     read 10,000 damaged files;  make chaos: kill runs 40 times'
+	@echo 'make fuzz     read 10,000 damaged files'
+	@echo 'make chaos    kill runs 40 times'
 	@echo 'make bench    measure loading, training, prediction and packing against others'
-	@echo 'make peers    train and predict by the loops of others too (an hour, estimated)'
+	@echo 'make peers    train and predict with loops of other projects (1 hour, estimated)'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
-	@echo '              ARGS="--real DIR" for real needles too'
+	@echo '              ARGS="--real DIR": judge them on real needles too'
 	@echo 'make weights  train the weights that come with the program (20 minutes)'
-	@echo 'make weights-fine  the same for fine products (estimated: 15 minutes)'
+	@echo 'make weights-fine  train weights for fine products (15 minutes, estimated)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores)'
 	@echo 'make recipes  train with one choice changed at a time (half an hour)'
-	@echo 'make skies    train on real skies too; ARGS="--real DIR"'
-	@echo 'make learning-check  can each preset memorise, start well, move every part?'
-	@echo 'make gpu-check  with an NVIDIA GPU: its tests and short benchmarks, 8 minutes'
+	@echo 'make skies    train on real skies too; needs ARGS="--real DIR"'
+	@echo 'make learning-check  check that each preset can learn (5 minutes)'
+	@echo 'make gpu-check  run the GPU tests and short benchmarks (8 minutes)'
 	@echo 'make clean    remove the demonstration (demo/) and nothing else'
 	@echo
 	@echo 'Without data in input/ (train_labels.csv, train/, sample_submission.csv, test/)'
 	@echo 'a demonstration data set is simulated under demo/.'
 	@echo
 	@echo 'DATA=$(DATA)  SHARDS=$(SHARDS)  RUN=$(RUN)  PRESET=$(PRESET)'
-	@echo 'FOLD=2        hold out fold 2, not 0;  FOLD=all: every fold in turn, for scores'
-	@echo '              of all training data, and predictions that average all folds'
-	@echo 'BACKGROUNDS=DIR  shards without needles: signals are added while it trains'
-	@echo 'ARGS="..."    further options of the step that is run; see for example'
+	@echo 'FOLD=2        hold out fold 2, not fold 0'
+	@echo 'FOLD=all      train every fold: scores of all training data, and predictions'
+	@echo '              averaged over all folds'
+	@echo 'BACKGROUNDS=DIR  shards without needles, to which training adds signals'
+	@echo 'ARGS="..."    more options for the step that is run; see for example'
 	@echo '              $(PYTHON) train.py --help'
 	@echo 'CUDA=12       torch and DALI for NVIDIA drivers 525 to 579; 13: from 580 on;'
-	@echo '              cpu: without CUDA. Unset: what the driver runs'
-	@echo 'PYTHON=...    an interpreter that has everything, instead of .venv'
+	@echo '              cpu: without CUDA. Unset: what the driver can run'
+	@echo 'PYTHON=...    use an interpreter that has all packages, not .venv'
 
 .venv/bin/python:
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'error: $(BASE_PYTHON) is too old, expected Python 3.11 or newer; give BASE_PYTHON=...'; exit 1; }
 	$(BASE_PYTHON) -m venv .venv
 
-# The name of the requirements that .venv is filled from. An older .venv does not say, and was made for CUDA 13.
+# Holds the name of the requirements file for .venv. The .venv of an earlier version lacks it, and is for CUDA 13.
 # CUDA 13 needs driver 580 or newer, CUDA 12 needs 525: https://docs.nvidia.com/deploy/cuda-compatibility
 .venv/requirements: $(if $(CUDA),$(if $(filter $(REQUIREMENTS_$(CUDA)),$(file < .venv/requirements)),,FORCE)) | .venv/bin/python
 	@file=''; driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.' | head -n 1); \
@@ -107,9 +109,9 @@ help:
 
 FORCE:
 
-# $(call install,FILE...): into .venv what .venv/requirements names, and these files without the lines that name others.
+# $(call install,FILE...): install the file that .venv/requirements names, and FILE... without their `-r` lines.
 define install
-@echo "installing $$(cat .venv/requirements) $(1) into .venv (some 7 GB, a few minutes)"
+@echo "installing $$(cat .venv/requirements) $(1) into .venv (about 7 GB, a few minutes)"
 @$(if $(1),grep -hv '^-r ' $(1),:) > .venv/further.txt
 @$(PIP_INSTALL) -r $$(cat .venv/requirements) -r .venv/further.txt || { $(NO_CPU_BUILDS); rm .venv/requirements; exit 1; }
 endef
@@ -167,7 +169,7 @@ infer: $(HERE)/submission.csv
 	$(if $(IS_DEMO),@echo 'The same cadences with the weights that come with the program:')
 	$(if $(IS_DEMO),@$(PYTHON) infer.py --shards $(SHARDS) --weights needlestream --tta --out demo/needlestream.csv)
 
-# What an interrupted simulation left is removed under demo/ alone: elsewhere the files may be the user's, and are refused.
+# Files of an interrupted simulation are removed only under demo/: elsewhere they may be the user's, and are refused.
 $(OBSERVED)/files/truth.csv: | $(READY)
 	$(if $(filter demo/observation,$(OBSERVED)),rm -rf $(OBSERVED)/files)
 	$(PYTHON) -m shard_tools simulate-observation --out $(OBSERVED)/files $(OBSERVE_SIMULATE)
@@ -184,7 +186,7 @@ observe: $(OBSERVED)/candidates.report.html
 	@echo 'candidates:  $(OBSERVED)/candidates.csv'
 	@echo 'report:      $(OBSERVED)/candidates.report.html  (open it in a browser)'
 
-# In several processes, each file's tests in one of them: they share what was trained or packed for that file.
+# All tests of a file run in the same process, because they share what was trained or packed for that file.
 test: $(READY_DEV)
 	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
@@ -201,7 +203,7 @@ bench: $(READY_BENCH)
 	$(PYTHON) benchmarks/pack_bench.py
 	$(PYTHON) benchmarks/report.py --readme docs/performance.md --recipe docs/recipe.md
 
-# With the model of the preset demo, and with a plain Swin on the canvas of the preset seed.
+# Once with the model of the preset demo, and once with a plain Swin on the canvas of the preset seed.
 peers: $(READY_BENCH)
 	$(PYTHON) benchmarks/train_bench.py --peers all $(ARGS)
 	$(PYTHON) benchmarks/train_bench.py --peers all --what infer $(ARGS)
@@ -231,18 +233,18 @@ curve: $(READY_DEV)
 weights: $(READY_DEV)
 	$(PYTHON) benchmarks/learning_curve.py --cadences 200000 --runs 1 --keep training/needlestream.safetensors $(ARGS)
 
-# What is finished in the work folder is kept: a run that was interrupted goes on.
+# Finished trainings are kept in the work folder, so an interrupted run resumes.
 weights-fine: $(READY_DEV)
 	$(PYTHON) benchmarks/fine_weights.py --work-dir $(or $(TMPDIR),/tmp)/needlestream-fine --keep training/needlestream-fine.safetensors $(ARGS)
 
-# Ratios alone, far below what is measured on a quiet machine: what fails here is broken, not merely slow.
+# Checks only ratios, with limits far below what a quiet machine reaches: what fails here is broken, not merely slow.
 bench-check: export NEEDLESTREAM_HISTORY := $(or $(TMPDIR),/tmp)/needlestream-bench-check.jsonl
 bench-check: $(READY_DEV)
 	$(PYTHON) benchmarks/loader_bench.py --quick --check --check-margin 0.4
 	$(PYTHON) benchmarks/train_bench.py --cadences 64 --rounds 3 --check --check-margin 0.7
 	$(PYTHON) benchmarks/pack_bench.py --cadences 300 --rounds 3 --check --check-margin 0.4
 
-# Without installing anything: such a machine may have no network. PYTHON=python3 names its own interpreter.
+# Installs nothing, because a machine with a GPU may have no network. PYTHON=python3 names its own interpreter.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
