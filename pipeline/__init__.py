@@ -2,11 +2,11 @@
 
 Before any work on a batch starts, the iterating thread decides which sample comes next (plan.py) and what happens to it
 (augment.py, which also computes the weights of CutMix and mixup targets); planner.py puts both together for a batch.
-This is pure: it depends on the table of samples, the settings, the seed and the place in the epoch, never on threads or
-timing.
+These decisions are pure: they depend on the table of samples, the settings, the seed and the place in the epoch, never
+on threads or timing.
 
 Worker threads read the samples (reader.py), or with the CPU engine read them and make their images (cpu_engine.py).
-They decide nothing. A sample that cannot be read is replaced by the thread that iterates (bad_samples.py).
+They decide nothing. The iterating thread replaces a sample that cannot be read (bad_samples.py).
 
 Two engines make images, with the same steps under the same names:
 
@@ -14,7 +14,7 @@ Two engines make images, with the same steps under the same names:
 - cpu_engine.py with cpu_canvas.py and cpu_kernels.py: on a CPU, each worker thread takes one sample at a time from the
   shard to the image, through compiled kernels
 
-A third, raw_batches.py, makes none: it hands out snippets as they are.
+A third engine, raw_batches.py, makes no images: it hands out snippets as they are.
 
 The steps are sum_time_bins (float16 to float32, and the choice of panels), add_signal, subtract_means, normalise,
 compress, augment (flip, roll, shift, gain and offset, erase), mix (CutMix, mixup), resize (stack and resize) and

@@ -25,7 +25,7 @@ from shard_tools.errors import InputError
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 
-_ORDERS = np.array(list(itertools.permutations(range(PANELS // 2))))  # of three panels; the first is their own
+_ORDERS = np.array(list(itertools.permutations(range(PANELS // 2))))  # of three panels; the first changes nothing
 _PERMUTED = 0.5  # default of --permute-panels where needles are added
 
 
@@ -56,11 +56,11 @@ class DrawConfig:
     cutmix_box: Literal["box", "band"] = "box"
     """box: the same box of time and frequency in each panel. band: all time bins of a band of channels."""
     mixup: float = 0.0
-    """Probability of mixup, a weighted mean with that neighbour, instead of CutMix (0 to 1)."""
+    """Probability of mixup, a weighted mean with the same neighbour, instead of CutMix (0 to 1)."""
     mixup_alpha: float = 1.0
     """A weight w is drawn from Beta(alpha, alpha); the sample's own pixels keep max(w, 1 - w)."""
     mixup_epochs: int = 0
-    """Epochs with mixup, from the first; 0: all."""
+    """Number of epochs with mixup, from the first one on; 0: all."""
     mix_target: Literal["area", "or"] = "area"
     """Target after CutMix or mixup. area: both targets, weighted by the share of the pixels. or: the larger one."""
     inject: float = 0.0
@@ -71,8 +71,8 @@ class DrawConfig:
     inject_snr_min: float = 0.3
     """Smallest peak of an added signal, in standard deviations of a pixel's noise in its panel."""
     inject_snr_max: float = 5.0
-    """Upper end of the drawn peak. Peaks are log-uniform between the two; each pair of panels is then scaled by 0.58 to
-    1.73."""
+    """Largest peak that is drawn. Peaks are log-uniform between the two; each pair of an ON and an OFF panel is then
+    scaled by 0.58 to 1.73."""
     needles: float | None = None
     """For cadences without needles (--backgrounds): probability of adding a needle (0 to 1), whose target is then 1.
     Narrowband interference is added too, whether or not there is a needle, as `shard_tools simulate` does. In snippets
@@ -80,12 +80,12 @@ class DrawConfig:
     nothing is added."""
     signal_snr_min: float = 100.0
     """With needles, SNR of the faintest added signal, as setigen defines it: its peak in standard deviations of a
-    pixel's noise, times the square root of the cadence's time bins. 100 is 2.5 standard deviations of 1638 bins."""
+    pixel's noise, times the square root of the cadence's time bins. 100 is 2.5 standard deviations with 1638 bins."""
     signal_snr_max: float = 3000.0
     """With needles, SNR of the brightest added signal; they are log-uniform between the two."""
     permute_panels: float | None = None
-    """Probability of reading the ON panels in another order, and the OFF panels in another, before any signal is added
-    (0 to 1). Unset: 0.5 with needles, else 0."""
+    """Probability of shuffling the ON panels among themselves, and the OFF panels among themselves, before any signal
+    is added (0 to 1). Unset: 0.5 with needles, else 0."""
 
     def __post_init__(self) -> None:
         shares = ("flip_frequency", "flip_time", "erase", "erase_size", "roll_frequency", "shift_time", "cutmix")
@@ -123,7 +123,7 @@ class DrawConfig:
 
     @property
     def permuted(self) -> float:
-        """Probability of reading panels in another order."""
+        """Probability of shuffling panels; see `permute_panels`."""
         if self.permute_panels is None:
             return 0.0 if self.needles is None else _PERMUTED
         return self.permute_panels
@@ -163,7 +163,7 @@ class Draws:
     kept: Float64s
     """(n,) the share of the image that is the sample's own after CutMix or mixup."""
     signal_path: Float32s
-    """(n, S, N, t) empty where nothing is added; see Signals, as for the three below."""
+    """(n, S, N, t) empty where nothing is added; see Signals for this field and the next three."""
     signal_level: Float32s
     """(n, S, N, t)"""
     signal_width: Float32s
@@ -171,7 +171,7 @@ class Draws:
     signal_lorentzian: Bools
     """(n, S)"""
     signal_normalised: Bools
-    """(n,) whether signals are added before time bins are summed, and the panels that hold one normalised again."""
+    """(n,) whether signals are added, and panels that hold one normalised again, before time bins are summed."""
     has_needle: Bools
     """(n,) whether a needle was added."""
     panel_order: Int32s
@@ -183,10 +183,10 @@ class Draws:
 
 
 def partner_positions(positions: Int64s, length: int) -> Int64s:
-    """Positions 2k and 2k + 1 are partners; the last position of an odd number is its own partner.
+    """Positions 2k and 2k + 1 are partners; the last of an odd number of positions is its own partner.
 
-    As the order of an epoch is random, so are these pairs. Both of a pair lie in one batch, if its size is even, and no
-    sample has to be read twice.
+    The order of an epoch is random, and so are these pairs. If the batch size is even, both of a pair are in one batch,
+    and no sample has to be read twice.
     """
     partners = positions ^ 1
     return np.where(partners < length, partners, positions)
@@ -201,7 +201,7 @@ def draw(
 ) -> Draws:
     """Draw for positions of an epoch; `planes` is the shape (N, T, F) before the canvas is resized.
 
-    `observed` says when the samples' panels were, where they are of an observation and signals are added.
+    `observed` has the times of the samples' panels, if they are from an observation and signals are added.
     """
     _, time_bins, channels = planes
 

@@ -1,4 +1,4 @@
-"""Backgrounds: data sets of cadences without needles, to which the plan adds signals while it trains."""
+"""Backgrounds: data sets of cadences without needles, to which signals are added in training."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +11,13 @@ from shard_tools.manifest import Manifest
 from shard_tools.observation.band_folds import band_folds, rows_beside
 
 VALIDATION = "validation"
-"""The entry of `Manifest.made` of a validation set, which says of which observations it is; and its folder in a run."""
+"""Entry of `Manifest.made` that says from which observations a validation set is; also the set's folder in a run."""
 
 
 def backgrounds_order(backgrounds: Manifest, seed: int, kept_back: Int64s | None = None) -> Order:
-    """Every cadence of the data sets once an epoch, of whichever split, shuffled, but for the rows `kept_back`.
+    """Every cadence of the data sets, of both splits, once an epoch, shuffled, except the rows `kept_back`.
 
-    Raises as `check_no_needles`.
+    Raises as `check_no_needles` does.
     """
     check_no_needles(backgrounds)
     rows = np.arange(len(backgrounds))
@@ -28,8 +28,8 @@ def backgrounds_order(backgrounds: Manifest, seed: int, kept_back: Int64s | None
 def kept_back_rows(backgrounds: Manifest, validated: Manifest, fold: int) -> Int64s:
     """The rows of `backgrounds` that are not trained on, because some of them are validated on.
 
-    Where `validated` was made of snippets of an observation (training/validation_set.py), these are all snippets of the
-    same fold of that observation, and those that share channels with them. Raises InputError naming a table that is
+    Where `validated` was made from snippets of an observation (training/validation_set.py), these are all snippets of
+    the same fold of that observation, and those that share channels with them. Raises InputError naming a table that is
     missing or was changed.
     """
     observations = validated.made.get(VALIDATION, {}).get("of", [])
@@ -54,7 +54,7 @@ def check_no_needles(backgrounds: Manifest) -> None:
 def check_backgrounds(backgrounds: Manifest, validated: Manifest, rows: Int64s) -> None:
     """Raise InputError where a model cannot be trained on `backgrounds` and validated on these `rows` of a data set.
 
-    Snippets and summed time bins must be alike, no background may have a needle, and none may be validated on.
+    Shapes and summed time bins must agree, no background may have a needle, and none may be validated on.
     """
     check_no_needles(backgrounds)
     for what, remedy, here, there in (
@@ -74,5 +74,5 @@ def check_backgrounds(backgrounds: Manifest, validated: Manifest, rows: Int64s) 
     if shared_keys:
         raise InputError(
             f"{min(shared_keys)}: is in {backgrounds.root}, and in {validated.root} among the cadences that are "
-            f"validated on, as are {len(shared_keys):,} in all; pack the backgrounds again without them"
+            f"validated on, one of {len(shared_keys):,} such keys; pack the backgrounds again without them"
         )

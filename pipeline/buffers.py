@@ -1,4 +1,4 @@
-"""Memory that is used again: fresh memory costs more than the work done in it (page faults, pinning)."""
+"""Memory that is reused: fresh memory costs more than the work done in it (page faults, pinning)."""
 
 import math
 import weakref
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class BufferPool:
-    """Tensors of one shape. The memory of each is used again when it and all views of it are deleted."""
+    """Tensors of one shape. The memory of each is reused when it and all views of it are deleted."""
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, pinned: bool = False) -> None:
         """`pinned` memory is copied to a GPU directly, while the CPU goes on."""

@@ -20,7 +20,7 @@ class CanvasConfig:
     """How a snippet becomes an image."""
 
     canvas: Layout = "on_off"
-    """stack6: all six panels under each other, one channel. on: the ON panels under each other, one channel.
+    """stack6: all six panels below each other, one channel. on: the ON panels below each other, one channel.
     on_off: the ON stack and the OFF stack as two channels. panels: six channels, the ON panels first."""
     height: int = 224
     """Height of the image (time), in pixels."""
@@ -28,7 +28,7 @@ class CanvasConfig:
     """Width of the image (frequency), in pixels."""
     sum_time_bins: int = 1
     """Number of neighbouring time bins to sum before all other steps. The sum is divided by the square root of this
-    number, so that the noise stays 1. Must divide the snippet's time bins."""
+    number, so that white noise keeps its standard deviation. Must divide the snippet's time bins."""
     subtract: Literal["none", "lines", "lines_bursts"] = "none"
     """Background to subtract. lines: each channel's mean over all six panels (bandpass, persistent lines).
     lines_bursts: then also each time bin's mean over the channels (broadband bursts)."""
@@ -42,8 +42,8 @@ class CanvasConfig:
             raise InputError(f"--height {self.height} --width {self.width}: expected at least 1 pixel each")
         if self.canvas == "on" and self.subtract != "none":
             raise InputError(
-                f"--subtract {self.subtract}: with --canvas on the mean of a channel is over ON panels alone, and "
-                "would take needles away; use --subtract none or another canvas"
+                f"--subtract {self.subtract}: with --canvas on a channel's mean is over ON panels alone, so that "
+                "subtracting it would remove needles; use --subtract none or another canvas"
             )
 
     @property
@@ -70,7 +70,7 @@ class CanvasConfig:
 
     @property
     def flips_time(self) -> bool:
-        """Whether time may be reversed. Over the stack of six it would move ON panels into OFF slots."""
+        """Whether time may be reversed. On stack6 that would move ON panels into OFF slots."""
         return self.canvas != "stack6"
 
     @property

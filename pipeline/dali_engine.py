@@ -1,6 +1,6 @@
 """The GPU's engine: snippets are read ahead on threads and fed into a DALI graph, which makes the images.
 
-Only reading is done on worker threads of this project. Everything from the float16 bytes to the image is the graph's
+Worker threads of this project only read. Everything from the float16 bytes to the image happens in the graph
 (dali_graph.py), on the GPU, or for tests on the CPU.
 """
 
@@ -41,7 +41,7 @@ class DaliImages:
         if not self._in_graph:
             self._graph.reset()  # it ended with the epoch before, or with a failed batch
         (output,) = self._graph.run()
-        # Its batch has left the graph: the block's memory may be used again.
+        # Its batch has left the graph: the block's memory may be reused.
         block = self._in_graph.popleft()
         return block.planned, self._image(output, block)[: len(block.planned.counts)]
 
@@ -72,14 +72,14 @@ class DaliImages:
         return (snippets, *(getattr(planned.draws, name) for name in self._inputs))
 
     def _image(self, output: Any, block: Block) -> Tensor:
-        """The images of a batch, in memory that DALI does not use again."""
+        """The images of a batch, in memory that DALI does not reuse."""
         image = from_dlpack(output.as_tensor())
         if self._place.device_id is None:
             return image
         # torch may read now: run() without a stream returns when its output is done (DALI's documentation), and
-        # from_dlpack tells DALI which of torch's streams reads it: the current one of the output's device, clone()'s.
-        # DALI does not wait for that stream before it uses its memory again. So the output is kept until torch has
-        # copied it. Two batches later the copy is long done, and nothing waits.
+        # from_dlpack tells DALI which of torch's streams reads it: the current one of the output's device, on which
+        # clone() runs. DALI does not wait for that stream before it reuses its memory, so the output is kept until
+        # torch has copied it. Two batches later the copy is long done, and nothing waits.
         copy = image.clone()
         copied = record_event(torch.device("cuda", self._place.device_id))
         self._copying.append((output, block, copied))
@@ -95,7 +95,7 @@ def _build_graph(feed: Feed, images: ImageConfig, place: GraphPlace) -> Any:
 
 
 def _weak(feed: Callable[[], tuple[Any, ...]]) -> Callable[[], tuple[Any, ...]]:
-    """A graph's callback that does not keep its object alive, which DALI's reference cycles would do."""
+    """A graph's callback that does not keep its object alive, as DALI's reference cycles otherwise would."""
     reference = weakref.WeakMethod(feed)
 
     def call() -> tuple[Any, ...]:

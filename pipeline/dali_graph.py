@@ -59,7 +59,7 @@ class GraphPlace:
 
 
 def train_inputs(draws: DrawConfig) -> tuple[str, ...]:
-    """What the training graph takes besides the snippets, in order: fields of Draws, partners as places in batch."""
+    """What the training graph takes besides the snippets, in order: fields of Draws, with partners as slots."""
     return (*DRAW_INPUTS, *_signal_inputs(draws))
 
 
@@ -131,7 +131,7 @@ def _sum_time_bins(values: DataNode, canvas: CanvasConfig, shape: tuple[int, int
     count, time_bins, channels = canvas.plane_shape(shape)
     if canvas.sum_time_bins > 1:
         values = fn.reshape(values, shape=[count, time_bins, canvas.sum_time_bins, channels])
-        # Over the square root, so that white noise keeps its standard deviation.
+        # Divided by the square root, so that white noise keeps its standard deviation.
         values = fn.reductions.sum(values, axes=[2]) * np.float32(canvas.sum_time_bins**-0.5)
     return values
 
@@ -141,17 +141,17 @@ def _add_signals(
 ) -> DataNode:
     """Add signals to planes (N, T, F): profiles along paths, whose peak is their level times the plane's noise.
 
-    `sizes` is N, T, the number of time bins that were summed, and F. The noise is measured on steps between
-    neighbouring channels, by the mean of their roots: bright lines hardly change it.
+    `sizes` is N, T, the number of time bins that were summed, and F. The noise is measured by the mean square root of
+    the steps between neighbouring channels, which bright lines hardly change.
     """
     steps = math.sqrt(math.abs(planes[:, :, 1:] - planes[:, :, :-1]))
     noise = fn.reductions.mean(steps, axes=[1, 2], keep_dims=True) * np.float32(1 / NEIGHBOUR_ROOT)
     noise = fn.reshape(noise * noise * np.float32(sizes[2] ** -0.5), shape=[sizes[0], 1, 1, 1])
     inputs = [_on(draws[name], on_gpu) for name in _signal_inputs(config)]
-    # One signal after the other: all at once would take as many times the memory.
+    # One signal after the other: S at once would take S times the memory.
     for signal in range(config.most_signals):
         path, level, width, *lorentzian = (values[signal] for values in inputs)
-        # A time bin of the snippet at a time, as the path moves on within a summed one: (N, T, t / T, F).
+        # For each time bin of the snippet, since the path moves within a summed one: (N, T, t / T, F).
         path, peak = fn.reshape(path, shape=[*sizes[:3], 1]), fn.reshape(level, shape=[*sizes[:3], 1]) * noise
         column = types.Constant(np.arange(sizes[3], dtype=np.float32).reshape(1, 1, 1, -1), device=_device(on_gpu))
         offset = column - path
@@ -166,8 +166,8 @@ def _add_signals(
 def _make_profile(square: DataNode, peak: DataNode, width: DataNode, lorentzian: Sequence[DataNode]) -> DataNode:
     """One signal (N, T, t / T, F), from the squared distances to its path, in channels.
 
-    `peak` has one channel, `width` is one number, and `lorentzian`, if given, says whether it is a Lorentzian. What has
-    one channel is computed first: each step over all channels moves as much as the whole panels.
+    `peak` has one channel, `width` is one number, and `lorentzian`, if given, says whether it is a Lorentzian. Factors
+    with one channel are computed first: each step over all channels moves as many bytes as the whole panels.
     """
     narrow = width * width
     if not lorentzian:
@@ -191,7 +191,7 @@ def _normalise_where_added(panels: DataNode, draws: dict[str, DataNode], on_gpu:
 
 
 def _subtract_means(values: DataNode, canvas: CanvasConfig) -> DataNode:
-    """Take the background of planes (N, T, F) away: each channel's mean, and then each time bin's."""
+    """Subtract the background of planes (N, T, F): each channel's mean, then with lines_bursts each time bin's."""
     if canvas.subtract != "none":
         values = values - fn.reductions.mean(values, axes=[0, 1], keep_dims=True)
     if canvas.subtract == "lines_bursts":
@@ -212,7 +212,7 @@ def _compress(values: DataNode, canvas: CanvasConfig) -> DataNode:
 def _augment(
     planes: DataNode, canvas: CanvasConfig, shape: tuple[int, int, int], draws: dict[str, DataNode], on_gpu: bool
 ) -> DataNode:
-    """Flip, roll, shift, scale and erase planes (N, T, F): all panels alike, but for the erased box."""
+    """Flip, roll, shift, scale and erase planes (N, T, F): all panels alike, except for the erased box."""
     count, time_bins, channels = shape
     in_stack = count // canvas.stacks * time_bins
     stacked = fn.reshape(planes, shape=[canvas.stacks, in_stack, channels], layout="CHW")

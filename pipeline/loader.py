@@ -37,7 +37,7 @@ from shard_tools.manifest import Manifest
 
 Engine = Literal["auto", "dali", "cpu"]
 _ASKED_FOR = (-1, -1)  # stands for the batch that is waited for: if it fails, all are begun again
-REMOTE_READS = 32  # 300 cadences/s of 838 kB at 20 ms of latency and 1 Gbit/s need some 10
+REMOTE_READS = 32  # 300 cadences/s of 838 kB need some 10, at 20 ms of latency and 1 Gbit/s for each read
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class LoaderConfig:
     read_ahead: int = 4
     """Batches that are made in advance."""
     on_bad_sample: Policy = "fail"
-    """In training, what to do with a sample that is missing, cut short or swapped (flipped bits are found by
-    `shard_tools verify` alone): fail stops; skip reads the epoch's next sample in its place and names the bad one at
-    the end. Validation, prediction and `open_loader` without `augment` always stop."""
+    """In training, what to do with a sample that is missing, cut short or swapped (only `shard_tools verify` finds
+    flipped bits): fail stops; skip reads the epoch's next sample in its place and names the bad one at the end.
+    Validation, prediction and `open_loader` without `augment` always stop."""
     max_bad: int = 10
     """With skip, the number of bad samples that one rank tolerates before it stops."""
 
@@ -90,9 +90,9 @@ class Batch:
 class Loader:
     """Iterate over an order, one epoch after another; resumable through `state_dict`.
 
-    Each iteration goes on after the last batch that was handed out, to the end of its epoch. `begin` has its first
-    batches made before it is asked for them. Each rank's loader reads its own share, so that Accelerate need not (and
-    does not) prepare it.
+    Each iteration goes on after the last batch that was handed out, to the end of its epoch. `begin` starts its first
+    batches before they are asked for. Each rank's loader reads its own share, so that Accelerate need not (and does
+    not) prepare it.
     """
 
     def __init__(
@@ -106,8 +106,7 @@ class Loader:
         device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
         config: LoaderConfig = LoaderConfig(),
     ) -> None:
-        """Make training batches if `draws` is given, else evaluation batches of `views`; without `canvas`, hand out raw
-        snippets.
+        """Make training batches if given `draws`, else evaluation batches of `views`; without `canvas`, raw snippets.
 
         Raises ValueError where `order` and `share` differ in length, InputError where the canvas does not fit.
         """
@@ -155,9 +154,9 @@ class Loader:
     def begin(self) -> None:
         """Begin the next batches and return at once, so that the next iteration need not wait for its first ones.
 
-        For a pause between two iterations, such as validation. It begins no more than an iteration has in advance:
-        `read_ahead` + 1 batches, with DALI as many more as its graph holds, and none of the epoch after. `state_dict`
-        does not count them. Errors are raised when the batch is asked for.
+        Call it before a pause between two iterations, such as validation. It begins as many batches as an iteration has
+        in advance (`read_ahead` + 1, and with DALI those in its graph), and none of the epoch after. `state_dict` does
+        not count them. Errors are raised when the batch is asked for.
         """
         images = self._open_images()
         if self._begun and self._begun[0] != (self._epoch, self._micro):
@@ -218,7 +217,7 @@ class Loader:
         return self._build_dali_images(images)
 
     def _build_cpu_images(self, images: ImageConfig) -> Images:
-        from pipeline.cpu_engine import CpuImages, Threads  # with Numba, which a machine with a GPU may lack
+        from pipeline.cpu_engine import CpuImages, Threads  # needs Numba, which a machine with a GPU may lack
 
         threads = Threads(self._config.loader_threads, self._read_threads)
         return CpuImages(self.manifest, images, self.share.batch_size, self._bad, threads)

@@ -1,4 +1,4 @@
-"""When the panels of observed cadences were, and how fast lines may drift in them: for the signals that are added.
+"""When the panels of observed cadences were recorded, and how fast lines may drift in them: for added signals.
 
 Axes: c cadence, n samples, P panel, t time bin.
 """
@@ -16,7 +16,7 @@ from shard_tools.axes import Axes
 from shard_tools.manifest import Manifest
 from shard_tools.observation.observed_axes import axes_of, cadence_of, is_observed
 
-_WIDEST = 0.7  # share of the channels that a path drifts over while it is on
+_WIDEST = 0.7  # largest share of the channels that a path drifts over while its signal is on
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class ObservedTimes:
     """(n,) channels that the steepest line crosses over the cadence."""
 
     def at(self, rows: Int64s) -> Self:
-        """Those of some samples, with repeats where `rows` has some."""
+        """The times of the samples `rows`, with the repeats in it."""
         return type(self)(self.times.at(rows), self.steepest[rows])
 
     def draw_drifts(self, channels: int, length: Float64s, number: Numbers) -> Float64s:
-        """(n,) channels over the cadence, of either sign and all rates alike; a signal is on for `length` of it."""
+        """(n,) channels over the cadence, of either sign, all rates equally likely; a signal is on for its `length`."""
         return (2 * number(Stream.SIGNAL_DRIFT) - 1) * np.minimum(self.steepest, _WIDEST * channels / length)
 
 
 @dataclass(frozen=True)
 class ObservedCadences:
-    """The times of every cadence of a data set, and which of them each row has."""
+    """The times of every cadence of a data set, and the cadence of each row."""
 
     each: ObservedTimes
     """(c, ...)"""
@@ -51,7 +51,7 @@ class ObservedCadences:
 
 
 def to_times(axes: Sequence[Axes]) -> ObservedTimes:
-    """The times of cadences with these axes, of one number of time bins."""
+    """The times of cadences with these axes, which must all have the same number of time bins."""
     starts = np.array([each.panel_starts_s for each in axes])
     bin_length = np.array([each.bin_length_s for each in axes])[:, None]
     time_bins = axes[0].time_bins

@@ -58,9 +58,9 @@ def open_loader(
         batch_size: Samples in a batch of one rank.
         canvas: How a snippet becomes an image, for example `CanvasConfig("on_off", 224, 224)`.
         augment: How strongly training images are augmented; `DrawConfig()` has the defaults of train.py. Needs
-            `canvas`. None: nothing is augmented, whatever the split. With `DrawConfig(needles=0.5)` the data set holds
-            cadences without needles: all of them are read, of both splits, signals are added to them, and a target is 1
-            where a needle was added.
+            `canvas`. None: nothing is augmented, whatever the split. With `DrawConfig(needles=0.5)` the data set must
+            hold only cadences without needles: all of both splits are read, signals are added to them, and a target is
+            1 where a needle was added.
         views: The images of each sample for test-time augmentation, some of `canvas.views`. Not with `augment`.
         sampling: "uniform" (each sample once, shuffled), "weighted" (both classes equally often, with replacement) or
             "sequential". None: uniform for training, sequential for the held-out fold and the test split.
@@ -84,7 +84,7 @@ def open_loader(
         raise InputError(f"batch_size {batch_size}: expected at least 1")
     if augment is not None and augment.needles is not None:
         if fold is not None or held_out or sampling not in (None, "uniform"):
-            raise InputError("fold, held_out, sampling: none of them with needles; every background is read once")
+            raise InputError("fold, held_out, sampling: leave them out with needles; every background is read once")
         order = backgrounds_order(manifest, seed)
     else:
         rows = _chosen_rows(manifest, split, fold, held_out)

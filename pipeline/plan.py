@@ -23,8 +23,8 @@ class Order:
     """Which row each position of an epoch reads.
 
     uniform: every row once, shuffled anew each epoch. weighted: as many independent draws with replacement as there
-    are rows, a row's chance in proportion to its class's weight, as torch's WeightedRandomSampler draws them.
-    sequential: every row once, in the order of `rows`.
+    are rows, with a row's chance proportional to its class's weight, as in torch's WeightedRandomSampler. sequential:
+    every row once, in the order of `rows`.
     """
 
     rows: Int64s

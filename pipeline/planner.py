@@ -22,7 +22,7 @@ class Planned:
     """One batch. Its slots are the samples of the batch, then their CutMix partners from outside it."""
 
     positions: Int64s
-    """Of each slot in the epoch."""
+    """Position in the epoch of each slot."""
     counts: npt.NDArray[np.bool_]
     """(B,) without the added partners; False for the repeats that fill up the last batch."""
     draws: Draws | None
@@ -33,7 +33,7 @@ class Planned:
     """Why a slot's sample could not be read."""
 
     def panels(self, slot: int) -> list[int] | None:
-        """Which of its sample's panels a slot shows at each position; None where all are where they were."""
+        """Which of its sample's panels a slot shows at each position; None where their order is unchanged."""
         order = [] if self.draws is None else self.draws.panel_order[slot].tolist()
         return None if order == sorted(order) else order
 
@@ -49,7 +49,7 @@ class Planner:
     planes: tuple[int, int, int]
     """(N, T, F) of the canvas; only needed for draws."""
     observed: ObservedCadences | None = None
-    """When the cadences of each row were observed; only needed for signals in snippets of an observation."""
+    """When the cadence of each row was observed; only needed for signals in snippets of an observation."""
 
     def plan(self, epoch: int, micro: int) -> Planned:
         """Batch `micro` of this rank's share of an epoch."""

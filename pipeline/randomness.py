@@ -68,7 +68,7 @@ class Stream(IntEnum):
     SIGNAL_HOP = 44
 
 
-_STREAMS = 1000  # more than there are, so that the numbers of streams of several signals differ
+_STREAMS = 1000  # more than there are, so that no two signals of a sample share a stream
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EpochPart:
         return replace(self, positions=self.positions[places])
 
     def uniform(self, stream: Stream, signal: int = 0) -> npt.NDArray[np.float64]:
-        """Uniform numbers in [0, 1), one for each position; other ones for each `signal`, of several in a sample."""
+        """Uniform numbers in [0, 1), one for each position; different ones for each `signal` of a sample."""
         return uniform(self.seed, self.epoch, self.positions, stream + _STREAMS * signal)
 
 
@@ -133,7 +133,7 @@ def _hash(values: UInt64s) -> UInt64s:
     return values ^ (values >> np.uint64(31))
 
 
-@functools.lru_cache(maxsize=256)  # the same few for every batch of an epoch, and half of the cost of its draws
+@functools.lru_cache(maxsize=256)  # all batches of an epoch use the same few, which are half the cost of its draws
 def _hash_key(seed: int, epoch: int, stream: int) -> np.uint64:
     key = np.zeros(1, np.uint64)
     for word in (seed, epoch, int(stream)):

@@ -1,6 +1,6 @@
-"""Reads samples in advance, on a few threads, into buffers that are used again, and checks them.
+"""Reads samples in advance, on a few threads, into buffers that are reused, and checks them.
 
-Plain reads, not mmap: if a mapped shard is cut short the process is killed (SIGBUS); a short read raises an error. The
+Plain reads, not mmap: if a mapped shard is cut short, the process is killed (SIGBUS); a short read raises an error. The
 threads read what was planned, and decide nothing.
 """
 
@@ -25,7 +25,7 @@ class Block:
 
     planned: Planned
     snippets: Tensor
-    """(slots, P, T, F) float16; its memory is used again when it is deleted."""
+    """(slots, P, T, F) float16; its memory is reused when it is deleted."""
     pending: list[Future[None]] = field(default_factory=list)
 
     def wait(self) -> None:

@@ -1,6 +1,6 @@
 """Signals that are added to training samples: needles, and interference that looks like them. Pure.
 
-Here are the signals of --inject, at most one a sample; pipeline/simulated_signals.py has those of --needles.
+This file has the signals of --inject, at most one per sample; pipeline/simulated_signals.py has those of --needles.
 
 Axes: n samples, S signals of a sample, N planes of the canvas, t time bins of a snippet's panel, P panels;
 F frequency channels.
@@ -24,14 +24,14 @@ Numbers = Callable[[Stream], Float64s]  # one uniform number for each sample
 _SUBSETS = np.array([(1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)], bool)
 """Which of three panels hold a signal."""
 _ALL_THREE = 0.5  # share of the signals that are in all three
-# Largest ratio of its levels in the three pairs of an ON and an OFF panel, as each panel of a snippet is normalised by
-# itself.
+# Largest ratio of a signal's levels in the three pairs of an ON and an OFF panel. They differ because each panel of a
+# snippet is normalised by itself.
 _BALANCE = 3.0
 _PAIRS = (Stream.SIGNAL_PAIR_1, Stream.SIGNAL_PAIR_2, Stream.SIGNAL_PAIR_3)
 # The mean of sqrt|x - y| of two values of white noise of standard deviation 1: 2^(1/2) Gamma(3/4) / pi^(1/2).
 NEIGHBOUR_ROOT = 0.9777412
-# Half widths at half maximum from its centre at which a Lorentzian profile ends. What is left there is subtracted from
-# all of it, so that it ends in 0 and not in a step.
+# Half widths at half maximum from its centre at which a Lorentzian profile ends. Its value there is subtracted from the
+# whole profile, so that it ends in 0 and not in a step.
 LORENTZIAN_REACH = 15.0
 LORENTZIAN_END = 1 / (1 + LORENTZIAN_REACH**2)
 MARGIN = 4.0  # channels that a path keeps from the edges
@@ -40,7 +40,7 @@ SIGMA = 1 / 2.355  # standard deviation of a Gaussian over its full width at hal
 
 @dataclass(frozen=True)
 class SignalConfig:
-    """How often which signals are added; see DrawConfig."""
+    """Which signals are added, and how often; see DrawConfig."""
 
     share: float
     """Share of all samples that get a signal."""
@@ -75,7 +75,7 @@ class Times:
     begins: Float64s
     """(n, P) start of each panel."""
     ends: Float64s
-    """(n, P) its end."""
+    """(n, P) end of each panel."""
 
     @cached_property
     def step(self) -> Float64s:
@@ -172,7 +172,7 @@ def draw_snr(smallest: float, largest: float, number: Numbers) -> Float64s:
 
 
 def lay_paths(time: Float64s, channels: int, first: Float64s, last: Float64s, curves: Curves) -> Float64s:
-    """(n, P t) centres at the times (n, P t) that stay among the channels from time `first` to `last`."""
+    """(n, P t) centres at the times `time` (n, P t); they stay among the channels from time `first` to `last`."""
     drift, bend = curves.drift, curves.bend
     half_extent = np.minimum(np.abs(drift) * (last - first) / 2 + bend + MARGIN, channels / 2)
     centre = half_extent + curves.centre * (channels - 2 * half_extent)
@@ -184,7 +184,7 @@ def lay_paths(time: Float64s, channels: int, first: Float64s, last: Float64s, cu
 
 
 def _draw_panels(interference: float, number: Numbers) -> tuple[Bools, Bools]:
-    """(n, P) which panels hold the signal, and (n,) whether these are ON panels alone."""
+    """(n, P) which panels hold the signal, and (n,) whether only ON panels do."""
     place = number(Stream.SIGNAL_PLACE)
     panels = np.zeros((len(place), PANELS), bool)
     panels[:, ON_POSITIONS[0] :: 2] = draw_subsets(number(Stream.SIGNAL_PANELS), _ALL_THREE)
@@ -204,11 +204,11 @@ def _draw_curves(channels: int, first: Float64s, last: Float64s, number: Numbers
 
 def _draw_gates(time: Float64s, first: Float64s, last: Float64s, everywhere: Bools, number: Numbers) -> Bools:
     """(n, P t) when a signal is on: always, in pulses, or from or until some time."""
-    # Interference in all panels must not stop after an ON panel: it would be a needle.
+    # Interference in all panels is always on: if it stopped after an ON panel, it would be a needle.
     kind = np.where(everywhere, 1, number(Stream.SIGNAL_GATE))[:, None]
     period = (0.01 + 0.05 * number(Stream.SIGNAL_PULSE_PERIOD))[:, None]
     pulses = time % period < period * (0.3 + 0.4 * number(Stream.SIGNAL_PULSE_DUTY))[:, None]
-    # Not too near to either end, or nothing would be left of it.
+    # Not too near either end, or nothing of the signal would remain.
     turn = (first + (last - first) * (0.1 + 0.8 * number(Stream.SIGNAL_TURN)))[:, None]
     kinds = [kind < 0.15, kind < 0.25, kind < 0.35]
     return np.asarray(np.select(kinds, [pulses, time >= turn, time < turn], True), bool)

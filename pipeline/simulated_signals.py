@@ -1,7 +1,8 @@
 """Signals for backgrounds: a needle, and interference. Pure.
 
 They are drawn as shard_tools/simulate.py draws them, unless the backgrounds were cut from a telescope's files
-(`ingest`). There the paths cross the pauses between panels, and drift rates are those that the snippets were cut for.
+(`ingest`). There, paths go on through the pauses between panels, and drift rates are those that the snippets were cut
+for.
 
 Axes: n samples, S signals of a sample, P panels, N planes of the canvas, t time bins of a snippet's panel, F frequency
 channels.
@@ -34,19 +35,18 @@ MOST_SIGNALS = 2
 # Probabilities of none, one and two signals of interference beside a needle, and without one.
 _OTHERS = {True: (0.85, 0.15, 0.0), False: (0.6, 0.32, 0.08)}
 _ALL_THREE = 0.7  # share of the needles that are in all three ON panels
-# Shares of the interference that are in all panels, and in OFF panels alone; the rest is in ON panels and one or two
-# OFF panels.
+# Shares of the interference in all panels, and in OFF panels alone; the rest is in ON panels and one or two OFF panels.
 _EVERYWHERE, _OFF_ALONE = 0.45, 0.30
 _KINDS = _STRAIGHT, _S_CURVE, _PULSED, _BROADENED, _INTERMITTENT, _HOPPING = range(6)
 _KAGGLE_BINS, _KAGGLE_CHANNELS = PANELS * KAGGLE_SHAPE[1], KAGGLE_SHAPE[2]
 _STEEPEST = 0.5 * _KAGGLE_BINS  # channels over the cadence
-_WIDEST = 180 / _KAGGLE_CHANNELS  # share of the channels that a path drifts over while it is on
+_WIDEST = 180 / _KAGGLE_CHANNELS  # largest share of the channels that a path drifts over while its signal is on
 _STEEPEST_HOP, _LARGEST_SWING = 40.0, 5.0  # channels of a hopping signal within a panel
 _FEWEST_BINS = 4  # of a pulse and its pause, so that each pulse has a time bin
-# Full width of a narrow line in channels: the least, and how much wider it may be. Less in an observation, as real
-# narrowband signals are about a hertz wide.
+# Full width of a narrow line in channels: the least, and how much wider it may be. It is less in an observation, since
+# real narrowband signals are about a hertz wide.
 _SIMULATED_WIDTH, _OBSERVED_WIDTH = (1.2, 1.3), (1.0, 1.0)
-_OBSERVED_KINDS = (0.6, 0.1, 0.1, 0.1, 0.1)  # chance of each of _KINDS in an observation, where none is hopping
+_OBSERVED_KINDS = (0.6, 0.1, 0.1, 0.1, 0.1)  # chance of each of _KINDS but hopping in an observation
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ def draw_simulated(
 ) -> Signals:
     """Needles and interference for the samples of a part, on the planes that show `positions`; `shape` is (t, F).
 
-    `observed` says when the samples' panels were, where they are of an observation.
+    `observed` has the times of the samples' panels, if they are from an observation.
     """
     is_needle = part.uniform(Stream.SIGNAL, 1) < config.needles
     others = _draw_counts(is_needle, part.uniform(Stream.SIGNAL_OTHERS, 1))
     size = (len(part), MOST_SIGNALS)
     path, level = (np.zeros((*size, len(positions), shape[0]), np.float32) for _ in range(2))
     width, lorentzian = np.ones(size, np.float32), np.zeros(size, bool)
-    # No sample has a needle and two signals of interference: the last of these takes the needle's place.
+    # No sample has a needle and two signals of interference: the second of these takes the needle's place.
     for number, (present, place) in enumerate(((is_needle, 0), (others > 0, 1), (others > 1, 0))):
         rows = np.flatnonzero(present)  # only these are computed
         there = None if observed is None else observed.at(rows)
@@ -140,15 +140,15 @@ def _draw_one(
 
 
 def _smear(width: Float64s, drift: Float64s) -> Float64s:
-    """(n,) the width of a profile that moves by `drift` channels within a time bin, whose power is kept.
+    """(n,) the width of a profile that moves by `drift` channels within a time bin.
 
-    The variance of the box that it passes through is added to its own.
+    The variance of the box that it passes through is added to its own. The caller lowers its level to keep its power.
     """
     return np.sqrt(width**2 + drift**2 / 12)
 
 
 def _numbers(part: EpochPart, signal: int) -> Numbers:
-    """The numbers of signal number `signal`; the first is for signals of which a sample has one (--inject)."""
+    """The random numbers of signal number `signal`; those of number 0 in EpochPart.uniform are for --inject."""
     return lambda stream: part.uniform(stream, 1 + signal)
 
 
@@ -166,7 +166,7 @@ def draw_interference_panels(number: Numbers) -> Bools:
     off_alone = place < _EVERYWHERE + _OFF_ALONE
     panels[off_alone] = np.roll(panels[off_alone], 1, axis=1)
     with_gaps = np.flatnonzero(~off_alone)
-    # Of OFF panels one or two: the subsets of three but for all of them.
+    # One or two OFF panels: the subsets of the three without that of all.
     panels[with_gaps, 1::2] = draw_subsets(number(Stream.SIGNAL_OFF_PANELS)[with_gaps], 0.0)
     panels[place < _EVERYWHERE] = True
     return panels
@@ -203,13 +203,13 @@ def _draw_pulses(time: Times, number: Numbers) -> Bools:
 
 
 def _draw_presence(time: Times, panels: Bools, number: Numbers) -> Bools:
-    """(n, P t) from or until when an intermittent signal is on; `panels` (n, P) hold it."""
+    """(n, P t) whether an intermittent signal is on: from or until some time. `panels` (n, P) hold it."""
     begins = number(Stream.SIGNAL_GATE) < 0.5
     first, last = time.first_and_last(panels)
-    # Not too near to either end, or nothing would be left of it.
+    # Not too near either end, or nothing of the signal would remain.
     earliest, latest = first + 0.1 * (last - first), first + 0.9 * (last - first)
     latest = np.minimum(latest, last - time.step)  # where panels are short
-    # Interference that ON panels hold too must stay in one OFF panel at least: else it would be a needle.
+    # Interference that is in ON panels too must be on in at least one OFF panel, or it would be a needle.
     is_mixed = panels[:, 0::2].any(axis=1) & panels[:, 1::2].any(axis=1)
     off_end = time.end(1 + 2 * panels[:, 1::2].argmax(axis=1))  # of the first OFF panel that holds it
     off_start = time.begin(5 - 2 * panels[:, 5::-2].argmax(axis=1))  # of the last
@@ -220,7 +220,7 @@ def _draw_presence(time: Times, panels: Bools, number: Numbers) -> Bools:
 
 
 def _draw_hops(part: EpochPart, signal: int, bins: int, channels: int) -> tuple[Float64s, Bools]:
-    """(n, P t) the path of a signal that is at other channels in each panel, and for which part of a panel it is on."""
+    """(n, P t) the path of a signal that hops to other channels in each panel, and when within a panel it is on."""
     number = _numbers(part, signal)
     time = (np.arange(bins) + 0.5) / bins  # 0 to 1 over the panel
     scale = min(1, channels / _KAGGLE_CHANNELS)
@@ -234,7 +234,7 @@ def _draw_hops(part: EpochPart, signal: int, bins: int, channels: int) -> tuple[
     path = centre[:, :, None] + (drift * (time - 0.5) + bend * swing)[:, None]
     length = 0.3 + 0.7 * number(Stream.SIGNAL_PULSE_DUTY)
     start = (1 - length) * number(Stream.SIGNAL_TURN)
-    # The time bin in the middle, if no other.
+    # At least in the time bin in the middle.
     gate = np.abs(time - (start + length / 2)[:, None]) <= np.maximum(length / 2, 0.5 / bins)[:, None]
     return path.reshape(len(path), PANELS * bins), np.tile(gate, (1, PANELS))
 

@@ -1,4 +1,4 @@
-"""Command line: python -m shard_tools simulate / simulate-observation / fingerprint / pack / ingest / import / ..."""
+"""Simulate, pack, ingest, import, verify and inspect data sets: python -m shard_tools COMMAND --help."""
 
 import sys
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from shard_tools.verify import verify
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Check every byte of a folder of shards against its manifest; name every fault; exit with 0 or 1."""
+    """Check every byte of a folder of shards against its manifest; name every fault; exit with 1 if there is any."""
 
     shards: tyro.conf.Positional[str]
     """Folder or URL with manifest.json."""
@@ -45,7 +45,7 @@ class InfoConfig:
     shards: tyro.conf.Positional[str]
     """Folder or URL with manifest.json."""
     trivial: int = 2000
-    """Number of training snippets to compute the trivial statistics on (evenly spaced); 0 leaves them out."""
+    """Number of training snippets, evenly spaced, to compute the trivial statistics on; 0 computes none."""
     store: tyro.conf.OmitArgPrefixes[StoreConfig] = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ def main() -> int:
             _print_groups(fingerprint(command), command)
         case PackConfig():
             _print_packed(pack(command))
-        case InjectConfig():  # before IngestConfig, as it is one
+        case InjectConfig():  # before IngestConfig, its base class
             _print_packed(inject(command))
         case IngestConfig():
             _print_packed(ingest(command))
@@ -120,7 +120,7 @@ def _print_packed(manifest: Manifest) -> None:
 
 
 def _samples(manifest: Manifest) -> str:
-    """How many there are: snippets of a cadence are many in an observation, and one each in the competition's data."""
+    """The number of samples: snippets of an observation, many a cadence; else cadences, as in the competition."""
     noun = "snippet" if CUTS in manifest.data_sets[0].files else "cadence"
     return f"{len(manifest):,} {noun}{'' if len(manifest) == 1 else 's'}"
 

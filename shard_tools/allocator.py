@@ -1,8 +1,8 @@
-"""A setting of malloc: large blocks are kept and used again. Import this before the first large tensor is made.
+"""Make malloc keep large blocks and reuse them. Import this before the first large tensor is made.
 
-glibc gives blocks above some size, 32 MiB at most, back to the system when they are freed. A network's intermediate
-values are such blocks, made and freed in every step, and the system has to fill each page with zeros again: training
-`demo` on the CPU took half as long again (docs/performance.md).
+By default glibc returns freed blocks above a threshold, 32 MiB at most, to the system. A network's intermediate values
+are such blocks, made and freed in every step, and each time the system fills their pages with zeros: without this
+setting, training `demo` on the CPU took half as long again (docs/performance.md).
 """
 
 import ctypes

@@ -27,7 +27,7 @@ _said: set[str] = set()
 def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` at the end, or remove it if the body raises.
 
-    A symbolic link is kept, and the file it points to is replaced. A device or a pipe gets the bytes at the end.
+    A symbolic link is kept, and the file it points to is replaced. A device or a pipe receives the bytes at the end.
     Without `durable`, the file survives a killed process but not a power cut, and small files are written much faster.
     """
     if is_stream(path):
@@ -128,7 +128,7 @@ def sync(path: Path) -> None:
 
 
 def say_once(lack: str, message: str) -> None:
-    """Warn once of a feature that a file system lacks."""
+    """Warn, once for each `lack`, of a feature that the file system lacks."""
     if lack not in _said:
         _said.add(lack)
         _log.warning("%s", message)
@@ -145,7 +145,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes | str, durable: bool = True) -> None:
-    """Write `data` to `path` at once or not at all; see `whole_file`."""
+    """Write `data` to `path`, whole or not at all; see `whole_file`."""
     with whole_file(path, durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 

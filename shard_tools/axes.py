@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, KAGGLE_SHAPE, PANELS, TIME_BIN_SECONDS
 
-_KAGGLE_STEEPEST = 137.0  # channels in a panel of the competition's: half a channel a time bin
+_KAGGLE_STEEPEST = 137.0  # channels per panel of the competition's data: half a channel per time bin
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Axes:
     bin_length_s: float
     channel_width_hz: float
     panel_starts_s: tuple[float, ...]
-    """(6,) in the order of observation, since the start of the first."""
+    """(6,) seconds since the start of the first panel, in the order of observation."""
     max_drift_hz_s: float
     """The steepest drift that is searched for."""
 
@@ -40,14 +40,14 @@ class Axes:
         return rate * self.channel_width_hz / self.bin_length_s
 
     def summed(self, time_bins: int) -> "Axes":
-        """The axes after summing so many neighbouring time bins."""
+        """The axes after summing every `time_bins` neighbouring time bins."""
         return replace(self, time_bins=self.time_bins // time_bins, bin_length_s=self.bin_length_s * time_bins)
 
 
 def kaggle_axes(time_bins: int = KAGGLE_SHAPE[1], channels: int = KAGGLE_SHAPE[2]) -> Axes:
-    """The axes of the competition's snippets, whose panels lie end to end, with their time in so many time bins.
+    """The axes of the competition's snippets: the panels lie end to end, each divided into `time_bins`.
 
-    The steepest line crosses the same number of channels in a panel, whatever the number of either.
+    The steepest line crosses the same number of channels in a panel, whatever `time_bins` and `channels` are.
     """
     length_s = KAGGLE_SHAPE[1] * TIME_BIN_SECONDS
     starts = tuple(length_s * panel for panel in range(PANELS))

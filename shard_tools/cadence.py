@@ -1,7 +1,7 @@
 """The snippet contract: what one cadence is, and how its bytes are read and checked.
 
-Axes: P position in the cadence, T time bin, F frequency channel. A snippet is (P, T, F), float16, C order, finite,
-stored as npy format 1.0; files in another form are read if nothing is lost.
+Axes: P position in the cadence, T time bin, F frequency channel. A snippet is a finite float16 array (P, T, F) in C
+order, stored as npy format 1.0. Files in another form are read if that loses nothing.
 """
 
 import io
@@ -25,11 +25,11 @@ OFF_POSITIONS = (1, 3, 5)
 PANEL_NAMES = ("A1", "B", "A2", "C", "A3", "D")
 KAGGLE_SHAPE = (PANELS, 273, 256)
 
-# The competition does not publish its resolution. These are those of Breakthrough Listen's mid-resolution product at
-# Green Bank (Lebofsky et al. 2019, arXiv:1906.07391): coarse channels of 187.5 MHz / 64 in 1,024 channels, and 3,072
-# spectra summed, of which 273 make the five minutes of one pointing (293 s). The noise of the real snippets says that
-# thousands of samples are in each value, and not six as in a product of 2.79 Hz (docs/data.md). Only the units of drift
-# rates and widths depend on them.
+# The competition does not publish its resolution. These values are those of Breakthrough Listen's mid-resolution
+# product at Green Bank (Lebofsky et al. 2019, arXiv:1906.07391): coarse channels of 187.5 MHz / 64, each divided into
+# 1,024 channels, and time bins of 3,072 spectra, of which 273 make the five minutes of one pointing (293 s). The noise
+# of the real snippets shows that each value sums thousands of samples, not six as in a product of 2.79 Hz
+# (docs/data.md). Only the units of drift rates and widths depend on these two constants.
 CHANNEL_WIDTH_HZ = 187.5e6 / 64 / 1024
 TIME_BIN_SECONDS = 3072 / CHANNEL_WIDTH_HZ
 
@@ -98,10 +98,10 @@ class Snippet(NamedTuple):
 
 
 def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
-    """Parse the npy header at the start of `data`, of any version, type and order.
+    """Parse the npy header at the start of `data`; its version, type and order may be any.
 
-    Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where there is no
-    valid header, or its type or shape cannot be a snippet's.
+    Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where the header is
+    not valid, or its type or shape cannot be a snippet's.
     """
     start = bytes(data[:_MAX_HEADER_BYTES])
     try:
@@ -120,7 +120,7 @@ def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
 
 
 def _parse_npy(start: bytes) -> tuple[int, tuple[int, int], tuple[int, ...], bool, np.dtype[Any]]:
-    """Size, version, shape, order and type. NumPy parses a header as Python text: bad ones raise almost any error."""
+    """Size, version, shape, order and type. NumPy parses headers as Python text: a bad one may raise any error."""
     stream = io.BytesIO(start)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -141,7 +141,7 @@ def check_npy_header(data: bytes | memoryview, where: str) -> tuple[int, tuple[i
 
 
 def read_snippet(path: Path, cast: bool = False) -> Snippet:
-    """Read and check one snippet file; one in another byte order, array order or npy format is converted.
+    """Read and check one snippet file; another byte order, array order or npy format is converted.
 
     Raises InputError naming the file where it is cut short, too long, pickled, not float16, not of six panels, or
     holds a NaN or an infinity; OSError where it cannot be read. With `cast`, real numbers of any type are rounded to
@@ -174,7 +174,7 @@ def _to_array(data: bytes, header: NpyHeader) -> npt.NDArray[Any]:
 
 
 def read_shape(path: Path, cast: bool = False) -> tuple[int, int, int]:
-    """The shape (P, T, F) of one snippet file, from its header and its size alone. Raises as `read_snippet`."""
+    """The shape (P, T, F) of one snippet file, from its header and size alone. Raises as `read_snippet` does."""
     with naming(path), path.open("rb") as file:
         return _check_file(file, path, cast).shape
 
@@ -184,7 +184,7 @@ def read_rows(
 ) -> npt.NDArray[np.float16]:
     """The time bins `rows` of the panels `positions` of one snippet file of `shape`: (panels, time bins, F).
 
-    Reads only these, unless the file is in another form, and does not check the values: they may hold a NaN.
+    Reads only these bytes, unless the file is in another form. Does not check the values, which may include NaN.
     Raises InputError where the file is not a snippet of `shape`; OSError where it cannot be read.
     """
     panel_bytes, row_bytes = 2 * shape[1] * shape[2], 2 * shape[2]
@@ -222,17 +222,17 @@ def _check_type(dtype: np.dtype[Any], path: Path, cast: bool) -> None:
     """Raise InputError on any type but float16, unless `cast` allows all real types."""
     if not cast and dtype.newbyteorder("=") != np.float16:
         raise InputError(
-            f"{path}: dtype {dtype}, expected float16; --cast float16 rounds it, says by how much, and refuses what "
-            "float16 cannot hold: raw power may go beyond 65504 or vanish below 6e-8, so divide it by its noise's "
+            f"{path}: dtype {dtype}, expected float16; --cast float16 rounds the values, says by how much, and refuses "
+            "what float16 cannot hold. Raw power may exceed 65504 or vanish below 6e-8: divide it by its noise's "
             "standard deviation first"
         )
 
 
 def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:
     """Raise InputError if any value is NaN or infinite."""
-    # On the bit patterns: integer compares run at memory speed, where np.isfinite converts each half to a float.
+    # Compare bit patterns: that runs at memory speed, whereas np.isfinite converts each half to a float.
     bits = snippet.view(np.uint16).reshape(-1)
-    # In pieces that fit the CPU cache: page faults of a full copy made reading a snippet three times as slow.
+    # In pieces that fit the CPU cache: the page faults of a full copy make reading a snippet three times as slow.
     for start in range(0, bits.size, _CHECKED_AT_ONCE):
         magnitude = bits[start : start + _CHECKED_AT_ONCE] & np.uint16(0x7FFF)
         if magnitude.max() >= _FLOAT16_INFINITY:
@@ -245,10 +245,10 @@ def check_finite(snippet: npt.NDArray[np.float16], where: str) -> None:
 
 
 def time_binned(snippet: npt.NDArray[np.float16], time_bins: int) -> npt.NDArray[np.float16]:
-    """Sum `time_bins` neighbouring time bins, over sqrt(time_bins) so that white noise keeps its standard deviation.
+    """Sum `time_bins` neighbouring time bins, divided by sqrt(time_bins): white noise keeps its standard deviation.
 
     (P, T, F) float16 to (P, T / time_bins, F) float16, summed in float32. Raises InputError unless `time_bins` divides
-    T. A sum beyond float16 becomes infinite.
+    T. A sum beyond the range of float16 becomes infinite.
     """
     panels, total, channels = snippet.shape
     check_time_bins(total, time_bins)
@@ -262,4 +262,4 @@ def check_time_bins(total: int, time_bins: int, flag: str = "--time-bin") -> Non
     """Raise InputError unless `total` time bins divide into groups of `time_bins`."""
     if time_bins < 1 or total % time_bins:
         divisors = [k for k in range(1, total + 1) if total % k == 0]
-        raise InputError(f"{flag} {time_bins}: {total} time bins do not divide by it; choose one of {divisors}")
+        raise InputError(f"{flag} {time_bins}: does not divide the {total} time bins; choose one of {divisors}")

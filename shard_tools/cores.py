@@ -30,7 +30,7 @@ def rank_cores() -> int:
 
 
 def _quotas(cgroup: Path, mount: Path) -> Iterator[float]:
-    """The quota, in cores, of each control group of this process, from its own to the root, if it has one."""
+    """The quotas, in cores, of this process's control groups, from its own up to the root."""
     for line in _read(cgroup).splitlines():
         _, controllers, path = line.split(":", 2)
         is_first_version = "cpu" in controllers.split(",")

@@ -11,7 +11,7 @@ from shard_tools.errors import InputError
 def read_table(table: BinaryIO, path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each row's location, for messages, and its cells in `columns` without surrounding spaces.
 
-    An absent cell is read as empty. Raises InputError where a column is missing or repeated, or it is no CSV table.
+    An absent cell is read as empty. Raises InputError where a column is missing or repeated, or the file is not CSV.
     """
     try:
         with io.TextIOWrapper(table, newline="", encoding="utf-8-sig") as file:

@@ -1,4 +1,4 @@
-"""Find snippets that share a background, by its noise, and write them as groups that folds must not split.
+"""Find snippets that share a background, by comparing its noise, and write the groups that folds must not split.
 
 Axes: N snippet, P panel, T time bin, F frequency channel.
 
@@ -39,10 +39,10 @@ from shard_tools.tasks.base import TaskConfig, Tasks, Work
 from shard_tools.tasks.local import Threads
 from shard_tools.tasks.places import open_tasks, run_shown
 
-# Measured on the proofs' time bins: snippets without a common channel reach 0.08, even from the same minutes of one
-# observation; overlapping ones 0.9999, despite float16 and different normalisation.
+# Measured on the time bins of the proofs: the correlation reaches 0.08 for snippets without a common channel, even from
+# the same minutes of one observation, and 0.9999 for overlapping ones, despite float16 and different normalisation.
 LEAST_CORRELATION = 0.5
-# Snippets or pairs in one task. Starting one on another node takes milliseconds.
+# Snippets or pairs in one task. Starting a task on another node takes milliseconds.
 _AT_ONCE = {"local": 64, "ray": 1024}
 _log = logging.getLogger(__name__)
 
@@ -56,23 +56,23 @@ class FingerprintConfig:
     out: Path
     """Table to write, with the columns id and group; a group is named after its first id."""
     min_overlap: float = 0.25
-    """Least share of the frequency channels that two snippets must have in common to be paired; above 0, to 1."""
+    """Least share of the frequency channels that two snippets must have in common to be paired; above 0, up to 1."""
     test: bool = False
-    """Take the snippets of test/ too, and say what they share with those of train/."""
+    """Take the snippets of test/ too, and report how many share a group with one of train/."""
     cast: Literal["none", "float16"] = "none"
     """As in `pack`: what to do with numbers of other types, such as float32."""
     workers: int = usable_cores()
     """Threads that read snippets."""
     on_bad: Literal["fail", "quarantine"] = "fail"
-    """What to do with a file that is no snippet, or of another shape: stop, or give it a group of its own. Values are
-    not checked here: `pack` does."""
+    """What to do with a file that is not a snippet or has another shape: stop, or give it a group of its own. Values
+    are not checked here; `pack` checks them."""
     tasks: tyro.conf.OmitArgPrefixes[TaskConfig] = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"--workers {self.workers}: expected at least 1")
         if not 0 < self.min_overlap <= 1:
-            raise InputError(f"--min-overlap {self.min_overlap}: expected a share above 0, to 1")
+            raise InputError(f"--min-overlap {self.min_overlap}: expected a share above 0, up to 1")
         if self.out.is_dir() or not self.out.absolute().parent.is_dir():
             raise InputError(f"--out {self.out}: expected the path of a table in a folder that exists")
         object.__setattr__(self, "input", self.tasks.absolute(self.input))
@@ -86,7 +86,7 @@ class Groups:
     group: npt.NDArray[np.int64]
     """(N,) for each snippet, the number of the first one in its group."""
     pairs: Candidates
-    """The proven pairs that joined them; of many copies, only enough pairs to join them all."""
+    """The proven pairs that joined the groups; among many copies, only as many as join them all."""
     refuted: int
     """Candidate pairs whose noise turned out to differ."""
     unreadable: list[tuple[str, str]]
@@ -102,7 +102,7 @@ def fingerprint(config: FingerprintConfig) -> Groups:
     """Find the groups of the snippets in `config.input` and write them to `config.out`.
 
     Snippets are assumed to be cut on one grid: overlapping ones are a whole number of channels apart, with the same
-    frequency direction and the same time bins. Raises InputError naming the file that is no snippet.
+    frequency direction and the same time bins. Raises InputError naming a file that is not a snippet.
     """
     began = time.monotonic()
     catalog = read_catalog(config.input, folds=None, seed=0, allow_missing=True)
@@ -111,7 +111,7 @@ def fingerprint(config: FingerprintConfig) -> Groups:
         raise InputError(f"{config.input}: no snippets in train/; with --test those of test/ count too")
     shape = common_shape(config.input, records, config.on_bad == "quarantine", config.cast == "float16")
     if PANELS * (shape[1] - 1) < CODE_BITS or shape[2] < 2:
-        raise InputError(f"{records[0].path}: shape {shape}; fingerprints take 12 time bins and 2 channels or more")
+        raise InputError(f"{records[0].path}: shape {shape}; fingerprints need at least 12 time bins and 2 channels")
     # Threads, not processes: NumPy and reading release the GIL.
     with open_tasks(config.tasks, Threads(config.workers)) as tasks:
         codes, unreadable = _read_codes(config, tasks, records, shape)
@@ -167,7 +167,7 @@ class _Reading:
 
 
 def read_codes(records: Sequence[Record], reading: _Reading) -> tuple[Codes, list[tuple[str, str]]]:
-    """(N, F - 1) codes of some snippets, and key and reason of those that cannot be read, whose codes are 0."""
+    """(N, F - 1) codes of N snippets, and key and reason of those that cannot be read, whose codes are 0."""
     codes: Codes = np.zeros((len(records), reading.shape[2] - 1), np.uint64)
     unreadable: list[tuple[str, str]] = []
     rows = code_rows(reading.shape[1])
@@ -188,7 +188,7 @@ def _prove(
     shape: tuple[int, int, int],
     pairs: Candidates,
 ) -> npt.NDArray[np.bool_]:
-    """(pairs,) whether the noise of the shared channels is the same, in time bins that the codes did not use."""
+    """(pairs,) whether the noise of the shared channels is the same in the time bins of `proof_rows`."""
     proven = np.zeros(len(pairs.first), bool)
     chunks = _to_chunks(config, len(proven))
     reading = _Reading(shape, config.cast == "float16", config.on_bad == "quarantine")
@@ -206,7 +206,7 @@ def _prove(
 
 
 def prove(pairs: Sequence[tuple[Path, Path, int]], reading: _Reading) -> list[bool]:
-    """Of some pairs, two files and their shift in channels each, whether the noise that they share is the same."""
+    """Whether each pair has the same noise in its common channels; a pair is two files and their shift in channels."""
     rows = proof_rows(reading.shape[1])
 
     @lru_cache(maxsize=8)  # pairs are sorted: consecutive ones often have the same first snippet

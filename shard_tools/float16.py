@@ -25,10 +25,10 @@ class Rounding(NamedTuple):
 
 
 def to_halves(values: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.float16], Rounding | None]:
-    """(P, T, F) of any real type and order as float16 in C order, and the rounding, None if it was float16.
+    """(P, T, F) of any real type and order as float16 in C order, and the rounding; None if it was float16 already.
 
-    Raises InputError where a value exceeds float16 or the rounding would drown the noise: values that are tiny, or vary
-    little around a large offset.
+    Raises InputError where a value exceeds float16, or where rounding would add too much noise: to values that are
+    tiny, or vary little around a large offset.
     """
     if values.dtype.newbyteorder("=") == np.float16:
         return values.astype("<f2", order="C"), None
@@ -60,7 +60,7 @@ def _check_range(exact: npt.NDArray[np.float64], halves: npt.NDArray[np.float16]
 
 
 def _share_of_noise(exact: npt.NDArray[np.float64], difference: npt.NDArray[np.float64]) -> float:
-    """Root mean square of the differences in a panel (T, F) divided by its noise, or by its level without noise."""
+    """Root mean square of the differences in a panel (T, F) divided by its noise, or without noise by its maximum."""
     lost = float(np.sqrt(np.mean(np.square(difference))))
     # From differences between time bins, so that neither a channel's level nor the band's shape counts as noise.
     noise = float(np.diff(exact, axis=0).std() / np.sqrt(2)) if len(exact) > 1 else 0.0

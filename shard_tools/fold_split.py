@@ -1,4 +1,4 @@
-"""Stratified folds that do not split groups of snippets with a shared background; the table of groups."""
+"""Stratified folds that do not split groups of snippets with a shared background, and the table of groups."""
 
 import csv
 import io
@@ -16,14 +16,14 @@ from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
 
 COLUMNS = ("id", "group")
-_MOST_UNEVEN = 0.1  # folds that differ by more than this share, and by more than one, are worth a warning
+_MOST_UNEVEN = 0.1  # folds whose sizes differ by more than this share plus one snippet cause a warning
 _log = logging.getLogger(__name__)
 
 
 def assign_folds(
     keys: Sequence[str], targets: Sequence[int], folds: int, seed: int, groups: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Stratified folds: a pure function of the set of (key, target), the groups and the seed, in any order."""
+    """Stratified folds: a pure function of the set of (key, target), the groups and the seed, whatever the order."""
     from sklearn.model_selection import StratifiedKFold  # slow to import, and only packing needs it
 
     if not keys:
@@ -56,7 +56,7 @@ def _check_fold_count(labels: npt.NDArray[np.int64], folds: int) -> None:
 
 
 def write_groups(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write the table of groups, (id, group) a row, whole."""
+    """Write the table of groups, one (id, group) per row, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     write_whole(path, text.getvalue())
@@ -138,6 +138,6 @@ def _check_balance(
         f"the folds would hold {held} snippets (with a needle); the largest group has {largest:,} of {len(labels):,}"
     )
     if any(counts.min() == 0 for counts in sizes.values()):
-        raise InputError(f"--folds {folds} with --groups: a fold would lack one of the targets: {found}; fewer folds?")
+        raise InputError(f"--folds {folds} with --groups: a fold would lack a target: {found}; choose fewer folds")
     if any(np.ptp(counts) > 1 + _MOST_UNEVEN * counts.mean() for counts in sizes.values()):
-        _log.warning("--groups: uneven folds, as a group stays in one: %s", found)
+        _log.warning("--groups: uneven folds, since each group stays in one fold: %s", found)

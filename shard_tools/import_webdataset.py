@@ -33,7 +33,7 @@ from shard_tools.progress import progress
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # pipe:, http:, s3: ...
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_LARGEST_ARRAY = 1 << 30  # bytes; what unpacks to more than this is no snippet
+_LARGEST_ARRAY = 1 << 30  # bytes; an array that unpacks to more than this is not a snippet
 _log = logging.getLogger(__name__)
 
 
@@ -46,19 +46,19 @@ class ImportConfig:
     out: str
     """Folder for the shards, made if it is absent, or URL (s3://, gs://, file://)."""
     split: Literal["train", "test"] = "train"
-    """Split that the samples go to. In train each needs a label, in test labels are left out."""
+    """Split that the samples go to. In train each needs a label; in test labels are ignored."""
     array_ext: str = ""
     """What follows the first dot in the name of an array's member, such as npy or image.npy. Unset: names that end with
     .npy or .npz; any earlier dots belong to the key."""
     array_name: str = ""
     """Name of the array in an .npz file. Unset: the only one."""
     label_ext: str = ""
-    """What follows the first dot in the name of a label's member. Unset: names that end with .cls, .txt, .json."""
+    """What follows the first dot in the name of a label's member. Unset: names that end with .cls, .txt or .json."""
     label_field: str = ""
     """Field of a JSON label, such as target. Unset: the JSON is a number, or an object with one field."""
     staging: Path | None = None
-    """Folder for the arrays until they are packed; they are removed at the end. Unset: the system's for temporary
-    files."""
+    """Folder for the arrays until they are packed; they are removed at the end. Unset: the system's folder for
+    temporary files."""
     folds: int = 5
     """Number of stratified folds of the train split."""
     seed: int = 0
@@ -66,7 +66,8 @@ class ImportConfig:
     workers: int = usable_cores()
     """Threads, each of which writes its own shard."""
     on_bad: Literal["fail", "quarantine"] = "fail"
-    """What to do with a snippet that breaks the contract: stop, or leave it out and list it in skipped.csv."""
+    """What to do with an invalid snippet (damaged, not finite, of another shape or type): stop, or leave it out and
+    list it in skipped.csv."""
     cast: Literal["none", "float16"] = "none"
     """What to do with numbers of other types, such as float32. none: refuse them; float16: round them."""
     time_bin: int = 1
@@ -99,10 +100,10 @@ class _Found:
 
 
 def import_webdataset(config: ImportConfig) -> Manifest:
-    """Import shards and return the manifest of ours.
+    """Import shards and return the manifest of the new ones.
 
     Nothing is unpickled and no command is run. Raises InputError as `pack` does, and naming a tar or member that cannot
-    be read, is no array or has no label.
+    be read, is not an array or has no label.
     """
     tars = expand_sources(config.sources)
     if config.staging:
@@ -243,7 +244,7 @@ def _to_label(data: bytes, ext: str, field_name: str, key: str, where: str) -> i
 
 
 def _check_found(config: ImportConfig, found: _Found, tars: list[str]) -> None:
-    """Raise InputError where there is no array, or in the train split an array without a label or the reverse."""
+    """Raise InputError where arrays are missing or ambiguous, or in the train split do not match the labels."""
     if not found.arrays:
         ext = config.array_ext or "npy or .npz"
         raise InputError(f"{tars[0]}: no array in {len(tars)} tars; expected members KEY.{ext} (--array-ext)")
@@ -261,4 +262,4 @@ def _check_found(config: ImportConfig, found: _Found, tars: list[str]) -> None:
             f"{config.label_ext or 'cls, .txt or .json'} (--label-ext), or --split test"
         )
     if stray := sorted(found.labels.keys() - found.arrays.keys()):
-        raise InputError(f"{tars[0]}: a label of {stray[0]} and no array, the first of {len(stray)} such (--array-ext)")
+        raise InputError(f"{tars[0]}: a label of {stray[0]} but no array, the first of {len(stray)} such (--array-ext)")

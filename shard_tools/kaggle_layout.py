@@ -108,7 +108,7 @@ def _check_files(
 
 
 def common_shape(root: Path, records: Sequence[Record], skip_bad: bool, cast: bool = False) -> tuple[int, int, int]:
-    """The most common shape (P, T, F) of the first snippets, which all others must have. Raises as `read_snippet`."""
+    """The most common shape (P, T, F) of the first snippets; all others must have it. Raises as `read_snippet` does."""
     shapes: Counter[tuple[int, int, int]] = Counter()
     for record in records:
         try:

@@ -13,8 +13,8 @@ _WITH_KERNELS = ("pipeline", "training")  # packages that Numba compiles from
 def place_library_caches() -> None:
     """Give Numba and matplotlib a temporary cache folder where they would find no writable one.
 
-    Without one Numba refuses to compile and matplotlib cannot be imported: in a container whose user has no home and
-    may not write to the code. Variables that the user has set are kept.
+    Without one, Numba refuses to compile and matplotlib cannot be imported. This happens in a container whose user has
+    no home and may not write to the code. Variables that the user has set are kept.
     """
     with contextlib.suppress(OSError):  # nothing is writable: the library that needs a cache will say so
         if "NUMBA_CACHE_DIR" not in os.environ and not _numba_finds_a_place():
@@ -25,7 +25,7 @@ def place_library_caches() -> None:
 
 
 def _numba_finds_a_place() -> bool:
-    """Numba's own order: beside the code, else in the user's folder for caches."""
+    """Whether Numba finds a folder, in its own order: beside the code, else in the user's cache folder."""
     beside = [_ROOT / package / "__pycache__" for package in _WITH_KERNELS]
     return all(map(_can_write, beside)) or _can_write(user_folder("XDG_CACHE_HOME", ".cache") / "numba")
 
@@ -33,7 +33,7 @@ def _numba_finds_a_place() -> bool:
 def user_folder(variable: str, default: str) -> Path:
     """A user's cache or configuration folder; an unwritable path for a user without a home."""
     given = os.environ.get(variable)
-    # Without HOME or a user name, "~" is not expanded: it would be a folder of that name right here.
+    # Without HOME or a user name, "~" is not expanded: it would name a folder in the current one.
     home = given or str(Path(os.path.expanduser("~"), default))  # noqa: PTH111 (Path.expanduser raises)
     return Path(home) if os.path.isabs(home) else Path(os.devnull, "home")  # noqa: PTH117
 

@@ -1,8 +1,8 @@
-"""Locks that let one process at a time write to a folder, on file systems without file locks too.
+"""Locks that let one process at a time write to a folder, even on file systems without file locks.
 
 Where the kernel cannot lock a file, a file that names its owner is the lock. The owner rewrites it regularly, so that
 others can detect a dead owner without comparing clocks. Between a machine that can lock the folder's files and one that
-cannot, exclusion works in one direction only: the first sees the second.
+cannot, exclusion works in one direction only: the first notices the second.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def folder_lock(folder: Path, name: str) -> Iterator[None]:
             say_once("flock", f"{folder}: no file locks here ({error.strerror}); {owner.name} keeps others out instead")
             held.enter_context(_own(owner))
         else:
-            # An owner file is from a machine that cannot lock files of this folder, as this one can.
+            # An owner file is from a machine that, unlike this one, cannot lock the folder's files.
             _clear_abandoned(owner)
         yield
 
@@ -148,14 +148,14 @@ def _has_changed(path: Path, content: bytes) -> bool:
 def is_abandoned(file: Path | str, content: bytes, has_changed: Callable[[], bool]) -> bool:
     """Whether the owner that wrote `content` is dead: on this machine, its process is gone; on another, it is silent.
 
-    `has_changed` looks whether the owner's file, a path or a URL, was written since.
+    `has_changed` checks whether the owner's file, a path or a URL, has been rewritten since.
     """
     about = _parse_sign(content)
     process = about.get("process")
     if about.get("machine") == _machine() and isinstance(process, int):
         return _started(process) != about.get("started")
     _log.info(
-        "%s: held by process %s of another machine; waiting %.0f s for a sign of life", file, process, SILENT_SECONDS
+        "%s: held by process %s of another machine; waiting %.0f s for a heartbeat", file, process, SILENT_SECONDS
     )
     for _ in range(_LOOKS):
         time.sleep(SILENT_SECONDS / _LOOKS)

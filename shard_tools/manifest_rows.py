@@ -1,4 +1,4 @@
-"""A few rows of a table of contents, small enough to be sent to the process that handles them."""
+"""A few rows of a manifest, small enough to be sent to the process that handles them."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from shard_tools.manifest import COLUMNS, Int64s, Manifest
 
 
 def only_rows(manifest: Manifest, rows: Int64s) -> Manifest:
-    """A manifest of some rows, in their order, and of the shards in which they lie; its counts stay those of all."""
+    """A manifest of `rows` alone, in that order, and of their shards; its counts remain those of the whole data set."""
     numbers, shard = np.unique(manifest.shard[rows], return_inverse=True)
     columns: dict[str, Any] = {name: getattr(manifest, name)[rows] for name in COLUMNS}
     columns["shard"] = shard.astype(manifest.shard.dtype)

@@ -1,8 +1,9 @@
 """OpenMP settings for torch's threads. Import this before torch, which reads them once, when it is loaded.
 
 By default OpenMP's threads spin while they wait for work, and two programs that spin on the same cores slow each other
-down: two trainings on two cores each ran at 3 to 9 cadences/s spinning, and at 61 to 70 sleeping. Alone, sleeping cost
-nothing measurable (docs/performance.md). Variables that the user has set are kept.
+down: on the same two cores, two trainings ran at 3 to 9 cadences/s each with spinning threads, and at 61 to 70 with
+sleeping ones. For one training, sleeping cost nothing measurable (docs/performance.md). Variables that the user has set
+are kept.
 """
 
 import os

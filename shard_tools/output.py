@@ -1,4 +1,4 @@
-"""Where a data set is written: a folder, or a store by way of a staging folder of this machine."""
+"""Where a data set is written: to a folder, or through a staging folder on this machine to a store."""
 
 import contextlib
 import hashlib
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """The place of a data set, from the first shard to the manifest."""
+    """The place that a data set is written to, from the first shard to the manifest."""
 
     def __init__(self, out: str | Path, staging: Path | None, tasks: TaskConfig) -> None:
-        """`staging` is the folder for what is not uploaded yet; None: one among each machine's temporary files.
+        """`staging` is the folder for what is not uploaded yet; None: a folder among each machine's temporary files.
 
         Raises InputError where nothing can be written there.
         """
@@ -35,7 +35,7 @@ class Output:
             self.place = Place(self.folder)
         else:
             digest = hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]
-            # Relative to the temporary files, which nodes of a cluster may have elsewhere.
+            # Relative to the folder for temporary files, which differs between the nodes of some clusters.
             own = staging or Path(f"needlestream-pack-{os.getuid()}-{digest}")
             self.folder = Path(tempfile.gettempdir(), own)
             is_shared = tasks.on == "local"
@@ -60,7 +60,7 @@ class Output:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out. Raises InputError where one writes there."""
+        """Keep other processes out. Raises InputError where another process is writing."""
         (self.folder / WORK).mkdir(exist_ok=True)
         with (
             folder_lock(self.folder / WORK, "lock"),
@@ -75,7 +75,7 @@ class Output:
             self._upload.clear(planned, BESIDE)
 
     def check_held(self) -> None:
-        """Raise InputError where another process took a place in a store over in the meantime."""
+        """Raise InputError where another process has taken the place in a store over."""
         if self._upload:
             self._upload.check_locked()
 
@@ -88,13 +88,13 @@ class Output:
             (self.folder / name).with_suffix(".idx").unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Upload the tables that are in the folder, and last the manifest; end the work."""
+        """Upload the tables in the folder, the manifest last, and remove the notes of unfinished work."""
         if self._upload:
             self._upload.finish(self.folder, BESIDE)
         shutil.rmtree(self.folder / WORK)
 
     def tidy(self) -> None:
-        """Remove what is not part of the data set once that is whole: notes, and the staging folder."""
+        """Once the data set is whole, remove what is not part of it: notes, and the staging folder."""
         shutil.rmtree(self.folder / WORK, ignore_errors=True)  # of a run that was killed at the very end
         if self._upload:
             self._upload.remove_notes()

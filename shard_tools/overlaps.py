@@ -23,12 +23,13 @@ CODE_BITS = 64
 CODE_ROWS = 12  # time bins of each panel: eleven differences in each of six panels fill a code
 NO_CODE = np.uint64(0)
 _MOST_TIES = CODE_BITS // 4  # with more, a code shows constant or blanked channels rather than noise
-# Pairs are proved in two panels, far apart in time and without needles, and in time bins that no code uses.
+# Pairs are proved in two panels, far apart in time and without needles. In snippets of 139 or more time bins, no code
+# uses the time bins of the proof.
 PROOF_POSITIONS = (OFF_POSITIONS[0], OFF_POSITIONS[-1])
 PROOF_ROWS = 64
 _LEAST_LIVE = 0.25  # least share of a proof's common channels that must vary
 _LEAST_VOTES = 2  # channels with the same code at the same shift
-_REACH = 8  # each code is paired with the next few equal ones only: a thousand copies must not make a million pairs
+_REACH = 8  # each code is paired only with the next few equal ones: a thousand copies must not make a million pairs
 _PARTS = 16  # of the codes, sorted one at a time to keep memory low
 
 
@@ -121,9 +122,9 @@ def _count_links(
 def correlation(first: Halves, second: Halves, shift: int) -> float:
     """Correlation of the noise of two snippets in their common channels: 0 for unrelated, 1 for the same noise.
 
-    `first` and `second` are (P, T, F) float16, the same panels and time bins of both. The median over panels and common
-    channels of the normalised correlation over time, so that a needle in some does not matter. 0 where too few channels
-    vary.
+    `first` and `second` are (P, T, F) float16, the same panels and time bins of both. The result is the median, over
+    panels and common channels, of the normalised correlation over time: a needle in some channels does not matter. It
+    is 0 where too few channels vary.
     """
     channels = first.shape[2]
     overlap = channels - abs(shift)

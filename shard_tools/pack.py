@@ -39,21 +39,22 @@ class PackConfig:
     """Folder for the shards, made if it is absent, or URL (s3://, gs://, file://). An interrupted pack goes on where
     it stopped."""
     staging: Path | None = None
-    """With a URL, the local folder for shards until they are uploaded, one for each worker. Unset: a folder among the
-    system's temporary files, the same for the same URL."""
+    """With a URL, the local folder that holds shards until they are uploaded, one per worker at a time. Unset: a folder
+    among the system's temporary files, the same for the same URL."""
     folds: int = 5
     """Number of stratified folds of the train split."""
     groups: Path | None = None
     """Table with the columns id and group, as `fingerprint` writes it: snippets of one group stay in one fold. It may
-    hold more ids; an id without a file may be absent, and is then its own group."""
+    list other ids too. It need not list an id without a file, which is then its own group."""
     seed: int = 0
     """Seed of the folds."""
     workers: int = usable_cores()
     """Threads, each of which writes its own shard."""
     allow_missing: bool = False
-    """Pack what is there where the tables name keys without a file; skipped.csv lists them."""
+    """Go on where the tables name keys without a file; skipped.csv lists these keys."""
     on_bad: Literal["fail", "quarantine"] = "fail"
-    """What to do with a snippet that breaks the contract: stop, or leave it out and list it in skipped.csv."""
+    """What to do with an invalid snippet (damaged, not finite, of another shape or type): stop, or leave it out and
+    list it in skipped.csv."""
     cast: Literal["none", "float16"] = "none"
     """What to do with numbers of other types, such as float32. none: refuse them; float16: round them, say by how much,
     and refuse what float16 cannot hold."""
@@ -79,7 +80,7 @@ def pack(config: PackConfig) -> Manifest:
     """Write `config.input` as shards to `config.out` and return their manifest.
 
     Packing the same input twice gives the same bytes, wherever the tasks run. Raises InputError naming the file or key
-    that breaks a contract, or where the output folder holds something else; finished shards stay for the next try.
+    that is invalid, or where the output folder holds something else; finished shards are kept for the next try.
     """
     catalog = read_catalog(config.input, config.folds, config.seed, config.allow_missing, config.groups)
     making = _plan_making(config, catalog.records)
@@ -90,7 +91,7 @@ def pack(config: PackConfig) -> Manifest:
     if output.is_finished():
         return _already_packed(config, made, plans, making, output)
     with output.held():
-        if output.is_finished():  # another process finished it since the look above
+        if output.is_finished():  # another process finished it since the check above
             return _already_packed(config, made, plans, making, output)
         output.clear({plan.name for plan in plans})
         done = _pack_shards(config, plans, making, output)
@@ -105,7 +106,7 @@ def pack(config: PackConfig) -> Manifest:
 
 
 def _say_what_was_left_out(catalog: Catalog, packed: Sequence[PackedShard]) -> list[list[str]]:
-    """[key, split, reason] of each sample without a file or quarantined; logs the latter, and what was rounded."""
+    """[key, split, reason] of each missing or quarantined sample; logs the quarantined ones and what was rounded."""
     report_conversions(shard.conversions for shard in packed)
     quarantined = [line for shard in packed for line in shard.quarantined]
     for line in quarantined[:20]:
@@ -193,12 +194,12 @@ def _pack_shards(
 
 def pack_shard(place: Place, plan: ShardPlan, making: Making) -> tuple[PackedShard, str]:
     """Write a shard, unless an earlier run finished it and its bytes still match; also return its sources' digest."""
-    sources = digest_sources(plan.records)  # before reading: a change during it is noticed next time
+    sources = digest_sources(plan.records)  # before reading: the next run then notices a change made meanwhile
     write = functools.partial(write_shard, plan.records, making=making)
     return place.finish_shard(plan.name, _inputs_digest(plan, making, sources), write), sources
 
 
 def _inputs_digest(plan: ShardPlan, making: Making, sources: str) -> str:
-    """A digest of what a shard is made from: another size or time of a source file makes the shard stale."""
+    """A digest of what a shard is made from; it changes with the size or the times of a source file."""
     parts = [astuple(making), sources, *((r.key, r.target, r.fold) for r in plan.records)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()

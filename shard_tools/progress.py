@@ -22,7 +22,7 @@ def progress(
     unit: str = "cadences",
     note: Callable[[], str] = lambda: "",
 ) -> Iterator[T]:
-    """Yield `items` while showing how many of `total` are done, the rate, the time left, and what `note` says then."""
+    """Yield `items` while showing how many of `total` are done, the rate, the time left, and what `note` returns."""
     if is_terminal(sys.stderr):
         with tqdm(items, total=total, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=False) as bar:
             for item in bar:

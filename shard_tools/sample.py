@@ -21,8 +21,8 @@ def array_bytes(manifest: Manifest) -> int:
 def read_values(manifest: Manifest, row: int, values: Bytes, panels: Sequence[int] | None = None) -> None:
     """Read one sample's values, C order float16, into `values` and check the headers before them.
 
-    `panels` is the panel of the sample to put at each position; None keeps their order. Raises InputError naming shard
-    and key where a file is missing, cut short or not what the manifest says.
+    `panels` says which panel to put at each position; None keeps their order. Raises InputError naming shard and key
+    where a file is missing, cut short or not what the manifest says.
     """
     # The tar header is read too: its member name shows whether the manifest's offset is still right.
     head = np.empty(TAR_BLOCK + int(manifest.size[row]) - len(values), np.uint8)

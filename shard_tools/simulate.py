@@ -42,7 +42,7 @@ Needle = Literal["straight", "s_curve", "pulsed", "broadened"]
 KINDS: tuple[Needle, ...] = ("straight", "s_curve", "pulsed", "broadened")
 _SIGNAL_COLUMNS = ("kind", "snr", "drift_rate_hz_s", "width_hz", "panels", "start_channel")
 TRUTH_COLUMNS = ("id", "split", "target", *_SIGNAL_COLUMNS, "interference")
-_BACKGROUND = "background"  # seeds them, so that they are no cadences of a data set with labels
+_BACKGROUND = "background"  # seeds backgrounds, so that none is a cadence of a labelled data set
 _log = logging.getLogger(__name__)
 
 
@@ -55,19 +55,19 @@ class SimulateConfig:
     train: int = 1500
     """Cadences with a label; each takes 0.84 MB of disk."""
     test: int = 300
-    """Cadences without a label (truth.csv has it)."""
+    """Cadences without a label (truth.csv has their labels)."""
     backgrounds: int = 0
-    """In place of both: this many cadences without a needle, narrowband interference or label, all under test/, to
-    which `train.py --backgrounds` adds signals."""
+    """Instead of --train and --test: this many cadences without a needle, narrowband interference or label, all under
+    test/; `train.py --backgrounds` adds signals to them."""
     seed: int = 0
     """Same seed, same bytes; 0 or more."""
     workers: int = usable_cores()
-    """Processes; the bytes do not depend on it."""
+    """Processes; the bytes do not depend on their number."""
     positive_share: float = 0.1
     """Share of cadences with a needle, in train and in test alike; 0 to 1."""
     snr_min: float = 100.0
     """SNR of the faintest needle, as setigen defines it: peak power, averaged along the path over the cadence's 1638
-    time bins, divided by the quiet noise of such an average. 100 is 2.5 standard deviations a pixel."""
+    time bins, divided by the quiet noise of such an average. 100 is 2.5 standard deviations of a pixel."""
     snr_max: float = 800.0
     """SNR of the brightest needle; needles and narrowband interference alike are log-uniform between the two."""
     train_kinds: tuple[Needle, ...] = KINDS
@@ -185,7 +185,7 @@ def add_narrowband(
 
 
 def add_blip(frame: Any, rng: np.random.Generator, config: SimulateConfig) -> None:
-    """A short, broad, driftless box in one panel, ON or OFF, as bright as a needle: brightness must reveal nothing."""
+    """Add a short, broad box in one panel, ON or OFF, as bright as a needle, so that brightness reveals nothing."""
     start = rng.integers(PANELS) * PANEL_BINS + rng.integers(PANEL_BINS - 60)
     low, width = rng.integers(CHANNELS - 40), rng.integers(6, 40)
     level = frame.get_intensity(1.5 * log_uniform(rng, config.snr_min, config.snr_max))
@@ -194,12 +194,12 @@ def add_blip(frame: Any, rng: np.random.Generator, config: SimulateConfig) -> No
 
 @functools.cache
 def _setigen() -> tuple[Any, Any, Any]:
-    """setigen, and a Frame of six panels and of one: making one costs as much as its noise."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # setigen imports it, and it logs about its fonts
+    """setigen, a Frame of six panels and one of a single panel: making a Frame costs as much as its noise."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # setigen imports it; it logs about its fonts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        setigen: Any = importlib.import_module("setigen")  # here, as it takes two seconds
-    # fch1 is the place of no real band: with this ratio to df frequencies are as exact as channels need.
+        setigen: Any = importlib.import_module("setigen")  # here, since it takes two seconds
+    # fch1 is not that of a real band: at this ratio to df, frequencies are as exact as channels need.
     units = {"df": CHANNEL_WIDTH_HZ, "dt": TIME_BIN_SECONDS, "fch1": 6e9 * 1024, "ascending": True}
     frame, panel_frame = (setigen.Frame(shape=(bins, CHANNELS), **units) for bins in (TIME_BINS, PANEL_BINS))
     return setigen, frame, panel_frame
@@ -224,8 +224,8 @@ def draw_cadence(
     kinds, without = (config.train_kinds, config.train_without) if for_training else (KINDS, ())
     sky, interference = draw_sky(rng, without)
     frame.data *= sky
-    # Drifting interference is rarer in real snippets, but teaches what OFF panels are for. A needle replaces such a
-    # signal, so that their number reveals little.
+    # Drifting interference is rarer in real snippets, but teaches what OFF panels are for. A needle replaces one such
+    # signal, so that the number of signals reveals little.
     others = rng.choice(3, p=(0.85, 0.15, 0) if task.target else (0.6, 0.32, 0.08)) if not config.backgrounds else 0
     for name, panels in [draw_interference_panels(rng) for _ in range(others)]:
         add_narrowband(rng, panels, config, kinds)
@@ -246,7 +246,7 @@ def draw_cadence(
 def simulate_cadence(
     config: SimulateConfig, task: Task, *, twin: bool = False
 ) -> tuple[npt.NDArray[np.float16], dict[str, Any]]:
-    """As `draw_cadence`, each panel brought to mean 0 and standard deviation 1."""
+    """Like `draw_cadence`, but with each panel brought to mean 0 and standard deviation 1."""
     brightness, row = draw_cadence(config, task, twin=twin)
     panels = brightness.astype(np.float32)
     panels -= panels.mean(axis=(1, 2), keepdims=True)
@@ -283,9 +283,9 @@ def simulate(config: SimulateConfig) -> None:
     truth = pd.DataFrame(_write_cadences(config, tasks), columns=TRUTH_COLUMNS).sort_values("id")
     labels = truth.loc[truth["split"] == "train", ["id", "target"]]
     submission = truth.loc[truth["split"] == "test", ["id"]].assign(target=0.5)
-    # The folder counts as a data set only once the tables that users read are there: they come last.
+    # The folder counts as a data set only once the tables that users read are there: they are written last.
     for name, table in (("truth", truth), ("train_labels", labels), ("sample_submission", submission)):
-        if len(table):  # of backgrounds there are no labels
+        if len(table):  # backgrounds have no labels
             write_whole(config.out / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     what = (
         f"{len(submission)} backgrounds"

@@ -1,21 +1,21 @@
 """The sky without a needle: receiver, persistent bands and lines, and broadband interference.
 
-What is drawn follows 66 real snippets of the competition that were looked at one by one. A real panel is structure of
-some 2 to 15 standard deviations of the noise, under Gaussian noise that hardly depends on the brightness. In brackets:
-how many of the 66 show it; many show several kinds.
+The model follows 66 real snippets of the competition, inspected one by one. A real panel shows structure of some 2 to
+15 standard deviations of the noise, plus Gaussian noise that hardly depends on the brightness. In brackets: how many of
+the 66 show each kind; many show several kinds.
 
 - receiver: slopes and humps over the channels (all), edges of the band (8), power in all channels that flickers from
   one time bin to the next (20)
 - lines: one or two channels wide, steady (21)
 - bands: lines 3 to 12 channels wide that fade and return, often several at once (10)
-- comb: equidistant fringes below an envelope, in pulses of some 30 time bins, moving to and fro by less than their
-  distance (22)
+- comb: evenly spaced fringes under an envelope, in pulses of some 30 time bins, moving to and fro by less than their
+  spacing (22)
 - blocks: 15 to 60 channels with sharp edges, tilted waves within, some switched on or off (7)
-- bursts: some time bins with more power in all channels, with edges or without, up to 300 times the noise (30)
-- stripes: channels that each have a level of their own, as a curtain, steady (9) or drifting (1)
-- dashes: rows of short dashes, alone or in grids that move from row to row, as radar makes them (12)
+- bursts: a few time bins with more power in all channels, with sharp edges or without, up to 300 times the noise (30)
+- stripes: each channel has its own level, like the folds of a curtain, steady (9) or drifting (1)
+- dashes: single rows of short dashes, or grids of rows that shift from one to the next, as from radar (12)
 - hops: a line that jumps between a few channels (3)
-- sweeps: a broad hump that drifts along a bend (1)
+- sweeps: a broad hump that drifts along a curve (1)
 
 Axes: T time bin of the whole cadence (the panels end to end), R row: one or several time bins, F frequency channel.
 Brightness is in standard deviations of the quiet receiver's noise in a pixel.
@@ -41,7 +41,8 @@ NOISE = 0.005
 of pixels that are 20 to 60 standard deviations brighter is 10 to 30 % stronger."""
 ROW_BINS = 7  # time bins in a row of a shape that moves slowly; a panel has 39
 Broad = Literal["lines", "bands", "comb", "blocks", "bursts", "stripes", "dashes", "hops", "sweeps"]
-# For each kind: share of cadences with it (times their busyness), most pieces, least and greatest brightness.
+# For each kind: share of cadences with it (to be multiplied by a cadence's busyness), most pieces, least and greatest
+# brightness.
 BROAD_INTERFERENCE: dict[Broad, tuple[float, int, float, float]] = {
     "lines": (0.35, 2, 3.0, 150.0),
     "bands": (0.16, 3, 3.0, 60.0),
@@ -75,7 +76,7 @@ def _flicker(rng: np.random.Generator, strength: float, bins: float) -> Floats:
 
 
 def _switch(rng: np.random.Generator) -> Floats:
-    """(T,) 1 where on, 0 where off, by period, by panel or both; never off in all OFF panels, as a needle would be."""
+    """(T,) 1 where on, 0 where off, by period, panel or both; on in at least one OFF panel, unlike a needle."""
     period, duty = log_uniform(rng, 8, 200), rng.uniform(0.35, 1.3)  # at most 130 bins dark: less than a panel
     periodic = (np.arange(TIME_BINS) + rng.uniform(0, period)) % period < duty * period
     panels = rng.random(PANELS) < (0.6 if rng.random() < 0.3 else 1)
@@ -84,7 +85,7 @@ def _switch(rng: np.random.Generator) -> Floats:
 
 
 def _by_pointing(rng: np.random.Generator, strength: float) -> Floats:
-    """(T,) positive, constant in a panel, around 1: the telescope points elsewhere, and receives more or less of it."""
+    """(T,) positive, around 1, constant in a panel: how much is received depends on where the telescope points."""
     return np.repeat(rng.lognormal(0, strength, PANELS), PANEL_BINS).astype(np.float32)
 
 
@@ -95,7 +96,7 @@ def _hump(center: Any, width: float) -> Floats:
 
 
 def _slow_wander(rng: np.random.Generator, bins: float) -> Floats:
-    """(R, 1) as `_wander`, a value for each ROW_BINS time bins."""
+    """(R, 1) like `_wander`, with one value for every ROW_BINS time bins."""
     return _wander(rng, bins / ROW_BINS, TIME_BINS // ROW_BINS)[:, None]
 
 
@@ -197,7 +198,7 @@ _DRAW: dict[Broad, Callable[[np.random.Generator], Emission]] = {
 
 
 def _add_receiver(rng: np.random.Generator, sky: Floats) -> None:
-    """The bandpass, slightly different in each panel as its target adds power, and a gain that is never steady."""
+    """Add the bandpass, slightly different in each panel since its target adds power, and an unsteady gain."""
     bandpass = rng.normal(0, 1) * _RAMP + rng.normal(0, rng.random() ** 6 / 3, CHANNELS).astype(np.float32)
     for _ in range(rng.integers(1, 4)):
         bandpass += np.float32(rng.normal(0, 1.5)) * _hump(rng.uniform(-40, CHANNELS + 40), rng.uniform(20, 90))

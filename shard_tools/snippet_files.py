@@ -89,7 +89,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _data_of(names: list[str], left: LeftAlone, is_folder: bool) -> list[str]:
-    """Those of the names that may be data; the others are counted."""
+    """The names that may be data; the others are counted in `left`."""
     chosen = []
     for name in names:
         kind = clutter_kind(name, is_folder)

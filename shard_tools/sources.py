@@ -1,7 +1,7 @@
-"""Whether the files that a finished data set was packed from are still the same.
+"""Check whether the files that a finished data set was packed from are still the same.
 
 A note in its folder holds a digest of the size and the times of each shard's sources. If these match, the files count
-as unchanged. If they differ, or there is no note, as after a copy, the shard is built again without writing it, to
+as unchanged. If they differ, or there is no note (as after a copy), the shard is built again without writing it, to
 compare its SHA-256. Times are compared for equality only: clocks may be wrong, and archives restore old times.
 """
 
@@ -56,7 +56,7 @@ def find_unsure(manifest: Manifest, plans: Sequence[ShardPlan]) -> list[ShardPla
 
 
 def find_changed(manifest: Manifest, plans: Sequence[ShardPlan], making: Making, workers: int) -> str | None:
-    """The first source of some shards whose content changed after packing, or None. Reads all of them."""
+    """The first source file of these shards that changed after packing, or None. Reads all their sources."""
     making = replace(making, quarantine=True)  # snippets left out then must not raise now
     expected = {shard.name: shard.sha256 for shard in manifest.shards}
     pool = ThreadPoolExecutor(workers)
@@ -73,7 +73,7 @@ def find_changed(manifest: Manifest, plans: Sequence[ShardPlan], making: Making,
 
 def _state(record: Record) -> tuple[str, int, int, int]:
     about = record.path.stat()
-    # The last is when the system last changed the file: unlike the one before, no archive or copy can set it.
+    # Archives and copies can set st_mtime_ns; st_ctime_ns is set by the system alone.
     return record.key, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 

@@ -21,14 +21,14 @@ def prepare_streams() -> None:
 
 
 def _fill_descriptors() -> None:
-    """Open those of 0, 1 and 2 that are closed: else the next opened file would become one, and get library output."""
+    """Open 0, 1 and 2 if closed: otherwise the next opened file would become one of them, and get library output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def mute(stream: IO[str] | None) -> None:
-    """Discard what is still to be written to a stream: Python must not meet the broken pipe again at exit."""
+    """Discard what a stream still buffers, so that Python does not meet the broken pipe again at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, stream.fileno())  # type: ignore[union-attr]

@@ -35,7 +35,7 @@ class Making:
     cast: bool
     """Whether other types are rounded to float16."""
     quarantine: bool
-    """Whether a snippet that breaks the contract is left out; otherwise it is an error."""
+    """Whether an invalid snippet is left out; otherwise it is an error."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PackedShard:
     """[key, split, reason] of every snippet left out."""
     conversions: Conversions = field(default_factory=Conversions)
     about: dict[str, Any] = field(default_factory=dict)
-    """What else is known of its samples, in types that JSON keeps."""
+    """Anything else known about its samples, in types that JSON preserves."""
 
 
 class SnippetTar:
@@ -83,9 +83,9 @@ class SnippetTar:
 def write_members(
     members: Iterable[tuple[str, bytes] | tuple[str, bytes, int]], path: Path, about: dict[str, Any]
 ) -> PackedShard:
-    """Write `path` and its index from keys, npy files and, where they are known, targets, each whole or not at all.
+    """Write `path` and its index, each whole or not at all, from keys, npy files and any known targets.
 
-    `about` goes into what is returned, as it is after the last member: the maker of the members may fill it.
+    `about` becomes part of the result; the iterable of members may fill it until its end.
     """
     with whole_file(path) as temporary, temporary.open("wb") as file:
         tar = SnippetTar(file)
@@ -99,7 +99,7 @@ def write_members(
 def write_shard(records: Sequence[Record], path: Path, making: Making) -> PackedShard:
     """Write `path` and its index, each whole or not at all.
 
-    A snippet that breaks the contract is left out where `making` says so, else its InputError is raised.
+    An invalid snippet is left out if `making.quarantine` is set; otherwise its InputError is raised.
     """
     with whole_file(path) as temporary, temporary.open("wb") as file:
         packed, index = _fill(records, file, path.name, making)
@@ -124,7 +124,7 @@ def _fill(records: Sequence[Record], file: BinaryIO, name: str, making: Making) 
         except InputError as error:
             if not making.quarantine:
                 raise
-            # Without the path, so that the same input packs to the same bytes from another place.
+            # Without the path, so that the same input packs to the same bytes wherever it lies.
             quarantined.append([record.key, record.split, str(error).removeprefix(f"{record.path}: ")])
             continue
         tar.add(record.key, data, record.target)
@@ -139,7 +139,7 @@ class TarWriter:
         self._file, self._digest, self._position = file, hashlib.sha256(), 0
 
     def add(self, name: str, data: bytes) -> int:
-        """Append a member, time 0 and no owner so that equal inputs give equal bytes; return its data's offset."""
+        """Append a member, with time 0 and no owner: equal inputs give equal bytes. Return its data's offset."""
         info = tarfile.TarInfo(name)
         info.size = len(data)
         self._write(info.tobuf(tarfile.USTAR_FORMAT))

@@ -26,7 +26,7 @@ BESIDE = (*TABLES, SOURCES)
 """Files beside the manifest and the shards."""
 WORK = ".pack"
 """Inside the output folder: the lock, and a note for every finished shard."""
-_TASK = ".task-"  # hidden: no part of a data set
+_TASK = ".task-"  # hidden: not part of a data set
 
 
 def check_out_folder(out: Path) -> None:
@@ -51,11 +51,11 @@ class Place:
     """Where shards and their notes are kept once they are finished. It is pickled with the tasks that write them."""
 
     folder: Path
-    """For the shards; with an upload, for each one until it is uploaded."""
+    """Holds the shards; with an upload, each one until it is uploaded."""
     upload: "Upload | None" = None
     is_shared: bool = True
-    """Whether all tasks see the same folder. If not, each makes one of its own inside it, on its own machine; a
-    relative folder is then among that machine's temporary files."""
+    """Whether all tasks see the same folder. If not, each task makes its own folder inside it, on its own machine; a
+    relative `folder` is then among that machine's temporary files."""
 
     def finish_shard(self, name: str, inputs: str, write: Callable[[Path], PackedShard]) -> PackedShard:
         """Write a shard, unless an earlier run finished it from the same `inputs` (a digest) and it is still there."""
@@ -64,7 +64,7 @@ class Place:
         if kept and self._holds(kept.shard):
             return kept
         if note and self.upload:
-            # A store is asked for sizes only: after a kill, the old note would describe the new shard.
+            # In a store only sizes are checked: after a kill, the old note would seem to describe the new shard.
             self.upload.remove_note(f"{name}.json")
         with self._opened() as folder:
             packed = write(folder / name)
@@ -111,7 +111,7 @@ class Place:
 
 
 def _parse_note(text: bytes, inputs: str) -> PackedShard | None:
-    """The note of a shard that an earlier run finished from the same inputs; None where it is of anything else."""
+    """The note of a shard that an earlier run finished from the same inputs; None if it is of anything else."""
     try:
         content = json.loads(text)
         if content["inputs"] == inputs:

@@ -25,7 +25,7 @@ def verify(
     config: StoreConfig = StoreConfig(),  # noqa: B008 (immutable)
     where: TaskConfig = TaskConfig(),  # noqa: B008
 ) -> Iterator[str]:
-    """Yield one line for every fault: of the manifest, of a shard's size or bytes, of an index, of a snippet."""
+    """Yield one line for every fault: in the manifest, a shard's size or bytes, an index or a snippet."""
     try:
         manifest = read_manifest(where.absolute(root), config)
         repeated = has_repeated_keys(manifest)  # slow for a large table
@@ -39,13 +39,13 @@ def verify(
         yield from _verify_file(store, name, expected)
     calls = _OfShards(manifest)
     names = [store.where(shard.name) for shard in manifest.shards]
-    # Each fault as soon as it is found; on a cluster, when those of the shards before are known.
+    # Faults are yielded in the order of the shards: on a cluster, a shard's wait until all before it are verified.
     ended: dict[int, list[str]] = {}
     following = 0
     with open_tasks(where, InTurn()) as tasks:
         look = functools.partial(verify_shard, elsewhere=where.on == "ray")
         for done in run_shown(tasks, Work(look, calls, "verifying", "shards", names)):
-            # What no node could read is read here: only what this machine does not see either is a fault.
+            # What no node could read is read here: it is a fault only if this machine cannot read it either.
             unread = isinstance(done.error, OSError)
             ended[done.number] = verify_shard(*calls[done.number]) if unread else done.result()
             while following in ended:
@@ -54,7 +54,7 @@ def verify(
 
 
 class _OfShards(Sequence[tuple[Manifest]]):
-    """For each shard, a table of contents of it alone, made when it is asked for."""
+    """For each shard, a manifest of that shard alone, made on request."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -72,9 +72,10 @@ class _OfShards(Sequence[tuple[Manifest]]):
 
 
 def verify_shard(contents: Manifest, elsewhere: bool = False) -> list[str]:
-    """The faults of the only shard of a table of contents, of its index and of its snippets.
+    """The faults of the one shard in `contents`, of its index and of its snippets.
 
-    A file that cannot be read is one; with `elsewhere`, OSError is raised instead: another machine may read it.
+    An unreadable file is a fault; with `elsewhere`, OSError is raised instead, as another machine may be able to read
+    it.
     """
     (shard,) = contents.shards
     verify_file = _find_faults if elsewhere else _verify_file
@@ -84,7 +85,7 @@ def verify_shard(contents: Manifest, elsewhere: bool = False) -> list[str]:
 
 
 def _verify_file(store: Store, name: str, sha256: str, size: int | None = None) -> Iterator[str]:
-    """At most one fault of one file, such as that it cannot be read."""
+    """At most one fault of one file; that it cannot be read is one."""
     try:
         yield from _find_faults(store, name, sha256, size)
     except OSError as error:
@@ -106,12 +107,12 @@ def _find_faults(store: Store, name: str, sha256: str, size: int | None = None) 
 
 
 def _verify_samples(contents: Manifest) -> Iterator[str]:
-    """The faults of the samples of a shard whose bytes are as packed: the manifest's offsets may still be wrong."""
+    """The faults of the samples of an intact shard: the manifest's offsets may still be wrong."""
     where = contents.store.where(contents.shards[0].name)
     for row in range(len(contents)):
         try:
             check_finite(read_snippet_of(contents, row), f"{where}, {contents.key(row)}")
         except StoreError:
-            raise  # no fault of the data set
+            raise  # not a fault of the data set
         except InputError as error:
             yield str(error)

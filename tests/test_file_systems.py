@@ -20,7 +20,7 @@ SAID = {
     "fsync": "does not say when data are on the disk (fsync: Invalid argument)",
     "fsync of folders": "does not say when data are on the disk (fsync: Invalid argument)",
     "rename over a file": "files cannot be replaced in one step here (File exists)",
-    "preadv": "no reads into several parts (preadv: Operation not supported)",
+    "preadv": "no reads into several buffers (preadv: Operation not supported)",
 }
 """Nothing is said of what is not used, or costs nothing: links, times, free space, maps."""
 

@@ -269,7 +269,7 @@ def test_options_that_cannot_work_are_refused(
 
 def test_snippets_with_too_few_time_bins_are_refused(make_data: MakeData, tmp_path: Path, command: Command) -> None:
     answer = command("fingerprint", "--input", make_data(shape=(6, 11, 16)).root, "--out", tmp_path / "groups.csv")
-    assert (answer.code, "fingerprints take 12 time bins" in answer.err) == (1, True)
+    assert (answer.code, "fingerprints need at least 12 time bins" in answer.err) == (1, True)
 
 
 # ---- Real backgrounds

@@ -891,7 +891,7 @@ def test_a_finished_ingest_stays_and_other_options_or_files_are_refused(
     first = ingest(config(out, files))
     before = data_set_bytes(out)
     assert ingest(config(out, files)).identity == first.identity and "is already ingested" in caplog.text
-    with pytest.raises(InputError, match=r"made of other files or with other options\); delete it"):
+    with pytest.raises(InputError, match=r"made from other files or with other options\); delete it"):
         ingest(config(out, files, max_drift=1.0))
     os.utime(files[2])  # touched, but the same
     assert ingest(config(out, files)).identity == first.identity
@@ -931,7 +931,7 @@ def test_a_process_that_dies_on_a_file_names_it(files: list[Path], tmp_path: Pat
         [sys.executable, str(path), *arguments],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert f"{files[0]}: a process died that read this file" in done.stdout, done.stderr
+    assert f"{files[0]}: a process died while it read this file" in done.stdout, done.stderr
 
 
 def test_a_process_that_hangs_on_a_file_is_ended_and_names_it(tmp_path: Path) -> None:
@@ -1000,7 +1000,7 @@ def test_a_simulation_that_finds_no_space_says_so_and_leaves_no_part_of_a_file(t
     [
         ({"nfpc": 100}, "--nfpc 100: expected a multiple of 64"),
         ({"coarse_channels": 0}, "--coarse-channels 0: expected 1 or more"),
-        ({"snr_min": 50.0, "snr_max": 20.0}, "--snr-min 50.0 --snr-max 20.0: expected rising numbers"),
+        ({"snr_min": 50.0, "snr_max": 20.0}, "--snr-min 50.0 --snr-max 20.0: expected 0 < min <= max <= 1e6"),
         ({"max_drift": -1.0}, "--max-drift -1.0: expected 0 to 100 Hz/s"),
     ],
 )

@@ -142,9 +142,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_is_refused(files: l
     (tmp_path / "a" / "truth.csv").unlink()  # as after a kill at the very end
     inject(config(tmp_path / "a", files))
     assert data_set_bytes(tmp_path / "a") == before
-    with pytest.raises(InputError, match="made of other files or with other options"):
+    with pytest.raises(InputError, match="made from other files or with other options"):
         inject(config(tmp_path / "a", files, seed=1))
-    with pytest.raises(InputError, match="made of other files or with other options"):
+    with pytest.raises(InputError, match="made from other files or with other options"):
         ingest(IngestConfig(str(tmp_path / "a"), tuple(files), workers=1))
 
 

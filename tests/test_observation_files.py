@@ -311,7 +311,7 @@ def elsewhere(file: h5py.File) -> None:
     ("change", "words"),
     [
         (without_class, "HDF5 of CLASS 'None' with data, expected CLASS FILTERBANK"),
-        (a_group, "it is no filterbank file"),
+        (a_group, "it is not a filterbank file"),
         (of_two_axes, "data of shape (4, 16)"),
         (of_text, "expected (spectra, feeds, channels) of float32"),
         (never_filled, "28 of 64 blocks of data are there; the file was cut short while it was written"),

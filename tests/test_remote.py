@@ -453,7 +453,7 @@ def test_a_store_that_fails_during_an_ingest_stops_it_and_no_cadence_is_left_out
 
 
 def test_a_pack_leaves_alone_what_is_not_its_own(proxy: FaultyProxy, manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"s3://bucket/data/\.\.|s3://bucket: |s3://bucket/\w+: not of a pack"):
+    with pytest.raises(InputError, match=r"s3://bucket/data/\.\.|s3://bucket: |s3://bucket/\w+: not part of a pack"):
         pack(packing(manifest, "s3://bucket", tmp_path / "staging"))
     with pytest.raises(InputError, match="a web server is read, not written"):
         pack(packing(manifest, proxy.url + "/bucket/elsewhere", tmp_path / "other"))

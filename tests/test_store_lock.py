@@ -171,7 +171,7 @@ def test_an_owner_that_can_give_no_more_signs_of_life_stops(
         assert lock
         monkeypatch.setattr(lock._store, "write_if", fail)
         lock._beats.join(30)
-        with pytest.raises(InputError, match=r"no more signs of life \(OSError: cannot start a thread\)"):
+        with pytest.raises(InputError, match=r"no more heartbeats \(OSError: cannot start a thread\)"):
             lock.check()
     assert "cannot start a thread" in caplog.text
 

@@ -99,11 +99,11 @@ def to_sign_in(asked: Asked) -> Answer:
 
 
 REFUSALS: dict[str, tuple[Callable[[Asked], Answer], str]] = {
-    "login": (to_sign_in, r"a web page is there, not the file \(status 200, text/html from http\S+/login\).*sign-in"),
-    "page": (lambda asked: Answer(200, HTML, PAGE), "a web page is there, not the file"),
+    "login": (to_sign_in, r"got a web page, not the file \(status 200, text/html from http\S+/login\).*sign-in"),
+    "page": (lambda asked: Answer(200, HTML, PAGE), "got a web page, not the file"),
     "ranged page": (
         lambda asked: Answer(206, {**HTML, "Content-Range": f"bytes 0-0/{len(PAGE)}"}, PAGE[:1]),
-        "a web page is there, not the file",
+        "got a web page, not the file",
     ),
     "no size": (lambda asked: Answer(200, {}, b"{}", chunked=True), r"does not say its size \(status 200\).*ranges"),
     "gzip": (lambda asked: Answer(200, {"Content-Encoding": "gzip"}, gzip.compress(b"{}")), "switch compression off"),

@@ -1,4 +1,4 @@
-"""Whether six files are one cadence, A-B-A-C-A-D: same channels, rising times, and the sources in their places."""
+"""Check that six files are one cadence, A-B-A-C-A-D: same channels, rising times, and each source in its place."""
 
 import itertools
 import logging
@@ -10,7 +10,7 @@ from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, PANELS
 from shard_tools.errors import InputError
 from shard_tools.observation.header import SECONDS_A_DAY, Header
 
-_LONGEST_GAP_S = 12 * 3600.0  # between files; a telescope's turn takes seconds to minutes
+_LONGEST_GAP_S = 12 * 3600.0  # between files; turning a telescope takes seconds to minutes
 _log = logging.getLogger(__name__)
 
 
@@ -21,7 +21,7 @@ class Cadence:
     headers: tuple[Header, ...]
     """Of A, B, A, C, A, D."""
     spectra: int
-    """What the shortest file has: the others are cropped to it."""
+    """Number of spectra in the shortest file; the others are cropped to it."""
 
     @property
     def first(self) -> Header:
@@ -82,7 +82,7 @@ def _check_once(headers: Sequence[Header]) -> None:
 
 
 def _fill_unknown(headers: Sequence[Header]) -> list[Header]:
-    """Headers with the telescope and nfpc of the first file that says them, where one does not."""
+    """Headers in which a missing telescope or nfpc is filled in from the first file that states it."""
     telescope = next((header.telescope for header in headers if header.telescope is not None), None)
     nfpc = next((header.nfpc for header in headers if header.nfpc), 0)
     return [
@@ -101,7 +101,7 @@ def _check_alike(first: Header, other: Header) -> None:
     half = abs(first.foff_mhz) / 2
     for what, is_same, expected, found in (
         ("channels", here.channels == there.channels, here.channels, there.channels),
-        # Over the whole band, the last channel may be off by as much as the first.
+        # Times the number of channels: the last channel may be off by no more than the first.
         (
             "foff (MHz)",
             abs(first.foff_mhz - other.foff_mhz) * here.channels < half,
@@ -158,11 +158,11 @@ def _check_sources(headers: Sequence[Header]) -> None:
         if headers[position].source != source:
             raise InputError(
                 f"{headers[position].path}: source {headers[position].source!r}, expected {source!r} as in "
-                f"{headers[0].path}; give A B A C A D, or --any-sources where a schedule names them otherwise"
+                f"{headers[0].path}; give A B A C A D, or --any-sources if the schedule names sources differently"
             )
     for position in OFF_POSITIONS:
         if headers[position].source == source:
             raise InputError(
-                f"{headers[position].path}: source {source!r}, as of the ON files, expected another one; give "
-                "A B A C A D, or --any-sources where a schedule names all alike"
+                f"{headers[position].path}: source {source!r}, as in the ON files, expected another one; give "
+                "A B A C A D, or --any-sources if the schedule gives all files one name"
             )

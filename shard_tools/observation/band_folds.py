@@ -1,6 +1,6 @@
 """Folds of an observation: its snippets have no labels, and are divided by their place in the band.
 
-Neighbours share channels, and interference has its bands, so that a fold is made of blocks of neighbours.
+Neighbours share channels, and interference keeps to certain bands, so a fold is made of blocks of neighbours.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from shard_tools.observation.tables import Observations, read_observations
 
 FOLDS = 5
 _LARGEST_BLOCK = 32  # snippets
-_LEAST_BLOCKS = 4  # of a fold in each cadence, where there are enough snippets
+_LEAST_BLOCKS = 4  # per fold in each cadence, where there are enough snippets
 Rows = npt.NDArray[np.int64]
 
 
 def band_folds(manifest: Manifest) -> npt.NDArray[np.int8]:
     """(rows,) the fold of each row, 0 to FOLDS - 1; -1 for rows that `ingest` did not cut.
 
-    They depend on the row's own data set alone. Raises InputError naming a table that is missing or was changed.
+    A fold depends on the row's own data set alone. Raises InputError naming a table that is missing or was changed.
     """
     fold = np.full(len(manifest), -1, np.int8)
     for data_set in manifest.data_sets:
@@ -30,9 +30,9 @@ def band_folds(manifest: Manifest) -> npt.NDArray[np.int8]:
 
 
 def rows_beside(manifest: Manifest, data_set: DataSet, held_out: Rows) -> Rows:
-    """The rows of an observed data set that share channels with one of its rows `held_out`, and these themselves.
+    """The rows of an observed data set that share channels with any of its rows `held_out`, and these themselves.
 
-    Rows are those of the manifest. Raises as `band_folds`.
+    Rows are numbered as in the manifest. Raises as `band_folds` does.
     """
     observations = read_observations(data_set)
     assert observations is not None, f"{data_set.store.root}: not observed"
@@ -41,7 +41,7 @@ def rows_beside(manifest: Manifest, data_set: DataSet, held_out: Rows) -> Rows:
     for rows in _by_cadence(observations):
         width_mhz = observations.cadences[observations.cadence[rows[0]]].channel_width_hz / 1e6 * manifest.shape[2]
         mhz, held = observations.first_mhz[rows], observations.first_mhz[rows[is_held_out[rows]]]
-        # The first one that ends above a row's lowest channel; the row overlaps it if it also begins below its highest.
+        # The first held-out one that ends above a row's lowest channel; they overlap if it begins below the highest.
         place = np.searchsorted(held, mhz - width_mhz, "right")
         begins = np.append(held, np.inf)[place]
         found.append(rows[begins < mhz + width_mhz])

@@ -1,4 +1,4 @@
-"""The table of candidates: candidates.csv, one row an event, best first."""
+"""The table of candidates: candidates.csv, one row per event, best first."""
 
 import contextlib
 import csv
@@ -13,7 +13,7 @@ from shard_tools.csv_table import read_table
 from shard_tools.errors import InputError
 
 INTERFERENCE, HITS, PICTURES = "interference.csv", "hits.csv", "candidates"
-"""Two tables and the folder of the pictures beside candidates.csv; `beside` has their places for any table."""
+"""Two tables and the folder of pictures, beside candidates.csv; `beside` gives their places for any table."""
 _STEM = "candidates"
 
 
@@ -24,15 +24,15 @@ class Candidate:
     rank: int
     """From 1."""
     score: float
-    """Sigmoid of a logit, 0 to 1, by trained weights; by the search alone, in standard deviations."""
+    """By trained weights: sigmoid of a logit, 0 to 1. By the search alone: in standard deviations."""
     false_alarm_rate: float
-    """Estimated share of false ones among the candidates with at least this score; never 0, and 1 / n at the least
-    where n candidates have no control."""
+    """Estimated share of false ones among the candidates with at least this score. Never 0: n candidates have 1 / n
+    where there is no control (a line in the OFF panels alone)."""
     frequency_mhz: float
     """At the telescope, at the start of the first panel."""
     drift_rate_hz_s: float
     snr: float
-    """Of the three ON panels together, in standard deviations; the next six of each panel, in their order."""
+    """Of the three ON panels together, in standard deviations; the next six fields are those of each panel."""
     snr_a1: float
     snr_b: float
     snr_a2: float
@@ -43,7 +43,7 @@ class Candidate:
     coarse_channel: int | None
     """Counted from the band's lowest, as `channel`; None where coarse channels are not known."""
     channel: int
-    """Of the file, at the start of the first panel."""
+    """The file's channel at the start of the first panel."""
     source: str
     ra: float
     """Hours."""
@@ -51,11 +51,11 @@ class Candidate:
     """Degrees."""
     tstart_mjd: float
     flags: str
-    """Words between spaces."""
+    """Words, separated by spaces."""
     snippet: str
     """Key of the snippet."""
     picture: str
-    """File, from the table's folder; empty where there is none."""
+    """File, relative to the table's folder; empty where there is none."""
 
     @property
     def panel_snrs(self) -> tuple[float, ...]:
@@ -79,13 +79,13 @@ _TYPES = {field.name: field.type for field in fields(Candidate)}
 def beside(table: Path, name: str) -> Path:
     """The place of INTERFERENCE, HITS or PICTURES for a table.
 
-    For a table X.csv of another name than candidates.csv it is X.interference.csv: several tables may share a folder.
+    Beside X.csv, a table not called candidates.csv, it is X.interference.csv: several tables may share a folder.
     """
     return table.with_name(name if table.stem == _STEM else f"{table.stem}.{name}")
 
 
 def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
-    """Write the table, at once or not at all."""
+    """Write the table, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -103,8 +103,8 @@ def _to_cell(name: str, value: object) -> str:
 
 
 def remove_pictures(path: Path) -> None:
-    """Remove the pictures of an earlier table at `path`: those that it names in its folder of pictures."""
-    with contextlib.suppress(InputError):  # no table, or none of ours
+    """Remove the pictures of an earlier table at `path`: those that it names in its own folder of pictures."""
+    with contextlib.suppress(InputError):  # no table, or not one of ours
         for candidate in read_candidates(path):
             picture = path.parent / candidate.picture
             if picture.parent == beside(path, PICTURES) and picture.is_file():
@@ -112,7 +112,7 @@ def remove_pictures(path: Path) -> None:
 
 
 def read_candidates(path: Path) -> list[Candidate]:
-    """Read what `write_candidates` wrote. Raises InputError naming the line that is not of such a table."""
+    """Read what `write_candidates` wrote. Raises InputError naming the line that does not belong in such a table."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; `infer.py --candidates {path.name}` writes it")
     candidates = []

@@ -1,4 +1,4 @@
-"""Cut shards, each a task of its own that is finished or absent."""
+"""Cut shards, each in a task of its own; each shard is whole or absent."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from shard_tools.tasks.base import Need, Work
 from shard_tools.unfinished import Place
 
 METHOD = 2
-"""What is cut depends on it: raise it with every change of the values."""
+"""Version of the way in which values are computed: raise it with every change of the values."""
 _MEMORY = 600_000_000  # of a process that cuts (measured: 0.4 GB, with 16 spectra and 8 channels summed), and some room
 Job = tuple[Place, CutShard, str]
 """Where to write a shard, the shard, and the digest of its sources' sizes and times."""
 
 
 def cut_work(jobs: Sequence[Job], uploaded: int = 0) -> Work[PackedShard]:
-    """The tasks that cut shards; each uploads so many bytes.
+    """The tasks that cut shards; each uploads `uploaded` bytes.
 
     They need processes: HDF5 lets one thread at a time read, and may crash.
     """
     death = (
-        "that read this file or one after it in its cadence; either HDF5 crashed, as the file is damaged, or memory "
-        "ran out"
+        "while it read this file or one after it in its cadence; either HDF5 crashed because the file is damaged, or "
+        "memory ran out"
     )
     names = [str(shard.plan.cadence.first.path) for _, shard, _ in jobs]
     calls = [(*job, read_watch.SECONDS) for job in jobs]
@@ -40,21 +40,21 @@ def _culprit() -> InputError | None:
     slow, files = read_watch.collect_notes()
     if slow:
         return InputError(
-            f"{', '.join(slow)}: one read took more than {read_watch.SECONDS:.0f} s; HDF5 hangs, as the file is "
-            "damaged, or its disk does not answer: fetch the file again, or leave its cadence out"
+            f"{', '.join(slow)}: one read took more than {read_watch.SECONDS:.0f} s; either HDF5 hangs because the "
+            "file is damaged, or its disk does not answer: fetch the file again, or leave its cadence out"
         )
     if not files:
         return None
     return InputError(
-        f"{', '.join(files)}: a process died that read this file; either HDF5 crashed, as the file is damaged, or "
-        "memory ran out (give a smaller --workers)"
+        f"{', '.join(files)}: a process died while it read this file; either HDF5 crashed because the file is damaged, "
+        "or memory ran out (give a smaller --workers)"
     )
 
 
 def cut_shard(place: Place, shard: CutShard, sources: str, seconds: float) -> PackedShard:
     """Cut a shard, unless an earlier run finished it from the same sources.
 
-    Where this process is one of several that cut, it is ended if one read takes more than `seconds`.
+    If this is a child process, it is ended if one read takes more than `seconds`.
     """
     read_watch.watch_reads(seconds)
     inputs = hashlib.sha256(repr([identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()
@@ -68,7 +68,7 @@ def write_shard(shard: CutShard, path: Path) -> PackedShard:
 
 
 def identity(plan: CutPlan) -> list[Any]:
-    """All that a plan's snippets depend on but the data; without folders, so that files may be moved."""
+    """All that a plan's snippets depend on, except the data; without folders, so that files may be moved."""
     headers = [{**vars(header), "path": header.path.name} for header in plan.cadence.headers]
     rest = plan.channel_bin, plan.shape, plan.overlap, plan.starts.tolist(), plan.exclude_mhz, plan.feed, METHOD
     return [headers, *rest, *plan.needles]

@@ -19,20 +19,20 @@ from shard_tools.observation.lines import Line
 
 FINE_COLUMNS, FINE_CHANNEL_BIN = 1024, 8
 MID_TIME_BINS, MID_COLUMNS = KAGGLE_SHAPE[1:]
-# Of a band whose coarse channels are not known: the bandpass is fitted piece by piece.
+# Where coarse channels are not known, the bandpass is fitted to pieces of the band of this width.
 PIECE_COLUMNS = 1 << 17
-# Of a coarse channel: in fewer, a signal would raise the medians by which it is divided.
+# Of a coarse channel: in fewer columns, a signal would raise the medians by which it is divided.
 FEWEST_COARSE_COLUMNS = 64
-_MOST_OVERLAP = 0.75  # of a snippet: with more, each channel would be in ever more snippets
+_MOST_OVERLAP = 0.75  # share of a snippet; the larger it is, the more snippets hold each channel
 _MAX_SOURCE = 40  # letters of a source's name in a key
 
 
 @dataclass(frozen=True)
 class CutOptions:
-    """What of the command line decides the cuts."""
+    """The options of the command line that decide the cuts."""
 
     channel_bin: int | None
-    """Channels of the file in one of a snippet; None: by the product."""
+    """Channels of the file in one channel of a snippet; None: as suits the product."""
     max_drift_hz_s: float
     exclude_mhz: tuple[tuple[float, float], ...] = ()
     """(lowest, highest) of each range that is blanked."""
@@ -49,7 +49,7 @@ class CutPlan:
     columns: int
     """Of one snippet."""
     overlap: int
-    """Columns that neighbouring snippets share: the steepest drift crosses so many."""
+    """Columns that neighbouring snippets share: as many as the steepest drift crosses."""
     borders: npt.NDArray[np.int64]
     """First column of each coarse channel, or piece, and the end of the last."""
     starts: npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ class CutPlan:
 
 
 def plan_cuts(cadence: Cadence, options: CutOptions) -> CutPlan:
-    """Plan the cuts of a cadence. Raises InputError naming the option, where none are possible."""
+    """Plan the cuts of a cadence. Raises InputError naming the option that makes them impossible."""
     header = cadence.first
     channel_bin = options.channel_bin or (FINE_CHANNEL_BIN if header.is_fine else 1)
     borders = _find_borders(cadence, channel_bin)
@@ -98,11 +98,11 @@ def plan_cuts(cadence: Cadence, options: CutOptions) -> CutPlan:
     if band < columns:
         smaller = "a smaller --channel-bin, or " if channel_bin > 1 else ""
         raise InputError(
-            f"{header.path}: {header.layout.channels} channels are {band} of a snippet's {columns} with --channel-bin "
-            f"{channel_bin}; give {smaller}a file with more channels"
+            f"{header.path}: {header.layout.channels} channels make {band} of the {columns} of a snippet with "
+            f"--channel-bin {channel_bin}; give {smaller}a file with more channels"
         )
     _check_coarse_width(header, channel_bin)
-    # The last one ends where the band does.
+    # The last snippet ends where the band does.
     starts = np.minimum(np.arange(0, band - overlap, columns - overlap), band - columns)
     plan = CutPlan(
         cadence,
@@ -119,7 +119,7 @@ def plan_cuts(cadence: Cadence, options: CutOptions) -> CutPlan:
 
 
 def _find_borders(cadence: Cadence, channel_bin: int) -> npt.NDArray[np.int64]:
-    """First column of each coarse channel; of pieces of the band where coarse channels are not known."""
+    """First column of each coarse channel, or of each piece of the band where coarse channels are not known."""
     header = cadence.first
     if header.nfpc:
         if header.nfpc % channel_bin:
@@ -146,8 +146,8 @@ def _check_coarse_width(header: Header, channel_bin: int) -> None:
     smaller = f", or a --channel-bin of at most {most}" if most else ""
     raise InputError(
         f"{header.path}: a coarse channel of {nfpc} channels is {columns} columns with --channel-bin {channel_bin}, "
-        f"expected at least {FEWEST_COARSE_COLUMNS}; give the true --nfpc, or --nfpc {joined * nfpc}, several coarse "
-        f"channels as one{smaller}"
+        f"expected at least {FEWEST_COARSE_COLUMNS}; give the true --nfpc, or --nfpc {joined * nfpc} to take several "
+        f"coarse channels as one{smaller}"
     )
 
 
@@ -159,13 +159,13 @@ def _find_overlap(cadence: Cadence, max_drift_hz_s: float, width_hz: float, colu
         raise InputError(
             f"--max-drift {max_drift_hz_s:g}: crosses {crossed:.0f} channels of {width_hz:.4g} Hz in the "
             f"{cadence.length_s:.0f} s of {cadence.first.path} and the files after it, expected at most {most:.0f} of "
-            f"{columns} in a snippet; give a smaller --max-drift or a larger --channel-bin"
+            f"a snippet's {columns}; give a smaller --max-drift or a larger --channel-bin"
         )
     return math.ceil(crossed)
 
 
 def _without_excluded(plan: CutPlan) -> CutPlan:
-    """Without the snippets that are excluded from end to end. Raises InputError where none is left."""
+    """The plan without snippets that are excluded from end to end. Raises InputError where none remains."""
     kept = [start for start in plan.starts.tolist() if not excluded_columns(plan, start, start + plan.columns).all()]
     if not kept:
         raise InputError(f"{plan.cadence.first.path}: --exclude-mhz leaves nothing of its band; give smaller ranges")
@@ -192,7 +192,7 @@ class CutShard:
     plan: CutPlan
     first: int
     last: int
-    """The cuts `first` to `last`, exclusive."""
+    """The cuts `first` to `last`, which is excluded."""
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -202,7 +202,7 @@ class CutShard:
 
 
 def plan_cut_shards(plans: Sequence[CutPlan], per_shard: int) -> list[CutShard]:
-    """Share out the cuts of all cadences, in order, to shards of at most `per_shard` snippets of one cadence."""
+    """Divide the cuts of all cadences, in order, into shards of at most `per_shard` snippets of one cadence."""
     return list(_cut_shards(plans, per_shard))
 
 

@@ -1,4 +1,4 @@
-"""Cut snippets from six open files, coarse channel by coarse channel: memory does not grow with the band.
+"""Cut snippets from six open files, coarse channel by coarse channel, so that memory does not grow with the band.
 
 Axes: P panel, T time bin, F column (cut_plan.py).
 """
@@ -31,21 +31,22 @@ from shard_tools.observation.read_watch import watched
 
 # Bytes of one file that are read at a time, unless a single coarse channel is larger.
 _READ_BYTES = 1 << 26
-_MOST_READS = 4  # times so many, to read a whole block of the file at once
-# Where a coarse channel lets less than this share of its middle through, a snippet is flagged.
+_MOST_READS = 4  # times _READ_BYTES may be read, if that completes a block of the file
+# A snippet is flagged where its coarse channel passes less than this share of its median.
 _ROLL_OFF = 0.5
-# In standard deviations of the radiometer noise: what is left of constant values is rounding.
+# In standard deviations of the radiometer noise: a panel that varies by less is constant but for rounding.
 _NO_NOISE = 1e-3
 DC_SPIKE, BORDER, ROLL_OFF, EXCLUDED, BLANKED, EMPTY = "dc_spike", "border", "roll_off", "excluded", "blanked", "empty"
-"""Flags: an interpolated DC spike lies inside; a border of coarse channels; the edge of one, where it lets less than
-half through; channels of --exclude-mhz; values that were not finite, zero or absurdly high; a panel without noise."""
+"""Flags, in this order, for: an interpolated DC spike; a border of coarse channels; the edge of one, where it passes
+less than half of its median; channels of --exclude-mhz; values that were not finite, zero or absurdly high; a panel
+without noise."""
 
 
 class Cut(NamedTuple):
     """One snippet, and what undoes its normalisation (`to_power`)."""
 
     number: int
-    """Of the plan's cuts."""
+    """Number among the plan's cuts."""
     values: npt.NDArray[np.float16]
     """(P, T, F), each panel of mean 0 and standard deviation 1; blanked values are 0."""
     level: Float32s
@@ -64,14 +65,14 @@ class Piece:
     values: Float32s
     """(P, T, F) in standard deviations of the radiometer noise; NaN where blanked."""
     medians: list[list[Float32s]]
-    """Of each coarse channel and panel, `block_medians`."""
+    """`block_medians` of each coarse channel and panel."""
 
 
 def read_pieces(plan: CutPlan, files: Sequence[FilterbankFile], first: int, last: int) -> Iterator[Piece]:
-    """Read the coarse channels `first` to `last` and flatten them, some at a time."""
+    """Read the coarse channels `first` to `last` and flatten them, a few at a time."""
     count = _channels_at_once(plan, files[0])
     while first < last:
-        # Up to a multiple of the count, so that ranges agree with the blocks in which files are stored.
+        # Up to a multiple of `count`, so that reads begin and end with the blocks in which files are stored.
         stop = min(last, (first // count + 1) * count)
         width = int(plan.borders[stop] - plan.borders[first])
         values = np.empty((len(files), plan.time_bins, width), np.float32)
@@ -96,14 +97,14 @@ def _read_panel(plan: CutPlan, panel: int, file: FilterbankFile, first: int, sto
     start, end = (int(plan.borders[each]) * plan.channel_bin for each in (first, stop))
     with watched(file.header.path):
         values = file.read(start, end, plan.time_bins, plan.feed)
-    if file.header.layout.dtype == "float32":  # no power is 0: what was lost is
+    if file.header.layout.dtype == "float32":  # no power is 0, but lost data are
         values[values == 0] = np.nan
     if plan.needles:
         add_needles(plan, panel, values, first, stop)
     if plan.cadence.first.has_dc_spikes:
         remove_dc_spikes(values, plan.cadence.first.nfpc)
     sums = sum_channels(values, plan.channel_bin)
-    sums[sums == 0] = np.nan  # of whole numbers: a lone 0 may be a low power
+    sums[sums == 0] = np.nan  # only now for whole numbers: a single 0 may be a low power
     return sums
 
 
@@ -115,7 +116,7 @@ def _flatten_panel(plan: CutPlan, panel: Float32s, borders: npt.NDArray[np.int64
         part = panel[:, low:high]
         medians.append(block_medians(part, block_count(*part.shape)))
         bandpass = to_bandpass(medians[-1], high - low)
-        with np.errstate(over="ignore", invalid="ignore"):  # of faults
+        with np.errstate(over="ignore", invalid="ignore"):  # faults in the data
             part[part > MOST_POWER * bandpass] = np.nan
         part[:] = to_radiometer_noise(part, bandpass, samples)
     return medians
@@ -141,19 +142,19 @@ def read_cuts(shard: CutShard, about: dict[str, Any]) -> Iterator[Cut]:
                     yield _finish(plan, cut, left[:, :, start : start + plan.columns], edges)
                     cut += 1
                 if cut < shard.last:
-                    # The next snippet begins here: what lies before it is done with.
+                    # Drop what lies before the next snippet.
                     done = min(int(plan.starts[cut]) - left_start, left.shape[2])
                     left, left_start = left[:, :, done:].copy(), left_start + done
 
 
 def _open(path: Path, nfpc: int | None) -> FilterbankFile:
-    """Open a file, within the time that a read may take."""
+    """Open a file, with the time limit of a read."""
     with watched(path):
         return open_filterbank(path, nfpc)
 
 
 def _ranges_to_read(plan: CutPlan, starts: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """The ranges of coarse channels that some snippets lie in; what is excluded between them is not read."""
+    """The ranges of coarse channels that the snippets at `starts` need; others, which are excluded, are not read."""
     first = np.searchsorted(plan.borders, starts, "right") - 1
     last = np.searchsorted(plan.borders, starts + plan.columns, "left")
     gaps = np.flatnonzero(first[1:] > last[:-1]) + 1
@@ -179,9 +180,9 @@ def _finish(plan: CutPlan, cut: int, values: Float32s, medians: dict[int, list[F
 
 
 def normalise(values: Float32s) -> tuple[npt.NDArray[np.float16], Float32s, Float32s]:
-    """Each panel to mean 0 and standard deviation 1, as the competition's are; and both, (P,) each.
+    """Bring each panel to mean 0 and standard deviation 1, as in the competition; also return both, (P,) each.
 
-    NaN becomes 0. A panel without noise is all 0, and its scale 0.
+    NaN becomes 0. A panel without noise becomes all 0, and so does its scale.
     """
     kept = np.isfinite(values)
     count = np.maximum(kept.sum(axis=(1, 2)), 1)
@@ -197,9 +198,9 @@ def normalise(values: Float32s) -> tuple[npt.NDArray[np.float16], Float32s, Floa
 def to_power(
     cut_values: npt.NDArray[np.float16], level: Float32s, scale: Float32s, bandpass: Float32s, samples: float
 ) -> Float32s:
-    """Undo what ingest did, but for blanks and DC spikes: the file's own power, summed over a column.
+    """Undo what ingest did, except to blanks and DC spikes: return the file's own power, summed over each column.
 
-    Of (P, T, F), (P,), (P,), the bandpass (P, F) of those columns, and channel width x bin length.
+    Takes (P, T, F), (P,), (P,), the bandpass (P, F) of the same columns, and as `samples` channel width x bin length.
     """
     noise = level[:, None, None] + scale[:, None, None] * cut_values.astype(np.float32)
     return bandpass[:, None] * (1 + noise / np.float32(np.sqrt(samples)))
@@ -226,7 +227,7 @@ def _place_flags(plan: CutPlan, start: int, medians: dict[int, list[Float32s]]) 
 
 
 def _rolls_off(medians: list[Float32s], start: int, stop: int, columns: int) -> bool:
-    """Whether a coarse channel lets little through, in any panel, between two of its columns."""
+    """Whether a coarse channel passes little power, in any panel, anywhere between two of its columns."""
     width = columns / len(medians[0])
     inside = slice(int(max(start, 0) / width), int(np.ceil(min(stop, columns) / width)))
     return any((each[inside] < _ROLL_OFF * np.nanmedian(each)).any() for each in medians if np.isfinite(each).any())

@@ -1,6 +1,6 @@
 """Reader of FBH5 files: HDF5 with one data set `data` of spectra (T, feed, channel), and the header as its attributes.
 
-Importing this module loads HDF5, which takes a while; `opening.open_filterbank` does so for such a file alone.
+Importing this module loads HDF5, which takes a while; `opening.open_filterbank` does so only for such a file.
 """
 
 import math
@@ -24,7 +24,7 @@ class Fbh5File(FilterbankFile):
     """An open FBH5 file."""
 
     def __init__(self, path: Path, nfpc: int | None) -> None:
-        """Read and check the header. Raises InputError where it is no filterbank, damaged or cut short."""
+        """Read and check the header. Raises InputError where the file is not a filterbank, damaged or cut short."""
         try:
             self._file = h5py.File(path, "r", locking="best-effort")
         except _DAMAGE as error:
@@ -52,7 +52,7 @@ class Fbh5File(FilterbankFile):
             names = ", ".join(map(str, self._file))[:80]
             raise InputError(
                 f"{path}: HDF5 of CLASS {str(kind)[:40]!r} with {names or 'nothing'}, expected CLASS FILTERBANK with "
-                "spectra in data; it is no filterbank file"
+                "spectra in data; it is not a filterbank file"
             )
         if data.ndim != 3 or data.dtype.name not in DTYPES or not data.size:
             raise InputError(
@@ -100,7 +100,7 @@ def _check_stored(path: Path, data: h5py.Dataset) -> None:
 
 
 def _damaged(path: Path, error: BaseException, where: str = "") -> BaseException:
-    """An InputError for a damaged file; the system's own error (no such file, no permission) stays what it is."""
+    """An InputError for a damaged file; the system's own error (no such file, no permission) is returned unchanged."""
     if isinstance(error, OSError) and error.errno is not None:
         error.filename = error.filename or str(path)
         return error

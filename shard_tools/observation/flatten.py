@@ -1,6 +1,6 @@
-"""From raw power to multiples of the radiometer noise: sums of channels, no DC spikes, no bandpass.
+"""From raw power to multiples of the radiometer noise: remove DC spikes, sum channels, divide by the bandpass.
 
-Axes: T time bin, F column. NaN marks what is blanked: not finite in the file, 0, or far above all signals.
+Axes: T time bin, F column. NaN marks blanked values: not finite in the file, 0, or far above all signals.
 """
 
 import warnings
@@ -10,18 +10,18 @@ import numpy.typing as npt
 
 Float32s = npt.NDArray[np.float32]
 MOST_POWER = 1e4
-"""Times the bandpass: what is above is no signal but a fault, and would flatten its panel."""
-# Blocks of a coarse channel, at most; and columns and values of a block, at least: the median of 512 values is known
-# to 6 % of a value's noise. A line that crosses a whole block while it drifts raises the median by a few percent of its
-# own height; one in fewer than half of the columns not at all.
+"""In multiples of the bandpass. A value above it is a fault, not a signal, and would dwarf the rest of its panel."""
+# At most so many blocks of a coarse channel, and at least so many columns and values in a block: the median of 512
+# values is known to 6 % of a value's noise. A line that crosses a whole block while it drifts raises the median by a
+# few percent of its own height; one in fewer than half of the columns does not raise it at all.
 _MOST_BLOCKS, _FEWEST_COLUMNS, _FEWEST_VALUES = 512, 8, 512
 
 
 def remove_dc_spikes(values: Float32s, nfpc: int) -> None:
     """Interpolate the two channels in the middle of each coarse channel, in (T, coarse channels x nfpc), in place.
 
-    Each becomes the mean of a clean channel on either side. Two, as the spike's channel is the upper or the lower one
-    by the sign of foff.
+    Each becomes the mean of a clean channel on either side. There are two because the spike is in the upper or the
+    lower one, depending on the sign of foff.
     """
     upper = nfpc // 2
     for channel, below, above in ((upper, upper - 3, upper + 1), (upper - 1, upper - 2, upper + 2)):
@@ -33,7 +33,7 @@ def remove_dc_spikes(values: Float32s, nfpc: int) -> None:
 def sum_channels(values: Float32s, channel_bin: int) -> Float32s:
     """Sum neighbouring channels: (T, F) to (T, F / channel_bin); what is not finite becomes NaN.
 
-    By additions of whole arrays, in one order, so that the sums do not depend on the processor.
+    Whole arrays are added in a fixed order, so that the sums do not depend on the processor.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         while channel_bin % 2 == 0:
@@ -60,7 +60,7 @@ def block_medians(values: Float32s, blocks: int) -> Float32s:
     columns = borders[:-1, None] + np.arange(np.diff(borders).max())  # of each block
     outside = columns >= borders[1:, None]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of blocks that are all blanked
+        warnings.simplefilter("ignore", RuntimeWarning)  # blocks that are all blanked
         spectrum = np.asarray(np.nanmean(values, axis=0, dtype=np.float64))
         in_blocks = np.where(outside, np.nan, spectrum[np.where(outside, 0, columns)])
         medians = np.nanmedian(in_blocks, axis=1).astype(np.float32)
@@ -69,10 +69,10 @@ def block_medians(values: Float32s, blocks: int) -> Float32s:
 
 
 def to_bandpass(medians: Float32s, columns: int) -> Float32s:
-    """The bandpass of each column: straight lines through the middles of the blocks, and on to the borders.
+    """The bandpass of each column: straight lines through the medians at the middles of blocks, out to the borders.
 
-    Never below half of the nearer block's median: on a steep edge the line could reach 0. NaN in dead blocks; for lines
-    towards one, the nearest live block's median counts as its own.
+    Never below half of the nearer block's median: on a steep edge the line could reach 0. NaN in dead blocks; a line
+    towards a dead block uses the median of the nearest live one.
     """
     live = np.flatnonzero(np.isfinite(medians))
     if not len(live):

@@ -1,4 +1,4 @@
-"""The header of one observation, checked; the same for FBH5 and SIGPROC files.
+"""The checked header of one file of an observation; the same for FBH5 and SIGPROC files.
 
 Keywords: Lorimer's SIGPROC manual, and Lebofsky et al. 2019 (arXiv:1906.07391) for Breakthrough Listen's products.
 """
@@ -15,7 +15,7 @@ GREEN_BANK = 6  # telescope_id
 COARSE_CHANNEL_MHZ = 187.5 / 64  # of Breakthrough Listen's recorders at Green Bank and Parkes
 FINE_CHANNELS = 1 << 20  # of one coarse channel in a fine product
 FEWEST_SPECTRA = 4
-# Between the products: fine 2.79 Hz x 18.3 s, mid-resolution 2.86 kHz x 1.07 s, time 366 kHz x 0.35 ms.
+# Limits between the products: fine 2.79 Hz x 18.3 s, mid-resolution 2.86 kHz x 1.07 s, time 366 kHz x 0.35 ms.
 WIDEST_FINE_HZ, WIDEST_MID_HZ, SHORTEST_MID_S = 500.0, 50e3, 0.02
 SECONDS_A_DAY = 86400.0
 MAX_MJD, MAX_MHZ = 1e6, 1e6
@@ -24,7 +24,7 @@ MOST_TELESCOPE_ID = 2**31 - 1  # 4 bytes in SIGPROC's files
 
 @dataclass(frozen=True)
 class Layout:
-    """What the data themselves are, whatever the header says of them."""
+    """Shape and type of the data themselves, whatever the header says about them."""
 
     spectra: int
     feeds: int
@@ -71,7 +71,7 @@ class Header:
 
     @property
     def has_dc_spikes(self) -> bool:
-        """Whether each coarse channel has a spike in its middle: at Green Bank, as its recorders leave it there."""
+        """Whether each coarse channel has a spike in its middle: Green Bank's recorders leave it in."""
         return self.telescope == GREEN_BANK and self.nfpc > 0 and self.nfpc % 2 == 0
 
     @property
@@ -167,9 +167,9 @@ def _check_header(header: Header) -> None:
 def to_position(ra: object, dec: object) -> tuple[float | None, float | None]:
     """Right ascension in hours and declination in degrees, None where unknown.
 
-    Files hold them as decimal hours and degrees (FBH5), or packed as hhmmss.s and ddmmss.s (SIGPROC). Packed numbers
-    that would also be decimal ones lie within 24 s of 0 h and 90'' of 0 degrees; these are taken as decimal. A right
-    ascension that may be in degrees, with a declination that is decimal, is unknown.
+    Files hold them as decimal hours and degrees (FBH5), or packed as hhmmss.s and ddmmss.s (SIGPROC). Packed positions
+    that could also be decimal lie within 24 s of 0 h and 90'' of 0 degrees; they are taken as decimal. A position is
+    unknown if its right ascension may be in degrees and its declination is decimal.
     """
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (ra, dec)):
         return None, None

@@ -1,6 +1,6 @@
 """Read headers in a child process: HDF5, a C library, crashes or hangs on some damaged files.
 
-A crash ends the child alone, and the file that it was reading is named.
+A crash ends only the child, and the error names the file that it was reading.
 """
 
 import multiprocessing
@@ -67,8 +67,8 @@ class HeaderReader:
         except (EOFError, ConnectionError):
             self.close()
             raise InputError(
-                "the process that reads headers ended as it began; where a script calls ingest(), the call must be "
-                'under `if __name__ == "__main__":`, since each new process runs the script up to there'
+                "the process that reads headers ended while it started; where a script calls ingest(), the call must "
+                'be under `if __name__ == "__main__":`, since each new process runs the script up to there'
             ) from None
         return self._child
 

@@ -54,7 +54,7 @@ def ingest(config: IngestConfig, change: Callable[[list[CutPlan]], list[CutPlan]
     if output.is_finished():
         return _already_ingested(config, made, shards, output)
     with output.held():
-        if output.is_finished():  # another process finished it since the look above
+        if output.is_finished():  # another process finished it since the check above
             return _already_ingested(config, made, shards, output)
         output.clear({shard.name for shard in shards})
         sources = {shard.name: digest_sources(_sources(shard)) for shard in shards}
@@ -97,7 +97,7 @@ def plan_ingest(config: IngestConfig) -> tuple[list[CutPlan], list[list[str]]]:
 
 @contextlib.contextmanager
 def _leaving_out(config: IngestConfig, path: Path, skipped: list[list[str]]) -> Iterator[None]:
-    """Note a cadence that is refused, by its first file, where refused ones are left out; else the error is raised."""
+    """With --on-bad skip, note a cadence that is refused by its first file; otherwise let the error through."""
     try:
         yield
     except (InputError, OSError) as error:
@@ -113,11 +113,11 @@ def _nothing_left(config: IngestConfig, skipped: Sequence[Sequence[str]]) -> Inp
 
 
 def _check_fits(plan: CutPlan, shape: tuple[int, int, int], others: Mapping[str, CutPlan]) -> None:
-    """Raise InputError where a cadence has another shape than most, or is one of those that are already there."""
+    """Raise InputError where a cadence has another shape than most, or is the same as one of `others`."""
     path = plan.cadence.first.path
     if plan.shape != shape:
         raise InputError(
-            f"{path}: snippets of shape {plan.shape}, expected {shape} as of most cadences; ingest those of other "
+            f"{path}: snippets of shape {plan.shape}, expected {shape} as in most cadences; ingest those of other "
             "products or lengths into a folder of their own"
         )
     if other := others.get(plan.key(0)):
@@ -135,7 +135,7 @@ def _plan_cadence(config: IngestConfig, headers: Sequence[Header]) -> CutPlan:
 
 
 def _say_what_is_cut(plan: CutPlan) -> None:
-    """Log what is planned for a cadence, and warn of what is not known of its files."""
+    """Log what is planned for a cadence, and warn of what its files do not say or what is left out."""
     first = plan.cadence.first
     last = int(plan.borders[-1])
     _log.info(
@@ -146,7 +146,7 @@ def _say_what_is_cut(plan: CutPlan) -> None:
     if plan.time_bins < plan.cadence.spectra:
         left_out = plan.cadence.spectra - plan.time_bins
         _log.warning(
-            "%s: the last %d of %d spectra are left out, as of the files after it: snippets have %d time bins",
+            "%s: the last %d of %d spectra are left out, here and in the files after it: snippets have %d time bins",
             *(first.path, left_out, plan.cadence.spectra, plan.time_bins),
         )
     if first.ra_hours is None:
@@ -157,8 +157,8 @@ def _say_what_is_cut(plan: CutPlan) -> None:
         )
     if not first.nfpc:
         _log.warning(
-            "%s: %d channels are no whole number of known coarse channels, so DC spikes stay in; --nfpc gives the "
-            "number of channels in one",
+            "%s: %d channels are not a whole number of known coarse channels, so DC spikes stay in; give the number of "
+            "channels in one with --nfpc",
             *(first.path, first.layout.channels),
         )
 
@@ -171,10 +171,10 @@ def _per_shard(config: IngestConfig, plans: Sequence[CutPlan]) -> int:
 
 
 def _describe(config: IngestConfig, plans: Sequence[CutPlan]) -> dict[str, Any]:
-    """How the data set is made, for the manifest, but for the number of needles; equal for equal files and options."""
+    """How the data set is made, for the manifest, without the number of needles; equal for equal files and options."""
     widths, lengths = {plan.column_width_hz for plan in plans}, {plan.cadence.first.bin_length_s for plan in plans}
     return {
-        "folds": FOLDS,  # data sets are joined by their number
+        "folds": FOLDS,  # only data sets with the same number of folds can be joined
         "seed": 0,
         "time_bin": 1,
         "shard_mb": config.shard_mb,
@@ -207,7 +207,7 @@ def _cut_shards(
 ) -> dict[str, PackedShard]:
     """Cut shards, unless an earlier run finished them; return them by name.
 
-    A cadence whose files cannot be read is noted in `skipped`, where such ones are left out; else the error is raised.
+    With --on-bad skip, a cadence whose files cannot be read is noted in `skipped`; otherwise the error is raised.
     """
     done: dict[str, PackedShard] = {}
     refused: dict[int, InputError | OSError] = {}
@@ -233,7 +233,7 @@ def _note_refused(
 ) -> None:
     """Note the cadences of the jobs that were refused. Raises InputError where no cadence is left."""
     cadence_of = [shard.cadence for _, shard, _ in jobs]
-    # The first of each cadence, whichever process was the fastest.
+    # The first refused job of each cadence, by number and not by time.
     for number in sorted({cadence_of[number]: number for number in sorted(refused, reverse=True)}.values()):
         with _leaving_out(config, jobs[number][1].plan.cadence.first.path, skipped):
             raise refused[number]
@@ -242,7 +242,7 @@ def _note_refused(
 
 
 def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
-    """Whether an error is of one of the files that are cut, not of where the shards are written."""
+    """Whether an error concerns one of the files that are cut, not the place where shards are written."""
     if isinstance(error, OSError):
         return str(error.filename) in map(str, shard.plan.cadence.paths)
     return not isinstance(error, StoreError)
@@ -251,7 +251,7 @@ def _is_of_input(shard: CutShard, error: InputError | OSError) -> bool:
 def _without_damaged(
     output: Output, plans: Sequence[CutPlan], shards: Sequence[CutShard], done: Mapping[str, PackedShard]
 ) -> tuple[list[CutPlan], list[CutShard], list[PackedShard]]:
-    """Plans, shards and what was packed, without the cadences of which a shard is missing; their files are removed."""
+    """Plans, shards and packed shards, without cadences of which a shard is missing; their other shards are removed."""
     damaged = {shard.cadence for shard in shards if shard.name not in done}
     for shard in shards:
         if shard.cadence in damaged:
@@ -267,8 +267,8 @@ def _already_ingested(
     """Return a finished ingest of the same files; raise InputError if it is of anything else."""
     manifest = read_manifest(config.out)
     records = [ShardPlan(shard.name, _sources(shard)) for shard in shards]
-    reason: str | None = "made of other files or with other options"
-    if "observation" in manifest.made and _count_needles(manifest.made, []) == made:  # the digest has the needles
+    reason: str | None = "made from other files or with other options"
+    if "observation" in manifest.made and _count_needles(manifest.made, []) == made:  # catalog_sha256 covers needles
         unsure = {plan.name for plan in find_unsure(manifest, records)}
         reason = _find_changed(config, manifest, [shard for shard in shards if shard.name in unsure])
         if config.on_bad == "fail" and {shard.name for shard in shards} - {shard.name for shard in manifest.shards}:
@@ -283,9 +283,9 @@ def _already_ingested(
 
 
 def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[CutShard]) -> str | None:
-    """Whether cutting some shards again gives other bytes than they have; the first whose files changed.
+    """Cut these shards again; say whose bytes differ first, None if no shard's do.
 
-    A cadence that was left out as damaged changed if all of its shards can be cut now.
+    A cadence that was left out as damaged counts as changed if all of its shards can be cut now.
     """
     expected = {shard.name: shard.sha256 for shard in manifest.shards}
     changed: dict[int, CutShard] = {}
@@ -303,4 +303,4 @@ def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[Cut
             else:
                 damaged.add(shard.cadence)
     first = next((shard for cadence, shard in changed.items() if cadence not in damaged), None)
-    return f"{first.plan.cadence.first.path} or a file after it changed since" if first else None
+    return f"{first.plan.cadence.first.path} or a file after it has changed" if first else None

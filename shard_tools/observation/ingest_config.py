@@ -21,26 +21,28 @@ class IngestConfig:
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE ...")] = ()
     """The six files of one cadence, FBH5 (.h5) or SIGPROC (.fil), in the order of the observation: A B A C A D."""
     cadences: Path | None = None
-    """In place of FILES, a list of cadences: turboSETI's .lst (one path a line, six a cadence) or Aetherscan's .csv (a
-    column '.h5 path', and Target, Session, Band, Cadence ID and Frequency that the rows of a cadence share)."""
+    """Instead of FILES, a list of cadences: turboSETI's .lst (one path per line, six per cadence) or Aetherscan's .csv
+    (a column '.h5 path', and Target, Session, Band, Cadence ID and Frequency, which the rows of a cadence share)."""
     channel_bin: int | None = None
-    """Number of neighbouring channels to sum into one of a snippet. Unset: 8 of fine products (22 Hz), 1 of others.
-    With 1, slow lines stand out more: summing 8 costs a line of one channel a factor of 2.8."""
+    """Number of the file's channels to sum into one channel of a snippet. Unset: 8 for fine products (22 Hz), 1 for
+    others. With 1, slow lines stand out more: summing 8 costs a line of one channel a factor of 2.8 in SNR."""
     max_drift: float = 4.0
-    """Steepest drift rate to see whole, in Hz/s: neighbouring snippets overlap by what it crosses in the cadence."""
+    """Steepest drift rate, in Hz/s, of a line that one snippet must hold from end to end: neighbouring snippets overlap
+    by the channels that it crosses in the cadence."""
     exclude_mhz: tuple[str, ...] = ()
-    """Ranges of known interference, such as 1200-1340: blanked, and left out where a snippet is nothing else."""
+    """Ranges of known interference in MHz, such as 1200-1340: they are blanked, and snippets that hold nothing else are
+    left out."""
     nfpc: int | None = None
     """Fine channels per coarse channel. Unset: as the header says, or as Breakthrough Listen's products have them."""
     feed: int | None = None
-    """Which polarisation to read, from 0, of files that hold several."""
+    """Which polarisation to read, counted from 0, if the files hold several."""
     any_sources: bool = False
-    """Do not check that ON files have one source and OFF files others: for schedules that name them otherwise."""
+    """Do not check that ON files have one source and OFF files others: for schedules that name sources differently."""
     on_bad: Literal["fail", "skip"] = "fail"
-    """What to do with a cadence that is refused: stop, or leave it out and list it in skipped.csv."""
+    """What to do with a cadence that cannot be used: stop, or leave it out and list it in skipped.csv."""
     staging: Path | None = None
-    """With a URL, the local folder for shards until they are uploaded, one for each worker. Unset: a folder among the
-    system's temporary files, the same for the same URL."""
+    """With a URL, the local folder that holds shards until they are uploaded, one per worker at a time. Unset: a folder
+    among the system's temporary files, the same for the same URL."""
     workers: int = usable_cores()
     """Processes, each of which writes its own shard; each takes about 0.4 GB of memory with 16 spectra
     and --channel-bin 8, and more with more spectra or narrower channels."""

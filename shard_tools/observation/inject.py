@@ -1,7 +1,7 @@
-"""Needles added to a user's own files while they are cut, to count which are found (`recall`).
+"""Add needles to a user's own files while these are cut, to count which are found (`recall`).
 
-They are added to the files' power, before anything is done to it: what is lost to the bandpass, to DC spikes, to the
-borders of coarse channels and of snippets, and to interference, is lost as of a real line.
+They are added to the files' power, before anything is done to it: a needle loses as much as a real line to the
+bandpass, to DC spikes, to the borders of coarse channels and of snippets, and to interference.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class InjectConfig(IngestConfig):
     """
 
     needles: int | None = None
-    """Needles for each cadence, evenly over its band. Unset: one for every third snippet, at most 1,000."""
+    """Needles for each cadence, spread evenly over its band. Unset: one for every third snippet, at most 1,000."""
     snr_min: float = 10.0
-    """SNR of the faintest needle: in one panel and a channel of the file, if it does not drift."""
+    """SNR of the faintest needle, in one panel and one channel of the file, if it does not drift."""
     snr_max: float = 200.0
     """SNR of the brightest needle."""
     seed: int = 0
@@ -50,7 +50,7 @@ class InjectConfig(IngestConfig):
 
 def inject(config: InjectConfig) -> Manifest:
     """Ingest with needles, write truth.csv beside the shards, and return the manifest. Raises as `ingest`."""
-    drawn: list[CutPlan] = []  # of all cadences, those too that turn out to be damaged
+    drawn: list[CutPlan] = []  # of all cadences, including those that turn out to be damaged
 
     def change(plans: list[CutPlan]) -> list[CutPlan]:
         drawn.extend(replace(plan, needles=draw_needles(plan, config, number)) for number, plan in enumerate(plans))
@@ -64,7 +64,7 @@ def inject(config: InjectConfig) -> Manifest:
 
 
 def draw_needles(plan: CutPlan, config: InjectConfig, number: int) -> tuple[Line, ...]:
-    """The needles of cadence `number`: one at a random place of each of equal parts of its band.
+    """The needles of cadence `number`. Its band has as many equal parts, with one needle at a random place in each.
 
     Each stays in the band for the whole cadence. Raises InputError where they would lie closer than snippets do.
     """
@@ -102,7 +102,7 @@ def _to_truth(plan: CutPlan) -> Sequence[TrueLine]:
 
 
 def _place(plan: CutPlan, mhz: float) -> float:
-    """Where a frequency is in its coarse channel, from 0 at the lowest to 1; NaN where these are not known."""
+    """Where a frequency is in its coarse channel, from 0 at the lowest to 1; NaN if coarse channels are not known."""
     header = plan.cadence.first
     if not header.nfpc:
         return np.nan

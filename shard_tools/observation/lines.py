@@ -22,7 +22,7 @@ from shard_tools.errors import InputError
 TRUTH_TABLE = "truth.csv"
 TRUTH = ("kind", "frequency_mhz", "drift_rate_hz_s", "snr", "panels", "tstart_mjd", "place")
 Seconds = TypeVar("Seconds", float, npt.NDArray[np.float64])
-_STEPS = 32  # at which a line's place is computed within a spectrum
+_STEPS = 32  # times in each spectrum at which a line's place is computed
 
 
 class Line(NamedTuple):
@@ -33,36 +33,36 @@ class Line(NamedTuple):
     """At the start of the first panel."""
     drift_rate_hz_s: float
     snr: float
-    """In one panel, if it stays in one channel: its sum over the spectra, in standard deviations of the noise's."""
+    """In one panel, if it stays in one channel: its sum over the spectra, in standard deviations of the noise's sum."""
     panels: tuple[int, ...]
 
     def mhz_at(self, seconds: Seconds) -> Seconds:
-        """Its frequency so many seconds after the start of the first panel."""
+        """Its frequency `seconds` after the start of the first panel."""
         return self.frequency_mhz + self.drift_rate_hz_s * seconds / 1e6
 
 
 def check_snr_range(snr_min: float, snr_max: float) -> None:
     """Raise InputError naming --snr-min and --snr-max unless SNRs can be drawn between them."""
     if not 0 < snr_min <= snr_max <= 1e6:
-        raise InputError(f"--snr-min {snr_min} --snr-max {snr_max}: expected rising numbers, 0 to 1e6")
+        raise InputError(f"--snr-min {snr_min} --snr-max {snr_max}: expected 0 < min <= max <= 1e6")
 
 
 class Grid(NamedTuple):
-    """Where the values of one panel are."""
+    """Where the values of one panel lie in frequency and time."""
 
     first_mhz: float
     """Centre of the first channel."""
     step_mhz: float
     """From one channel to the next; negative where frequencies fall."""
     start_s: float
-    """Start of the first spectrum, since that of the first panel."""
+    """Start of the first spectrum, in seconds since the start of the first panel."""
     bin_length_s: float
 
 
 def add_line(values: npt.NDArray[np.float32], grid: Grid, line: Line, power: float | npt.NDArray[np.float32]) -> None:
-    """Add a line to (T, F), in place: its `power` in each spectrum, shared out to the channels that it crosses.
+    """Add a line to (T, F), in place: in each spectrum its `power` is divided among the channels that it crosses.
 
-    `power` may be (F,), by the channel that it falls in. What lies outside of the channels is left out.
+    `power` may be (F,), one for each channel. What lies outside the channels is left out.
     """
     channels = values.shape[1]
     by_channel = np.broadcast_to(np.asarray(power, np.float64), channels) / _STEPS
@@ -82,7 +82,7 @@ class TrueLine:
     start_mjd: float
     """Of the first panel; NaN where the table does not say."""
     place: float
-    """In its coarse channel at the start, from 0 at the lowest frequency to 1; NaN where it is not known."""
+    """Where it starts in its coarse channel, from 0 at the lowest frequency to 1; NaN where that is not known."""
 
     @property
     def is_needle(self) -> bool:
@@ -91,7 +91,7 @@ class TrueLine:
 
 
 def write_truth(path: Path, lines: Iterable[TrueLine]) -> None:
-    """Write a table of lines, at once or not at all."""
+    """Write a table of lines, whole or not at all."""
     text = io.StringIO()
     rows: list[Sequence[object]] = [TRUTH]
     for line, start_mjd, place in ((each.line, each.start_mjd, each.place) for each in lines):

@@ -1,4 +1,4 @@
-"""Needles that are added to a telescope's files while they are cut.
+"""Add needles to a telescope's files while these are cut.
 
 Axes: T spectrum, F channel of the file.
 """
@@ -16,7 +16,7 @@ from shard_tools.observation.lines import Grid, Line, add_line
 def add_needles(plan: CutPlan, panel: int, values: Float32s, first: int, stop: int) -> None:
     """Add the plan's needles to one panel's coarse channels `first` to `stop`, (T, F) of the file's power, in place.
 
-    A needle is as strong as its SNR asks in the noise of its own coarse channel, through the same bandpass as the sky.
+    A needle's power follows from its SNR and the noise of its coarse channel, and has the bandpass of the sky.
     """
     cadence, header = plan.cadence, plan.cadence.first
     start_s = cadence.panel_starts_s[panel]
@@ -34,7 +34,7 @@ def add_needles(plan: CutPlan, panel: int, values: Float32s, first: int, stop: i
 
 
 def _crosses(line: Line, grid: Grid, shape: tuple[int, ...]) -> bool:
-    """Whether a line is in some of the channels at some time of the panel."""
+    """Whether a line is in any of the channels at any time of the panel."""
     length_s = shape[0] * grid.bin_length_s
     places = [(line.mhz_at(grid.start_s + s) - grid.first_mhz) / grid.step_mhz for s in (0.0, length_s)]
     return max(places) > -1 and min(places) < shape[1]

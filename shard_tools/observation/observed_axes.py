@@ -1,4 +1,4 @@
-"""The axes of a data set's cadences: of an observation as it was made, of anything else as the competition's."""
+"""The axes of a data set's cadences: as observed for snippets of `ingest`, else those of the competition."""
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ def axes_of(manifest: Manifest) -> list[Axes]:
 
 
 def cadence_of(manifest: Manifest) -> npt.NDArray[np.int64]:
-    """(rows,) the place in `axes_of` of each row's axes. Raises as `axes_of`."""
+    """(rows,) the place in `axes_of` of each row's axes. Raises as `axes_of` does."""
     found = np.zeros(len(manifest), np.int64)
     first = 0
     for data_set in manifest.data_sets:

@@ -1,4 +1,4 @@
-"""Open an observation's file, in the format that its first bytes show."""
+"""Open an observation's file, whose first bytes show its format."""
 
 from pathlib import Path
 

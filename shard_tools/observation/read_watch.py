@@ -1,6 +1,6 @@
-"""A time limit for each read of a file, kept by the system: HDF5 may hang on damaged data while it holds Python's lock.
+"""A time limit for each read of a file, which the system enforces: HDF5 may hang on damaged data and hold the GIL.
 
-A process that reads for too long is ended. What it leaves, as one that crashes, is a note that names the file.
+A process that reads for too long is ended. Like one that crashes, it leaves a note that names the file.
 """
 
 import contextlib
@@ -13,21 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS = 300.0
-"""Longest that one read may take: of a coarse channel of one file, 64 MB as a rule."""
-_seconds: float | None = None  # of the whole process, as the alarm is
+"""Longest that one read may take: usually 64 MB, coarse channels of one file."""
+_seconds: float | None = None  # one for the whole process, which has only one alarm
 
 
 def watch_reads(seconds: float) -> None:
-    """Limit each read of this process from now on, if it was started by another one to do a part of the work."""
+    """Limit each read of this process from now on, if it is a child that does a part of the work."""
     global _seconds
     if multiprocessing.parent_process() is not None:
         _seconds = seconds
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, whatever holds Python's lock
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, whatever holds the GIL
 
 
 @contextlib.contextmanager
 def watched(path: Path) -> Iterator[None]:
-    """Around one read of `path`."""
+    """Limit one read of `path`, the body of the `with` statement."""
     if _seconds is None:
         yield
         return
@@ -42,9 +42,9 @@ def watched(path: Path) -> Iterator[None]:
 
 
 def collect_notes() -> tuple[list[str], list[str]]:
-    """The files that processes of this one were reading when they ended: those that took too long, and all of them.
+    """The files that this process's children were reading when they ended: those that took too long, and all.
 
-    Their notes are removed.
+    The notes are removed.
     """
     slow, files = set(), set()
     for note in Path(tempfile.gettempdir()).glob(f"{_prefix(os.getpid())}*"):

@@ -15,25 +15,26 @@ from shard_tools.observation.lines import TrueLine, read_truth
 
 _SAME_START_DAYS = 1e-5  # about a second
 _PARTS = 4
-# Of a coarse channel: its edges let less through, and a needle there is fainter than its SNR says.
+# Borders of the groups by place in the coarse channel. Its edges pass less power: a needle there is fainter than its
+# SNR says.
 _PLACES = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)
 
 
 @dataclass(frozen=True)
 class RecallConfig:
-    """Count which needles of truth.csv are in a table of candidates, and how exactly."""
+    """Count which needles of truth.csv are in a table of candidates, and how exact their measured values are."""
 
     candidates: tyro.conf.Positional[Path]
     """The table that `infer.py --candidates` wrote."""
     truth: tyro.conf.Positional[Path]
     """The needles, as `inject` and `simulate-observation` write them."""
     within_hz: float = 200.0
-    """A candidate is a needle if their frequencies at the start differ by at most this, in Hz, and their drift rates by
-    at most --within-hz-s."""
+    """A candidate matches a needle if their frequencies at the start differ by at most this, in Hz, and their drift
+    rates by at most --within-hz-s."""
     within_hz_s: float = 0.2
     """Largest difference of the drift rates, in Hz/s."""
     most_false_alarms: float = 1.0
-    """Count candidates of at most this false alarm rate; 1 counts all."""
+    """Count only candidates of at most this false alarm rate; 1 counts all."""
     each: bool = False
     """Print a line for each needle, too."""
 
@@ -47,22 +48,22 @@ class RecallConfig:
 
 @dataclass(frozen=True)
 class Found:
-    """A needle, and the candidate that is it."""
+    """A needle, and the candidate that matches it."""
 
     needle: TrueLine
     candidate: Candidate | None
-    """The best-ranked one; None where there is none."""
+    """The best-ranked match; None where there is none."""
 
     @property
     def error_hz(self) -> float:
-        """The candidate's frequency at the start, less the needle's."""
+        """The candidate's frequency at the start minus the needle's."""
         if self.candidate is None:
             return math.nan
         return 1e6 * (self.candidate.frequency_mhz - self.needle.line.frequency_mhz)
 
     @property
     def error_hz_s(self) -> float:
-        """The candidate's drift rate, less the needle's."""
+        """The candidate's drift rate minus the needle's."""
         if self.candidate is None:
             return math.nan
         return self.candidate.drift_rate_hz_s - self.needle.line.drift_rate_hz_s
@@ -78,7 +79,7 @@ class Group:
 
 
 def find_needles(candidates: Sequence[Candidate], truth: Sequence[TrueLine], config: RecallConfig) -> list[Found]:
-    """For each needle of a table of truth, lines in the ON panels alone, the best-ranked candidate that is it."""
+    """For each needle (a line in the ON panels alone) of a table of truth, the best-ranked candidate that matches."""
     counted = [each for each in candidates if not each.false_alarm_rate > config.most_false_alarms]
     counted.sort(key=lambda each: each.rank)
     mhz, drift, start = (
@@ -89,7 +90,7 @@ def find_needles(candidates: Sequence[Candidate], truth: Sequence[TrueLine], con
     for needle in (each for each in truth if each.is_needle):
         is_it = np.abs(mhz - needle.line.frequency_mhz) * 1e6 <= config.within_hz
         is_it &= np.abs(drift - needle.line.drift_rate_hz_s) <= config.within_hz_s
-        is_it &= ~(np.abs(start - needle.start_mjd) > _SAME_START_DAYS)  # NaN: of whichever cadence
+        is_it &= ~(np.abs(start - needle.start_mjd) > _SAME_START_DAYS)  # NaN matches any cadence
         first = np.flatnonzero(is_it)[:1].tolist()
         found.append(Found(needle, counted[first[0]] if first else None))
     return found
@@ -128,7 +129,7 @@ def recall_lines(config: RecallConfig) -> Iterator[str]:
     """What `python -m shard_tools recall` prints. Raises InputError naming the file that cannot be read."""
     found = find_needles(read_candidates(config.candidates), read_truth(config.truth), config)
     if not found:
-        raise InputError(f"{config.truth}: holds no needle, a line in the panels 0 2 4 alone")
+        raise InputError(f"{config.truth}: holds no needle, expected a line in the panels 0 2 4 alone")
     if config.each:
         yield f"{'':10} {'MHz':>14} {'Hz/s':>8} {'SNR':>7}   rank"
         for each in found:

@@ -88,8 +88,8 @@ def parse_header(head: bytes, path: Path) -> tuple[dict[str, Any], int]:
             if keyword not in _TEXTS and keyword not in _FORMATS:
                 raise InputError(
                     f"{path}: unknown keyword {keyword[:40]!r} in the header, before byte {place}, expected those of "
-                    "SIGPROC, as no others say how long their value is; write the header again without it, or fetch "
-                    "the file again if the word is damaged"
+                    "SIGPROC, since the length of any other's value is unknown; write the header again without it, or "
+                    "fetch the file again if the word is damaged"
                 )
             fields[keyword], place = _value_at(head, place, keyword)
     except (struct.error, UnicodeDecodeError) as error:

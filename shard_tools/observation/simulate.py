@@ -25,23 +25,23 @@ SOURCES = ("VOYAGER-1", "HIP83043", "VOYAGER-1", "HIP82860", "VOYAGER-1", "HIP83
 # Voyager 1 at Green Bank on 16 July 2016, as measured in Breakthrough Listen's public file.
 CARRIER_MHZ, CARRIER_DRIFT_HZ_S, SIDE_BAND_MHZ = 8419.297028, -0.3776, 0.0224
 _START_MJD = 57650.7820949074
-_SECONDS_APART = 320.0  # from the start of a panel to the next: 292 s of data, and the telescope's turn
-_POWER = 1e9  # what Green Bank's files hold
+_SECONDS_APART = 320.0  # from the start of one panel to the next: 292 s of data, then the telescope turns
+_POWER = 1e9  # as in Green Bank's files
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SimulateObservationConfig:
-    """Simulate six small files of one cadence (.h5), as Green Bank's are, to try `ingest` and what follows on."""
+    """Simulate six small files of one cadence (.h5), like Green Bank's, on which to try `ingest` and the search."""
 
     out: Path
     """Folder for A1.h5, B.h5, A2.h5, C.h5, A3.h5, D.h5 and truth.csv; new or empty."""
     coarse_channels: int = 4
-    """Coarse channels in the band; the middle of the band is at Voyager's carrier."""
+    """Coarse channels in the band, whose middle is near Voyager's carrier."""
     nfpc: int = 32768
-    """Fine channels of 2.79 Hz in each; real ones have 1,048,576."""
+    """Fine channels of 2.79 Hz in each coarse channel; real ones have 1,048,576."""
     needles: int = 4
-    """Lines in the ON panels alone, at random places of the band."""
+    """Lines in the ON panels alone, at random places in the band."""
     interference: int = 2
     """Lines in all six panels."""
     snr_min: float = 20.0
@@ -71,7 +71,7 @@ class SimulateObservationConfig:
 
     @property
     def channels(self) -> int:
-        """In the whole band."""
+        """Channels in the whole band."""
         return self.coarse_channels * self.nfpc
 
     @property
@@ -103,7 +103,7 @@ def draw_lines(config: SimulateObservationConfig) -> list[Line]:
 def draw_panel(
     config: SimulateObservationConfig, panel: int, lines: list[Line], *, noise: bool = True
 ) -> npt.NDArray[np.float32]:
-    """(T, F) power of one panel; without `noise` every value of it is its mean."""
+    """(T, F) power of one panel; without `noise`, every value is the mean of its distribution."""
     rng = np.random.default_rng([config.seed, 1, panel])
     shape = SPECTRA, config.channels
     # A power averaged over 51 samples is gamma distributed.
@@ -151,7 +151,7 @@ def write_fbh5(path: Path, values: npt.NDArray[Any], fields: dict[str, Any], chu
 
     if values.ndim == 2:
         values = values[:, None]
-    content = io.BytesIO()  # on a disk that is full HDF5 crashes
+    content = io.BytesIO()  # in memory first: HDF5 crashes on a full disk
     with h5py.File(content, "w") as file:
         file.attrs.update({"CLASS": "FILTERBANK", "VERSION": "1.0"})
         chunks = (1, 1, min(chunk_channels, values.shape[2]))

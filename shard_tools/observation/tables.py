@@ -60,7 +60,7 @@ BANDPASS_SCHEMA = pa.schema(
         "cadence": pa.int32(),
         "coarse_channel": pa.int32(),  # counted from the band's lowest; or number of the piece, where nfpc is not known
         "panel": pa.int8(),
-        # In the middles of blocks of equal width, as the file's power summed over a channel.
+        # At the middles of blocks of equal width; the file's power, summed over a snippet's channel.
         "medians": pa.list_(pa.float32()),
     }
 )
@@ -69,11 +69,11 @@ BANDPASS_SCHEMA = pa.schema(
 def write_observation_tables(
     folder: Path, plans: Sequence[CutPlan], shards: Sequence[CutShard], packed: Sequence[PackedShard]
 ) -> None:
-    """Write the three tables, from what each shard's making noted in `about`."""
+    """Write the three tables, from what was noted in each shard's `about`."""
     cuts = [row for shard, done in zip(shards, packed, strict=True) for row in _cut_rows(shard, done.about["cuts"])]
     bandpass: dict[tuple[int, int, int], Any] = {}
     for shard, done in zip(shards, packed, strict=True):
-        for coarse, medians in done.about["bandpass"]:  # of a coarse channel in two shards twice the same
+        for coarse, medians in done.about["bandpass"]:  # a coarse channel in two shards has equal medians in both
             bandpass.update({(shard.cadence, coarse, panel): each for panel, each in enumerate(medians)})
     rows = [(*place, medians) for place, medians in sorted(bandpass.items())]
     _write_table(folder / CADENCES, CADENCES_SCHEMA, map(_cadence_row, plans))
@@ -163,7 +163,7 @@ class Observations:
     """The whole tables, by file name."""
 
     def describe(self, channels: int) -> str:
-        """One line for people; a snippet has so many channels."""
+        """One line for users; `channels` is how many channels a snippet has."""
         sources = sorted({cadence.source or "unnamed sources" for cadence in self.cadences})
         named = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
         first = self.cadences[0]

@@ -29,7 +29,7 @@ class StoreConfig:
     cache_size: float = 100.0
     """Most that cache-dir may hold, in GB (10^9 bytes); the least recently used samples are removed first."""
     store_timeout: float = GIVE_UP_SECONDS
-    """Seconds for which failed reads from a remote store are retried before it is an error."""
+    """Seconds for which failed reads from a remote store are retried before they are an error."""
 
     def __post_init__(self) -> None:
         if not self.cache_size > 0:
@@ -50,7 +50,7 @@ class Store(Protocol):
         """Whether each read is a network request, so that many should run at once."""
 
     def where(self, name: str) -> str:
-        """The file as messages name it."""
+        """What messages call the file."""
 
     def identify(self, identity: str) -> None:
         """Tell the store which data set it holds, as soon as its manifest is read."""
@@ -74,11 +74,11 @@ def read_file(store: Store, name: str) -> bytes | None:
 
 
 def read_array(store: Store, name: str) -> Bytes:
-    """A whole large file, held once while it is read; empty where there is no such file."""
+    """A whole large file, held in memory only once; empty where there is no such file."""
     content: Bytes = np.empty(store.size(name) or 0, np.uint8)
     done = 0
     for chunk in store.chunks(name) if len(content) else ():
-        # A file that grew or shrank since: what is there is checked by its SHA-256.
+        # The file may have grown or shrunk since: the caller checks its SHA-256.
         part = content[done : done + len(chunk)]
         part[:] = np.frombuffer(chunk, np.uint8)[: len(part)]
         done += len(part)

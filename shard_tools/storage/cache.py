@@ -18,7 +18,7 @@ _SUFFIX = ".sample"
 _UNFINISHED = ".tmp"
 _LEDGER_BYTES = 29  # a count of 20 digits, a space, its CRC-32
 _SUM_BYTES = 4  # a CRC-32 after the record: a power cut can leave a file of the right size with pages of zeros
-_KEEP_SHARE = 0.9  # of the bound, kept when it is reached, so that the folder is scanned only once in many samples
+_KEEP_SHARE = 0.9  # share of the bound that is kept when it is reached: the folder is scanned once in many samples
 _log = logging.getLogger(__name__)
 
 
@@ -26,8 +26,8 @@ class SampleCache:
     """Records (a tar header and an npy) by shard and offset, one file each."""
 
     def __init__(self, folder: Path, max_bytes: float, identity: str) -> None:
-        """`identity` is the manifest's: data sets share a folder, and the one at a URL may be replaced."""
-        # In a subfolder, since only files in it are ever deleted.
+        """`identity` is the manifest's: data sets share a folder, and the data set at a URL may be replaced."""
+        # A subfolder, so that no other files are ever deleted.
         self._root = folder / "needlestream-samples"
         self._folder = self._root / identity[:32]
         self._max_bytes = max_bytes
@@ -35,7 +35,7 @@ class SampleCache:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> bool:
-        """Fill `parts` with a record; False where it is not here, or damaged."""
+        """Fill `parts` with a record; False where it is not cached, or damaged."""
         path = self._path(name, offset)
         try:
             with path.open("rb", buffering=0) as file:
@@ -88,7 +88,7 @@ class SampleCache:
             file = FileIO(path.with_suffix(f".{uuid.uuid4().hex}{_UNFINISHED}"), "x")
             # Its whole size from the start, so that a scan of the folder counts bytes still to be written.
             os.truncate(file.fileno(), size)
-            # Locked while this process lives: tells the file from one that a killed process left.
+            # Locked while this process lives, which tells the file from one that a killed process left.
             fcntl.flock(file, fcntl.LOCK_EX)
             return file
 

@@ -34,8 +34,8 @@ class BucketFiles:
             if not code_of(error).isdigit() or status_of(error) not in (301, 400, 403):
                 raise
             refusal = error
-        # The answer to a HEAD has no body to say why: that to a GET has. (Outside the handler, so that an error of the
-        # GET is not chained to the refusal.)
+        # An answer to HEAD has no body that says why; an answer to GET has. (Outside the handler, so that an error of
+        # the GET is not chained to the refusal.)
         await self._files._cat_file(path, start=0, end=1)
         raise refusal
 
@@ -68,7 +68,7 @@ class BucketFiles:
         await self._files._pipe_file(path, data)
 
     async def write_if(self, path: str, data: bytes, version: str | None) -> str | None:
-        """Write a small file if it still has a version (None: if it is absent); its new version, or None if it is not.
+        """Write a small file if its version is still `version` (None: absent); return the new version, None if refused.
 
         Raises NotImplementedError where the store has no conditional writes.
         """
@@ -87,7 +87,7 @@ class BucketFiles:
         return str(answer["ETag"])
 
     async def read_version(self, path: str) -> tuple[bytes, str]:
-        """A small file of S3 and its version. Raises FileNotFoundError."""
+        """A small file from S3 and its version. Raises FileNotFoundError."""
         bucket, key, _ = self._files.split_path(path)
         try:
             answer = await self._files._call_s3("get_object", Bucket=bucket, Key=key)
@@ -103,7 +103,7 @@ class BucketFiles:
         await self._files._rm_file(path)
 
     async def remove_folder(self, path: str) -> None:
-        """Delete a folder and all in it. Raises FileNotFoundError where there is none."""
+        """Delete a folder with all its files. Raises FileNotFoundError where there is none."""
         await self._files._rm(path, recursive=True)
 
 
@@ -134,6 +134,6 @@ def _s3_options() -> dict[str, Any]:
         "signature_version": "s3v4",
         "retries": {"total_max_attempts": 1, "mode": "standard"},  # our own retries are bounded in time
     }
-    # Botocore reads only AWS_CA_BUNDLE; one variable should serve both signed URLs and its own requests.
+    # Botocore reads only AWS_CA_BUNDLE; one variable should serve both its requests and those to signed URLs.
     certificates = certificate_file("AWS_CA_BUNDLE", "SSL_CERT_FILE")
     return {"config_kwargs": config, "client_kwargs": {"verify": certificates} if certificates else {}}

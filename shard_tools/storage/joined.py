@@ -11,7 +11,7 @@ def joined_name(number: int, name: str) -> str:
 
 
 class JoinedStore:
-    """Stores side by side. Each keeps its own cache and its own place in error messages."""
+    """Stores side by side. Each keeps its own cache and its own path or URL in error messages."""
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self._stores = tuple(stores)
@@ -40,7 +40,7 @@ class JoinedStore:
         return store.size(own_name)
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
-        """As Store says."""
+        """See Store."""
         store, own_name = self._find(name)
         store.read_record(own_name, offset, parts, check)
 

@@ -16,14 +16,14 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._base = f"{root}{os.sep}"  # joined as text: a Path for every sample took as long as its checks
+        self._base = f"{root}{os.sep}"  # joined as text: a Path for every sample takes as long as its checks
 
     def where(self, name: str) -> str:
         """The file's path."""
         return self._base + name
 
     def identify(self, identity: str) -> None:
-        """As Store says; nothing to do, since a folder needs no cache."""
+        """See Store; nothing to do, since a folder needs no cache."""
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
@@ -31,7 +31,7 @@ class LocalStore:
         return path.stat().st_size if path.is_file() else None
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
-        """As Store says."""
+        """See Store."""
         check(read_into(self._base + name, offset, parts))
 
     def chunks(self, name: str) -> Iterator[bytes]:
@@ -44,7 +44,7 @@ class LocalStore:
 def read_into(path: str, offset: int, parts: Sequence[Bytes]) -> int:
     """Fill `parts`, one after the other, from a file's `offset` on; return how many bytes there were."""
     try:
-        # Opened for every sample: a few microseconds against the hundred of the copy, and no limit on open files.
+        # Opened for every sample: that takes a few microseconds, the copy a hundred, and few files are open at once.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise AbsentError(f"{path}: no such shard; it was there when the data set was packed: pack again") from None
@@ -74,7 +74,7 @@ def _read_some(descriptor: int, parts: Sequence[memoryview], offset: int) -> int
     except OSError as error:
         if error.errno not in NOT_SUPPORTED:
             raise
-        say_once("preadv", f"no reads into several parts (preadv: {error.strerror}); samples are read more slowly")
+        say_once("preadv", f"no reads into several buffers (preadv: {error.strerror}); samples are read more slowly")
         found = os.pread(descriptor, len(parts[0]), offset)
         parts[0][: len(found)] = found
         return len(found)

@@ -1,7 +1,7 @@
 """Let one process at a time write to a place in a store, by conditional writes of a file that names its owner.
 
-The owner rewrites it regularly, so that another process can tell a dead owner without comparing clocks, and take over:
-of several that try, the store lets one (If-Match).
+The owner rewrites it regularly, so that another process can recognise a dead owner without comparing clocks, and take
+over. If several try, the store lets only one succeed (If-Match).
 """
 
 import contextlib
@@ -33,15 +33,15 @@ class StoreLock:
         self._beats.start()
 
     def check(self) -> None:
-        """Raise InputError where another process took over, because it saw no heartbeat for too long, or may do so."""
+        """Raise InputError if another process took over, having seen no heartbeat for too long, or may take over."""
         if self._broken:
             raise InputError(
-                f"{self._store.root}: this process can give no more signs of life ({self._broken}), so that another "
-                "one may take this place over; run the same command again"
+                f"{self._store.root}: this process can send no more heartbeats ({self._broken}), so another one may "
+                "take this place over; run the same command again"
             )
         if self._is_lost:
             raise InputError(
-                f"{self._store.root}: another process took this place over, as it saw no sign of life of this one for "
+                f"{self._store.root}: another process took this place over, since it saw no heartbeat of this one for "
                 f"{locks.SILENT_SECONDS:.0f} s; let it finish, then run the same command again"
             )
 
@@ -64,7 +64,7 @@ class StoreLock:
                 pass  # the next beat may get through
             except Exception as error:
                 self._broken = f"{type(error).__name__}: {error}"
-                _log.exception("%s: no more signs of life", self._store.root)
+                _log.exception("%s: no more heartbeats", self._store.root)
             if self._is_lost or self._broken:
                 return
 
@@ -72,7 +72,7 @@ class StoreLock:
         """Write one beat; False where the file is another process's."""
         written = self._store.write_if(self._name, sign_of_life(number), self._version)
         if written is None:
-            # Ours all the same, if the answer to an earlier beat was lost.
+            # Still ours, if the answer to an earlier beat was lost.
             found = self._store.read_version(self._name)
             if not found or not is_ours(found[0]):
                 return False
@@ -85,7 +85,7 @@ class StoreLock:
 def store_lock(store: RemoteStore, name: str) -> Iterator[StoreLock | None]:
     """Hold the file `name` of a store; None where the store cannot write conditionally, which is logged.
 
-    Raises InputError where a living process holds it. A dead one of another machine is waited for.
+    Raises InputError where a living process holds it. Whether one on another machine lives takes a minute to find out.
     """
     version = _acquire(store, name)
     if version is None:
@@ -108,20 +108,20 @@ def _acquire(store: RemoteStore, name: str) -> str | None:
         return _create_or_take(store, name)
     except NotImplementedError:
         found = store.read_version(name)
-        if found and is_ours(found[0]):  # it knows one condition and not the other
+        if found and is_ours(found[0]):  # the store knows one condition but not the other
             store.remove(name)
         return None
 
 
 def _create_or_take(store: RemoteStore, name: str) -> str | None:
-    """As `_acquire`. Raises NotImplementedError where the store says that it does not know a condition."""
+    """Like `_acquire`, but raises NotImplementedError where the store rejects a condition as unknown."""
     while True:
         version = store.write_if(name, sign_of_life(0), None)
         if version:
-            # A store that does not know the condition ignores it: it lets the same write through again.
+            # A store that ignores the condition lets the same write through again.
             if store.write_if(name, sign_of_life(0), None):
                 return None
-            # The other condition, which beats need. None if an answer was lost: then the file is read below.
+            # Try the other condition, which beats need. None if an answer was lost: the file is then read below.
             version = store.write_if(name, sign_of_life(0), version)
         if version:
             return version

@@ -25,7 +25,7 @@ _CHUNKS_AHEAD = 4
 _SLOWEST_UPLOAD = 1e6  # bytes/s
 _PAUSE_SECONDS, _LONGEST_PAUSE = 0.1, 5.0  # before the second attempt; doubled up to the longest
 _WRONG_TRIES = 4  # tries at a store that answers in time, but with wrong bytes
-_SILENT_SECONDS = 4.0  # of failures that are not logged
+_SILENT_SECONDS = 4.0  # failures that take less are not logged
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class RemoteStore:
         self._files = open_files(url)
         self._base = url.partition("://")[2] if isinstance(self._files, BucketFiles) else url
         self._cache: SampleCache | None = None
-        # Of the whole store: since when no request has succeeded, and when the last one failed.
+        # For the whole store: since when no request has succeeded, and when the last one failed.
         self._away_since, self._last_failed = math.inf, -math.inf
         self._host_is_known = False
         self._not_before = -math.inf  # the store asked for no requests until then
@@ -57,7 +57,7 @@ class RemoteStore:
         return f"{self.root}/{name}"
 
     def identify(self, identity: str) -> None:
-        """As Store says; starts the cache if there is a `--cache-dir`."""
+        """See Store; starts the cache if there is a `--cache-dir`."""
         if self._config.cache_dir:
             self._cache = SampleCache(self._config.cache_dir, self._config.cache_size * 1e9, identity)
 
@@ -69,7 +69,7 @@ class RemoteStore:
             return None
 
     def read_record(self, name: str, offset: int, parts: Sequence[Bytes], check: Check) -> None:
-        """As Store says; from the cache if it has an intact copy."""
+        """See Store; reads from the cache if it has an intact copy."""
         if self._cache and self._cache.read_record(name, offset, parts, check):
             return
 
@@ -138,10 +138,10 @@ class RemoteStore:
         self._insist(name, lambda: files.write(self._path(name), data))
 
     def write_if(self, name: str, data: bytes, version: str | None) -> str | None:
-        """Write a small file if it still has a version (None: if it is absent); its new version, or None if it is not.
+        """Write a small file if its version is still `version` (None: absent); return the new version, None if refused.
 
-        A write whose answer was lost is tried again, and then refused though it was done: read who wrote it. Raises
-        NotImplementedError where the store has no conditional writes.
+        A write whose answer was lost is tried again, and then refused although it succeeded: read the file to see who
+        wrote it. Raises NotImplementedError where the store has no conditional writes.
         """
         files = self.check_writable()
 
@@ -149,7 +149,7 @@ class RemoteStore:
             try:
                 return await files.write_if(self._path(name), data, version)
             except NotImplementedError as error:
-                return error  # no failure: not to be tried again
+                return error  # not a failure: it must not be tried again
 
         answer = self._insist(name, write)
         if isinstance(answer, NotImplementedError):
@@ -165,7 +165,7 @@ class RemoteStore:
             return None
 
     def remove_folder(self, name: str) -> None:
-        """Delete a folder and all in it, if it is there."""
+        """Delete a folder with all its files, if it is there."""
         files = self.check_writable()
         with contextlib.suppress(FileNotFoundError):
             self._insist(name, lambda: files.remove_folder(self._path(name)))
@@ -269,7 +269,7 @@ class RemoteStore:
             ) from None
         if now >= deadline:
             raise StoreError(
-                f"{self.where(name)}: no answer for {self._patience:.0f} s ({attempts} tries here, the last: "
+                f"{self.where(name)}: no answer for {self._patience:.0f} s ({attempts} tries, the last: "
                 f"{describe(error)}); check the address and the network, then run the same command again (train.py "
                 "with --resume)"
             ) from None

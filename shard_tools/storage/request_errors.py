@@ -1,7 +1,7 @@
 """Find the cause of a failed request to a store, and what fixes it.
 
-Judged by status codes, the stores' own codes and exception types, never by their texts: those hold names of hosts and
-files, and change from version to version.
+Errors are judged by status codes, the stores' own codes and exception types, never by their texts: these hold names of
+hosts and files, and change from version to version.
 """
 
 import json
@@ -20,7 +20,7 @@ import aiohttp
 _TRY_AGAIN = (408, 409, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
 _TRY_AGAIN_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")  # with status 400
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))  # EAI_AGAIN is temporary
-# OpenSSL's reasons where the other side does not speak a TLS that it knows.
+# OpenSSL's reasons where the other side speaks no TLS, or a version that OpenSSL refuses.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNSUPPORTED_PROTOCOL")
 
 
@@ -191,7 +191,7 @@ def _behind(error: BaseException) -> BaseException | None:
 
 
 def _is_a(error: BaseException, module: str, *kinds: str) -> bool:
-    """Whether an error is of an optional library, whose error classes exist only if it was imported."""
+    """Whether an error belongs to an optional library, whose error classes exist only if it was imported."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(error, tuple(getattr(loaded, kind) for kind in kinds))
 

@@ -16,7 +16,7 @@ _OURS = re.compile(r"(train|test)-[0-9]{6}\.(tar|idx)\Z")
 
 
 class Upload:
-    """Uploads what `pack` writes from its staging folder to a store, and checks what is there already."""
+    """Uploads a staging folder's files to a store as `pack` writes them, and checks what the store holds already."""
 
     def __init__(self, url: str, last: str, work: str) -> None:
         """`last` is the file that makes the data set valid: its manifest. `work` is the folder for notes."""
@@ -25,7 +25,7 @@ class Upload:
         self._lock: StoreLock | None = None
 
     def __reduce__(self) -> tuple[type["Upload"], tuple[str, str, str]]:
-        """The lock stays with the process that holds it."""
+        """Pickle all but the lock, which stays with the process that holds it."""
         return Upload, (self._store.root, self._last, self._work)
 
     @contextlib.contextmanager
@@ -35,7 +35,7 @@ class Upload:
             yield
 
     def check_locked(self) -> None:
-        """Raise InputError where another process took the place over in the meantime."""
+        """Raise InputError where another process has taken the place over."""
         if self._lock:
             self._lock.check()
 
@@ -52,7 +52,7 @@ class Upload:
         for name in names:
             if not _OURS.match(name) and name not in tables:
                 raise InputError(
-                    f"{self._store.where(name)}: not of a pack; expected an empty place or an unfinished pack"
+                    f"{self._store.where(name)}: not part of a pack; expected an empty place or an unfinished pack"
                 )
         for name in names:
             if name in tables or name.rpartition(".")[0] + ".tar" not in planned:
@@ -64,7 +64,7 @@ class Upload:
         return self._store.size(shard) == size and index is not None
 
     def send_shard(self, path: Path) -> None:
-        """Upload a shard and its index, and delete them here: a staging folder need not hold the data set."""
+        """Upload a shard and its index, and delete them here: a staging folder need not hold the whole data set."""
         index = path.with_name(_index_of(path.name))
         for file in (path, index):
             self._store.put(file.name, file)
@@ -81,7 +81,7 @@ class Upload:
         return read_file(self._store, f"{self._work}/{name}") or b""
 
     def send_note(self, name: str, text: str) -> None:
-        """Write a note beside the shards, where the next run finds it on whichever machine."""
+        """Write a note beside the shards, where the next run finds it on any machine."""
         self._store.write(f"{self._work}/{name}", text.encode())
 
     def remove_note(self, name: str) -> None:

@@ -30,9 +30,9 @@ class WebFiles:
     """Files by URL. Its coroutines run in `loop`, which fsspec runs on a thread of its own."""
 
     def __init__(self, encoded: bool = False, certificates: str | None = None) -> None:
-        """`encoded`: URLs are percent-encoded already. `certificates`: file of trusted authorities; None: the usual."""
+        """`encoded`: URLs are percent-encoded already. `certificates`: file of trusted authorities; None: default."""
         self._encoded = encoded
-        # Fsspec's own answers don't tell 200 from 206, a page from a file, or a refusal from a missing file.
+        # Fsspec's own methods don't tell 200 from 206, a page from a file, or a refusal from a missing file.
         # `get_client` is not a method: a reference cycle would keep the session open until garbage collection.
         client = functools.partial(_open_session, certificates)
         self._http = fsspec.filesystem("http", skip_instance_cache=True, get_client=client)
@@ -108,7 +108,7 @@ def certificate_file(*variables: str) -> str | None:
 
 
 def _total(answer: aiohttp.ClientResponse) -> int | None:
-    """The length of the file that an answer holds all or a part of."""
+    """The length of the whole file, of which an answer may hold only a part."""
     if answer.status == 200:
         return answer.content_length
     said = answer.headers.get("Content-Range", "").rpartition("/")[2]
@@ -131,7 +131,7 @@ def _check_no_page(url: str, data: bytes, answer: aiohttp.ClientResponse) -> Non
 
 def _is_page(url: str, answer: aiohttp.ClientResponse) -> StoreError:
     return StoreError(
-        f"{_plain(url)}: a web page is there, not the file (status {answer.status}, {answer.content_type} from "
+        f"{_plain(url)}: got a web page, not the file (status {answer.status}, {answer.content_type} from "
         f"{_plain(str(answer.url))}); {_PAGE_ADVICE}"
     )
 

@@ -17,17 +17,17 @@ class TaskConfig:
     """Where the work is done."""
 
     on: Literal["local", "ray"] = "local"
-    """local: on this machine. ray: on the nodes of a Ray cluster, in place of --workers. They need the same version of
-    the program, and see the input, and an output folder, under the same path."""
+    """local: on this machine. ray: on the nodes of a Ray cluster, in place of --workers. All nodes need the same
+    version of the program, and must see the input, and an output folder, under the same path."""
     ray_address: str | None = None
     """With --on ray, HOST:PORT of the cluster's head node. Unset: RAY_ADDRESS, or the cluster of this machine."""
 
     def __post_init__(self) -> None:
         if self.ray_address is not None and self.on != "ray":
-            raise InputError(f"--ray-address {self.ray_address}: is of use with --on ray only; add it, or leave both")
+            raise InputError(f"--ray-address {self.ray_address}: is used with --on ray only; give both, or neither")
 
     def absolute(self, place: Place) -> Place:
-        """A path as all machines have it; with --on ray, relative ones count from the folder of this process."""
+        """A path as all machines have it: with --on ray, relative ones become absolute, from this process's folder."""
         if self.on == "local" or "://" in str(place):
             return place
         return type(place)(Path(place).absolute())
@@ -35,21 +35,21 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class Need:
-    """What a task takes of its machine, so that a cluster does not start too many at once."""
+    """What a task needs of its machine, so that a cluster does not start too many at once."""
 
     memory: int = 300_000_000
     """Bytes, imported libraries included."""
     disk: int = 0
-    """Bytes among the temporary files."""
+    """Bytes of temporary files."""
 
     def uploading(self, shard: int) -> "Need":
-        """With what a shard of so many bytes takes on its way to a store: disk, and memory while it is sent."""
+        """This, plus what uploading a shard of `shard` bytes needs: disk, and memory while it is sent."""
         return replace(self, memory=self.memory + min(shard, _UPLOADED_AT_ONCE), disk=shard)
 
 
 @dataclass(frozen=True)
 class Work(Generic[T]):
-    """Calls of one function that depend on nothing but their arguments. All is pickled where processes run them."""
+    """Calls of one function that depend on their arguments alone. All fields are pickled if processes run them."""
 
     function: Callable[..., T]
     """A function of a module. It may raise InputError or OSError, and be called again for the same arguments."""
@@ -63,9 +63,9 @@ class Work(Generic[T]):
     """For each call, the file that messages name."""
     need: Need = field(default_factory=Need)
     prepare: Callable[[int | None], Any] | None = None
-    """Makes what each process holds for all of its calls, such as a model on its device, from the number of cores that
-    the process was given; None: no such share. The function then gets it before the other arguments, and a process
-    takes a GPU, where the cluster has any."""
+    """Makes what each process holds for all of its calls, such as a model on its device. It is given the process's
+    number of cores, or None where cores are not shared out. The function gets the result before its other arguments,
+    and each process takes a GPU where the cluster has any."""
     counts: Sequence[int] | None = None
     """How many units each call handles; None: one."""
     death: str = "at this file; memory ran out, or the machine failed"
@@ -79,7 +79,7 @@ class Done(Generic[T]):
     """How one call ended."""
 
     number: int
-    """Of the call."""
+    """Number of the call."""
     value: T | None = None
     error: InputError | OSError | None = None
 
@@ -105,7 +105,7 @@ class Tasks(Protocol):
 
 
 def attempt(number: int, function: Callable[..., T], arguments: Sequence[Any]) -> Done[T]:
-    """Call a function; its InputError or OSError is returned, as exceptions of other kinds do not survive pickling."""
+    """Call a function; return its InputError or OSError. Other errors are raised: they may not survive pickling."""
     try:
         return Done(number, function(*arguments))
     except (InputError, OSError) as error:
@@ -113,5 +113,5 @@ def attempt(number: int, function: Callable[..., T], arguments: Sequence[Any]) -
 
 
 def died(names: Sequence[str], work: Work[Any], remedy: str) -> InputError:
-    """The error of a process that died at one of some files; `remedy` is for the case that memory ran out."""
+    """The error for a process that died at one of the files `names`; `remedy` is for the case that memory ran out."""
     return InputError(f"{', '.join(names)}: a process died {work.death} ({remedy})")

@@ -17,7 +17,7 @@ class InTurn(Tasks):
     """One task after the other, each when its result is asked for."""
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
-        """As Tasks says; in the order of the calls."""
+        """See Tasks; in the order of the calls."""
         held = (work.prepare(None),) if work.prepare else ()
         for number, arguments in enumerate(work.calls):
             yield attempt(number, work.function, (*held, *arguments))
@@ -25,25 +25,25 @@ class InTurn(Tasks):
 
 @dataclass(frozen=True)
 class Threads(Tasks):
-    """Tasks that release the GIL: reading, hashing and writing do."""
+    """For tasks that release the GIL, as reading, hashing and writing do."""
 
     workers: int
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
-        """As Tasks says."""
+        """See Tasks."""
         with ThreadPoolExecutor(self.workers) as pool:
             yield from _run_in(pool, work)
 
 
 @dataclass(frozen=True)
 class Processes(Tasks):
-    """Tasks that no two threads of one process can do at a time, or that may crash it."""
+    """For tasks that two threads of one process cannot do at once, or that may crash their process."""
 
     workers: int
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
-        """As Tasks says."""
-        # Spawned, as the caller may have threads.
+        """See Tasks."""
+        # Spawned, since the caller may have threads.
         context = multiprocessing.get_context("spawn")
         ended: set[int] = set()
         with ProcessPoolExecutor(min(self.workers, len(work.calls)), context, initializer=end_with_parent) as pool:
@@ -71,7 +71,7 @@ def _run_in(pool: Executor, work: Work[T]) -> Iterator[Done[T]]:
 
 
 def end_with_parent() -> None:
-    """End this worker when its parent was killed: it would wait for work for ever."""
+    """End this worker when its parent is killed: otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -10,7 +10,7 @@ from shard_tools.tasks.base import Done, T, TaskConfig, Tasks, Work
 
 @contextlib.contextmanager
 def open_tasks(config: TaskConfig, local: Tasks) -> Iterator[Tasks]:
-    """The place that the command line chose; `local` is the one on this machine.
+    """The place that the command line chose; `local` is the one to use on this machine.
 
     Raises InputError where Ray is not installed, or no cluster answers.
     """

@@ -1,6 +1,6 @@
-"""Tasks on the nodes of a Ray cluster: tried again, a few times, elsewhere, where a node or a process dies.
+"""Tasks on the nodes of a Ray cluster, tried again elsewhere, a few times, when a node or a process dies.
 
-Ray's own retries are off: after an out-of-memory kill it would try for ever, and always on the node that it likes best.
+Ray's own retries are off: after an out-of-memory kill Ray would try for ever, and always on the node that it prefers.
 """
 
 import contextlib
@@ -71,13 +71,13 @@ class RayTasks:
         return self._counts.describe(len(self._nodes.alive))
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
-        """As Tasks says; a call whose node, process or disk failed is tried again, up to MOST_TRIES times in all."""
+        """See Tasks; a call whose node, process or disk failed is tried again, up to MOST_TRIES times in all."""
         starter: Starter = (ProcessStarter if work.prepare else TaskStarter)(work, self._nodes)
         waiting = deque(Try(number, work.need) for number in range(len(work.calls)))
         running: dict[Any, Try] = {}
         try:
             while waiting or running:
-                if self._nodes.look():  # not for each result: it asks of every try on every node
+                if self._nodes.look():  # not for each result: the check goes over every try and every node
                     self._check_fit(work, [*running.values(), *islice(waiting, 1)])
                 while started := starter.start(waiting, len(running)):
                     running[started[0]] = started[1]
@@ -95,7 +95,7 @@ class RayTasks:
             starter.stop(running)
 
     def _check_fit(self, work: Work[Any], tries: Iterable[Try]) -> None:
-        """Raise InputError where a call has waited too long for a node that is large enough: Ray waits for ever."""
+        """Raise InputError where a call waited too long for a node that is large enough: Ray would wait for ever."""
         unfit = next((one for one in tries if not self._nodes.fit(one.need)), None)
         if unfit is None:
             self._unfit_since = None
@@ -118,7 +118,7 @@ class RayTasks:
             answer: tuple[str, Done[T] | Fault] = ray.get(reference)
         except RayTaskError as error:  # before the call began: its arguments cannot be unpickled there
             text = str(error).strip()
-            found = re.search(r"\bip=([^,)\s]+)", text)  # in the text alone
+            found = re.search(r"\bip=([^,)\s]+)", text)  # the error has it only in its text
             where = found.group(1) if found else "unknown"
             raise InputError(f"{name}: node {where}: {text.splitlines()[-1]}") from error
         except RayError as error:
@@ -143,7 +143,7 @@ class RayTasks:
         return isinstance(error, OSError | AbsentError | StoreError)
 
     def _after_death(self, work: Work[Any], one: Try, error: RayError, node: str | None) -> Try:
-        """The next try after a process or a node died: with twice the memory where that ran out, else elsewhere."""
+        """The next try after a process or a node died: with twice the memory if it ran out, else on another node."""
         name, what = work.names[one.number], str(error).strip().splitlines()[0]
         if one.tries == MOST_TRIES:
             raise died([name], work, f"{MOST_TRIES} tries, the last: {what}")

@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Nodes:
-    """The nodes of the cluster, looked at now and then."""
+    """The nodes of the cluster, as they were at the last look."""
 
     alive: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What Ray says of each living node, by its id."""
     looked: float = float("-inf")
 
     def look(self, now: bool = False) -> bool:
-        """Ask Ray for the nodes, and log those that are gone; False, and nothing is asked, if it was just done.
+        """Ask Ray for the nodes, and log those that are gone; return False, without asking, if this was just done.
 
         `now`: ask in any case.
         """
@@ -51,18 +51,18 @@ class Nodes:
 
     @property
     def cores_of_actor(self) -> int:
-        """Cores for a process that holds a GPU: its share of those of its node. Without GPUs one."""
+        """Cores for a process that holds a GPU: its share of its node's cores. Without GPUs: one."""
         shares = [self._has(node, "CPU") / gpus for node in self.alive if (gpus := self._has(node, "GPU"))]
         return max(1, int(min(shares, default=1)))
 
     @property
     def actors(self) -> int:
-        """How many processes that hold something the cluster has room for; at least one."""
+        """How many processes that hold something prepared (ray_starters.py) the cluster has room for; at least one."""
         return max(1, self.gpus or self.cores)
 
     @property
     def declare_disk(self) -> bool:
-        """Whether any node says how much disk it has: only those that do can then be asked for some."""
+        """Whether any node says how much disk it has: if so, only such nodes are given tasks that need disk."""
         return any(self._has(node, DISK) for node in self.alive)
 
     def fit(self, need: Need) -> list[str]:

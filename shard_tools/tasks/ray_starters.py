@@ -15,8 +15,8 @@ from shard_tools.tasks.base import Done, Need, T, Work, attempt
 from shard_tools.tasks.ray_nodes import DISK, Nodes
 
 MOST_TRIES = 4
-"""Of one call: the first, and those after a failure of a node, a process or a disk."""
-# Calls that Ray knows of: for each core one that runs and one that waits; and enough for a cluster to grow by.
+"""Tries of one call: the first, and those after a failure of a node, a process or a disk."""
+# Calls handed to Ray: for each core one that runs and one that waits, and at least so many that a cluster can grow.
 _QUEUED, _LEAST_QUEUED = 2, 64
 
 
@@ -25,7 +25,7 @@ class Try:
     """One try at a call."""
 
     number: int
-    """Of the call."""
+    """Number of the call."""
     need: Need
     tries: int = 1
     avoid: frozenset[str] = frozenset()
@@ -34,7 +34,7 @@ class Try:
 
 @dataclass(frozen=True)
 class Fault:
-    """How a call ended that raised an error which is none of the input: a fault of the program or of a node."""
+    """How a call ended whose error is not about the input: a fault of the program or of a node."""
 
     what: str
     """The kind and the text of the error, on one line."""
@@ -42,22 +42,22 @@ class Fault:
 
 
 class Starter(Protocol):
-    """Starts calls, in whichever way."""
+    """Starts calls on the cluster."""
 
     starting: dict[Any, Any]
-    """By the reference that is ready then: processes that are to take calls."""
+    """Processes that are starting, by the reference that becomes ready when they have started."""
 
     def start(self, waiting: deque[Try], running: int) -> tuple[Any, Try] | None:
-        """Start one of the calls that wait, beside those that run, and remove it from them.
+        """Start one of the `waiting` calls and remove it from them; so many calls are `running`.
 
         Returns Ray's reference to its answer and the try; None where there is no room now.
         """
 
     def started(self, reference: Any) -> None:
-        """A process has started, or died over it. Raises InputError where they do not start."""
+        """Note that a process has started, or died as it started. Raises InputError where processes do not start."""
 
     def ended(self, reference: Any, is_dead: bool) -> str | None:
-        """A call ended, or its process died; returns the node where that is known."""
+        """Note that a call has ended, or its process died; return its node where that is known."""
 
     def stop(self, references: Iterable[Any]) -> None:
         """End the calls that still run or wait."""
@@ -68,11 +68,11 @@ class TaskStarter(Starter):
 
     def __init__(self, work: Work[Any], nodes: Nodes) -> None:
         self._work, self._nodes = work, nodes
-        self._call: Any = ray.remote(call)  # once for all calls: Ray sends each one that is made to the cluster
+        self._call: Any = ray.remote(call)  # once for all calls: Ray sends each remote function to the cluster
         self.starting: dict[Any, Any] = {}
 
     def start(self, waiting: deque[Try], running: int) -> tuple[Any, Try] | None:
-        """As Starter says."""
+        """See Starter."""
         if not waiting or running >= max(_LEAST_QUEUED, _QUEUED * self._nodes.cores):
             return None
         one = waiting.popleft()
@@ -90,7 +90,7 @@ class TaskStarter(Starter):
         return None
 
     def stop(self, references: Iterable[Any]) -> None:
-        """As Starter says."""
+        """See Starter."""
         for reference in references:
             ray.cancel(reference, force=True)
 
@@ -102,17 +102,17 @@ class _Process:
     actor: Any
     need: Need
     avoid: frozenset[str]
-    """Nodes on which it was not to start."""
+    """Nodes on which it must not start."""
     failures: int
-    """Starts that had failed when it was asked for."""
+    """How many starts had failed when this one was asked for."""
     node: str | None = field(default=None)
     """Where it is, once it has started."""
 
 
 class ProcessStarter(Starter):
-    """Starts each call in one of some processes that hold what was prepared: one for each GPU, or for each core.
+    """Starts each call in a process that holds what was prepared. There is one process for each GPU, or for each core.
 
-    A process gets its first call once it has started: one for which no node has room would keep a call for ever.
+    A process gets its first call once it has started: one that no node has room for would keep a call for ever.
     """
 
     def __init__(self, work: Work[Any], nodes: Nodes) -> None:
@@ -121,10 +121,10 @@ class ProcessStarter(Starter):
         self.starting: dict[Any, Any] = {}
         self._idle: list[_Process] = []
         self._busy: dict[Any, _Process] = {}  # by the reference to the answer
-        self._failures = 0  # one after the other
+        self._failures = 0  # in a row
 
     def start(self, waiting: deque[Try], running: int) -> tuple[Any, Try] | None:
-        """As Starter says; asks for processes where nodes have room for more, and for calls that need other ones."""
+        """See Starter; asks for more processes where nodes have room, and for calls that no process suits."""
         self._drop_useless()
         for place, one in enumerate(waiting):
             if not self._idle:
@@ -141,7 +141,7 @@ class ProcessStarter(Starter):
         return None
 
     def started(self, reference: Any) -> None:
-        """As Starter says. Those that were asked for before a failure do not count: one node may end them all."""
+        """See Starter. Of processes asked for before the same failure only one counts: one node may end them all."""
         process: _Process = self.starting.pop(reference)
         try:
             process.node = ray.get(reference)
@@ -160,10 +160,10 @@ class ProcessStarter(Starter):
         self._idle.append(process)
 
     def ended(self, reference: Any, is_dead: bool) -> str | None:
-        """As Starter says; the process is idle or dead."""
+        """See Starter; the process is then idle or dead."""
         process = self._busy.pop(reference)
         if is_dead:
-            ray.kill(process.actor)  # perhaps it is only out of reach, and holds its core
+            ray.kill(process.actor)  # it may only be out of reach, and still hold its core
             self._nodes.look(now=True)
         else:
             self._idle.append(process)
@@ -175,13 +175,13 @@ class ProcessStarter(Starter):
             ray.kill(process.actor)
 
     def _suits(self, process: _Process, one: Try) -> bool:
-        """Whether a process can take a call: it has the memory, and its node, once known, is none to avoid."""
+        """Whether a process can take a call: it has the memory, and its node, once known, is not one to avoid."""
         avoid = one.avoid if set(self._nodes.fit(one.need)) - one.avoid else frozenset()
         is_elsewhere = process.node not in avoid if process.node else process.avoid >= avoid
         return process.need.memory >= one.need.memory and is_elsewhere
 
     def _drop_useless(self) -> None:
-        """End idle processes of nodes that are gone, and those that no living node may start."""
+        """End idle processes of nodes that are gone, and starting ones that no living node may start."""
         for process in [each for each in self._idle if each.node not in self._nodes.alive]:
             self._idle.remove(process)
             ray.kill(process.actor)
@@ -190,15 +190,15 @@ class ProcessStarter(Starter):
                 ray.kill(self.starting.pop(reference).actor)
 
     def _add_processes(self, waiting: deque[Try]) -> None:
-        """Ask for the processes that waiting calls need and that nothing idle can be."""
-        # None of them suits a waiting call, and one that does may have no room beside them.
+        """Ask for processes for the waiting calls that no idle process suits."""
+        # An idle process suits no waiting call here, and a new one may have no room beside it.
         while self._idle:
             ray.kill(self._idle.pop().actor)
-        failed = list(takewhile(lambda each: each.tries > 1, waiting))  # they are put first
+        failed = list(takewhile(lambda each: each.tries > 1, waiting))  # calls to try again are put first
         for one in failed:
             if not any(self._suits(process, one) for process in self.starting.values()):
                 self._add(one.need, one.avoid)
-        # One that must avoid nodes may wait for long, and takes no room of the others.
+        # A process that must avoid nodes may wait for long; it does not count against the room of the others.
         asked = sum(not process.avoid for process in self.starting.values())
         room = self._nodes.actors - len(self._busy)
         for _ in range(min(room, len(waiting) - len(failed)) - asked):
@@ -223,7 +223,7 @@ class _Holder:
     """On a node: a process that holds what was prepared."""
 
     def __init__(self, prepare: Callable[[int | None], Any]) -> None:
-        # Not here: an error would end the process without the name of what it was to work on.
+        # Not prepared here: an error would end the process without naming what it was to work on.
         self._prepare, self._held = prepare, None
 
     def started(self) -> str:
@@ -241,7 +241,7 @@ class _Holder:
 
 
 def call(number: int, function: Callable[..., T], arguments: Sequence[Any]) -> tuple[str, Done[T] | Fault]:
-    """On a node: its id, and how the call ended."""
+    """Run a call on a node; return the node's id, and how the call ended."""
     try:
         return _node(), attempt(number, function, arguments)
     except Exception as error:
