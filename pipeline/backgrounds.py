@@ -11,7 +11,7 @@ from shard_tools.manifest import Manifest
 from shard_tools.observation.band_folds import band_folds, rows_beside
 
 VALIDATION = "validation"
-"""Entry of `Manifest.made` that says from which observations a validation set is; also the set's folder in a run."""
+"""Entry of `Manifest.made` that names the observations of a validation set; also the set's folder in a run."""
 
 
 def backgrounds_order(backgrounds: Manifest, seed: int, kept_back: Int64s | None = None) -> Order:

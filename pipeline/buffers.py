@@ -33,7 +33,7 @@ class BufferPool:
         if self._pinned:
             size = math.prod(self._shape) * self._dtype.itemsize
             return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(self._dtype).reshape(self._shape)
-        # NumPy asks for huge pages. Written to now, so that no later batch pays for the page faults.
+        # NumPy asks for huge pages. They are written to now, so that no later batch pays for the page faults.
         memory = np.empty(self._shape, self._dtype)
         memory.fill(0)
         return memory

@@ -28,7 +28,7 @@ class ObservedTimes:
     """(n,) channels that the steepest line crosses over the cadence."""
 
     def at(self, rows: Int64s) -> Self:
-        """The times of the samples `rows`, with the repeats in it."""
+        """The times of the samples `rows`, which may repeat."""
         return type(self)(self.times.at(rows), self.steepest[rows])
 
     def draw_drifts(self, channels: int, length: Float64s, number: Numbers) -> Float64s:

@@ -26,7 +26,7 @@ class Planned:
     counts: npt.NDArray[np.bool_]
     """(B,) without the added partners; False for the repeats that fill up the last batch."""
     draws: Draws | None
-    """Of each slot; partners are given as slots. None in evaluation."""
+    """Draws of each slot; partners are given as slots. None in evaluation."""
     rows: Int64s
     """Of each slot, its row of the manifest; changed where a bad sample is replaced (bad_samples.py)."""
     failed: dict[int, InputError] = field(default_factory=dict)

@@ -120,7 +120,7 @@ def _print_packed(manifest: Manifest) -> None:
 
 
 def _samples(manifest: Manifest) -> str:
-    """The number of samples: snippets of an observation, many a cadence; else cadences, as in the competition."""
+    """How many samples there are: called snippets in an observation, which has many per cadence, else cadences."""
     noun = "snippet" if CUTS in manifest.data_sets[0].files else "cadence"
     return f"{len(manifest):,} {noun}{'' if len(manifest) == 1 else 's'}"
 

@@ -98,7 +98,7 @@ class Snippet(NamedTuple):
 
 
 def read_npy_header(data: bytes | memoryview, where: str) -> NpyHeader:
-    """Parse the npy header at the start of `data`; its version, type and order may be any.
+    """Parse the npy header at the start of `data`, whatever its version, type and order are.
 
     Reads no array data, so a header that claims an enormous shape costs nothing. Raises InputError where the header is
     not valid, or its type or shape cannot be a snippet's.

@@ -50,7 +50,7 @@ def folder_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def in_use(place: Path | str) -> InputError:
-    """The error of a folder or a URL that another process writes to."""
+    """The error for a folder or a URL that another process writes to."""
     return InputError(f"{place}: another process is writing here; wait for it, or choose another folder")
 
 

@@ -64,7 +64,7 @@ def find_snippets(folder: Path, left: LeftAlone) -> dict[str, Path]:
     """Key to path of <folder>/<c>/<key>.npy and <folder>/<key>.npy; clutter is counted in `left`.
 
     Raises InputError where a folder cannot be read, or a file that looks like a snippet has an unsafe or repeated key
-    or is no regular file.
+    or is not a regular file.
     """
     found: dict[str, Path] = {}
     if not folder.exists():

@@ -111,7 +111,7 @@ class Place:
 
 
 def _parse_note(text: bytes, inputs: str) -> PackedShard | None:
-    """The note of a shard that an earlier run finished from the same inputs; None if it is of anything else."""
+    """The note of a shard that an earlier run finished from the same inputs; None if it is anything else."""
     try:
         content = json.loads(text)
         if content["inputs"] == inputs:

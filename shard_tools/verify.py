@@ -39,7 +39,7 @@ def verify(
         yield from _verify_file(store, name, expected)
     calls = _OfShards(manifest)
     names = [store.where(shard.name) for shard in manifest.shards]
-    # Faults are yielded in the order of the shards: on a cluster, a shard's wait until all before it are verified.
+    # Faults are yielded in the order of the shards: on a cluster, those of a shard wait for the shards before it.
     ended: dict[int, list[str]] = {}
     following = 0
     with open_tasks(where, InTurn()) as tasks:

@@ -129,7 +129,7 @@ def reordered(*order: int) -> Callable[[list[Header]], list[Header]]:
         (changed(5, nfpc=4096), 5, "nfpc 4096, expected 8192"),
         (changed(5, telescope=4), 5, "telescope_id 4, expected 6"),
         (changed(2, source="B"), 2, "source 'B', expected 'A' as in"),
-        (changed(3, source="A"), 3, "source 'A', as of the ON files, expected another one"),
+        (changed(3, source="A"), 3, "source 'A', as in the ON files, expected another one"),
     ],
 )
 def test_six_files_that_are_no_cadence_are_refused_with_file_found_expected_and_remedy(
@@ -289,7 +289,10 @@ def test_the_end_of_a_band_of_unknown_coarse_channels_is_never_a_short_piece(hea
         (CutOptions(8, 10.0), "--max-drift 10: crosses 846 channels of 22.35 Hz .* expected at most 768"),
         (CutOptions(1, 4.0), "--max-drift 4: crosses 2709 channels of 2.794 Hz"),
         (CutOptions(3, 4.0), "--channel-bin 3: does not divide the 8192 channels of a coarse channel"),
-        (CutOptions(64, 4.0), "32768 channels are 512 of a snippet's 1024 with --channel-bin 64; give a smaller"),
+        (
+            CutOptions(64, 4.0),
+            "32768 channels are 512 columns with --channel-bin 64, expected at least a snippet's 1024; give a smaller",
+        ),
         (CutOptions(8, 4.0, ((8000.0, 9000.0),)), "--exclude-mhz leaves nothing"),
     ],
 )
@@ -320,7 +323,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -
     [
         (8, 8, "a coarse channel of 8 channels is 1 columns with --channel-bin 8, expected at least 64; .*--nfpc 512"),
         (64, 1, None),
-        (256, 8, "is 32 columns .*--nfpc 512, several coarse channels as one, or a --channel-bin of at most 4"),
+        (256, 8, "is 32 columns .*--nfpc 512 to take several coarse channels as one, or a --channel-bin of at most 4"),
         (512, 8, None),
     ],
 )
@@ -674,7 +677,7 @@ def test_several_cadences_of_a_list_are_one_data_set_and_bad_ones_are_left_out_i
     listed = tmp_path / "all.lst"
     listed.write_text("\n".join(map(str, [*high, *bad, *low])))
     answer = command("ingest", "--cadences", listed, "--out", tmp_path / "out", "--workers", 1)
-    assert answer.code == 1 and f"{bad[1]}: source 'A', as of the ON files" in answer.err
+    assert answer.code == 1 and f"{bad[1]}: source 'A', as in the ON files" in answer.err
     options = ("--workers", 1, "--on-bad", "skip")
     answer = command("ingest", "--cadences", listed, "--out", tmp_path / "out", *options)
     assert answer.code == 0, answer.err
@@ -896,7 +899,7 @@ def test_a_finished_ingest_stays_and_other_options_or_files_are_refused(
     os.utime(files[2])  # touched, but the same
     assert ingest(config(out, files)).identity == first.identity
     write_fil(files[2], power(9), fields(2))
-    with pytest.raises(InputError, match=r"A1.fil or a file after it changed since"):
+    with pytest.raises(InputError, match=r"A1.fil or a file after it has changed"):
         ingest(config(out, files))
     assert data_set_bytes(out) == before
 

@@ -456,7 +456,7 @@ def test_a_script_that_starts_itself_anew_is_told_so_and_no_file_is_blamed(tmp_p
     done = subprocess.run(
         [sys.executable, script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert "InputError: the process that reads headers ended as it began; where a script calls ingest()" in done.stderr
+    assert "InputError: the process that reads headers ended at its start; where a script calls ingest()" in done.stderr
 
 
 def bits_flipped(good: bytes, seed: int) -> bytes:

@@ -98,8 +98,8 @@ def plan_cuts(cadence: Cadence, options: CutOptions) -> CutPlan:
     if band < columns:
         smaller = "a smaller --channel-bin, or " if channel_bin > 1 else ""
         raise InputError(
-            f"{header.path}: {header.layout.channels} channels make {band} of the {columns} of a snippet with "
-            f"--channel-bin {channel_bin}; give {smaller}a file with more channels"
+            f"{header.path}: {header.layout.channels} channels are {band} columns with --channel-bin {channel_bin}, "
+            f"expected at least a snippet's {columns}; give {smaller}a file with more channels"
         )
     _check_coarse_width(header, channel_bin)
     # The last snippet ends where the band does.

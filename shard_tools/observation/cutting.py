@@ -104,7 +104,7 @@ def _read_panel(plan: CutPlan, panel: int, file: FilterbankFile, first: int, sto
     if plan.cadence.first.has_dc_spikes:
         remove_dc_spikes(values, plan.cadence.first.nfpc)
     sums = sum_channels(values, plan.channel_bin)
-    sums[sums == 0] = np.nan  # only now for whole numbers: a single 0 may be a low power
+    sums[sums == 0] = np.nan  # of whole numbers, of which a single 0 may be a low power
     return sums
 
 
@@ -180,7 +180,7 @@ def _finish(plan: CutPlan, cut: int, values: Float32s, medians: dict[int, list[F
 
 
 def normalise(values: Float32s) -> tuple[npt.NDArray[np.float16], Float32s, Float32s]:
-    """Bring each panel to mean 0 and standard deviation 1, as in the competition; also return both, (P,) each.
+    """Bring each panel to mean 0 and standard deviation 1, as in the competition; also return the old ones, (P,) each.
 
     NaN becomes 0. A panel without noise becomes all 0, and so does its scale.
     """

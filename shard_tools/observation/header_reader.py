@@ -26,7 +26,7 @@ class HeaderReader:
         self._child: tuple[multiprocessing.context.SpawnProcess, Connection] | None = None
 
     def read(self, path: Path) -> Header:
-        """The checked header of one file. Raises as `opening.open_filterbank`, and where HDF5 crashes or hangs."""
+        """The checked header of one file. Raises as `opening.open_filterbank` does, and where HDF5 crashes or hangs."""
         if not is_hdf5(path):
             return read_header(path, self._nfpc)
         _, connection = self._child or self._start()
@@ -67,8 +67,8 @@ class HeaderReader:
         except (EOFError, ConnectionError):
             self.close()
             raise InputError(
-                "the process that reads headers ended while it started; where a script calls ingest(), the call must "
-                'be under `if __name__ == "__main__":`, since each new process runs the script up to there'
+                "the process that reads headers ended at its start; where a script calls ingest(), the call must be "
+                'under `if __name__ == "__main__":`, since each new process runs the script up to there'
             ) from None
         return self._child
 

@@ -43,7 +43,7 @@ def ingest(config: IngestConfig, change: Callable[[list[CutPlan]], list[CutPlan]
     `change` may change the plans of the cadences, to add needles to them.
 
     Ingesting the same files twice gives the same bytes. Raises InputError naming the file that is refused, or where the
-    output folder holds something else; finished shards stay for the next try.
+    output folder holds something else; finished shards are kept for the next try.
     """
     output = Output(config.out, config.staging, config.tasks)
     plans, skipped = plan_ingest(config)
@@ -97,7 +97,7 @@ def plan_ingest(config: IngestConfig) -> tuple[list[CutPlan], list[list[str]]]:
 
 @contextlib.contextmanager
 def _leaving_out(config: IngestConfig, path: Path, skipped: list[list[str]]) -> Iterator[None]:
-    """With --on-bad skip, note a cadence that is refused by its first file; otherwise let the error through."""
+    """With --on-bad skip, note a refused cadence under the name of its first file; otherwise let the error through."""
     try:
         yield
     except (InputError, OSError) as error:
@@ -283,7 +283,7 @@ def _already_ingested(
 
 
 def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[CutShard]) -> str | None:
-    """Cut these shards again; say whose bytes differ first, None if no shard's do.
+    """Cut these shards again; say which files changed first, or None if the bytes are those that they have.
 
     A cadence that was left out as damaged counts as changed if all of its shards can be cut now.
     """

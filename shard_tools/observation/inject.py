@@ -49,7 +49,7 @@ class InjectConfig(IngestConfig):
 
 
 def inject(config: InjectConfig) -> Manifest:
-    """Ingest with needles, write truth.csv beside the shards, and return the manifest. Raises as `ingest`."""
+    """Ingest with needles, write truth.csv beside the shards, and return the manifest. Raises as `ingest` does."""
     drawn: list[CutPlan] = []  # of all cadences, including those that turn out to be damaged
 
     def change(plans: list[CutPlan]) -> list[CutPlan]:
@@ -64,7 +64,7 @@ def inject(config: InjectConfig) -> Manifest:
 
 
 def draw_needles(plan: CutPlan, config: InjectConfig, number: int) -> tuple[Line, ...]:
-    """The needles of cadence `number`. Its band has as many equal parts, with one needle at a random place in each.
+    """The needles of cadence `number`: its band is cut into equal parts, with one at a random place in each.
 
     Each stays in the band for the whole cadence. Raises InputError where they would lie closer than snippets do.
     """

@@ -76,7 +76,7 @@ def add_line(values: npt.NDArray[np.float32], grid: Grid, line: Line, power: flo
 
 @dataclass(frozen=True)
 class TrueLine:
-    """A line of a table of truth."""
+    """A simulated line, as truth.csv lists it."""
 
     line: Line
     start_mjd: float

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SECONDS = 300.0
-"""Longest that one read may take: usually 64 MB, coarse channels of one file."""
+"""Longest that one read may take; usually it is of 64 MB of one file."""
 _seconds: float | None = None  # one for the whole process, which has only one alarm
 
 
 def watch_reads(seconds: float) -> None:
-    """Limit each read of this process from now on, if it is a child that does a part of the work."""
+    """Limit each read of this process from now on, if it is a child process, which does a part of the work."""
     global _seconds
     if multiprocessing.parent_process() is not None:
         _seconds = seconds
@@ -42,7 +42,7 @@ def watched(path: Path) -> Iterator[None]:
 
 
 def collect_notes() -> tuple[list[str], list[str]]:
-    """The files that this process's children were reading when they ended: those that took too long, and all.
+    """The files that this process's children were reading when they ended: the slow ones, and all of them.
 
     The notes are removed.
     """

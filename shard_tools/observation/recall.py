@@ -79,7 +79,7 @@ class Group:
 
 
 def find_needles(candidates: Sequence[Candidate], truth: Sequence[TrueLine], config: RecallConfig) -> list[Found]:
-    """For each needle (a line in the ON panels alone) of a table of truth, the best-ranked candidate that matches."""
+    """For each needle of `truth` (a line in the ON panels alone), the best-ranked candidate that matches it."""
     counted = [each for each in candidates if not each.false_alarm_rate > config.most_false_alarms]
     counted.sort(key=lambda each: each.rank)
     mhz, drift, start = (

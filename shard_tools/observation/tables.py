@@ -34,11 +34,11 @@ CADENCES_SCHEMA = pa.schema(
         "bin_length_s": pa.float64(),
         "channel_width_hz": pa.float64(),  # of a snippet: channel_bin channels of the file
         "channel_bin": pa.int32(),
-        "fch1_mhz": pa.float64(),  # of the file, as the next four
+        "fch1_mhz": pa.float64(),  # of the file, like the next four
         "foff_mhz": pa.float64(),
         "channels": pa.int64(),
         "nfpc": pa.int64(),  # 0 where it is not known
-        "telescope": pa.int32(),  # telescope_id; null where it is not known, as the next two
+        "telescope": pa.int32(),  # telescope_id; null where it is not known, like the next two
         "ra_hours": pa.float64(),
         "dec_degrees": pa.float64(),
     }
@@ -52,7 +52,7 @@ CUTS_SCHEMA = pa.schema(
         "coarse_channel": pa.int32(),  # of its middle, counted from the band's lowest; -1 where nfpc is not known
         "level": _SIX,  # mean of each panel, in standard deviations of the radiometer noise above the bandpass
         "scale": _SIX,  # standard deviation of each panel, in the same unit
-        "flags": pa.string(),  # words between spaces
+        "flags": pa.string(),  # words, separated by spaces
     }
 )
 BANDPASS_SCHEMA = pa.schema(
@@ -131,7 +131,7 @@ def _cut_rows(shard: CutShard, cuts: Iterable[Sequence[Any]]) -> Iterable[tuple[
 
 @dataclass(frozen=True)
 class ObservedCadence:
-    """Where and when the panels of one cadence were; the columns of cadences.parquet that most readers need."""
+    """Source and times of one cadence; the columns of cadences.parquet that most readers need."""
 
     source: str
     start_mjd: float

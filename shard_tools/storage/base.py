@@ -50,7 +50,7 @@ class Store(Protocol):
         """Whether each read is a network request, so that many should run at once."""
 
     def where(self, name: str) -> str:
-        """What messages call the file."""
+        """The file's path or URL, for messages."""
 
     def identify(self, identity: str) -> None:
         """Tell the store which data set it holds, as soon as its manifest is read."""

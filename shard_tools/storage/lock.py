@@ -85,7 +85,7 @@ class StoreLock:
 def store_lock(store: RemoteStore, name: str) -> Iterator[StoreLock | None]:
     """Hold the file `name` of a store; None where the store cannot write conditionally, which is logged.
 
-    Raises InputError where a living process holds it. Whether one on another machine lives takes a minute to find out.
+    Raises InputError where a living process holds it. It takes a minute to find out if one on another machine lives.
     """
     version = _acquire(store, name)
     if version is None:

@@ -30,7 +30,7 @@ class WebFiles:
     """Files by URL. Its coroutines run in `loop`, which fsspec runs on a thread of its own."""
 
     def __init__(self, encoded: bool = False, certificates: str | None = None) -> None:
-        """`encoded`: URLs are percent-encoded already. `certificates`: file of trusted authorities; None: default."""
+        """`encoded`: URLs are percent-encoded. `certificates`: file of trusted authorities; None: the system's."""
         self._encoded = encoded
         # Fsspec's own methods don't tell 200 from 206, a page from a file, or a refusal from a missing file.
         # `get_client` is not a method: a reference cycle would keep the session open until garbage collection.

@@ -48,7 +48,7 @@ class Starter(Protocol):
     """Processes that are starting, by the reference that becomes ready when they have started."""
 
     def start(self, waiting: deque[Try], running: int) -> tuple[Any, Try] | None:
-        """Start one of the `waiting` calls and remove it from them; so many calls are `running`.
+        """Start one of the `waiting` calls and remove it from them; `running` is the number of calls that run.
 
         Returns Ray's reference to its answer and the try; None where there is no room now.
         """
@@ -231,7 +231,7 @@ class _Holder:
         return _node()
 
     def call(self, number: int, function: Callable[..., T], arguments: Sequence[Any]) -> tuple[str, Done[T] | Fault]:
-        """As the function `call`."""
+        """Like the function `call`, but prepare first, if need be."""
         try:
             if self._held is None:
                 self._held = self._prepare(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
