@@ -65,33 +65,33 @@ class InferConfig:
 
     shards: tuple[str, ...]
     """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it.
-    Several are read as one data set; they need the same shape and number of folds, and no key twice."""
+    Several are read as one data set: their shapes and numbers of folds must be equal, and every key unique."""
     weights: tuple[Path, ...]
-    """Files of weights; their predictions are averaged. Those of train.py (best.safetensors) say which model and canvas
-    they need; those of another program (.pth, .safetensors) need --model and its canvas. needlestream: the weights that
-    come with the program, for snippets of the competition's shape. none: with --candidates, the search alone."""
+    """Files of weights; their predictions are averaged. Files of train.py (best.safetensors) state their model and
+    canvas; files of another program (.pth, .safetensors) need --model and the canvas options. needlestream: the weights
+    that come with the program, for snippets of the competition's shape. none: with --candidates, the search alone."""
     out: Path = Path("submission.csv")
-    """The submission; a picture of its best candidates and a page are written beside it, but not beside a device or a
-    pipe."""
+    """The submission. Unless it is a device or a pipe, a picture of its best candidates and a page are written beside
+    it."""
     split: Literal["test", "train"] = "test"
     """The split to score."""
     average: Average = "logits"
-    """Of several weights. logits: the mean of their logits. ranks: the mean of their ranks within the split, 0 to 1,
-    for models whose scores are on different scales."""
+    """How to average several models. logits: the mean of their logits. ranks: the mean of their ranks within the split,
+    0 to 1, for models whose scores are on different scales."""
     tta: bool = False
     """Average over the flips that the canvas allows (test time augmentation)."""
     batch_size: int = BATCH_SIZE
-    """Cadences of one rank in one forward pass; with --tta each is seen in every view."""
+    """Cadences of one rank in one forward pass; --tta passes each of them in every view."""
     fill_missing: float | None = None
     """Score for ids of the submission that the shards lack, 0 to 1; unset: such ids are an error."""
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
-    """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
+    """Precision of the forward pass. auto: bf16 if the hardware has it, else fp16 on a GPU, else float32."""
     scores: str | None = None
-    """Folder or URL (s3://, gs://) that keeps the logits in parts, as parquet files with one row a cadence; an
-    interrupted prediction goes on where it stopped. --on ray needs it, in a place that all nodes see."""
+    """Folder or URL (s3://, gs://) for the logits, in several parquet files with one row per cadence; an interrupted
+    prediction continues from them. --on ray needs it, in a place that all nodes see."""
     model: str | None = None
-    """For weights of another program: the timm model that they belong to. The canvas is then given by --canvas,
-    --height, --width and the options after them, as the images of that training were."""
+    """For weights of another program: the timm model that they belong to. Describe the images that they were trained on
+    with --canvas, --height, --width and the options after them."""
     canvas: tyro.conf.OmitArgPrefixes[CanvasConfig] = field(default_factory=CanvasConfig)
     observation: tyro.conf.OmitArgPrefixes[CandidatesConfig] = field(default_factory=CandidatesConfig)
     loader: tyro.conf.OmitArgPrefixes[LoaderConfig] = field(default_factory=LoaderConfig)
@@ -107,8 +107,8 @@ class InferConfig:
             raise InputError("--weights: expected at least one file")
         if self.model is None and self.canvas != CanvasConfig():
             raise InputError(
-                "--canvas and its options are for weights of another program, which need --model too; those of "
-                "train.py say which canvas they need"
+                "--canvas and its options are for weights of another program, which need --model too; weights of "
+                "train.py state their canvas"
             )
         if self.observation.candidates is not None:
             self._check_observation()
@@ -119,10 +119,10 @@ class InferConfig:
         if self.fill_missing is not None and not 0 <= self.fill_missing <= 1:
             raise InputError(f"--fill-missing {self.fill_missing}: expected 0 to 1")
         if self.observation.candidates is None and NO_WEIGHTS in self.weights:
-            raise InputError("--weights none: is for --candidates; a submission needs a file of weights")
+            raise InputError("--weights none: works with --candidates only; a submission needs a file of weights")
 
     def _check_observation(self) -> None:
-        """Raise InputError where an option is of no use to --candidates."""
+        """Raise InputError for an option that cannot be used with --candidates."""
         if self.model or self.tta:
             raise InputError("--candidates: takes weights of train.py, without --model and --tta")
         if self.scores is not None or self.tasks.on == "ray":
@@ -132,12 +132,12 @@ class InferConfig:
 
 
 def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
-    """The models of all files. Raises InputError where one could not be used, or --model is of use to none."""
+    """Load the models of all files. Raises InputError if one cannot be used, or if none needs --model."""
     other = None if config.model is None else OtherModel(config.model, config.canvas)
     trained = [load_trained(path, manifest, config.tta, other) for path in config.weights]
     if other is not None and all(each.about for each in trained):
         raise InputError(
-            f"--model {other.name}: train.py wrote all of these weights, which say what they need; omit it"
+            f"--model {other.name}: train.py wrote all of these weights, and they state their model; omit --model"
         )
     return trained
 
@@ -145,7 +145,7 @@ def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
 def infer(config: InferConfig) -> None:
     """Score the split, average over weights, write the submission, the picture of its candidates and the page.
 
-    Whatever can be refused without a prediction is refused before it.
+    Everything that can be checked without a prediction is checked first.
     """
     accelerator = build_accelerator(config.precision)
     manifest = read_manifests(config.shards, config.store)
@@ -173,7 +173,7 @@ def infer(config: InferConfig) -> None:
 def predict(
     config: InferConfig, accelerator: Accelerator, manifest: Manifest, trained: Sequence[Trained]
 ) -> tuple[Int64s, list[npt.NDArray[np.float64]]]:
-    """Rows and each model's logits of the split: on this rank's device, or in parts, wherever the tasks run."""
+    """The split's rows and each model's logits: computed on this rank's device, or by tasks if --scores is given."""
     how = PredictConfig(config.split, config.batch_size, config.loader)
     if config.scores is None:
         return predict_all(accelerator, manifest, trained, how)
@@ -186,7 +186,7 @@ def predict(
 
 
 def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Accelerator) -> None:
-    """Write the candidates of an observation, their pictures and a page, and say where they are."""
+    """Write the candidates of an observation, their pictures and a page, and print their paths."""
     if accelerator.num_processes > 1:
         raise InputError("--candidates: works in one process; start infer.py without accelerate launch or torchrun")
     where = config.split, config.weights, config.loader, accelerator.device
@@ -200,7 +200,7 @@ def _print_found(written: Written) -> None:
     candidates, findings = written.candidates, written.findings
     print(f"candidates:  {written.paths[0]}  ({len(candidates):,} lines in the ON panels alone)")
     print(f"interference: {written.paths[1]}  ({len(findings.interference):,} lines in ON and OFF panels)")
-    print(f"controls:    {len(findings.controls):,} lines in the OFF panels alone, by which false alarms are estimated")
+    print(f"controls:    {len(findings.controls):,} lines in the OFF panels alone; they give the false alarm rates")
     for candidate in candidates[:_LISTED]:
         print(
             f"{candidate.rank:5d}  {candidate.frequency_mhz:.6f} MHz {candidate.drift_rate_hz_s:+.4f} Hz/s  SNR "
@@ -210,7 +210,7 @@ def _print_found(written: Written) -> None:
 
 @dataclass(frozen=True)
 class _Results:
-    """What a prediction ends with."""
+    """What a prediction found, and where to write it."""
 
     config: InferConfig
     manifest: Manifest
@@ -218,17 +218,17 @@ class _Results:
     """The ids of the submission, in its order."""
     scored: Scored
     abouts: Sequence[dict[str, Any]]
-    """What each file of weights says of itself."""
+    """The metadata of each file of weights; empty for files of another program."""
 
 
 def _write_results(results: _Results) -> None:
-    """Write the submission, and where it is a regular file, a picture and a page beside it."""
+    """Write the submission and, if it is a regular file, a picture and a page beside it."""
     config, manifest, scored = results.config, results.manifest, results.scored
     score_of = dict(zip(manifest.keys_of(scored.rows), scored.score.tolist(), strict=True))
     write_submission(config.out, results.keys, score_of, config.fill_missing)
     if is_stream(config.out):
         _log.info("%s is not a regular file: only the submission is written, no picture and no report", config.out)
-        with contextlib.redirect_stdout(sys.stderr):  # it may be standard output, which has the submission alone
+        with contextlib.redirect_stdout(sys.stderr):  # the submission may go to standard output, which gets only that
             _print_summary(results, [])
         return
     picture = config.out.with_name("candidates.png")
@@ -253,8 +253,9 @@ def _print_summary(results: _Results, pictures: list[Path]) -> None:
         print(f"ROC AUC of this prediction on the {config.split} split: {roc_auc(scored.target, scored.order):.4f}")
     if config.split == "train" and trained_on(abouts) & {each.identity for each in results.manifest.data_sets}:
         _log.warning(
-            "warning: these weights were trained on this split, all but their own folds: its scores and ROC AUC are "
-            "too good, and averaging does not mend it; for honest ones see the oof.csv of train.py --fold all"
+            "warning: these weights were trained on this split, except for the fold that each file held out: the "
+            "scores and the ROC AUC are too high, and averaging does not correct that; train.py --fold all writes "
+            "unbiased scores to oof.csv"
         )
 
 

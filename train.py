@@ -59,7 +59,7 @@ _log = logging.getLogger("train")
 
 
 def soft_target_loss(logit: Tensor, batch: Batch, share: Share) -> Tensor:
-    """This rank's part of the mean binary cross-entropy of a step, against targets in 0 to 1; logit (B,).
+    """This rank's part of a step's mean binary cross-entropy, with targets from 0 to 1; logit (B,).
 
     Divides by the full global batch even in a short last step, so that every cadence has the same weight. Multiplies by
     the world size because ranks average their gradients.
@@ -69,7 +69,7 @@ def soft_target_loss(logit: Tensor, batch: Batch, share: Share) -> Tensor:
 
 
 def train_step(run: Run, batch: Batch, ends_step: bool = True) -> Tensor:
-    """Add a micro-batch's gradients. After a step's last one update the weights. Return its part of the loss."""
+    """Add a micro-batch's gradients; after the step's last one, update the weights. Return its part of the loss."""
     share, state = run.train_loader.share, run.progress
     with contextlib.nullcontext() if ends_step else run.accelerator.no_sync(run.model):
         with run.accelerator.autocast():
@@ -95,7 +95,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     share, state = run.train_loader.share, run.progress
     first = state.step
     run.model.train()
-    # Read once an epoch: a look each step would stop the GPU. In float64, so that it does not matter where it is cut.
+    # Read once an epoch: reading it each step would stall the GPU. In float64, so that checkpoints, at which the sum
+    # starts again, do not change the total.
     losses = torch.zeros((), device=run.accelerator.device, dtype=torch.float64)
     batches = StallTimer(run.train_loader, run.accelerator.device)
     began = time.perf_counter()
@@ -103,9 +104,9 @@ def train_epoch(run: Run) -> dict[str, float]:
     for micro, batch in enumerate(progress(batches, left, f"epoch {len(state.history) + 1}", "batches"), start=1):
         ends_step = micro % share.accumulate == 0
         if micro == left:
-            run.valid_loader.begin()  # the first batches of validation are made while the last step is trained
+            run.valid_loader.begin()  # it makes the first batches of validation during the last step
         losses += train_step(run, batch, ends_step)
-        if ends_step and state.step % share.steps:  # after the last step of an epoch there is always a checkpoint
+        if ends_step and state.step % share.steps:  # `train` always saves a checkpoint after an epoch's last step
             _checkpoint_if_due(run, batch, losses)
     loss_sum = state.loss_sum + _sum_over_ranks(run, losses)
     seconds = time.perf_counter() - began
@@ -120,10 +121,9 @@ def train_epoch(run: Run) -> dict[str, float]:
 
 
 def _checkpoint_if_due(run: Run, batch: Batch, losses: Tensor) -> None:
-    """Save a checkpoint where it is due or the run is asked to stop; `losses` are added to the run's total, then reset
-    to 0.
+    """Save a checkpoint if one is due or the run was asked to stop, after moving `losses` into the run's total.
 
-    Raises RunInterruptedError after the checkpoint of a run that is asked to stop.
+    Raises RunInterruptedError after saving if the run was asked to stop.
     """
     state, every = run.progress, run.config.checkpoint_every
     stop, due = run.interruption.agree()
@@ -138,9 +138,7 @@ def _checkpoint_if_due(run: Run, batch: Batch, losses: Tensor) -> None:
 
 
 def _sum_over_ranks(run: Run, losses: Tensor) -> float:
-    """The sum of all ranks' losses. Each rank's was multiplied by the world size (soft_target_loss), so it is their
-    mean.
-    """
+    """The sum of all ranks' losses: their mean, since soft_target_loss multiplied each by the world size."""
     return float(run.accelerator.reduce(losses, "mean"))
 
 
@@ -152,7 +150,7 @@ def _save(run: Run, best: bool = False) -> None:
 
 
 def train(config: TrainConfig) -> None:
-    """Train a run to its end, or on from its last checkpoint."""
+    """Train a run to its end, from the start or from its last checkpoint."""
     accelerator = build_accelerator(config.precision, **build_trackers(config))
     network = build_network(config, accelerator)
     manifest = read_manifests(config.shards, config.store)
@@ -160,7 +158,7 @@ def train(config: TrainConfig) -> None:
     with contextlib.ExitStack() as until_ended:
         until_ended.enter_context(own_run_dir(config, accelerator, manifest, backgrounds))
         run = build_run(config, accelerator, manifest, network, backgrounds)
-        # Also where the run is stopped: what the loaders have begun would be made first.
+        # Also when the run is stopped: otherwise it would first finish the batches that the loaders have begun.
         until_ended.callback(run.train_loader.close)
         until_ended.callback(run.valid_loader.close)
         write_config(run)
@@ -174,17 +172,17 @@ def train(config: TrainConfig) -> None:
                 if run.progress.trained is None:
                     run.progress.trained = train_epoch(run)
                     _begin_epoch(run)
-                    # Before the validation: a run that is stopped in it, or while writing its results, repeats only it.
+                    # Before the validation: a run stopped after this point repeats only the validation.
                     _save(run)
                 _finish_epoch(run, run.progress.trained)
         _finish_run(run)
-    # Not end_training: it would take the ranks apart, and the next fold needs them.
+    # Not end_training: it would destroy the process group, which the next fold needs.
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
 def _begin_epoch(run: Run) -> None:
-    """Have the next epoch's first batches made, while this one is validated or the run starts."""
+    """Start making the next epoch's first batches, while this epoch is validated or the run starts."""
     finished = len(run.progress.history) + (run.progress.trained is not None)
     if finished < run.config.epochs:
         run.train_loader.begin()
@@ -208,7 +206,7 @@ def _finish_epoch(run: Run, trained: dict[str, float]) -> None:
         line["cadences_per_s"], 100 * line["stall"],
     )  # fmt: skip
     if len(run.progress.history) == run.config.epochs:
-        _save(run, best=is_best)  # or a finished run that is started again would validate again
+        _save(run, best=is_best)  # else a finished run that is started again would repeat this validation
 
 
 def _finish_run(run: Run) -> None:
@@ -218,9 +216,9 @@ def _finish_run(run: Run) -> None:
     run_dir, best = run.config.run_dir, read_best_scores(run)
     write_roc(run_dir / "roc.png", best.target, best.logit, run.progress.best_auc)
     write_summary(run)
-    if step := run.progress.step:  # 0 where the run was found finished: its trackers have it all
+    if step := run.progress.step:  # 0 if only the results of a finished run were left: its trackers have them already
         track_results(run.accelerator.trackers, run_dir, run.manifest, run.config.held_out, step)
-    # Last: whatever keeps the page from being made, the run is whole without it.
+    # Last: the run is complete even if the page cannot be made.
     if run.config.report:
         print(f"report:     {write_training_report(run_dir, run.manifest, run.accelerator)}")
 
@@ -229,7 +227,7 @@ def main() -> int:
     """Parse the command line and train; return the exit code."""
     config = parse_train_config()
     check_gpu(cpu_is_asked_for())
-    # Outside of a run's loop, which finishes its step: before, after and between folds there is nothing to lose.
+    # Before, after and between runs a signal exits at once: nothing is lost. During a run it waits for the step's end.
     exit_when_asked(EXIT_PREEMPTED)
     config = with_validation_set(config)
     try:

@@ -129,7 +129,7 @@ def test_scores_of_other_weights_beside_them_are_no_figures_of_the_card(run_dir:
     export(ExportConfig(tmp_path / "best.safetensors", tmp_path / "hub"))
     card = ModelCard.load(tmp_path / "hub" / "README.md")
     assert [result.metric_value for result in card.data.eval_results] == [0.123]
-    assert "there is no other figure" in card.text
+    assert "there are no other figures" in card.text
 
 
 def test_an_export_with_other_logits_is_refused(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

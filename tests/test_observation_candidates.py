@@ -598,7 +598,7 @@ def test_weights_that_do_not_score_lines_of_this_shape_are_refused(
 @pytest.mark.parametrize(
     ("weights", "options", "words"),
     [
-        (("none",), {}, "--weights none: is for --candidates"),
+        (("none",), {}, "--weights none: works with --candidates"),
         (("a",), {"observation": CandidatesConfig(Path("c.csv")), "model": "swin_nano"}, "--candidates: takes weights"),
         (("a",), {"observation": CandidatesConfig(Path("c.csv")), "tta": True}, "--candidates: takes weights"),
         (("none",), {"observation": CandidatesConfig(Path("c.csv")), "tasks": TaskConfig("ray")}, "on one machine"),
@@ -646,7 +646,7 @@ def test_the_hits_that_are_read_are_not_written_over(voyager: Manifest, tmp_path
         hits = tmp_path / name
         hits.parent.mkdir(exist_ok=True)
         hits.write_text("Freq,MJD\n")
-        with pytest.raises(InputError, match=f"--hits {hits}: would be written over"):
+        with pytest.raises(InputError, match=f"--hits {hits}: would be overwritten"):
             candidates_of(voyager, tmp_path / "c.csv", hits=hits, **options)
         assert hits.read_text() == "Freq,MJD\n"
         hits.unlink()

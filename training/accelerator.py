@@ -1,4 +1,4 @@
-"""Build the Accelerator of a training or a prediction: device, precision, checks of the environment."""
+"""Build the Accelerator of a training or a prediction: its device and precision, after checks of the environment."""
 
 import logging
 from typing import Any

@@ -1,8 +1,8 @@
-"""What the network sees of the candidates that the searches propose, and how it combines them to one logit.
+"""What the network sees of the candidates that the searches propose, and how it combines them into one logit.
 
-A needle is a thousandth of its cadence's pixels, so that a network that sees all of them learns slowly. Here it sees
-what lies around the few best lines (search.py), as windows of the de-Doppler sums or as cut-outs of the cadence, and
-around the best path of each panel (paths.py), and says whether there is a needle.
+A needle covers a thousandth of its cadence's pixels, so a network that sees the whole cadence learns slowly. This one
+sees only the surroundings of the few best lines (search.py), as windows of the de-Doppler sums or as cut-outs of the
+cadence. With windows it also sees cut-outs along the best path of each panel (paths.py).
 
 Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F frequency channel; R drift rate,
 C channel of a line in the middle of the cadence, K candidate, W channel of a cut-out.
@@ -21,28 +21,28 @@ from training.float32_linear import Float32Linear
 from training.paths import PATH_EVIDENCE, cut_out_paths, find_paths
 from training.search import EVIDENCE, ON, RATES, Lines, Search, flatten, near, whiten
 
-CUTOUT_CHANNELS = 28  # seven patches of a Swin, the line in the middle of the fourth
+CUTOUT_CHANNELS = 28  # seven patches of a Swin; the line is in the middle of the fourth
 CUTOUT_PLANES = PANELS + 1
 WINDOW_RATES, WINDOW_CHANNELS = 16, 32
-# The sums of the six panels, the largest near each line in the ON and in the OFF panels, steepness, and nearness.
+# The sums of the six panels, `near` (search.py) of the ON and of the OFF panels, the line's steepness, and nearness.
 WINDOW_PLANES = PANELS + 4
-FEATURES = 64  # of a window, as the backbone describes it
-_TYPICAL = 2.9  # asinh of a score that is as likely interference as a needle
+FEATURES = 64  # numbers by which the backbone describes a window
+_TYPICAL = 2.9  # asinh of the score at which interference is as likely as a needle
 
 
 def upright_shape(time_bins: int) -> tuple[int, int]:
-    """Height and width of a cut-out of panels of `time_bins`; a Swin halves them several times."""
+    """Height and width of a cut-out of panels of `time_bins`; the height is a multiple of 8, as a Swin needs."""
     return -(-time_bins // 8) * 8, CUTOUT_CHANNELS
 
 
 class Candidates(Search):
-    """Cut-outs of the cadence along each line, which is turned upright."""
+    """Cut-outs of the cadence along each line, shifted row by row so that the line is upright."""
 
     def forward(self, panels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of panels (B, P, T, F), ON ones first: cut-outs (2 B, K, CUTOUT_PLANES, T', W), evidence (2 B, K, EVIDENCE).
+        """Cut-outs (2 B, K, CUTOUT_PLANES, T', W), evidence (2 B, K, EVIDENCE) of panels (B, P, T, F), ON ones first.
 
-        The second half is a control, the same search with ON and OFF exchanged: it shows what in this sky looks like a
-        needle and is none.
+        The second half is a control: the same search with ON and OFF exchanged. It shows what looks like a needle in
+        this sky but is none.
         """
         values = flatten(panels.float())
         sums = self.sums(values.clamp(-CLIP, CLIP))
@@ -56,7 +56,7 @@ class Candidates(Search):
         return torch.cat(images), torch.cat([needles.evidence, controls.evidence])
 
     def _cut_out(self, values: Tensor, rows: Tensor, lines: Lines) -> Tensor:
-        """(B, K, P + 1, T', W): the channels around each line, which becomes upright; 0 outside of the snippet."""
+        """(B, K, P + 1, T', W): the channels around each line, which becomes upright; 0 outside the snippet."""
         channel = lines.channel - self.outside
         centre = channel[..., None, None] + self.rates[lines.rate][..., None, None] * rows  # (B, K, P, T)
         centre = (centre + self.channels / 2).remainder(2 * self.channels) - self.channels / 2  # as the sums wrap
@@ -83,8 +83,9 @@ class PanelSums(NamedTuple):
     off: Tensor
     """(B, 3, R, C) of the OFF panels."""
     on_near: Tensor
-    """(B, R, C) `near` of each."""
+    """(B, R, C) `near` (search.py) of the ON panels."""
     off_near: Tensor
+    """(B, R, C) `near` of the OFF panels."""
 
 
 class Seen(NamedTuple):
@@ -105,9 +106,9 @@ class Seen(NamedTuple):
 
 
 class SumWindows(Search):
-    """Windows of the de-Doppler sums around each line: its neighbours in drift rate and channel, in every panel.
+    """Windows of the de-Doppler sums around each line (its neighbours in drift rate and channel), and path cut-outs.
 
-    And cut-outs along the best path of each panel.
+    Windows show every panel. The cut-outs are those along the best path of each panel.
     """
 
     def forward(self, panels: Tensor) -> Seen:
@@ -122,9 +123,9 @@ class SumWindows(Search):
         return PanelSums(values, on, off, near(on), near(off))
 
     def views(self, sums: PanelSums) -> Iterator[Seen]:
-        """What the network sees of the best lines, then what it would see of them with channels reversed.
+        """Yield what the network sees of the best lines, then what it would see of them with channels reversed.
 
-        One search is enough for both, as lines and paths are the same there.
+        One search is enough for both, as reversing the channels does not change which lines and paths are best.
         """
         values, on, off, on_near, off_near = sums
         needles, controls = self.find(on, off, off_near), self.find(off, on, on_near)
@@ -138,9 +139,9 @@ class SumWindows(Search):
             yield Seen(windows, evidence, cutouts, paths.evidence, channel, rate)
 
     def _window(self, planes: list[Tensor], lines: Lines, sign: int) -> Tensor:
-        """(B, K, WINDOW_PLANES, 16, 32) around each line of `planes`, each (B, N, R, C); 0 outside of them.
+        """Windows (B, K, WINDOW_PLANES, 16, 32) of `planes`, each (B, N, R, C), around each line; 0 outside of them.
 
-        With `sign` -1 as where channels, and so drift rates, are reversed.
+        `sign` -1 gives the windows of a cadence whose channels, and so drift rates, are reversed.
         """
         device = lines.rate.device
         rows = torch.arange(WINDOW_RATES, device=device) - WINDOW_RATES // 2
@@ -162,42 +163,42 @@ class SumWindows(Search):
 
 
 class _SearchModel(nn.Module):
-    """What both models below share: the search, a backbone, and the weights of the search's own scores."""
+    """What both models below share: the search, a backbone, and the weight of the search's own scores."""
 
     def __init__(self, backbone: nn.Module, candidates: Candidates | SumWindows) -> None:
         super().__init__()
         self.candidates = candidates
-        # The same on every rank, and large: torch's DDP would send them before each step.
+        # Buffers are large and the same on every rank: DDP would send them before each step.
         self._ddp_params_and_buffers_to_ignore = [f"candidates.{name}" for name, _ in self.candidates.named_buffers()]
         self.backbone = backbone
         self.slope = nn.Parameter(torch.tensor(4.0))
 
     def no_weight_decay(self) -> set[str]:
-        """Its own scalars, whose initial values are meaningful; the backbone names its own weights."""
+        """The model's own scalars, as decay would pull them away from meaningful values; the backbone names its own."""
         return {"slope", "control_share"}
 
     def _searched(self, evidence: Tensor) -> Tensor:
-        """(2 B, K) the search's own scores, as logits."""
+        """The search's own scores (2 B, K), as logits."""
         return self.slope * (evidence[..., 0] - _TYPICAL)
 
 
 class CandidateModel(_SearchModel):
-    """Scores the candidates of an image (B, P, T, F) by a backbone on cut-outs along them, and combines the scores."""
+    """Scores an image (B, P, T, F) by a backbone that sees cut-outs of its candidates, and combines their scores."""
 
     def __init__(self, backbone: nn.Module, candidates: Candidates) -> None:
         """`backbone` takes cut-outs (B K, CUTOUT_PLANES, *upright_shape) to (B K, 1)."""
         super().__init__(backbone, candidates)
         self.control_share = nn.Parameter(torch.tensor(0.75))
         self.weigh = nn.Sequential(nn.Linear(EVIDENCE, 32), nn.GELU(), nn.Linear(32, 1))
-        # It starts close to the classical search, and learns to correct it.
+        # It starts close to the classical search and learns to correct it.
         last = cast(nn.Linear, self.weigh[2])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised where the control is low.
+        """(B, 1) logits: a soft maximum over the candidates, as one needle is enough, raised if the control is low.
 
-        What the same network finds in the OFF panels is no needle: a sky with much of it scores lower. But a loud
+        What the network finds in the control is no needle, so a sky with much of it scores lower. But a very high
         control costs no more than a typical one: a bright line in the OFF panels says nothing about the ON panels.
         """
         with torch.no_grad():
@@ -219,8 +220,8 @@ class WindowModel(_SearchModel):
         cut-outs (B P, PATH_PLANES, T', PATH_CHANNELS) to features (B P, FEATURES).
         """
         super().__init__(backbone, candidates)
-        # Fixed: training on simulated skies alone makes it 0.18, but needles are told from the same in OFF panels best
-        # with 0.3 to 0.5, and other cadences as well (docs/recipe.md).
+        # Fixed: when learnt from simulated skies alone it becomes 0.18, but 0.3 to 0.5 best tells needles from the same
+        # needles in OFF panels, and does as well on other cadences (docs/recipe.md).
         self.register_buffer("control_share", torch.tensor(0.4))
         self.path_network = path_network
         self.describe, self.describe_path = (
@@ -228,23 +229,23 @@ class WindowModel(_SearchModel):
             for numbers in (EVIDENCE, PATH_EVIDENCE)
         )
         self.compare = nn.Sequential(Float32Linear(8 * FEATURES, 128), nn.GELU(), Float32Linear(128, 1))
-        # It starts close to the classical search, and learns to correct it. Not at 0, which would hide all that lies
-        # before from the first gradient.
+        # It starts close to the classical search and learns to correct it. Not at 0: the first gradient would not reach
+        # the layers before it.
         last = cast(nn.Linear, self.compare[2])
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1) logits: what speaks for a needle in the ON panels, less a share of what speaks for one in OFF panels.
+        """(B, 1) logits: a score of the ON panels, less a share of the score of the OFF panels.
 
-        Both are a soft maximum over the candidates, as one needle is enough, by the same weights.
+        Each score is a soft maximum over the candidates, as one needle is enough. The same weights give both.
         """
         with torch.no_grad():
             seen = next(self.candidates.views(self.candidates.sum_panels(image)))
         return self._judge(seen)
 
     def both_views(self, image: Tensor) -> Tensor:
-        """(B, 2) logits of images, and of the same with their channels reversed, by one search. For prediction."""
+        """(B, 2) logits of images and of the same images with channels reversed, from one search; for prediction."""
         return torch.cat([self._judge(seen) for seen in self.candidates.views(self.candidates.sum_panels(image))], 1)
 
     def _judge(self, seen: Seen) -> Tensor:
@@ -253,7 +254,7 @@ class WindowModel(_SearchModel):
         return for_on - self.control_share * for_off
 
     def line_logits(self, seen: Seen) -> Tensor:
-        """(2, B, K) what speaks for a needle on each line; the second half is the control's."""
+        """(2, B, K) a logit for each line; the second half is the control's."""
         lines = self._features(self.backbone, seen.windows, self.describe, seen.evidence).chunk(2)
         paths = self._features(self.path_network, seen.cutouts, self.describe_path, seen.path_evidence).chunk(2, 1)
         seen_together = torch.stack([_put_together(lines, paths), _put_together(lines[::-1], paths[::-1])])
@@ -267,10 +268,10 @@ class WindowModel(_SearchModel):
 
 
 def _put_together(lines: Sequence[Tensor], paths: Sequence[Tensor]) -> Tensor:
-    """(B, K, 8 FEATURES) by which the first of two halves, ON or OFF, is judged.
+    """The features (B, K, 8 FEATURES) by which the first of two halves is judged: ON before OFF, or OFF before ON.
 
-    For each of its lines (B, K, FEATURES) its own features, and those that all share: of the other half's lines, and of
-    the paths (B, 3, FEATURES) in this half and in the other.
+    Each line of that half has its own features (B, K, FEATURES), and shares others with the rest: those of the other
+    half's lines, and of the paths (B, 3, FEATURES) in both halves.
     """
     (own, others), (own_paths, other_paths) = lines, paths
     pooled = [part for each in (others, own_paths, other_paths) for part in (each.amax(1), each.mean(1))]

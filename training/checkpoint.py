@@ -125,9 +125,9 @@ def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
 
 
 def rehearse_checkpoint(run_dir: Path) -> None:
-    """Try the file operations of a checkpoint, to learn now and not in an hour what the file system lacks.
+    """Try the file operations of a checkpoint now, so that a run does not fail at its first checkpoint.
 
-    Raises OSError where it lacks something that we cannot do without.
+    Raises OSError if the file system lacks an operation that checkpoints need.
     """
     folder = run_dir / ".rehearsal"
     _remove(folder)
@@ -186,9 +186,9 @@ def _point(pointer: Path, target: str) -> None:
 
 
 def _mend_pointers(folder: Path) -> None:
-    """Repair `last` after a copy of the run that followed or dropped links.
+    """Repair `last` and `best` in a run that was copied by a tool that followed or dropped links.
 
-    Raises InputError where there are checkpoints, but none is intact.
+    Raises InputError if there are checkpoints but none is intact.
     """
     if not folder.is_dir():
         return
@@ -212,7 +212,7 @@ def _mend_pointers(folder: Path) -> None:
 
 
 def _adopt(copy: Path) -> None:
-    """Rename a checkpoint that is in place of a pointer, and make the pointer."""
+    """Turn a pointer that became a copy of its checkpoint back into a pointer; keep the copy if it is the only one."""
     hashes = (copy / _HASHES).read_bytes()
     twins = [path for path in copy.parent.glob("step-*") if _NAME.match(path.name) and not _damage(path)]
     twin = next((path for path in twins if (path / _HASHES).read_bytes() == hashes), None)
@@ -229,13 +229,13 @@ def _age(path: Path) -> tuple[int, int]:
 
 
 def _damage(step: Path) -> str:
-    """What is wrong with a checkpoint's files; empty where they are as they were written."""
+    """What is wrong with a checkpoint's files; empty if they are as they were written."""
     try:
         stated, found = json.loads((step / _HASHES).read_bytes()), _read_hashes(step)
         changed = sorted(name for name in {**stated, **found} if stated.get(name) != found.get(name))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return f"{changed[0]} is missing or changed after it was written" if changed else ""
+    return f"{changed[0]} is missing or was changed after it was written" if changed else ""
 
 
 def _read_hashes(folder: Path) -> dict[str, str]:
@@ -246,7 +246,7 @@ def _read_hashes(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _mappable(step: Path) -> Iterator[Path]:
-    """A checkpoint whose files can be memory-mapped, as safetensors does: itself, or a temporary copy."""
+    """The checkpoint or a temporary copy of it, whichever can be memory-mapped, as safetensors does."""
     try:
         with (step / _HASHES).open("rb") as file:
             mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ).close()

@@ -1,4 +1,4 @@
-"""A run's configuration, and which changes to it make it another run."""
+"""A run's configuration, and which of its fields must not change when the run is resumed."""
 
 import dataclasses
 import json
@@ -27,22 +27,22 @@ class TrainConfig:
 
     shards: tuple[str, ...]
     """Folder or URL (s3://, gs://, https://, file://) with manifest.json, as `python -m shard_tools pack` writes it.
-    Several are read as one data set; they need the same shape and number of folds, and no key twice."""
+    Several are read as one data set: their shapes and numbers of folds must be equal, and every key unique."""
     run_dir: Path
     """Folder for everything that the run writes."""
     backgrounds: tuple[str, ...] = ()
-    """Folders or URLs like those of --shards, with cadences without needles, labelled or not. All of them are trained
-    on, of both splits, with the signals that --needles adds; --shards is then only validated on. Give an observation as
-    both: a fold of its snippets is kept back, and validated on with needles that are added once."""
+    """Folders or URLs like those of --shards, with cadences without needles, labelled or not. All of both splits are
+    trained on, with signals added as --needles says; --shards then only serves for validation. Give an observation to
+    both options: a fold of its snippets is kept back for validation, for which needles are added once."""
     preset: Preset = "full"
-    """Defaults of the other options. demo: minutes on a CPU. seed: the recipe of the project that
-    Needlestream is based on, done right. full: for the Kaggle data on a GPU. fine: for snippets that `ingest` cut from
-    a fine product, with --backgrounds."""
+    """Defaults of the other options. demo: trains in minutes on a CPU. seed: the recipe of the project that
+    Needlestream is based on, with its faults corrected. full: for the Kaggle data on a GPU. fine: for snippets that
+    `ingest` cut from a fine-resolution product, with --backgrounds."""
     fold: int | Literal["all"] = 0
     """Fold to validate on; the others train. all: every fold in turn, each a run of its own in run-dir/fold0,
     run-dir/fold1, ...; then oof.csv and cv.json put their scores together."""
     epochs: int = 5
-    """Passes over the training folds, or over the backgrounds; added signals are other ones in each pass."""
+    """Passes over the training folds, or over the backgrounds; each pass adds other signals."""
     batch_size: int = 32
     """Cadences of one rank in one forward pass."""
     accumulate: int = 1
@@ -58,7 +58,8 @@ class TrainConfig:
     sampling: Literal["uniform", "weighted"] = "uniform"
     """uniform: every training cadence once an epoch. weighted: as many draws with replacement, by class weights."""
     class_weights: tuple[float, float] | None = None
-    """With weighted sampling, the weights of one cadence without and with a needle; unset: both classes alike."""
+    """With weighted sampling, the weights of a cadence without and of one with a needle; unset: both classes are drawn
+    equally often."""
     optimiser: Literal["adamw", "adam"] = "adamw"
     """AdamW applies weight decay directly to the weights; Adam adds it to the gradient."""
     learning_rate: float = 1e-4
@@ -68,26 +69,26 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     """Epochs in which the learning rate rises from min-learning-rate; may be a fraction."""
     cosine_epochs: float = 0.0
-    """Epochs at which the cosine ends; 0: where the training ends."""
+    """Epoch at which the cosine ends; 0: the end of the training."""
     weight_decay: float = 0.05
     """Weight decay of all weights except biases, norms and those the model exempts (such as Swin's relative position
     tables); with adam, of all weights."""
     clip: float = 1.0
     """Largest norm of the gradient of a step; 0 clips nothing."""
     ema: float = 0.0
-    """Decay per step of the moving average of the weights that is validated and saved; 0: the weights themselves."""
+    """Decay per step of a moving average of the weights, which is validated and saved; 0: no average."""
     precision: Literal["auto", "bf16", "fp16", "float32"] = "auto"
-    """Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32."""
+    """Precision of the forward pass. auto: bf16 if the hardware has it, else fp16 on a GPU, else float32."""
     compile: bool = False
-    """Compile the model with torch.compile: two minutes, after which a Swin-Small on an H100 trains 3 times as fast."""
+    """Compile the model with torch.compile: takes two minutes, then a Swin-Small trains 3 times as fast on an H100."""
     tracker: tuple[Tracker, ...] = ("wandb",)
     """Where figures, pictures and the best candidates go besides the run folder; one name or several. wandb: Weights &
-    Biases, online when logged in, else into the run folder, also when the server does not answer within
-    WANDB_INIT_TIMEOUT seconds (6). tensorboard: event files in run-dir/tensorboard. none: nowhere."""
+    Biases, online if you are logged in and the server answers within WANDB_INIT_TIMEOUT seconds (6), else as files in
+    the run folder. tensorboard: event files in run-dir/tensorboard. none: nowhere."""
     report: bool = True
-    """Write report.html at the end: curves, judgements and galleries on one page, in some seconds."""
+    """Write report.html at the end: one page of curves, scores and pictures, made in a few seconds."""
     checkpoint_every: int = 0
-    """Steps between checkpoints within an epoch; 0: none by number. There is one after each epoch in any case."""
+    """Steps between checkpoints within an epoch; 0: none by number of steps. Each epoch ends with one in any case."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints within an epoch; 0: none by time."""
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
@@ -132,7 +133,7 @@ class TrainConfig:
             )
 
     def _settle_needles(self) -> None:
-        """Check the options of --backgrounds, and set its default of --needles."""
+        """Check the options that go with --backgrounds, and set the default of --needles."""
         needles = self.draws.needles
         if not self.backgrounds:
             if needles is not None:
@@ -149,7 +150,7 @@ class TrainConfig:
     def held_out(self) -> int:
         """The fold to validate on, of a run of one fold."""
         if self.fold == "all":
-            raise ValueError("a run has one fold; cross_validation.plan_folds makes the runs of all")
+            raise ValueError("fold is 'all': cross_validation.plan_folds makes one configuration for each fold")
         return self.fold
 
 
@@ -175,7 +176,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     for name in ("shards", "tracker"):
         plain[name] = plain[name][0] if len(plain[name]) == 1 else plain[name]
     if not config.backgrounds:
-        # As in runs of before there were backgrounds, which can be resumed.
+        # Runs from before --backgrounds existed lack these, and can still be resumed.
         del plain["backgrounds"]
         unset = json.loads(json.dumps(dataclasses.asdict(DrawConfig())))
         for name in _OF_BACKGROUNDS:

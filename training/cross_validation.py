@@ -31,7 +31,7 @@ Draw = Callable[[Path, npt.NDArray[np.int8], npt.NDArray[np.float64], float], No
 def train_folds(config: TrainConfig, train: Callable[[TrainConfig], None], draw_roc: Draw) -> None:
     """Call `train` for each fold, to start or resume its run, and join their scores.
 
-    One after another in this process, so that all ranks stay in step; an exception from `train` ends it.
+    They run one after another in this process, so that all ranks stay in step; an exception from `train` ends them all.
     """
     accelerator = build_accelerator(config.precision)
     if not any(is_trained(path) for path in config.run_dir.glob("fold*")):

@@ -1,9 +1,9 @@
 """The classical search for a needle: an incoherent de-Doppler sum, as turboSETI does for each spectrogram.
 
-A needle is a straight line through the cadence: every drift rate and channel is tried, the brightness along the line is
-summed in each panel, and what the OFF panels have on the same line counts against it (Enriquez et al. 2017,
-arXiv:1709.03491, section 3; the blocks stand in for the Taylor tree of Taylor 1974). A detector that learns has to beat
-it.
+A needle is taken to be a straight line through the cadence. The search tries every drift rate and channel, sums the
+brightness along the line in each panel, and counts the OFF panels' brightness on that line against it (Enriquez et al.
+2017, arXiv:1709.03491, section 3; blocks of time bins replace the tree of Taylor 1974). A trained network has to beat
+this search.
 
 Axes: P panel (6), T time bin of a panel, F frequency channel.
 """
@@ -46,9 +46,9 @@ class Track(NamedTuple):
 def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
     """The line along which the ON panels of a finite snippet (6, T, F) stand out most from its OFF panels.
 
-    Drift rates go up to half a channel a time bin. The panels are taken to follow each other without pauses, and rates
-    are in the competition's units: of an observation it finds neither lines nor rates. Raises InputError for another
-    number of panels.
+    Drift rates go up to half a channel a time bin. Not for snippets of an observation: it assumes that panels follow
+    each other without pauses and that bins have the competition's sizes. Raises InputError for another number of
+    panels.
     """
     if snippet.ndim != 3 or snippet.shape[0] != PANELS or min(snippet.shape) < 1:
         raise InputError(f"snippet of shape {snippet.shape}: expected ({PANELS}, time bins, frequency channels)")
@@ -110,13 +110,13 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def _plan_search(time_bins: int, channels: int) -> _Plan:
-    """Rates one channel per panel apart within panels, finer ones over the cadence, and weights from sum to SNR."""
+    """Rates within panels, one channel per panel apart; finer ones over the cadence; weights that turn sums to SNRs."""
     from training import dedoppler_kernels as kernels
 
     steepest = int(kernels.STEEPEST * time_bins) + 1
     rates = np.arange(-steepest, steepest + 1) / time_bins
     pad = int(np.ceil(kernels.STEEPEST * (time_bins + kernels.BLOCK))) // 2 + kernels.BLOCK
-    # Steeper lines are in the band for one or two panels only, so that coarser steps are enough.
+    # Steeper lines stay in the snippet for one or two panels only, so coarser steps are enough.
     slow, step = 0.14 * PANELS * time_bins, np.arange(-steepest * PANELS, steepest * PANELS + 1)
     tried = step[(step % PANELS == 0) | ((abs(step) < slow) & (step % 2 == 0))]
     drifts = tried / (PANELS * time_bins)
@@ -126,7 +126,7 @@ def _plan_search(time_bins: int, channels: int) -> _Plan:
     for width in WIDTHS:
         pixels = np.empty_like(counts)
         kernels.sum_channels(counts, width, pixels)
-        # A line that leaves the band within a panel gets no weight in that panel.
+        # A line that leaves the snippet within a panel gets no weight in that panel.
         whole = pixels > 0.9 * width * time_bins
         weights.append(np.where(whole, 1 / np.sqrt(np.maximum(pixels, 1)), 0).astype(np.float32))
     return _Plan(rates, drifts, pad, tuple(weights))

@@ -23,7 +23,7 @@ _kernel = kernel(nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, er
 
 @_kernel
 def sum_paths(panel: Float32s, rates: Float64s, pad: int, sums: Float32s) -> None:
-    """Sum a panel (T, F) along every straight line into `sums` (R, C): `rates` in channels a time bin.
+    """Sum a panel (T, F) along every straight line into `sums` (R, C); `rates` are in channels a time bin.
 
     Blocks of time bins are first summed along 2 S + 1 slopes, of which the nearest is at most half a channel off at a
     block's ends; then the blocks are summed along each line. Values outside the panel count as 0.
@@ -64,7 +64,7 @@ def sum_channels(of: Float32s, width: int, to: Float32s) -> None:
 @_kernel
 def largest_nearby(of: Float32s, rows: int, columns: int, to: Float32s) -> None:
     """The largest value of (R, C) within `rows` and `columns` of each."""
-    # Maxima over windows that double in length: many times faster than looking at every neighbour.
+    # Maxima over windows that double in length are many times faster than looking at every neighbour.
     lines, places = of.shape
     tall = np.full((lines + 2 * rows, places), -np.inf, np.float32)
     tall[rows : rows + lines] = of

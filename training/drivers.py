@@ -1,4 +1,4 @@
-"""Check that torch can use this machine's GPU: else it would silently train on the CPU, for weeks."""
+"""Check that torch can use this machine's GPU; otherwise it would silently train on the CPU, for weeks."""
 
 import os
 import re
@@ -100,7 +100,7 @@ def explain(build: TorchBuild, gpu: Gpu) -> str:
 
 
 def _older_cuda(build: TorchBuild, driver: int) -> str:
-    """A second remedy, where the driver is new enough for it."""
+    """A second remedy, if the driver is new enough for it."""
     if build.cuda_major <= 12 or driver < _OLDEST_DRIVER[12]:
         return ""
     return (

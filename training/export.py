@@ -37,12 +37,12 @@ class ExportConfig:
     weights: Path
     """A file that train.py wrote, such as best.safetensors."""
     out: Path
-    """Where to. A name that ends in .onnx: one file, for ONNX Runtime and others. Any other: a folder for the model
-    hub, which timm loads too, with a model card made from the figures of the run that the weights lie in."""
+    """Where to write. A name that ends in .onnx: one file, for ONNX Runtime and others. Any other name: a folder for
+    the model hub, which timm loads too; its model card gives the figures of the run whose folder holds the weights."""
 
 
 def export(config: ExportConfig) -> None:
-    """Export as ONNX or as a folder. Raises InputError where that cannot be done, or gives other logits."""
+    """Export as ONNX or as a folder. Raises InputError if that cannot be done or changes the logits."""
     trained, _ = read_trained(config.weights)
     trained.model.eval()
     if config.out.suffix == ".onnx":
@@ -64,12 +64,12 @@ def write_onnx(trained: Trained, path: Path) -> str:
         )
     if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(f"--out {path}: needs {' and '.join(missing)}; pip install {' '.join(missing)}")
-    # A line for each node that they simplify, and of torch 2.10 for each operator of torchvision.
+    # They log a line for each node that they simplify, and with torch 2.10 for each operator of torchvision.
     for chatty in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     image = _example(trained, 2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about operators that are not used here
+        warnings.simplefilter("ignore")  # the exporter warns of operators that are not used here
         program = torch.onnx.export(
             trained.model, (image,), input_names=["image"], output_names=["logit"], dynamic_shapes=({0: "batch"},),
             dynamo=True, verbose=False,
@@ -110,7 +110,7 @@ def write_hub_folder(trained: Trained, weights: Path, folder: Path) -> str:
 
 
 def _write_timm_config(trained: Trained, path: Path) -> None:
-    """config.json from which timm builds the network; no mean and no deviation, since the canvas is normalised."""
+    """Write the config.json from which timm builds the network; mean 0, deviation 1, as the canvas is normalised."""
     channels = trained.canvas.channels
     plain: dict[str, Any] = {"mean": [0.0] * channels, "std": [1.0] * channels}
     save_config_for_hf(trained.model, str(path), model_config={"needlestream": trained.about, "pretrained_cfg": plain})
@@ -122,7 +122,7 @@ def _load_with_timm(folder: Path) -> nn.Module:
 
 
 def _example(trained: Trained, count: int) -> Tensor:
-    """Noise of the shape of `count` canvases."""
+    """Noise in the shape of `count` canvases."""
     canvas = trained.canvas
     return torch.randn(count, canvas.channels, canvas.height, canvas.width, generator=torch.Generator().manual_seed(0))
 

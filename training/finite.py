@@ -1,7 +1,7 @@
 """Detect a loss or gradient that is not finite before an update uses it, without waiting for the GPU each step.
 
-A flag on the device is set by the first bad step and stays set. While it is set a fused optimiser leaves the weights as
-they are. The host reads copies of the flag some steps late, and all of them before anything is saved.
+The first bad step sets a flag on the device, which stays set. While it is set a fused optimiser does not change the
+weights. The host reads copies of the flag up to two steps late, and all of them before anything is saved.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from training.config import TrainConfig
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, largest: float) -> Tensor:
-    """Clip a step's gradients to the norm `largest`, 0 for not at all; return their norm before that, a scalar."""
+    """Clip a step's gradients to the norm `largest` (0: no clipping); return their norm before that, a scalar."""
     if largest:
         norm: Tensor = accelerator.clip_grad_norm_(model.parameters(), largest)
         return norm
@@ -26,8 +26,9 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, largest: float) -
 
 
 class FiniteWatch:
-    """Names the first step of a run whose loss or gradient is not finite, and ends the run: on a CPU there, on a GPU up
-    to two steps later.
+    """Ends a run at a loss or gradient that is not finite, and names the first such step.
+
+    On a CPU the run ends at that step, on a GPU up to two steps later.
     """
 
     def __init__(
@@ -36,21 +37,21 @@ class FiniteWatch:
         """`optimiser` is torch's own, and fused."""
         self._config, self._accelerator, self._steps_per_epoch = config, accelerator, steps_per_epoch
         self.steps_late = 2 if accelerator.device.type == "cuda" else 0
-        """How many steps' flags stay unread: a GPU has work left while the host waits for an older one."""
+        """How many steps' flags stay unread, so that a GPU has work while the host waits for an older flag."""
         self._loss = torch.zeros((), device=accelerator.device)
         self._is_bad = torch.zeros((), device=accelerator.device)
         self._unread: deque[tuple[int, Tensor, Any]] = deque()
-        if accelerator.scaler is None:  # GradScaler sets the same
+        if accelerator.scaler is None:  # else GradScaler sets it
             optimiser.found_inf = self._is_bad  # type: ignore[attr-defined]
 
     def add_loss(self, loss: Tensor) -> None:
-        """Count in the loss of one micro-batch, a scalar."""
+        """Add the loss of one micro-batch, a scalar."""
         self._loss += loss.detach()
 
     def before_update(self, step: int, norm: Tensor) -> None:
         """Flag `step`, which is about to update the weights, if its loss or its gradient's norm is not finite.
 
-        Raises InputError where a step was flagged: on a CPU before its update, on a GPU some steps later.
+        Raises InputError if a step was flagged: on a CPU before its update, on a GPU up to two steps later.
         """
         torch.maximum(self._is_bad, self._is_bad_now(norm).float(), out=self._is_bad)
         self._loss.zero_()
@@ -60,20 +61,20 @@ class FiniteWatch:
     def check(self, step: int, logit: Tensor) -> None:
         """Wait for the device before the weights after `step` are saved; `logit` is the model's output with them.
 
-        Raises InputError where a step was flagged, or where the output of any rank is not finite: the last update may
-        have left finite but useless weights, which only the next step would show.
+        Raises InputError if a step was flagged or any rank's output is not finite: the last update may have left finite
+        but useless weights, which only the next step would show.
         """
         self._read_flags(left=0)
         if self._accelerator.reduce((~logit.isfinite()).sum(), "sum"):
             raise InputError(self._explain(step, "it left weights whose output is not finite; they were not saved"))
 
     def _is_bad_now(self, norm: Tensor) -> Tensor:
-        # Gradients were averaged, so that all ranks have the same norm. The loss is this rank's own.
+        # Gradients are averages over the ranks, so all ranks have the same norm. The loss is this rank's own.
         loss: Tensor = self._accelerator.reduce(self._loss, "sum")
         scaler = self._accelerator.scaler
         if scaler is None:
             return ~(loss.isfinite() & norm.isfinite())
-        # Under fp16 gradients may overflow: the step is skipped and the scale halved. Below 1 that does not help.
+        # Under fp16 gradients may overflow: GradScaler skips the step and halves the scale. Below 1 that does not help.
         scale: Tensor = scaler.scale(torch.ones_like(loss))
         return ~loss.isfinite() | (scale < 1)
 

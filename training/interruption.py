@@ -28,7 +28,7 @@ class Interruption:
     """Requests to stop, and the time for a checkpoint, as all ranks agree on them between two steps.
 
     SIGTERM is preemption, SIGINT is Ctrl-C, SIGHUP a terminal that closes. A launcher of one process does not pass
-    signals on: its end is a request too.
+    signals on, so its end counts as a request to stop.
     """
 
     def __init__(self, accelerator: Accelerator, checkpoint_minutes: float) -> None:
@@ -46,7 +46,7 @@ class Interruption:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is not None and self._asked_at is not None:
-            return  # it is stopping: a repeated signal must not cut off the final messages
+            return  # the run is stopping: a repeated signal must not cut off its final messages
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -90,14 +90,14 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def exit_when_asked(code: int) -> None:
-    """Exit with `code` on a signal, where nothing is lost by it; Ctrl-C keeps Python's own handling."""
+    """Have a signal exit with `code` at once, while nothing can be lost; Ctrl-C keeps Python's own handling."""
     for number in stop_signals():
         if number != signal.SIGINT:
             signal.signal(number, lambda *_: sys.exit(code))
 
 
 def launcher_of(process: int, proc: Path = Path("/proc")) -> int | None:
-    """`process` if it is one of the launchers of Accelerate and torch; None where it is not, or cannot be told."""
+    """`process` if it is one of the launchers of Accelerate and torch; None if it is not, or if that is unknown."""
     with contextlib.suppress(OSError):
         words = (proc / str(process) / "cmdline").read_bytes().decode(errors="replace").split("\0")
         # Interpreter, its flags, the launcher; the launched program comes later.

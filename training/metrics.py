@@ -1,6 +1,6 @@
 """ROC AUC and other metrics, each sample counted once; and averages of several models' scores.
 
-What is slow to import is imported where it is used: scores of cadences without labels need none of it.
+Modules that are slow to import are imported where they are used: scores of cadences without labels do not need them.
 """
 
 import math
@@ -23,7 +23,7 @@ def unique_rows(rows: Ints, *columns: npt.NDArray[np.generic]) -> tuple[npt.NDAr
 
 
 def roc_auc(target: Ints, score: Floats) -> float:
-    """Area under the ROC curve, unrounded; NaN where there is only one class to tell apart."""
+    """Area under the ROC curve, unrounded; NaN if there is only one class."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(target, score)) if len(np.unique(target)) == 2 else float("nan")
@@ -59,8 +59,8 @@ def mean_logit(logits: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.floa
     return np.asarray(sum(logits) / len(logits))
 
 
-# The gap between scores whose logits differ: this share of the higher one, eight times what float64 can resolve, since
-# some readers of CSV get the last digits wrong; and near 0, where float64 ends, at least this much.
+# The least gap between scores whose logits differ. _STEP is a share of the higher score: eight times what float64 can
+# resolve, since some readers of CSV get the last digits wrong. _LEAST is the gap near 0.
 _STEP, _LEAST = 2.0**-50, 1e-300
 
 
@@ -68,7 +68,7 @@ def apart(logit: Floats) -> npt.NDArray[np.float64]:
     """The sigmoid (n,) in 0 to 1, with a different score for each different logit, in their order.
 
     From 37 on the sigmoid is 1, which would lose the order of the best candidates in a ROC AUC. Scores that are too
-    close are moved down, by 4e-11 at most among 40,000.
+    close are moved down, in 40,000 scores by 4e-11 at most.
     """
     values, place = np.unique(logit, return_inverse=True)
     score = (sigmoid(values) + _LEAST * np.arange(len(values))).clip(max=1).tolist()
@@ -97,17 +97,17 @@ def recall_at_fpr(target: Ints, score: Floats, rate: float) -> float:
 
 
 def allowed_false_positives(rate: float, negatives: int) -> int:
-    """How many of so many negatives may be false positives; 0 where none."""
-    return min(math.floor(rate * negatives + 1e-9), negatives - 1)  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 less
+    """How many of `negatives` negatives may be false positives at `rate`; 0 if none."""
+    return min(math.floor(rate * negatives + 1e-9), negatives - 1)  # 0.29 * 100 is 28.999999999999996, not 29
 
 
 def snr_at_half_recall(snr: Floats, found: npt.NDArray[np.bool_]) -> float:
     """The SNR at which recall reaches one half, assuming only that it never falls as the SNR rises.
 
     That is where isotonic regression of `found` on the SNR crosses one half: the threshold that splits found from
-    missed needles with the fewest errors (Barlow et al. 1972); of several the lowest, and between two needles their
-    geometric mean. Infinite where it is never reached, the lowest SNR where it is reached from the start, NaN without a
-    needle.
+    missed needles with the fewest errors (Barlow et al. 1972). Of several such thresholds it is the lowest, placed at
+    the geometric mean of the two needles' SNRs around it. Infinite if recall never reaches one half, the lowest SNR if
+    it does from the start, NaN without needles.
     """
     if not len(snr):
         return math.nan

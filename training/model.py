@@ -62,8 +62,9 @@ class ModelConfig:
     weights-fine` made, of preset fine. Anything else: a file of weights (.safetensors, .pth) for this model."""
     stem: Literal["none", "sums", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
-    most (training/candidates.py): sums at the de-Doppler sums around each, candidates at the cadence along each, turned
-    upright. They need --canvas panels, and are made for unresized, unnormalised ones, as preset demo has them."""
+    most (training/candidates.py). sums: the de-Doppler sums around each line. candidates: the cadence along each line,
+    turned upright. Both need --canvas panels, and are made for panels that are neither resized nor normalised, as in
+    preset demo."""
     candidates: int = 2
     """With --stem sums or candidates, the number of lines; the control (ON and OFF exchanged) has the same number."""
     drop_path: float = 0.0
@@ -170,7 +171,7 @@ def _create_backbone(name: str, size: tuple[int, int], options: dict[str, Any], 
     where = f"--model {name}, on a canvas of {options['in_chans']} x {size[0]} x {size[1]}"
     model: nn.Module
     if pretrained == "hub":
-        with fork_rng(devices=[]):  # only its accepted options are used
+        with fork_rng(devices=[]):  # of this model only the accepted options are used
             _, taken = _create(name, where, size, options)
         model = create_from_hub(name, lambda: timm.create_model(name, pretrained=True, **taken))
     else:
@@ -212,7 +213,7 @@ def _create(name: str, where: str, size: tuple[int, int], options: dict[str, Any
 
 
 def _try_out(model: nn.Module, where: str, shape: tuple[int, ...], outputs: int) -> None:
-    """Run the model on one empty canvas (C, H, W): some can be built for sizes on which they then fail."""
+    """Run the model on one empty canvas (C, H, W): some models can be built for sizes on which they then fail."""
     device = next(model.parameters()).device
     model.eval()
     try:

@@ -14,7 +14,7 @@ from training.out_of_fold import Scores, read_scores
 from training.prediction import Trained
 
 _RATES = (0.1, 0.01, 0.001)
-_EXPECTED_FALSE = 10  # false positives at such a rate; with fewer, a recall is a matter of luck
+_EXPECTED_FALSE = 10  # least number of false positives at a rate; with fewer, recall is a matter of luck
 _TAGS = ("technosignatures", "seti", "radio-astronomy", "image-classification", "needlestream")
 
 _TEXT = """\
@@ -25,7 +25,7 @@ _TEXT = """\
 # {name}
 
 Scores radio-telescope cadences for technosignatures: the logit is high where a signal shows in the ON panels and not in
-the OFF panels. A `{model}` that was trained with Needlestream.
+the OFF panels. The model is a `{model}`, trained with Needlestream.
 
 ## Input
 
@@ -51,8 +51,8 @@ python infer.py --shards SHARDS --weights model.safetensors --tta --out submissi
 
 ## Limits
 
-It knows the kinds of signals and interference that it was trained on. A high score is a reason to look at a cadence, no
-more; scores of other receivers, resolutions or simulations were not judged here.
+The model knows only the kinds of signals and interference that it was trained on. A high score is no more than a reason
+to look at a cadence. Scores for other receivers, resolutions or simulations were not tested here.
 """
 _TIMM = """
 or, on canvases of your own, with timm:
@@ -67,7 +67,7 @@ logit = model(image)  # (B, {channels}, {height}, {width}) to (B, 1)
 
 
 def write_model_card(trained: Trained, weights: Path, is_timms: bool) -> str:
-    """The text of the card. Figures are those of the run's folder where it is that of these weights."""
+    """The text of the card. Its figures come from the folder of the weights, if that is the folder of their run."""
     about, canvas = trained.about, trained.canvas
     sizes = {"channels": canvas.channels, "height": canvas.height, "width": canvas.width}
     run_dir = weights.parent
@@ -91,7 +91,7 @@ def write_model_card(trained: Trained, weights: Path, is_timms: bool) -> str:
 
 
 def _figures(run_dir: Path, about: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """The hub's name, title and value of each figure; those beyond the ROC AUC from the run's scores."""
+    """The hub's name, title and value of each figure; all but the ROC AUC come from the run's scores."""
     figures = [("roc_auc", "ROC AUC", float(about["auc"]))]
     if (scores := _own_scores(run_dir, about)) is None:
         return figures
@@ -105,19 +105,19 @@ def _figures(run_dir: Path, about: dict[str, Any]) -> list[tuple[str, str, float
 
 
 def _remark(run_dir: Path, about: dict[str, Any]) -> str:
-    """What the figures rest on."""
+    """The data behind the figures, in words."""
     scores = _own_scores(run_dir, about)
     if scores is None:
-        return "The run's scores were not beside the weights: there is no other figure."
+        return "The run's scores were not beside the weights, so there are no other figures."
     needles = int(np.count_nonzero(scores.target == 1))
     return (
-        f"Of {len(scores.keys):,} cadences, {needles:,} with a needle. The epoch was chosen by this ROC AUC, which "
-        "makes it a little too good."
+        f"Of {len(scores.keys):,} cadences, {needles:,} with a needle. The epoch was chosen by this ROC AUC, which is "
+        "therefore a little too high."
     )
 
 
 def _own_scores(run_dir: Path, about: dict[str, Any]) -> Scores | None:
-    """The scores of validation by these very weights; None where the folder has none, or those of others."""
+    """The validation scores of these very weights; None if the folder has no scores, or those of other weights."""
     try:
         scores = read_scores(run_dir / "oof.csv")
     except (InputError, OSError):
@@ -126,7 +126,7 @@ def _own_scores(run_dir: Path, about: dict[str, Any]) -> Scores | None:
 
 
 def _training(run_dir: Path, about: dict[str, Any]) -> str:
-    """The run's configuration, without places and names of this machine."""
+    """The run's configuration, without paths and names of this machine."""
     try:
         config = json.loads((run_dir / "config.json").read_bytes())
         history = (run_dir / "metrics.jsonl").read_text().splitlines()

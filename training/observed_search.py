@@ -1,7 +1,7 @@
-"""Models for observations: their search is aimed at a data set's cadences, and when scoring at each cadence by itself.
+"""Aim a model's search at the cadences of an observation: in training at their median, in scoring at each by itself.
 
-A search (search.py) has to know when the panels began, and how steep a line may be. Both are the same for all of the
-competition's snippets, and differ between observations.
+A search (search.py) has to know when the panels began and how steep a line may be. Both are the same for all of the
+competition's snippets, but differ between observations.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,15 +22,15 @@ from training.search import Search
 
 
 def aim(model: nn.Module, axes: Axes) -> None:
-    """Have a model's search look at cadences with these axes; a model without a search stays as it is."""
+    """Make a model's search look at cadences with these axes; a model without a search stays as it is."""
     for search in _searches(model):
         search.observe(axes)
 
 
 def aim_at(model: nn.Module, manifest: Manifest, canvas: CanvasConfig) -> None:
-    """Aim a model at the median of a data set's observed cadences; one that `ingest` did not cut changes nothing.
+    """Aim a model at the median of a data set's observed cadences; do nothing if `ingest` did not cut the data set.
 
-    Raises InputError where the canvas resizes the panels: lines would be looked for at other places than they are.
+    Raises InputError if the canvas resizes the panels: lines would be looked for in the wrong places.
     """
     if not is_observed(manifest) or not _searches(model):
         return
@@ -49,7 +49,7 @@ def aimed_axes(model: nn.Module) -> dict[str, Any] | None:
 
 
 def to_axes(plain: dict[str, Any]) -> Axes:
-    """The axes of `aimed_axes`, read from JSON. Raises TypeError where it is no such description."""
+    """The axes of `aimed_axes`, read from JSON. Raises KeyError or TypeError if it is no such description."""
     return Axes(**{**plain, "panel_starts_s": tuple(plain["panel_starts_s"])})
 
 
@@ -64,10 +64,10 @@ def median_axes(each: Sequence[Axes]) -> Axes:
 
 
 class CadenceScorer:
-    """Scores snippets with a model's search aimed at the cadence of each; a context, after which it is aimed as before.
+    """Scores snippets with a model's search aimed at the cadence of each; on leaving the context it is aimed as before.
 
-    The drift rates that are searched stay those of the training, in channels a time bin: the network knows windows of
-    sums at these rates.
+    The drift rates that are searched stay those of the training, in channels a time bin: the network was trained on
+    windows of sums at these rates.
     """
 
     def __init__(self, models: Iterable[nn.Module], manifest: Manifest | None) -> None:
@@ -86,7 +86,7 @@ class CadenceScorer:
             search.observe(axes)
 
     def score(self, rows: Tensor, image: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `forward` makes of images (B, ...), cadence by cadence; `rows` (B,) are those of the manifest."""
+        """What `forward` makes of images (B, ...), cadence by cadence; `rows` (B,) are their rows in the manifest."""
         if not self._axes:
             return forward(image)
         cadence = self._cadence[rows.cpu().numpy()]
@@ -101,7 +101,7 @@ class CadenceScorer:
 
 
 def started_as(axes: Axes, cadence: Axes) -> Axes:
-    """The axes with panels that start as those of `cadence` do, in time bins."""
+    """`axes` with the panels' starts of `cadence`, in time bins."""
     length = axes.bin_length_s * axes.time_bins / (cadence.bin_length_s * cadence.time_bins)
     return replace(axes, panel_starts_s=tuple(start * length for start in cadence.panel_starts_s))
 

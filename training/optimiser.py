@@ -11,7 +11,7 @@ from torch import nn
 
 from training.config import TrainConfig
 
-_OWN = ("weight_decay", "fused", "foreach")  # group options of the configuration and device, not the checkpoint
+_OWN = ("weight_decay", "fused", "foreach")  # group options that the configuration and device set, not the checkpoint
 
 
 def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -61,8 +61,8 @@ def _keep_groups(
 ) -> Callable[[torch.optim.Optimizer, dict[str, Any]], dict[str, Any]]:
     """A pre-hook of `load_state_dict` that gives the optimiser the parameter groups of the state to load.
 
-    State is numbered by position in the groups, so other groups would assign it to the wrong weights. A checkpoint from
-    before names were written has `names_of_old`. A resumed run keeps the groups that it began with.
+    State is numbered by position in the groups, so other groups would assign it to the wrong weights. Old checkpoints
+    hold no names of weights: theirs are `names_of_old`. A resumed run keeps the groups that it began with.
     """
 
     def adapt(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

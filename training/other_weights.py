@@ -1,7 +1,7 @@
-"""Weights that another program trained, for a timm model that scores as it did there.
+"""Load weights that another program trained into a timm model, which then gives the same scores as there.
 
-Initial weights (pretrained.py) may lack a head or be adapted to another canvas. Weights that score are used whole:
-nothing new, nothing adapted to another size, nothing left over; else they are refused.
+Initial weights (pretrained.py) may lack a head or be adapted to another canvas. Weights for scoring must fit exactly,
+with nothing missing, resized or left over; else they are refused.
 """
 
 import logging
@@ -17,8 +17,8 @@ from training.model import ModelConfig, build_model
 from training.pretrained import head_names, read_state, to_own_form, without_prefixes
 from training.weights import check_finite, some
 
-_COLOURS = 3  # of the usual pretrained weights, for which a grey image was repeated
-_LOSSES = ("criterion.", "loss.", "loss_fn.")  # what a wrapper keeps of its loss
+_COLOURS = 3  # channels that the usual pretrained weights take; users repeat a grey image for them
+_LOSSES = ("criterion.", "loss.", "loss_fn.")  # prefixes of tensors of a training wrapper's loss
 _TABLE = ".relative_position_bias_table"
 State = dict[str, Tensor]
 _log = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ def load_other_weights(path: Path, name: str, canvas: CanvasConfig) -> nn.Module
     """The timm model `name` with the weights of a .pth or .safetensors file, from canvases (B, C, H, W) to (B, 1).
 
     Logits are those that the file's own network gives. A first convolution of three colours becomes one of a grey
-    image, equal to that image repeated three times; a head of two classes becomes one logit, equal to their difference,
-    whose sigmoid is the softmax of the second. Raises InputError where the file does not hold exactly such a network.
+    image, equal to repeating that image three times. A head of two classes becomes one logit, their difference, whose
+    sigmoid is the softmax of the second. Raises InputError if the file does not hold exactly such a network.
     """
     where = f"--weights {path}"
     state = read_state(str(path), "--weights")
@@ -56,14 +56,14 @@ def _to_own_form(model: nn.Module, state: State, where: str, name: str) -> State
         raise InputError(f"{where}: does not fit --model {name} ({reason})") from None
     kept = {id(value) for value in state.values()}
     changed = [key for key, value in given.items() if key in state and id(value) not in kept]
-    # Of their own size already: timm resizes the tables of windows that are no squares in any case.
+    # These have the model's size already: timm resizes the tables of windows that are not square in any case.
     given |= {key: state[key] for key in changed if key in own and state[key].shape == own[key].shape}
     _refuse_sizes([key for key in changed if given[key] is not state[key]], where, name)
     return given
 
 
 def _check_tables(state: State, own: State, where: str, name: str) -> None:
-    """Raise InputError where tables of relative positions are of other blocks, or of other windows (one row each)."""
+    """Raise InputError if tables of relative positions belong to other blocks, or to windows of another size."""
     tables = [key for key in state if key.endswith(_TABLE)]
     if others := sorted(key for key in tables if key not in own):
         raise _not_whole(where, "has more than that model:", others, name)
@@ -143,6 +143,6 @@ def _check_whole(given: State, own: State, where: str, name: str) -> None:
 
 def _not_whole(where: str, fault: str, names: list[str], model: str) -> InputError:
     return InputError(
-        f"{where}: {fault} {some(names)}; expected exactly the weights of --model {model}, since scores of a part of a "
-        "network mean nothing"
+        f"{where}: {fault} {some(names)}; expected exactly the weights of --model {model}, since scores of an "
+        "incomplete network mean nothing"
     )

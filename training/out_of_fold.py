@@ -17,13 +17,13 @@ from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from training.metrics import sigmoid
 
-# Stand-ins for 0 and 1, whose logits are infinite, in the scores of older runs, which are multiples of 2^-54.
+# Stand-ins for scores of 0 and 1 in older runs, whose logits would be infinite; their scores are multiples of 2^-54.
 _LOWEST, _HIGHEST = 2.0**-55, 1 - 2.0**-53  # float64 has none nearer to 1
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What is known of each cadence of validation, in the order of the file."""
+    """The columns of the table, one value for each cadence of validation, in the order of the file."""
 
     keys: list[str]
     target: npt.NDArray[np.int8]

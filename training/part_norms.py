@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 Norms = Mapping[str, Any]
 """A part at a step, as in norms.jsonl: step, part, gradient, weight, update. The last three are L2 norms, None where
-not finite: of the gradient before clipping, of the weights before the update, and of what it changed them by."""
+not finite: of the gradient before clipping, of the weights before the update, and of the change that it made."""
 _WRAPPER = "backbone."
 
 
@@ -54,7 +54,7 @@ class PartNorms:
 
     @contextlib.contextmanager
     def around_update(self, step: int) -> Iterator[None]:
-        """Record `step`, if it is one to record. The block clips the gradients and updates the weights."""
+        """Record `step` if it is one to record; the `with` block clips the gradients and updates the weights."""
         if not is_recorded(step):
             yield
             return

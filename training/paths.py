@@ -1,8 +1,8 @@
 """The best path through each panel: a line that may bend, begin and end anywhere, and lie elsewhere in the next panel.
 
-The lines of search.py are straight, and go on from panel to panel. A signal that wanders, or comes back at another
-frequency, has no such line, but in each panel a path: the chain of neighbouring pixels whose sum is the largest. It is
-found as local alignments are (Smith & Waterman 1981, J. Mol. Biol. 147:195): a sum starts again where it falls below 0.
+The lines of search.py are straight and continue from panel to panel. A signal that wanders, or comes back at another
+frequency, has no such line, but it has a path in each panel: the chain of neighbouring pixels with the largest sum. It
+is found as local alignments are (Smith & Waterman 1981, J. Mol. Biol. 147:195): a sum below 0 starts again at 0.
 
 Axes: B cadence, P panel (ON ones first), T time bin of a panel, F frequency channel, W channel of a cut-out.
 """
@@ -15,10 +15,10 @@ from torch.nn.functional import pad
 
 from training.dedoppler import CLIP
 
-PATH_CHANNELS = 16  # of a cut-out, the path in the middle
+PATH_CHANNELS = 16  # of a cut-out, with the path in the middle
 PATH_PLANES = 2  # the values, and where the path is
 PATH_EVIDENCE = 2  # numbers about each path
-_EXPECTED = 1.5  # standard deviations a pixel: about the mean along the best path through noise, which so ends soon
+_EXPECTED = 1.5  # standard deviations taken off each pixel: about the mean along the best path through noise
 _STEP = 0.2  # cost of moving to the next channel
 _SQRT_6 = 6**0.5
 
@@ -32,15 +32,15 @@ class Paths(NamedTuple):
     """The best path of each panel."""
 
     score: Tensor
-    """(B, P) sum along it of what its pixels have above _EXPECTED."""
+    """(B, P) sum along the path of what its pixels have above _EXPECTED, less the cost of its steps."""
     channel: Tensor
-    """(B, P, T) its channel; before it begins and after it ends, that of its ends."""
+    """(B, P, T) the path's channel; before it begins and after it ends, the channel of that end."""
     inside: Tensor
-    """(B, P, T) whether it has begun and not ended."""
+    """(B, P, T) whether the path has begun and not ended."""
 
     @property
     def evidence(self) -> Tensor:
-        """(B, P, PATH_EVIDENCE) the logarithm of 1 + the score, and the share of the panel's time that it takes."""
+        """(B, P, PATH_EVIDENCE) the logarithm of 1 + the score, and the path's share of the panel's time."""
         return torch.stack([self.score.clamp_min(0).log1p(), self.inside.float().mean(2)], 2)
 
 
@@ -50,9 +50,9 @@ def find_paths(values: Tensor) -> Paths:
     From one time bin to the next a path moves by one channel at most.
     """
     gain = pad(values, (1, 1))
-    # Over three channels, as wide as a narrow signal is.
+    # Smoothed over three channels, the width of a narrow signal.
     gain = ((gain[..., :-2] + 2 * gain[..., 1:-1] + gain[..., 2:]) / _SQRT_6).clamp(-CLIP, CLIP) - _EXPECTED
-    # Sums along the best paths so far, with zeros around them: from there no path goes on, but it may begin.
+    # Sums along the best paths so far, bordered by zeros: a path may begin there, but none continues from there.
     totals = [gain.new_zeros((*gain.shape[:2], gain.shape[3] + 2))]
     for here in gain.unbind(2):
         before = totals[-1]
@@ -68,9 +68,9 @@ def _trace(totals: Tensor) -> Paths:
     score, end = sums.flatten(2).max(2)
     channel, end = end % channels, end // channels
     begun = torch.zeros_like(score, dtype=torch.bool)
-    # Where a path may have come from, and at which cost; of equal sums the straight one.
+    # The moves by which a path may have come, and their costs; of equal sums the straight move is taken.
     moves = torch.arange(3, device=totals.device)
-    moves = torch.where(moves == 2, 1, -moves)  # 0, -1, 1: a tensor of numbers would wait for the device
+    moves = torch.where(moves == 2, 1, -moves)  # 0, -1, 1: a tensor made of a list would wait for the device
     cost = moves.abs() * _STEP
     places, inside = [], []
     for row in reversed(range(time_bins)):
@@ -86,8 +86,8 @@ def _trace(totals: Tensor) -> Paths:
 def cut_out_paths(values: Tensor, paths: Paths, sign: int = 1) -> Tensor:
     """The asinh of the channels around each path, 0 outside of the panel, and where the path is.
 
-    (B, P, PATH_PLANES, T', W) of values (B, P, T, F); T' is T filled up with zeros (path_shape). With `sign` -1 as
-    where channels are reversed.
+    (B, P, PATH_PLANES, T', W) of values (B, P, T, F); T' is T filled up with zeros (path_shape). `sign` -1 gives the
+    cut-outs of a cadence whose channels are reversed.
     """
     offset = torch.arange(PATH_CHANNELS, device=values.device) - PATH_CHANNELS // 2
     place = paths.channel[..., None] + sign * offset

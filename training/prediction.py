@@ -61,7 +61,7 @@ def predict_each(
     for model in models:
         model.eval()
     rows, counts, logits = [], [], []
-    # Benchmarks give batches alone, without a manifest.
+    # Benchmarks pass batches without a manifest.
     with torch.inference_mode(), CadenceScorer(models, getattr(loader, "manifest", None)) as cadences:
         for batch in progress(loader, len(loader), label, "batches"):
             rows.append(batch.row)
@@ -99,8 +99,8 @@ def load_model(weights: str | Path, device: torch.device | str | None = None) ->
             program.
         device: Where the model goes. None: the current GPU if torch can use one, or else the CPU.
 
-    The model takes canvases (B, C, H, W) float32 to logits (B, 1) float32. Raises InputError naming the file where it
-    is absent, damaged, or not of train.py.
+    The model takes canvases (B, C, H, W) float32 to logits (B, 1) float32. Raises InputError naming the file if it is
+    absent, damaged, or not written by train.py.
 
     Example:
         model, canvas = load_model("runs/full/best.safetensors")
@@ -121,11 +121,11 @@ def predict(
     Args:
         model: Takes canvases (B, C, H, W) to logits (B, 1), on the loader's device.
         loader: From `pipeline.open_loader` with a canvas and without `augment`. Logits are averaged over its views.
-        precision: Of the forward pass. auto: bf16 where the hardware has it, else fp16 on a GPU, else float32.
+        precision: Precision of the forward pass. auto: bf16 if the hardware has it, else fp16 on a GPU, else float32.
 
     Returns a row for each sample in the loader's order: `key`, `logit` and `score`, the logit's sigmoid. Logits are
-    those of infer.py with the same views and precision; its scores differ in the last digits only, so that equal ones
-    stay distinct. Raises InputError where a sample is bad.
+    those of infer.py with the same views and precision; infer.py changes the last digits of scores, to keep those of
+    different logits apart. Raises InputError if a sample is bad.
     """
     device = loader.device
     chosen = pick_precision(device) if precision == "auto" else precision
@@ -158,12 +158,12 @@ class Trained:
     canvas: CanvasConfig
     views: tuple[str, ...]
     about: dict[str, Any]
-    """What the file says of its training; empty where another program wrote it."""
+    """The file's metadata about its training; empty if another program wrote it."""
 
 
 @dataclass(frozen=True)
 class OtherModel:
-    """What weights of another program do not say of themselves."""
+    """What files of weights from another program do not state."""
 
     name: str
     """A timm model."""
@@ -171,9 +171,9 @@ class OtherModel:
 
 
 def load_trained(path: Path, manifest: Manifest, tta: bool, other: OtherModel | None = None) -> Trained:
-    """A model with the weights of a file, on the CPU; `other` describes the model where another program wrote the file.
+    """A model with the weights of a file, on the CPU; `other` describes the model if another program wrote the file.
 
-    Raises InputError where it could not score this data set.
+    Raises InputError if it cannot score this data set.
     """
     if other is not None and not is_ours(path):
         other.canvas.plane_shape(manifest.shape)
@@ -192,7 +192,7 @@ def read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
-        axes = to_axes(about["axes"]) if about.get("axes") else None  # of a search in an observation
+        axes = to_axes(about["axes"]) if about.get("axes") else None  # only a search in observations has them
         _ = f"{about['auc']:.4f} {about['fold']}"  # printed at the end
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None
@@ -288,14 +288,14 @@ def _share_rows(
         return [JudgePart(numbers[0], rows)]
     judge = np.full(len(manifest), numbers[0])
     fold = _kept_back_fold(manifest, trained[numbers[0]].about)
-    for number in reversed(numbers):  # of several of one fold the first
+    for number in reversed(numbers):  # so that the first of several models of one fold scores it
         judge[fold == trained[number].about["fold"]] = number
     shares = [JudgePart(number, rows[judge[rows] == number]) for number in numbers]
     return [share for share in shares if len(share.rows)]
 
 
 def _kept_back_fold(manifest: Manifest, about: dict[str, Any]) -> npt.NDArray[np.int8]:
-    """(rows,) the fold of each row of an observation that weights were trained on but for a fold; else -1."""
+    """(rows,) the fold of each row, if the weights were trained on other folds of its observation; else -1."""
     observations = about.get("kept_back_of", [])
     known = np.zeros(len(manifest), bool)
     for data_set in manifest.data_sets:
@@ -315,10 +315,10 @@ def count_trained_on(manifest: Manifest, trained: Sequence[Trained], rows: npt.N
 
 
 def warn_of_known(manifest: Manifest, trained: Sequence[Trained], rows: npt.NDArray[np.int64]) -> None:
-    """Warn where snippets of an observation are scored by weights that were trained on them."""
+    """Warn if snippets of an observation are scored by weights that were trained on them."""
     if known := count_trained_on(manifest, trained, rows):
         _log.warning(
             "warning: %s of %s snippets are scored by weights that were trained on them as holding no needle, which "
-            "may hide one; weights of train.py --fold all score each snippet by those that were not",
+            "may hide one; with the weights of train.py --fold all, none scores a snippet that it was trained on",
             f"{known:,}", f"{len(rows):,}",
         )  # fmt: skip

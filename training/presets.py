@@ -13,9 +13,9 @@ from pipeline.canvas import CanvasConfig
 from training.config import Preset, TrainConfig
 from training.model import ModelConfig
 
-# What each preset sets; all else is the field's own default.
+# Placeholders for the fields that a user must give.
 _NOWHERE: dict[str, Any] = {"shards": ("shards",), "run_dir": Path("run")}
-# Of demo, and of fine, which may start from its weights.
+# Shared by demo and fine, which may start from the weights of demo.
 _SEARCH_RECIPE: dict[str, Any] = {
     "epochs": 8,
     "batch_size": 32,
@@ -24,6 +24,7 @@ _SEARCH_RECIPE: dict[str, Any] = {
     "ema": 0.995,
     "model": ModelConfig("convnext_window", stem="sums"),
 }
+# What each preset sets; every other field has its own default.
 PRESETS: dict[Preset, TrainConfig] = {
     "demo": TrainConfig(
         **_NOWHERE,
@@ -39,7 +40,7 @@ PRESETS: dict[Preset, TrainConfig] = {
         preset="fine",
         eval_batch_size=32,
         canvas=CanvasConfig("panels", 16, 1024, normalise=False),
-        # A roll may wrap a line that drifts over a third of the channels.
+        # No roll: a line may drift over a third of the channels, and would wrap around.
         draws=DrawConfig(
             flip_time=0.0,
             roll_frequency=0.0,
@@ -52,8 +53,8 @@ PRESETS: dict[Preset, TrainConfig] = {
             signal_snr_max=400.0,
         ),
     ),
-    # The recipe of the project that Needlestream is based on, without its bugs: CutMix mixes pixels, weights are the
-    # classes', flips keep ON panels ON.
+    # The recipe of the project that Needlestream is based on, without its bugs: here CutMix mixes pixels, sampling
+    # weights are those of the classes, and flips keep ON panels in ON positions.
     "seed": TrainConfig(
         **_NOWHERE,
         preset="seed",
@@ -92,7 +93,7 @@ class _PresetOnly:
 
 
 def parse_train_config(arguments: list[str] | None = None) -> TrainConfig:
-    """Read a TrainConfig from the command line: first the preset, then what is given on top of it."""
+    """Read a TrainConfig from the command line: the preset, changed by the other options."""
     arguments = sys.argv[1:] if arguments is None else arguments
     wanted = [word for word in arguments if word not in ("-h", "--help")]
     chosen, _ = tyro.cli(_PresetOnly, args=wanted, return_unknown_args=True, add_help=False)

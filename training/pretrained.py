@@ -30,17 +30,17 @@ _NO_GATEWAY = (407, 502, 503, 504)  # statuses of a proxy that cannot reach the 
 
 
 class NoPretrainedError(InputError):
-    """The hub's weights were asked for, and are not available."""
+    """The hub's weights were asked for but are not available."""
 
 
 def create_from_hub(name: str, create: Callable[[], nn.Module]) -> nn.Module:
-    """What `create` builds with the hub's weights of the timm model `name`; from the hub, or from its cache.
+    """What `create` builds with the hub's weights of the timm model `name`, from the hub or from its cache.
 
-    Raises NoPretrainedError where neither has them: training from scratch would give another result.
+    Raises NoPretrainedError if neither has them: training from scratch instead would give another result.
     """
     from huggingface_hub import constants, errors
 
-    failed: type[Exception] = cast(Any, errors).HTTPError  # of its HTTP library, which has changed before
+    failed: type[Exception] = cast(Any, errors).HTTPError  # that of its HTTP library, which has changed before
     configuration = timm.models.get_pretrained_cfg(name)
     if configuration is None or not configuration.has_weights:
         raise NoPretrainedError(
@@ -62,7 +62,7 @@ def create_from_hub(name: str, create: Callable[[], nn.Module]) -> nn.Module:
 
 @contextlib.contextmanager
 def _hub_or_cache() -> Iterator[None]:
-    """Within it only the cache is used if the hub does not answer: the hub's own retries take most of a minute."""
+    """Use only the cache in this context if the hub does not answer: the hub's own retries take most of a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -76,7 +76,7 @@ def _hub_or_cache() -> Iterator[None]:
 def is_reachable(url: str) -> bool:
     """Whether a web server answers within seconds, through the proxies that the environment names."""
     if "all" in urllib.request.getproxies():
-        return True  # urllib knows no such proxies, the hub's library does
+        return True  # urllib does not know such proxies, but the hub's library does
     opener = urllib.request.build_opener()  # with the current proxies
     try:
         opener.open(urllib.request.Request(url, method="HEAD"), timeout=_HUB_SECONDS).close()  # noqa: S310
@@ -90,9 +90,9 @@ def is_reachable(url: str) -> bool:
 
 
 def read_state(path: str, option: str = "--pretrained") -> dict[str, Tensor]:
-    """The tensors of a file of weights, ours or anyone's, by name.
+    """The tensors of a file of weights, by name, whichever program wrote it.
 
-    Raises InputError naming the option of the command line where it holds none. No code of the file is run.
+    Raises InputError naming the command line's `option` if the file holds none. No code in the file is run.
     """
     if is_ours(Path(path)):
         return load_weights(Path(path))[0]
@@ -116,7 +116,7 @@ def _tensors(held: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """`state` without the prefixes of wrappers; as many are stripped as match most of a model's `names`."""
+    """`state` without wrappers' prefixes: as many are stripped as make the most names match a model's `names`."""
     stripped = [state]
     while (shorter := _without_one(stripped[-1])).keys() != stripped[-1].keys():
         stripped.append(shorter)

@@ -1,8 +1,8 @@
 """The result files that a run writes into its folder: after each epoch, and at its end.
 
 metrics.jsonl has a line for each epoch, norms.jsonl a line for each part of the network at steps 1, 10, 100, ...;
-best.safetensors and oof.csv are of the epoch with the highest validation ROC AUC; summary.json is written when all
-epochs are done. The pictures and the page are drawn from these by reports/.
+best.safetensors and oof.csv come from the epoch with the highest validation ROC AUC; summary.json is written when all
+epochs are done. reports/ draws the pictures and the page from these.
 """
 
 import json
@@ -18,7 +18,7 @@ from training.validation import Validation
 from training.weights import save_weights
 
 WEIGHTS, SCORES, HISTORY, SUMMARY = "best.safetensors", "oof.csv", "metrics.jsonl", "summary.json"
-NORMS = "norms.jsonl"  # not among FILES: older runs are finished without it
+NORMS = "norms.jsonl"  # not among FILES: finished older runs lack it
 FILES = (WEIGHTS, SCORES, HISTORY, SUMMARY)
 _TRIVIAL_SAMPLES = 2000  # cadences of the held-out fold, evenly spaced: the trivial statistics need no more
 _NAMED = 10  # bad samples that the final output names
@@ -77,7 +77,7 @@ def write_norms(run: Run) -> None:
 
 
 def write_summary(run: Run) -> None:
-    """Write and print the best ROC AUC, those of trivial statistics, and which samples were skipped."""
+    """Write and print the best ROC AUC, the ROC AUCs of trivial statistics, and which samples were skipped."""
     run_dir, skipped, auc = run.config.run_dir, run.progress.skipped, run.progress.best_auc
     trivial = _trivial_auc(run)
     summary = {"auc": auc, "trivial_auc": trivial, "epochs": run.config.epochs, "skipped": skipped}

@@ -1,4 +1,4 @@
-"""Resuming a run: from its last checkpoint; refused where that would overwrite results."""
+"""Resume a run from its last checkpoint; refuse if that would overwrite results."""
 
 import json
 import logging
@@ -14,14 +14,15 @@ _log = logging.getLogger(__name__)
 
 
 def resume(run: Run) -> None:
-    """Restore a run from its last checkpoint; leave it as it is where it has none yet.
+    """Restore a run from its last checkpoint; leave it as it is if it has none yet.
 
-    Raises InputError where its folder holds results but no checkpoint to go on from.
+    Raises InputError if its folder holds results but no checkpoint to go on from.
     """
     run_dir = run.config.run_dir
     finished = {} if names_a_checkpoint(run_dir) else _read_finished(run_dir, run.config.epochs)
     if finished:
-        # A copy without links, or without checkpoints: going on from an older one would replace the finished weights.
+        # The run was copied without checkpoints, or without the links to them. Going on from an older checkpoint would
+        # replace the finished weights.
         run.progress.load_state_dict(finished)
         _log.info("%s: this run is finished; its checkpoints are missing but no longer needed", run_dir)
     elif load_last_checkpoint(run.accelerator, run_dir):
@@ -31,7 +32,7 @@ def resume(run: Run) -> None:
 
 
 def _check_nothing_is_lost(run_dir: Path) -> None:
-    """Raise InputError where a new training would overwrite results."""
+    """Raise InputError if a new training would overwrite results."""
     left = [name for name in FILES if (run_dir / name).exists()]
     if left:
         raise InputError(
@@ -41,7 +42,7 @@ def _check_nothing_is_lost(run_dir: Path) -> None:
 
 
 def _read_finished(run_dir: Path, epochs: int) -> dict[str, Any]:
-    """The progress of a finished run, read from its results; empty unless they are those of all epochs."""
+    """The progress of a finished run, read from its results; empty unless they cover all epochs."""
     if not all((run_dir / name).is_file() for name in FILES):
         return {}
     try:

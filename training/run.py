@@ -53,7 +53,7 @@ class Progress:
     loss_sum: float = 0.0
     """Sum of the losses of this epoch's steps before its last checkpoint, over all ranks."""
     trained: dict[str, float] | None = None
-    """Loss, rate and stall of an epoch that is trained and not yet validated."""
+    """Loss, rate and stall of an epoch that is trained but not yet validated."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Key and reason of every bad sample that was replaced, over all ranks."""
     norms: list[dict[str, Any]] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Run:
 
 
 def is_trained(run_dir: Path) -> bool:
-    """Whether a run left weights here: a checkpoint, or the best ones of a run that may have lost its checkpoints."""
+    """Whether a run left weights here: a checkpoint, or its best weights, if it lost its checkpoints."""
     return has_checkpoint(run_dir) or (run_dir / "best.safetensors").exists()
 
 
@@ -111,10 +111,10 @@ def build_network(config: TrainConfig, accelerator: Accelerator) -> nn.Module:
     """The network that a run starts from. Its options are checked here, before any data is read."""
     if config.compile:
         check_compiler(accelerator.device)
-    # A run that was trained can be resumed, or found finished, without the hub.
+    # A run with weights of its own can be resumed, or is finished, without the hub.
     model = replace(config.model, pretrained="none") if config.resume and is_trained(config.run_dir) else config.model
     set_seed(config.seed)
-    with accelerator.local_main_process_first():  # which downloads; the others find it in the cache
+    with accelerator.local_main_process_first():  # it downloads weights; the others find them in the cache
         return build_model(model, config.canvas.channels, config.canvas.height, config.canvas.width)
 
 
@@ -125,7 +125,7 @@ def build_run(
     network: nn.Module | None = None,
     backgrounds: Manifest | None = None,
 ) -> Run:
-    """Put the parts of a run together, on this rank; unless given, its network too."""
+    """Put the parts of a run together on this rank; build its network unless it is given."""
     check_fold(config, manifest)
     set_seed(config.seed)
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -140,13 +140,13 @@ def build_run(
     bare_model = build_network(config, accelerator) if network is None else network
     aim_at(bare_model, manifest if backgrounds is None else backgrounds, config.canvas)
     bare_model.to(accelerator.device)
-    make_ranks_alike(accelerator, bare_model)  # before the running mean starts from these weights
+    make_ranks_alike(accelerator, bare_model)  # before the moving average starts from these weights
     ema = ModelEmaV3(bare_model, decay=config.ema, use_warmup=True) if config.ema else None
     bare_optimiser = build_optimiser(config, bare_model)
     schedule = build_schedule(config, bare_optimiser, share.steps)
     if config.compile:
         bare_model.compile()  # in place: checkpoints are the same with and without
-    # Each rank draws its own stochastic depth, with equal weights.
+    # Ranks have equal weights, but each draws its own stochastic depth.
     set_seed(config.seed, device_specific=True)
     accelerator.ddp_handler = ddp_options(bare_model)
     model, optimiser = accelerator.prepare(bare_model, bare_optimiser)
@@ -161,7 +161,7 @@ def build_run(
 
 
 def read_backgrounds(config: TrainConfig, manifest: Manifest) -> Manifest | None:
-    """The data sets of --backgrounds, joined; None without. Raises InputError where they do not fit `manifest`."""
+    """The data sets of --backgrounds, joined; None without any. Raises InputError if they do not fit `manifest`."""
     if not config.backgrounds:
         return None
     backgrounds = read_manifests(config.backgrounds, config.store)
@@ -188,7 +188,7 @@ def build_train_loader(
 
 
 def make_ranks_alike(accelerator: Accelerator, model: nn.Module) -> None:
-    """Give every rank the weights of the first, and warn where a rank had loaded other pretrained ones."""
+    """Give every rank the weights of the first, and warn if a rank had loaded other pretrained weights."""
     if accelerator.num_processes == 1:
         return
     changed = torch.zeros(1, dtype=torch.int64, device=accelerator.device)
@@ -207,9 +207,9 @@ def make_ranks_alike(accelerator: Accelerator, model: nn.Module) -> None:
 def ddp_options(model: nn.Module) -> DistributedDataParallelKwargs:
     """How ranks exchange a model's gradients."""
     names = {name for name, _ in model.named_parameters()}
-    # Only running statistics differ between ranks; other buffers are constants, and need not be sent before each step.
+    # Only running statistics differ between ranks. Other buffers are constants and need not be sent before each step.
     has_statistics = bool(model.state_dict().keys() - names)
-    # Without the view each gradient is held twice.
+    # Without gradient_as_bucket_view each gradient would be in memory twice.
     return DistributedDataParallelKwargs(broadcast_buffers=has_statistics, gradient_as_bucket_view=True)
 
 
@@ -326,7 +326,7 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         **{name: plain["model"][name] for name in ("model", "stem", "candidates")},
         "canvas": plain["canvas"],
         "shape": list(run.manifest.shape),
-        # Of the competition's snippets they follow from the shape, as in older weights.
+        # The axes of the competition's snippets follow from the shape; older weights lack them too.
         **({"axes": aimed_axes(run.bare_model)} if is_observed(run.trained_on) else {}),
         "fold": run.config.fold,
         "auc": auc,
@@ -338,7 +338,7 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
             if run.backgrounds is not None
             else {}
         ),
-        # Observations of which the weights know all folds but their own.
+        # Observations that the weights were trained on, except for the fold that they kept back.
         **({"kept_back_of": run.manifest.made[VALIDATION]["of"]} if VALIDATION in run.manifest.made else {}),
     }
 

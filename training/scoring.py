@@ -1,7 +1,8 @@
 """Score many cadences in parts that are kept as parquet, on one machine or on the nodes of a Ray cluster.
 
-A part holds the rows from a multiple of ROWS to the next. Its file is written whole, under a name that says what was
-scored with what, so that a part is there once, whichever process wrote it and however often it was tried.
+A part holds the rows from a multiple of ROWS to the next. Its file is written whole, into a folder whose name is a hash
+of the data, weights and options. So there is one file for a part, whichever process wrote it and after however many
+tries.
 """
 
 import shard_tools.openmp  # noqa: F401  before torch is loaded: a node's process begins here
@@ -40,7 +41,7 @@ from training.prediction import PredictConfig, Trained, predict_all
 
 ROWS = 4096
 """Cadences of a part: seconds of work, and few enough that little is done twice after a failure."""
-_MEMORY = 3_000_000_000  # torch, a model and some batches
+_MEMORY = 3_000_000_000  # bytes for torch, a model and some batches
 _AGAIN = "delete it and run the same command again"
 SCORES_SCHEMA = pa.schema({"key": pa.string(), "logits": pa.list_(pa.float64())})
 """One row for each cadence: its key, and the logit of each file of weights."""
@@ -53,7 +54,7 @@ class Scoring:
     manifest: Manifest
     trained: Sequence[Trained]
     weights: Sequence[Path]
-    """The file of each."""
+    """The file of each model."""
     model: str | None
     """The timm model of files of another program, which do not name it."""
     precision: str
@@ -63,18 +64,18 @@ class Scoring:
 
     @property
     def folder(self) -> str:
-        """The folder, or URL, of the parts of this very scoring: another model or data set has another one."""
+        """The folder, or URL, of the parts: another model, data set or option has another one."""
         views = [(str(each.canvas), [str(view) for view in each.views]) for each in self.trained]
         digests = [file_sha256(path) for path in self.weights]
         about = [self.manifest.identity, digests, views, self.precision, self.how.split, self.how.batch_size, ROWS]
-        if self.model is not None:  # else folders keep the names of earlier versions
+        if self.model is not None:  # without it, folders keep the names that earlier versions gave them
             about.append(self.model)
         digest = hashlib.sha256(repr(about).encode()).hexdigest()
         return f"{self.place.rstrip('/')}/{digest[:16]}"
 
 
 class PartFiles:
-    """The parts that are there, in a folder or a store."""
+    """The finished parts in a folder or a store."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -108,7 +109,7 @@ class PartFiles:
             self._path("").mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Write one part, at once or not at all. Raises OSError where this machine does not see the folder."""
+        """Write one part, at once or not at all. Raises OSError if this machine does not see the folder."""
         data = io.BytesIO()
         pq.write_table(table, data)
         if self._store:
@@ -121,9 +122,9 @@ class PartFiles:
 
 
 def score_in_parts(where: TaskConfig, scoring: Scoring) -> tuple[Int64s, list[npt.NDArray[np.float64]]]:
-    """Rows and each model's logits of a split, as `predict_all` gives them; parts that are there are not made again.
+    """Rows and each model's logits of a split, as `predict_all` gives them; finished parts are not made again.
 
-    Raises InputError for an observation, and where a part does not hold each of its cadences exactly once.
+    Raises InputError for an observation, and if a part does not hold each of its cadences exactly once.
     """
     if is_observed(scoring.manifest):
         raise InputError(
@@ -134,7 +135,7 @@ def score_in_parts(where: TaskConfig, scoring: Scoring) -> tuple[Int64s, list[np
     parts = {f"part-{start // ROWS:06d}.parquet": rows[start : start + ROWS] for start in range(0, len(rows), ROWS)}
     folder = scoring.folder
     files = PartFiles(folder)
-    files.prepare()  # not by a task: on a machine that sees another file system, it would be one of its own
+    files.prepare()  # not by a task: a machine that does not see this file system would make a folder of its own
     missing = sorted(parts.keys() - files.names())
     work = Work(
         score_part,
@@ -154,7 +155,7 @@ def score_in_parts(where: TaskConfig, scoring: Scoring) -> tuple[Int64s, list[np
 
 
 class _Calls(Sequence[tuple[Any, ...]]):
-    """For each part, its folder, its name and the rows of the manifest that it needs, made when they are asked for."""
+    """For each part its folder, its name and its rows of the manifest, which are made when they are asked for."""
 
     def __init__(self, manifest: Manifest, folder: str, parts: Sequence[tuple[str, Int64s]]) -> None:
         self._manifest, self._folder, self._parts = manifest, folder, parts
@@ -172,7 +173,7 @@ class Scorer:
 
     def __init__(self, trained: Sequence[Trained], precision: str, how: PredictConfig, cores: int | None) -> None:
         """`cores` are those that a cluster gave this process; None: those that it may use."""
-        # The driver's default counts the cores of its own machine.
+        # loader_threads may be the default of the driver, for the cores of the driver's machine.
         here = cores or int(os.environ.get("OMP_NUM_THREADS") or rank_cores())
         threads = min(how.loader.loader_threads, here)
         self._trained, self._how = trained, replace(how, loader=replace(how.loader, loader_threads=threads))
@@ -192,7 +193,7 @@ def score_part(scorer: Scorer, folder: str, name: str, manifest: Manifest) -> No
 
 
 def _read_parts(manifest: Manifest, files: PartFiles, parts: dict[str, Int64s]) -> Iterator[npt.NDArray[np.float64]]:
-    """(rows, models) logits of each part, once its keys were checked against those of its rows."""
+    """(rows, models) logits of each part, after its keys were checked against those of its rows."""
     for name, rows in parts.items():
         table = files.read(name)
         if table["key"].to_pylist() != manifest.keys_of(rows):

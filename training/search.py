@@ -28,7 +28,8 @@ _ORDER = (*ON_POSITIONS, *OFF_POSITIONS)  # positions in the cadence of the pane
 _CROWDING = 1.3  # slow rates are sampled more densely, as most needles are slow
 _FREQUENCIES_KEPT = 0.75  # share of the frequencies in a line's profile across the channels: finer ones are noise
 _BAND = 21  # channels: lines are narrower
-# Drift rates around a line, and channels to both sides (to twice as many), where a signal in an OFF panel counts.
+# A signal in an OFF panel counts if it lies within this many drift rates around a line, and within this many channels
+# (up to twice as many) to either side.
 _NEAR_RATES, _BLOCK = 11, 16
 _APART = 17  # channels: the window in which there is one candidate at most
 # Normal noise's standard deviation divided by the square of the mean of sqrt(abs(x)): pi / (2^(1/2) Gamma(3/4)^2).
@@ -55,8 +56,8 @@ def flatten(panels: Tensor) -> Tensor:
 def whiten(panels: Tensor) -> Tensor:
     """Panels (B, P, T, F) without bands, bursts and persistent lines, in standard deviations of each time bin's noise.
 
-    As `flatten`, but the noise of each time bin is its own, from the steps between neighbouring channels: where the
-    receiver flickers, the noise of a whole cadence says little about the noise around a line.
+    As `flatten`, but the noise is measured in each time bin, from the steps between neighbouring channels: if the
+    receiver's noise varies, that of a whole cadence says little about the noise around a line.
     """
     steps = panels.diff(dim=3) / math.sqrt(2)
     values = panels / _noise(steps, 3).clamp_min(FAINTEST)
@@ -68,7 +69,7 @@ def whiten(panels: Tensor) -> Tensor:
 
 
 def _around(values: Tensor) -> Tensor:
-    """The mean of the channels around each: what varies as slowly is no line."""
+    """The mean of the channels around each: anything that varies so slowly is no line."""
     channels, half = values.shape[-1], _BAND // 2
     place = torch.arange(channels, device=values.device)
     known = (place + half).clamp_max(channels - 1) - (place - half).clamp_min(0) + 1  # channels in the band
@@ -78,7 +79,7 @@ def _around(values: Tensor) -> Tensor:
 def _windows(values: Tensor, width: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """What `combine` makes of each `width` neighbours on an axis, which becomes shorter by `width` - 1.
 
-    From windows of 1, 2, 4, ... neighbours: torch's pooling takes ten times as long.
+    Put together from windows of 1, 2, 4, ... neighbours: torch's pooling takes ten times as long.
     """
     places = values.shape[axis] - width + 1
     found, start, size = None, 0, 1
@@ -125,11 +126,12 @@ class Search(nn.Module):
     turn: Tensor
     """(k, R, 2 T') cosines and sines of the phases by which Fourier coefficient k of the T' later rows turns."""
     panel_turn: Tensor
-    """(P, R, k, 2) by which all rows of a panel turn together."""
+    """(P, R, k, 2) cosines and sines of the phases by which all rows of a panel turn together."""
 
     def __init__(self, axes: Axes, count: int, outside: int | None = None) -> None:
-        """`count` lines are found. In the middle of the cadence they may lie up to `outside` channels outside of the
-        panels, on either side; unset: half the channels.
+        """Find `count` lines, which may lie up to `outside` channels (None: half of them all) outside the panels.
+
+        That is their distance on either side in the middle of the cadence.
         """
         super().__init__()
         self.axes, self.count, self.channels = axes, count, axes.channels
@@ -140,15 +142,16 @@ class Search(nn.Module):
         rows = torch.tensor(axes.rows)[list(_ORDER)]
         # Shifting a row by c channels turns the phase of its Fourier coefficient k by 2 pi k c / n, so shifting all
         # rows by all rates and summing them is a matrix product. Rows are padded to twice the channels, as a line may
-        # leave the band by half of it on either side. One further out wraps around, and so do the cut-outs. Fewer will
-        # do where lines that are outside in the middle of the cadence are not looked for.
+        # lie outside by half the channels on either side. A line further out wraps around, and so does its cut-out.
+        # Less padding is enough if lines must be inside in the middle of the cadence.
         self._length = 2 * axes.channels
         if self.outside < axes.channels // 2:
             furthest = axes.channels + self.outside + int(rates.max() * rows.abs().max()) + 1
             self._length = min(next_fast_len(furthest, real=True), self._length)
         kept = int(_FREQUENCIES_KEPT * (self._length // 2 + 1))
         cycles = torch.arange(kept, dtype=torch.float64) * 2 * math.pi / self._length
-        # A row and its mirror image in the panel turn by opposite phases: their sum and difference need real phases.
+        # A row and its mirror image in the panel turn by opposite phases, so for their sum and their difference the
+        # factors are real: cosines and sines.
         after = torch.arange(axes.time_bins // 2, axes.time_bins) - (axes.time_bins - 1) / 2
         within = cycles[:, None, None] * rates[:, None] * after
         # The first place of the sums is the channel -`outside`.
@@ -162,7 +165,7 @@ class Search(nn.Module):
             self.register_buffer(name, values.float(), persistent=False)
 
     def observe(self, axes: Axes) -> None:
-        """Search panels with other axes from now on, of the same shape."""
+        """From now on search panels with other axes, but of the same shape."""
         if axes == self.axes:
             return
         if (axes.time_bins, axes.channels) != (self.axes.time_bins, self.axes.channels):
@@ -173,10 +176,10 @@ class Search(nn.Module):
         self.axes = axes
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums along lines of every rate (B, P, R, C), over sqrt(T): white noise keeps its standard deviation of 1.
+        """Sums along lines of every rate (B, P, R, C), divided by sqrt(T): white noise keeps a standard deviation of 1.
 
-        The last axis is a line's channel in the middle of the cadence, from -`outside` on: a line that is in the band
-        for one panel may be far outside it there. In float32 under autocast too.
+        The last axis is a line's channel in the middle of the cadence, from -`outside` on: a line that is inside during
+        one panel may be far outside there. The sums are made in float32 under autocast too.
         """
         with float32_only(values):
             middle = values.shape[2] // 2
@@ -208,9 +211,9 @@ class Search(nn.Module):
         top, channel = torch.where(is_peak, score, -torch.inf).topk(self.count, 1)
         rate = of_all.gather(2, channel[:, None].expand(-1, RATES, -1)).argmax(1)
         cadence = torch.arange(len(on), device=on.device)[:, None]
-        # Sums along it in the ON panels, near it in the OFF panels, along it there: (B, K, 3), (B, K, 1), (B, K, 3).
+        # Sums along a line in ON panels, near it in OFF panels, and along it there: (B, K, 3), (B, K, 1), (B, K, 3).
         found = [part.permute(0, 2, 3, 1)[cadence, rate, channel] for part in (on, off_near[:, None], off)]
-        top = top.clamp_min(-100.0)[..., None]  # fewer peaks than candidates
+        top = top.clamp_min(-100.0)[..., None]  # -inf if there are fewer peaks than candidates
         ordered = [part.sort(2, descending=True).values for part in found]
         return Lines(channel, rate, torch.cat([top, *ordered], 2).asinh())
 
@@ -218,13 +221,13 @@ class Search(nn.Module):
 def near(panels: Tensor) -> Tensor:
     """Sums (B, 3, R, C) to the largest magnitude around each line (B, R, C); not across the ends of the last axis.
 
-    A line close to interference may cross it in an ON panel but miss it in the OFF panels. Sums below 0 count as much:
-    where a steady line is fainter than usual in one panel, it may be brighter in another.
+    A line close to interference may cross it in an ON panel but miss it in the OFF panels. Sums below 0 count as much
+    as those above: a steady line that is fainter than usual in one panel may be brighter in another.
     """
     channels = panels.shape[3]
     first, second, third = panels.abs().unbind(1)
     best = torch.maximum(torch.maximum(first, second), third)
-    # In blocks of channels, with their neighbours: a window around each channel would cost ten times as much.
+    # Maxima of blocks of channels and their neighbours: a window around each channel would cost ten times as much.
     blocks = pad(best, (0, -channels % _BLOCK)).view(*best.shape[:2], -1, _BLOCK).amax(3)
     # Magnitudes are at least 0, so that rows and columns of 0 around them change nothing.
     around = pad(blocks, (1, 1, _NEAR_RATES // 2, _NEAR_RATES // 2))

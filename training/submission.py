@@ -89,9 +89,9 @@ def check_out(out: Path, keys: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def hold_pipe(out: Path) -> Iterator[None]:
-    """Where `out` is a pipe, keep it open during the work, so that its reader does not see an end too early.
+    """If `out` is a pipe, keep it open during the work, so that its reader does not see an end too early.
 
-    Raises InputError where it has no reader: opening it for writing would wait for ever.
+    Raises InputError if it has no reader: opening it for writing would wait forever.
     """
     if not out.is_fifo():
         yield
@@ -109,7 +109,7 @@ def hold_pipe(out: Path) -> Iterator[None]:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Take room for `size` bytes, where the file system can; raises OSError where there is none."""
+    """Reserve room for `size` bytes, if the file system can; raises OSError if there is none."""
     try:
         os.posix_fallocate(descriptor, 0, max(size, 1))
     except OSError as error:

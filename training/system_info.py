@@ -46,7 +46,7 @@ def output_of(*words: str) -> str | None:
     if shutil.which(words[0]) is None:
         return None
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)  # noqa: S603 (ours alone)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)  # noqa: S603 (our own commands)
     except subprocess.TimeoutExpired:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

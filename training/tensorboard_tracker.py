@@ -1,6 +1,6 @@
 """TensorBoard, through Accelerate: event files in the run folder, one run however often the training is started.
 
-As with W&B, the training does not depend on it: an error costs a warning.
+As with W&B, the training does not depend on it: an error only gives a warning.
 """
 
 import json
@@ -25,9 +25,9 @@ class OptionalTensorBoard(TensorBoardTracker):  # type: ignore[misc]  # Accelera
         self.writer: Any = None
 
     def start_after(self, step: int) -> None:
-        """Hide what an interrupted start wrote after `step`, from which the run goes on. Call it before `start`.
+        """Hide what an earlier start wrote after `step`, where this one goes on. Call it before `start`.
 
-        Step 0 hides nothing: the run begins, or is finished and has lost its checkpoints.
+        Step 0 hides nothing: the run begins, or it is finished and has lost its checkpoints.
         """
         if step:
             self.init_kwargs["purge_step"] = step + 1
@@ -36,7 +36,7 @@ class OptionalTensorBoard(TensorBoardTracker):  # type: ignore[misc]  # Accelera
         """Begin a new event file, which TensorBoard shows as one run with the earlier ones."""
         try:
             super().start()
-        except Exception as error:  # whatever it is, the training can do without
+        except Exception as error:  # of any kind: the training does not need a tracker
             self._go_on_without(error)
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
@@ -72,12 +72,12 @@ class OptionalTensorBoard(TensorBoardTracker):  # type: ignore[misc]  # Accelera
         self.writer.add_image(tag, np.asarray(image.convert("RGB")), global_step=step, dataformats="HWC")
 
     def _try(self, do: Callable[[], None]) -> None:
-        """Do something with the writer; go on without it where that fails."""
+        """Do something with the writer; go on without it if that fails."""
         if self.writer is None:
             return
         try:
             do()
-        except Exception as error:  # whatever it is, the training can do without
+        except Exception as error:  # of any kind: the training does not need a tracker
             self._go_on_without(error)
 
     def _go_on_without(self, error: Exception) -> None:
@@ -89,6 +89,6 @@ class OptionalTensorBoard(TensorBoardTracker):  # type: ignore[misc]  # Accelera
 
 
 def _to_markdown(rows: Sequence[Sequence[Any]]) -> str:
-    """A table, its head first."""
+    """A Markdown table of rows, of which the first is its head."""
     head, *body = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])

@@ -1,7 +1,7 @@
-"""The trackers of a training, and the one of them for Weights & Biases, through Accelerate.
+"""The trackers of a training, among them the one for Weights & Biases, through Accelerate.
 
-W&B is online when logged in, else it writes into the run folder, or does nothing. The training does not depend on it:
-no network, no key, a wrong key or a hanging server costs seconds, and a warning.
+W&B is online if the user is logged in; else it writes into the run folder, or does nothing. The training does not
+depend on it: no network, no key, a wrong key or a hanging server costs seconds and gives a warning.
 """
 
 import atexit
@@ -24,8 +24,8 @@ from training.config import TrainConfig, to_dict
 from training.tensorboard_tracker import OptionalTensorBoard
 
 _PROJECT = "needlestream"
-# Defaults for wandb's environment variables. Without them it waits 90 s for a server at the start, for ever at the end,
-# and reports its own errors to the server that it cannot reach.
+# Defaults for wandb's environment variables. Without them it waits for a server for 90 s at the start and forever at
+# the end, and reports its own errors to the server that it cannot reach.
 _ENVIRONMENT = {
     "WANDB_INIT_TIMEOUT": "6",
     "WANDB_FINISH_TIMEOUT": "6",
@@ -45,7 +45,7 @@ def build_trackers(config: TrainConfig) -> dict[str, Any]:
     wanted = [name for name in config.tracker if name != "none"]
     for name in (missing := [name for name in wanted if importlib.util.find_spec(name) is None]):
         _log.warning(
-            "%s is not installed: no such tracker; metrics.jsonl in %s has the same numbers", name, config.run_dir
+            "%s is not installed: nothing is sent to it; metrics.jsonl in %s has the same numbers", name, config.run_dir
         )
     trackers = [kinds[name](config.run_dir) for name in wanted if name not in missing]
     return {"log_with": trackers} if trackers else {}
@@ -74,9 +74,9 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
         try:
             run_id = own_run_id(self._folder)
             self.run = self._online(run_id) or self._init(run_id, "offline")
-        except Exception as error:  # whatever it is, the training can do without
+        except Exception as error:  # of any kind: the training does not need a tracker
             self._go_on_without(error)
-        # wandb's own hook would end in a traceback where its service died. Hooks run in reverse: this one before it.
+        # wandb's own exit hook ends in a traceback if its service died. Hooks run in reverse, so this one runs before.
         atexit.register(self.finish)
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
             _teardown()
 
     def _online(self, run_id: str) -> Any:
-        """The run on the server, or in the mode that WANDB_MODE asks for; None where that fails."""
+        """The run on the server, or in the mode that WANDB_MODE asks for; None if that fails."""
         import wandb
         from wandb.sdk.lib.wbauth import authenticate_session
 
@@ -135,16 +135,16 @@ class OptionalWandB(WandBTracker):  # type: ignore[misc]  # Accelerate ships no 
     def _init(self, run_id: str, mode: Literal["offline"] | None) -> Any:
         import wandb
 
-        # To resume, offline too: `wandb sync` then asks the server what it has of the run, and adds to it.
+        # Offline too the run is resumed: `wandb sync` then asks the server what it has of the run, and adds to it.
         return wandb.init(project=_PROJECT, dir=str(self._folder.parent), id=run_id, resume="allow", mode=mode)
 
     def _try(self, do: Callable[[], None]) -> None:
-        """Do something with the run; go on without it where that fails."""
+        """Do something with the run; go on without it if that fails."""
         if self.run is None:
             return
         try:
             do()
-        except Exception as error:  # whatever it is, the training can do without
+        except Exception as error:  # of any kind: the training does not need a tracker
             self._go_on_without(error)
 
     def _go_on_without(self, error: Exception) -> None:

@@ -31,8 +31,7 @@ class Validation:
 def validate(run: Run) -> Validation:
     """Score the held-out fold with the weights that would be saved. Every rank calls it and gets the same.
 
-    Raises RunInterruptedError between two batches when the run is asked to stop, and InputError where a logit is not
-    finite.
+    Raises RunInterruptedError between two batches if the run is asked to stop, and InputError if a logit is not finite.
     """
 
     def stop_if_asked() -> None:
@@ -54,8 +53,7 @@ def validate(run: Run) -> Validation:
 def check_weights(run: Run, batch: Batch) -> None:
     """Check the weights before they are saved, by the model's output on the last batch that it learnt from.
 
-    Raises InputError where a step since the last check had a loss or gradient that is not finite, or where this output
-    is not finite.
+    Raises InputError if this output is not finite, or if a loss or gradient since the last check was not.
     """
     run.bare_model.eval()
     with torch.inference_mode(), run.accelerator.autocast():

@@ -1,7 +1,7 @@
 """A validation set for an observation, which has no labels: snippets kept back, with needles added to half of them.
 
-It is a data set of shards with labels, in the run's folder. Signals are drawn as those of the training are, but once:
-all epochs are judged by the same snippets. What is kept back is decided in pipeline/backgrounds.py.
+It is a data set of shards with labels, in the run's folder. Signals are drawn as for training, but only once: all
+epochs are judged by the same snippets. pipeline/backgrounds.py decides which snippets are kept back.
 """
 
 import dataclasses
@@ -37,19 +37,19 @@ from shard_tools.tar_shard import write_members
 from training.accelerator import build_accelerator
 from training.config import TrainConfig
 
-_SNIPPETS = 400  # of a fold, evenly spaced over it
+_SNIPPETS = 400  # at most, of a fold, evenly spaced over it
 _BATCH = 32
 _SHARD = "validation-00000.tar"
-# Training draws with the run's own seed: the same signals would be added to its own snippets.
+# Added to the run's seed: with the same seed the training would add the same signals to its snippets.
 _OTHER_SEED = 1 << 32
-_SUFFIX = "-v"  # of keys: a snippet with a needle is another one than that without
+_SUFFIX = "-v"  # of keys: a snippet with an added needle is no longer the original one
 _log = logging.getLogger(__name__)
 
 
 def with_validation_set(config: TrainConfig) -> TrainConfig:
-    """A configuration that validates on labelled snippets: itself, or with a validation set for its observation.
+    """`config`, or for an observation without labels a copy of it that validates on a labelled validation set.
 
-    The set is made unless it is there. Raises InputError where it cannot be.
+    The set is made unless it exists. Raises InputError if it cannot be made.
     """
     if not config.backgrounds or not _is_unlabelled_observation(config):
         return config
@@ -62,16 +62,16 @@ def with_validation_set(config: TrainConfig) -> TrainConfig:
 
 
 def _is_unlabelled_observation(config: TrainConfig) -> bool:
-    """Whether --shards are snippets that `ingest` cut; their tables of contents alone are read."""
+    """Whether --shards are snippets that `ingest` cut; only their tables of contents are read."""
     fields = [read_contents(root, config.store).fields for root in config.shards]
     has_labels = any(each["splits"]["train"]["samples"] for each in fields)
     return not has_labels and all(CUTS in each["files"] for each in fields)
 
 
 def make_validation_set(folder: Path, manifest: Manifest, config: TrainConfig) -> Manifest:
-    """Write the validation set of an observation to `folder`, at once or not at all, unless it is there.
+    """Write the validation set of an observation to `folder`, at once or not at all, unless it is there already.
 
-    Raises InputError where the folder holds another one.
+    Raises InputError if the folder holds another one.
     """
     made = _describe(manifest, config)
     if (folder / MANIFEST).is_file():
@@ -95,7 +95,7 @@ def make_validation_set(folder: Path, manifest: Manifest, config: TrainConfig) -
     ]
     write_tables(temporary, temporary, DataSet(records, [packed], [], manifest.shape, made))
     temporary.rename(folder)
-    _log.info("validation: %d snippets that are kept back, with needles added to %d", len(keys), sum(about["targets"]))
+    _log.info("validation: %d snippets are kept back, with needles added to %d", len(keys), sum(about["targets"]))
     return read_manifest(folder)
 
 
@@ -122,7 +122,7 @@ def _evenly(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
 
 
 def _describe(manifest: Manifest, config: TrainConfig) -> dict[str, Any]:
-    """How a validation set is made, for its manifest."""
+    """The data and options that a validation set is made from, for its manifest."""
     observation = manifest.data_sets[0].made["observation"]
     drifts = [each.made["observation"]["max_drift_hz_s"] for each in manifest.data_sets]
     validation = {

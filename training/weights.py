@@ -26,7 +26,7 @@ _OTHERS = "; for weights of another program give infer.py its --model, --canvas,
 
 
 def find_weights(given: Path | str) -> Path:
-    """The file of some weights; the names `needlestream` and `needlestream-fine` stand for those of the program."""
+    """The file of weights; the names `needlestream` and `needlestream-fine` stand for files of the program."""
     return next((path for path in (SHIPPED, SHIPPED_FINE) if str(given) == path.stem), Path(given))
 
 
@@ -79,9 +79,9 @@ def is_ours(path: Path) -> bool:
 
 
 def _read_metadata(file: BinaryIO) -> dict[str, str]:
-    """What a safetensors file says of itself: its header's length in 8 bytes, then the header, which is JSON.
+    """The metadata of a safetensors file, which begins with its header's length in 8 bytes and the header as JSON.
 
-    Raises ValueError where there is no such header.
+    Raises ValueError if there is no such header.
     """
     length = int.from_bytes(file.read(8), "little")
     if length > _LONGEST_HEADER:

@@ -20,7 +20,7 @@ class WindowNetwork(nn.Module):
 
     def __init__(self, in_chans: int, num_classes: int, drop_path_rate: float = 0.0) -> None:
         super().__init__()
-        # What timm's loader of weights has to know.
+        # timm's loader of weights reads these.
         self.pretrained_cfg = {
             "architecture": "convnext_window",
             "first_conv": "stem.0",
@@ -50,6 +50,6 @@ class WindowNetwork(nn.Module):
 
 @register_model  # type: ignore[untyped-decorator]
 def convnext_window(pretrained: bool = False, **options: Any) -> WindowNetwork:
-    """The network by timm's name. There are no pretrained weights of it, so that what timm says of them is left out."""
+    """The network by timm's name. It has no pretrained weights, so timm's options for them are ignored."""
     assert not pretrained
     return WindowNetwork(**{name: value for name, value in options.items() if name not in _OF_TIMM})

@@ -1,4 +1,4 @@
-"""From the lines of snippets to events of the sky: a line that overlapping snippets show is one event."""
+"""Join the lines of snippets to events: a line that several overlapping snippets show is one event."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,10 +12,10 @@ from training.observation.snippet_lines import SnippetLine
 
 Float64s = npt.NDArray[np.float64]
 
-_APART = 4.0  # channels, and half of the widths: lines as close in all panels that show both are one
-_WHOLE = 0.9  # of a line's time bins in the snippet: with fewer it is called partial
+_APART = 4.0  # channels, plus half of both widths: lines this close in all panels that show both are one event
+_WHOLE = 0.9  # share of a line's time bins that the snippet shows; a line with less is flagged as partial
 PARTIAL = "partial"
-"""Flag: a good part of the line lies outside of the band, or on blank values."""
+"""Flag: more than a tenth of the line lies outside the snippet or on blank values."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Place:
     first_mhz: float
     """Centre of its channel 0."""
     flags: str
-    """Of the snippet."""
+    """The snippet's flags, separated by spaces."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the sky, as the snippet shows it in which it lies farthest from the edges."""
+    """One line, as seen in the snippet in which it lies farthest from the edges."""
 
     line: SnippetLine
     place: Place
     snippets: int
-    """That show it."""
+    """How many snippets show it."""
 
     @property
     def start_mhz(self) -> float:
@@ -53,25 +53,25 @@ class Event:
 
     @property
     def drift_rate_hz_s(self) -> float:
-        """Above 0 where the frequency rises."""
+        """Above 0 if the frequency rises."""
         return self.place.axes.hertz_per_second(self.line.fit.rate)
 
     @property
     def bandwidth_hz(self) -> float:
-        """Width of the line less its drift within a time bin; at least a channel, since narrower ones are not told."""
+        """Width of the line less its drift within a time bin; at least a channel, as narrower lines look the same."""
         return max(1.0, self.line.fit.width - abs(self.line.fit.rate)) * self.place.axes.channel_width_hz
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Of its snippet, and its own."""
+        """The flags of its snippet and its own."""
         return (*self.place.flags.split(), *([PARTIAL] if self.line.fit.inside < _WHOLE else []))
 
 
 def merge_lines(lines: Iterable[SnippetLine], places: Sequence[Place]) -> list[Event]:
-    """One event for each line of the sky, from lower to higher frequencies; `places` has one place for each row.
+    """One event for each line, from lower to higher frequencies; `places` has one place for each row.
 
-    The score and all else are those of the snippet in which the line is farthest from the edges: another one may lack
-    the panels in which the same line would be interference.
+    The score and everything else come from the snippet in which the line is farthest from the edges: another snippet
+    may lack the panels that show the line as interference.
     """
     placed = [_Placed.of(line, places[line.row]) for line in lines]
     placed.sort(key=lambda each: -each.margin)
@@ -99,7 +99,7 @@ class _Placed:
     channels: Float64s
     """(P,) in the middle of each panel."""
     margin: float
-    """Channels to the snippet's nearest edge; negative where it leaves the snippet."""
+    """Channels from the line to the snippet's nearest edge; negative if it leaves the snippet."""
     snippets: set[int]
 
     @classmethod
@@ -112,8 +112,9 @@ class _Placed:
 
     @property
     def bin(self) -> tuple[int, int]:
-        """Of a table in which two lines that are the same are in one bin, or in neighbouring ones."""
-        # In a panel that shows both they are close; in the middle they differ by what rates up to the steepest cross.
+        """Bin of a table in which lines of the same event lie in one bin or in neighbouring ones."""
+        # Two such lines are close in a panel that shows both. At the cadence's middle they may have drifted apart, by
+        # twice the steepest rate.
         axes = self.place.axes
         width = 2 * axes.steepest / axes.time_bins * np.abs(axes.rows).max() + 2 * _APART + axes.channels / 8
         return self.place.cadence, int(self.channels[[0, -1]].mean() // width)

@@ -15,14 +15,14 @@ def false_alarm_rates(scores: Float64s, control_scores: Float64s) -> Float64s:
     """For each score s, (#(control scores >= s) + 1) / #(scores >= s), at most 1, and no lower for a lower score.
 
     It assumes that the sky of the OFF panels is like that of the ON panels: that noise and interference give as many
-    lines in A and not in B, C, D as the other way around. Real signals of B, C or D count as false alarms. It is never
-    0: n events without a control have 1 / n, as so few cannot show that it is less.
+    lines in A and not in B, C, D as the other way around. Real signals of B, C or D count as false alarms. The rate is
+    never 0: n events without a control get 1 / n, as n events cannot show that it is lower.
     """
     falling = np.sort(scores)[::-1]
     events = np.arange(1, len(falling) + 1)
     controls = len(control_scores) - np.searchsorted(np.sort(control_scores), falling, "left")
     rate = np.minimum((controls + 1) / events, 1.0)
-    # The lowest at this or a lower score: whoever accepts that score accepts this one too. Of equal scores all count.
+    # The lowest rate at this or a lower score: accepting that score accepts this one too. Of equal scores all count.
     monotone = np.minimum.accumulate(rate[::-1])[::-1]
     order = np.argsort(-scores, kind="stable")
     found = np.empty(len(scores))

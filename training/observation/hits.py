@@ -1,4 +1,4 @@
-"""Scores for hits of turboSETI: of the best line near each one, in the snippets that hold it."""
+"""Scores for turboSETI's hits: each gets the score of the best line near it, in the snippets that hold it."""
 
 import csv
 import io
@@ -23,11 +23,11 @@ from training.observation.observed import Observed
 Int64s = npt.NDArray[np.int64]
 
 EVENT, INTERFERENCE, FAINT, NOTHING, OUTSIDE = "candidate", "interference", "faint", "nothing", "outside"
-"""What lies near a hit: a row of candidates.csv; a line in ON and OFF panels; a line too faint for the table; no line;
-or no snippet holds it."""
+"""What lies near a hit, in this order: a row of candidates.csv; a line in ON and OFF panels; a line too faint for the
+table; no line. OUTSIDE: no snippet holds the hit."""
 ADDED = ("found", "score", "false_alarm_rate", "rank", "line_mhz", "line_drift_rate_hz_s", "line_snr", "snippet")
 LEAST_SNR = 3.0
-"""Of lines in the snippets that hold hits."""
+"""Least SNR of lines in the snippets that hold hits."""
 _NEAR = 8.0  # channels
 _COLUMNS = ("Freq", "MJD")  # of a table of events or hits
 _DAT_COLUMNS = ("TopHitNum", "DriftRate", "SNR", "Freq", "Corrected_Frequency", "ChanIndx", "FreqStart", "FreqEnd")
@@ -40,9 +40,9 @@ class Hits:
     columns: list[str]
     rows: list[list[str]]
     mhz: list[float]
-    """At the start of the file in which each was found."""
+    """Frequency of each hit at the start of the file in which it was found."""
     mjd: list[float]
-    """Start of that file."""
+    """Start of that file, for each hit."""
 
 
 def read_hits(path: Path) -> Hits:
@@ -108,7 +108,7 @@ class PlacedHits:
     panels: list[tuple[int, int] | None]
     """Cadence and panel; None where no snippet holds the hit."""
     rows: list[Int64s]
-    """Of the data set, the one first in which the hit is farthest from the edges."""
+    """The snippets' rows in the data set; first the one in which the hit is farthest from the edges."""
 
 
 def place_hits(hits: Hits, observed: Observed) -> PlacedHits:
@@ -126,7 +126,7 @@ def place_hits(hits: Hits, observed: Observed) -> PlacedHits:
         margin[~np.isin(cadence, list(begun))] = -np.inf
         falling = np.argsort(-margin, kind="stable")
         holding = falling[margin[falling] >= -0.5]
-        # Several bands may have begun at that time: the hit is in the one whose snippets hold it.
+        # Cadences of several bands may have begun then: the hit belongs to the one whose snippets hold it.
         number = int(cadence[holding[0]]) if len(holding) else None
         panels.append(None if number is None else (number, begun[number]))
         rows.append(holding[cadence[holding] == number])
@@ -134,7 +134,7 @@ def place_hits(hits: Hits, observed: Observed) -> PlacedHits:
 
 
 def _find_panels(mjd: float, observed: Observed) -> dict[int, int]:
-    """The panel that began at that time, to half a panel, of each cadence that has one."""
+    """For each cadence with a panel that began within half a panel's length of that time: the panel."""
     found = {}
     for number, files in enumerate(observed.cadences):
         since_s = np.abs((mjd - files.start_mjd) * SECONDS_A_DAY - np.array(files.axes.panel_starts_s))
@@ -145,12 +145,12 @@ def _find_panels(mjd: float, observed: Observed) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Known:
-    """What a hit may be near to."""
+    """The lines that a hit may be near."""
 
     ranked: Sequence[tuple[Candidate, Event]]
     interference: Sequence[Event]
     faint: Sequence[Event]
-    """All lines with a score, however faint."""
+    """Lines with a score that are too faint for the table."""
     trained: bool
     """Whether scores are logits."""
 
@@ -192,7 +192,7 @@ def write_scored_hits(path: Path, placed: PlacedHits, known: Known, manifest: Ma
 def _cells_near(
     known: Known, ranked: Sequence[int], interference: Sequence[int], faint: Sequence[int]
 ) -> tuple[object, ...]:
-    """The cells of ADDED but for the snippet, by the numbers of the lines near a hit."""
+    """The cells of ADDED except the snippet, from the numbers of the lines near a hit."""
     if ranked:
         candidate, event = min((known.ranked[n] for n in ranked), key=lambda each: each[0].rank)
         return EVENT, candidate.score, f"{candidate.false_alarm_rate:.4f}", candidate.rank, *_line_cells(event)

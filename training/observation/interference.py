@@ -1,6 +1,4 @@
-"""What of an observation's lines is interference, by frequency: lines in ON and OFF panels, combs, crowded bands, and
-lines that several targets have.
-"""
+"""Signs of interference: lines in ON and OFF panels, combs, crowded bands, and lines that several targets share."""
 
 import csv
 import io
@@ -18,19 +16,19 @@ from training.observation.events import Event
 Float64s = npt.NDArray[np.float64]
 
 CROWDED, COMB, CROSSED, REPEATED = "crowded", "comb", "crossed", "repeated"
-"""Flags: many lines of interference beside it; one of a row of lines at equal distances with equal drift; a brighter
-line crosses it in an ON panel, so that some of its power may be of that line; a line of another target at its
-frequency."""
+"""Flags of a line: many lines of interference are near it; it is one of a row of lines at equal distances with equal
+drift; a brighter line crosses it in an ON panel and may be the source of some of its power; another target has a line
+at its frequency."""
 COLUMNS = ("frequency_mhz", "drift_rate_hz_s", "snr_on", "snr_off", "bandwidth_hz", "snippets", "source", "tstart_mjd")
-_BESIDE_HZ, _CROWD = 12e3, 8  # interference to both sides, and lines of it, that make a crowd
+_BESIDE_HZ, _CROWD = 12e3, 8  # to both sides of a line; the number of lines of interference there that make a crowd
 _COMB_LINES = 5  # Voyager's carrier has two side bands: three lines at equal distances may well be a transmitter's
 _SAME_DISTANCE, _SAME_RATE = 3.0, 2.0  # channels; channels in the cadence
-_TOUCHING = 3.0  # channels, and half of the widths
+_TOUCHING = 3.0  # channels, plus half of both widths
 _REPEATED = 4.0  # channels to both sides, at the start of each cadence
 
 
 def is_crowded(events: Sequence[Event], interference: Sequence[Event]) -> npt.NDArray[np.bool_]:
-    """(events,) whether each lies among many lines of interference of its cadence."""
+    """Whether each event lies among many lines of interference of its cadence; (events,)."""
     others: dict[int, list[float]] = defaultdict(list)
     for each in interference:
         others[each.place.cadence].append(each.start_mhz * 1e6)
@@ -44,9 +42,9 @@ def is_crowded(events: Sequence[Event], interference: Sequence[Event]) -> npt.ND
 
 
 def in_comb(events: Sequence[Event]) -> npt.NDArray[np.bool_]:
-    """(events,) whether each is one of several neighbours in frequency at equal distances, with equal drift.
+    """Whether each event is one of several neighbours in frequency at equal distances, with equal drift; (events,).
 
-    A line between the teeth that is none of them hides a comb.
+    Another line between two teeth splits a comb, which may then be too short to be recognised.
     """
     found = np.zeros(len(events), bool)
     cadence = np.array(_cadences(events))
@@ -65,7 +63,7 @@ def in_comb(events: Sequence[Event]) -> npt.NDArray[np.bool_]:
 
 
 def is_crossed(events: Sequence[Event], others: Sequence[Event]) -> npt.NDArray[np.bool_]:
-    """(events,) whether a brighter one of `others` crosses each, or touches it, in an ON panel."""
+    """Whether a brighter line of `others` crosses or touches each event in an ON panel; (events,)."""
     found = np.zeros(len(events), bool)
     for number in sorted(set(_cadences(events))):
         of_cadence = [other for other in others if other.place.cadence == number]
@@ -82,9 +80,9 @@ def is_crossed(events: Sequence[Event], others: Sequence[Event]) -> npt.NDArray[
 
 
 def is_repeated(events: Sequence[Event], others: Sequence[Event], sources: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """(events,) whether a cadence of another source has a line at the frequency of each, both at their start.
+    """Whether a cadence of another target starts with a line at the frequency at which each event starts; (events,).
 
-    A transmitter on Earth that is seen in the ON panels alone by chance keeps its frequency from target to target.
+    A transmitter on Earth, which shows in the ON panels alone by chance, keeps its frequency from target to target.
     `others` are lines of any kind, `sources` the target of each cadence.
     """
     hertz = np.array([other.start_mhz * 1e6 for other in others])
@@ -113,7 +111,7 @@ def _cadences(events: Sequence[Event]) -> list[int]:
 
 
 def _triples(values: Float64s) -> Float64s:
-    """(n - 2, 3) each three neighbours; none of fewer than three."""
+    """Every three neighbours (n - 2, 3); none if there are fewer than three values."""
     if len(values) < 3:
         return np.empty((0, 3))
     return np.lib.stride_tricks.sliding_window_view(values, 3)

@@ -21,18 +21,18 @@ from training.search import RATES
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 
-_STEP = 0.5  # channels from one line that is tried to the next, at the ends of the cadence too
-_FINER = 4  # times, the second time
-_CHANNELS = 9.0  # to both sides of where the search found the line
-_RATE_STEPS = 3.0  # of the search, to both sides
+_STEP = 0.5  # channels between the lines that are tried, in the middle and at the ends of the cadence
+_FINER = 4  # the second pass takes steps so many times finer
+_CHANNELS = 9.0  # channels tried to both sides of where the search found the line
+_RATE_STEPS = 3.0  # rates tried to both sides, in steps of the search
 _SEARCH_STEP = 1.3 / (RATES // 2)  # between the search's rates where they are widest, as a share of the steepest
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # channels
 _BESIDE = 64  # channels to both sides of the line, in which the noise is measured
 _GUARD = 26  # channels to both sides of the line that may be part of it
-_LEAST_BESIDE = 32  # values: fewer do not tell the noise
-_FOR_NOISE = 4096  # values of a panel: enough for its noise to 2 %; that of a line is measured beside it
-_OUTLIER = 4.0  # standard deviations; noise beyond is left out where noise is measured
-_FIRST_NOISE, _CLIPPINGS = 2.0, 3  # of the panel's noise, which that beside the line need not be; rounds
+_LEAST_BESIDE = 32  # values: fewer are too few to measure noise
+_FOR_NOISE = 4096  # values of a panel: enough to measure its noise to 2 %; a line's SNR uses the noise beside it
+_OUTLIER = 4.0  # standard deviations; values beyond are left out when noise is measured
+_FIRST_NOISE, _CLIPPINGS = 2.0, 3  # first guess of the noise beside a line, in the panel's noise; rounds of clipping
 _MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
 _VISIBLE = 4.0  # standard deviations: how far to both sides of its middle a line is blanked
 
@@ -48,9 +48,9 @@ class Fit:
     width: int
     """Channels that hold the line, with its drift within a time bin."""
     panel_snr: Float64s
-    """(P,) NaN where more than half of the line lies outside of the snippet or on blank values."""
+    """(P,) NaN where more than half of the line lies outside the snippet or on blank values."""
     inside: float
-    """Share of the time bins of all panels in which the line lies inside of the snippet and on values."""
+    """Share of the time bins of all panels in which the line lies inside the snippet and not on blank values."""
 
     def channels(self, rows: Float64s) -> Float64s:
         """The channel at each of `rows`, in time bins from the middle of the cadence."""
@@ -63,7 +63,7 @@ class Fit:
         return float(known.sum() / np.sqrt(len(known))) if len(known) else float("nan")
 
     def best_snr(self, positions: Sequence[int]) -> float:
-        """The best of these panels; NaN where it is known in none."""
+        """The highest SNR of these panels; NaN where it is known in none."""
         known = self.panel_snr[list(positions)]
         return float(np.nanmax(known)) if np.isfinite(known).any() else float("nan")
 
@@ -71,7 +71,7 @@ class Fit:
 def to_noise_units(snippet: npt.NDArray[np.floating]) -> Float32s:
     """A snippet (P, T, F) in standard deviations of each panel's noise above its median; blank values stay 0.
 
-    The snippet's own normalisation would do for a panel without signals; a bright line raises its standard deviation.
+    The snippet's own normalisation is not enough: a bright line raises a panel's standard deviation.
     """
     values = snippet.astype(np.float32)
     blank = values == 0
@@ -114,7 +114,8 @@ def fit_line(
     reach = max(rate_step, _RATE_STEPS * _SEARCH_STEP * steepest)
     panels = _Panels(cumulated, np.array(chosen), rows)
     near = _best_lines(panels, width, (rate, reach, rate_step), (channel, _CHANNELS, _STEP))
-    # With these steps two panels may show more than all three, which are between the steps: those are looked at too.
+    # In these steps two panels may seem to show more than all three, if the true line lies between steps. So the lines
+    # of more panels than the brightest line's are refined too.
     steps = rate_step / _FINER, _STEP / _FINER
     finer = [
         line
@@ -162,10 +163,10 @@ def _best_lines(panels: _Panels, width: float, rates: Range, middles: Range) -> 
 
 
 def _choose(panels: _Panels, lines: Sequence[_Line]) -> _Line:
-    """The line that stands out most; if others are a channel away at an end, the one whose nearest channels do.
+    """The line that stands out most; if others differ by a channel, the one with the largest sum of nearest channels.
 
-    The box around a slow line misses half of its power where it passes between two channels, so two panels in which a
-    wrong line meets the middle of a channel may show more than all three of the true one.
+    The box around a slow line misses half of its power where it passes between two channels. So two panels in which a
+    wrong line meets the middle of a channel may show more than all three panels of the true line.
     """
     best, reach = lines[_brightest(lines)], np.abs(panels.rows).max()
     others = [line for line in lines if abs(line.middle - best.middle) + abs(line.rate - best.rate) * reach > 1]
@@ -194,7 +195,7 @@ def _spread(middle: float, reach: float, step: float) -> Float64s:
 
 
 def _measure(values: Float32s, axes: Axes, middle: float, rate: float, chosen: list[int]) -> Fit:
-    """Width and signal to noise ratio of a line: its sum over the root of the number of values, in the noise beside it.
+    """A line's width and SNR: its sum over the root of the number of values, in units of the noise beside it.
 
     The width is the one with the highest ratio in the `chosen` panels together.
     """
@@ -214,7 +215,7 @@ def _measure(values: Float32s, axes: Axes, middle: float, rate: float, chosen: l
 
 
 def _turn_upright(values: Float32s, axes: Axes, middle: float, rate: float) -> Float32s:
-    """(P, T, W) the channels beside a line, which is in the middle; NaN outside of the snippet and for blank values."""
+    """The channels (P, T, W) beside a line, which is in the middle; NaN outside the snippet and for blank values."""
     channel = np.floor(middle + rate * axes.rows + 0.5).astype(np.int64)[..., None] + np.arange(-_BESIDE, _BESIDE + 1)
     inside = (channel >= 0) & (channel < axes.channels)
     found = np.take_along_axis(values, np.clip(channel, 0, axes.channels - 1), axis=2)
@@ -224,8 +225,8 @@ def _turn_upright(values: Float32s, axes: Axes, middle: float, rate: float) -> F
 def _to_standard(upright: Float32s, beside: npt.NDArray[np.bool_]) -> Float32s:
     """Panels (P, T, W) in standard deviations of the noise in the channels `beside` (W,) the line.
 
-    All NaN in a panel of which this is not known. The mean and not the median: the sum of skewed noise has the mean's
-    level.
+    A panel whose noise is not known becomes NaN. The level is the mean and not the median, as a sum of skewed noise has
+    the mean's level.
     """
     values = upright[:, :, beside]
     finite = np.isfinite(values)
@@ -245,7 +246,7 @@ def _best_box(sums: Float64s, counts: npt.NDArray[np.int64]) -> tuple[int, int]:
     best = (-np.inf, _BESIDE, 1)
     total, count = (np.concatenate([[0], np.cumsum(each)]) for each in (sums, counts))
     for width in _WIDTHS:
-        # Fitted lines are in the middle: of a wide one some channel, of a narrow one a neighbour at most.
+        # A fitted line is in the middle, to within two channels or a quarter of its width.
         reach = max(2.0, width / 4)
         firsts = np.arange(np.ceil(_BESIDE - (width - 1) / 2 - reach), _BESIDE - (width - 1) / 2 + reach + 0.1)
         firsts = firsts.astype(np.int64)
@@ -256,7 +257,7 @@ def _best_box(sums: Float64s, counts: npt.NDArray[np.int64]) -> tuple[int, int]:
 
 
 def blank_line(values: Float32s, axes: Axes, fit: Fit) -> None:
-    """Blank a line in `values` (P, T, F), in place: in all panels, as wide as it is visible in their sum."""
+    """Blank a line in `values` (P, T, F), in place: in all panels, as wide as any panel's sum over time shows it."""
     upright = _turn_upright(values, axes, fit.middle, fit.rate)
     known = np.isfinite(upright)
     profile = np.where(known, upright, 0).sum(axis=1) / np.sqrt(np.maximum(known.sum(axis=1), 1))

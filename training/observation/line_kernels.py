@@ -23,7 +23,7 @@ def sum_lines(
     width: float,
     sums: Float64s,
 ) -> None:
-    """Sum panels along every line into `sums` (N, R, C), over sqrt(T x width): white noise keeps its deviation of 1.
+    """Sum panels along every line into `sums` (N, R, C), divided by sqrt(T x width): white noise keeps deviation 1.
 
     `cumulated` (P, T, F + 1) is the sum of the channels below each channel's lower edge, so that a line may have any
     `width`, in channels, and lie anywhere between them. `chosen` (N,) are the panels, `rows` (N, T) the times of their

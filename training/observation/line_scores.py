@@ -21,7 +21,7 @@ Float64s = npt.NDArray[np.float64]
 
 
 class ScoredLines(NamedTuple):
-    """K lines of each of B snippets, those first that stand out most."""
+    """K lines of each of B snippets, from the one that stands out most."""
 
     channel: Float64s
     """(B, K) channel of the snippet in the middle of the cadence."""
@@ -55,18 +55,18 @@ class LineScorer:
         """`model` is None to score by the search alone, with `count` lines; a model has its own number of lines.
 
         A model searches the drift rates of its training, in channels a time bin, at the times of this cadence.
-        The search and the model see sums of `sum_time_bins`, by whose root they are divided, as a canvas has them.
+        The search and the model see sums of `sum_time_bins` time bins, divided by its root, as in a canvas.
         """
         self._model = model
         if model is None:
             searched_axes = axes.summed(sum_time_bins)
         else:
             searched_axes, count = started_as(model.candidates.axes, axes), model.candidates.count
-        # Lines that are outside of this snippet in the middle of the cadence are inside of the next: snippets overlap.
+        # A line that is outside this snippet in the middle of the cadence is inside a neighbour: snippets overlap.
         self._search = SumWindows(searched_axes, count, outside=0).to(device).eval()
         steepest = searched_axes.steepest / axes.time_bins
         self.axes = replace(axes, max_drift_hz_s=axes.hertz_per_second(steepest))
-        """Of the cadence, with the steepest drift that is searched."""
+        """The cadence's axes, with the steepest drift that is searched."""
         self._sum_time_bins, self._device = sum_time_bins, device
 
     def score(self, snippets: npt.NDArray[np.floating]) -> FoundLines:
@@ -92,9 +92,9 @@ class LineScorer:
         return self._to_lines(lines, searched(lines))
 
     def _by_model(self, model: WindowModel, sums: PanelSums) -> tuple[ScoredLines, ScoredLines]:
-        """A line's logit has subtracted what the model's has: a share of what speaks for lines in the other panels.
+        """A line's logit is its score less a share of the other panels' score, as the model subtracts it.
 
-        So the logits of a snippet's lines add up, as a soft maximum, to the model's own logit.
+        So the soft maximum over the logits of a snippet's lines is the model's own logit.
         """
         seen = next(self._search.views(sums))
         by_line = model.line_logits(seen).float()
@@ -113,7 +113,7 @@ class LineScorer:
 
 
 def _sum_rows(panels: Tensor, time_bins: int) -> Tensor:
-    """Sum neighbouring time bins of (B, P, T, F), so that the noise stays 1."""
+    """Sum neighbouring time bins of (B, P, T, F), scaled so that the noise stays 1."""
     batch, positions, rows, channels = panels.shape
     summed = panels.view(batch, positions, rows // time_bins, time_bins, channels).sum(3)
     return summed / math.sqrt(time_bins)

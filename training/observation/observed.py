@@ -1,4 +1,4 @@
-"""Where and when the snippets of a data set were observed, with what the tables say of each cadence."""
+"""Where and when the snippets of a data set were observed, and what its tables say about each cadence."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +24,13 @@ class CadenceFiles:
     foff_mhz: float
     channels: int
     nfpc: int
-    """0 where it is not known."""
+    """Channels in a coarse channel; 0 if unknown."""
     ra_hours: float | None
     dec_degrees: float | None
 
     @property
     def source(self) -> str:
-        """Of the first file."""
+        """The target of the first file."""
         return self.sources[0]
 
     @property
@@ -45,15 +45,15 @@ class CadenceFiles:
 
 @dataclass(frozen=True)
 class Observed:
-    """All of a data set."""
+    """All cadences and places of a data set."""
 
     cadences: list[CadenceFiles]
     places: list[Place]
-    """Of each row."""
+    """One for each row."""
 
 
 def read_observed(manifest: Manifest) -> Observed:
-    """Raises InputError where a data set was not cut by `ingest`: its channels have no frequencies."""
+    """Read cadences and places. Raises InputError if `ingest` did not cut a data set, which then has no frequencies."""
     cadences: list[CadenceFiles] = []
     places: list[Place] = []
     for data_set in manifest.data_sets:
@@ -72,9 +72,9 @@ def read_observed(manifest: Manifest) -> Observed:
 
 
 def check_searched_once(observed: Observed) -> None:
-    """Raise InputError where the same files were cut twice, into channels of different widths.
+    """Raise InputError if the same files were cut twice, into channels of different widths.
 
-    Each of their lines would be two events, and false alarm rates count events.
+    Each of their lines would be two events, but false alarm rates count events.
     """
     widths: dict[tuple[object, ...], float] = {}
     for files in observed.cadences:

@@ -41,7 +41,7 @@ def rank_events(
     rates = false_alarm_rates(scores, _scores(findings.controls))
     shown = sigmoid(scores) if trained else scores
     flags = _flags(findings, [files.source for files in observed.cadences])
-    # By the logits: the best scores may all be 1. Of equal ones the brighter is first.
+    # By logits, as the best scores may all be 1. Of lines with equal logits the brighter one is first.
     snrs = np.array([event.line.snr for event in findings.events])
     order = np.lexsort((-snrs, -scores)).tolist()
     keys = manifest.keys_of(np.array([event.line.row for event in findings.events], np.int64))
@@ -68,7 +68,7 @@ def _scores(events: Sequence[Event]) -> Float64s:
 
 
 def _flags(findings: Findings, sources: Sequence[str]) -> list[str]:
-    """The words of each event; `sources` are the targets of the cadences."""
+    """The flags of each event; `sources` are the targets of the cadences."""
     events, both = findings.events, [*findings.events, *findings.interference]
     marks = {
         CROWDED: is_crowded(events, findings.interference),

@@ -1,4 +1,4 @@
-"""The search of an observation: batch after batch from the shards, to events, false alarms and interference.
+"""The search of an observation: from the shards, batch by batch, to events, controls and interference.
 
 Axes: B snippet, P panel, T time bin, F frequency channel.
 """
@@ -28,8 +28,8 @@ from training.observation.observed import Observed
 from training.observation.snippet_lines import SnippetLine, find_lines
 from training.search import RATES
 
-_LINES = 4  # of a snippet in one search, without weights
-_SUMS_BYTES = 25e6  # of a batch; the search holds a few times as much
+_LINES = 4  # lines of a snippet in one search without weights
+_SUMS_BYTES = 25e6  # the de-Doppler sums of a batch; the search holds a few times as much
 _AT_ONCE = 2  # batches
 _EMPTY = "empty"
 _log = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judge:
-    """What scores the lines of some rows."""
+    """What scores the lines of `rows`."""
 
     model: WindowModel | None
     """None: the search alone."""
     sum_time_bins: int
-    """As the model was trained."""
+    """The canvas option that the model was trained with."""
     rows: npt.NDArray[np.int64]
 
 
@@ -51,12 +51,12 @@ class How:
     """How an observation is searched."""
 
     judges: Sequence[Judge]
-    """Each row has one."""
+    """Each row belongs to one of them."""
     min_snr: float
     device: torch.device
     loader: LoaderConfig
     watched: frozenset[int] = frozenset()
-    """Rows of which fainter lines are kept too, from `watched_snr` on."""
+    """Rows whose fainter lines are kept too, down to `watched_snr`."""
     watched_snr: float = 0.0
 
 
@@ -71,7 +71,7 @@ class Findings:
     interference: list[Event]
     """Lines in both."""
     faint: list[Event]
-    """Lines in the ON panels of the watched rows, whatever their SNR."""
+    """Lines in the ON panels of the watched rows, with an SNR from `watched_snr` to below `min_snr`."""
 
 
 def search_observation(manifest: Manifest, observed: Observed, split: str, how: How) -> Findings:
@@ -90,8 +90,8 @@ def search_observation(manifest: Manifest, observed: Observed, split: str, how: 
 def _to_findings(found: list[SnippetLine], observed: Observed, min_snr: float) -> Findings:
     """Events of the lines of all snippets.
 
-    A snippet that holds only a part of a line may lack the panels in which it is interference. So lines of interference
-    are merged with both the others, and the snippet that shows a line best decides what it is.
+    A snippet that holds only a part of a line may lack the panels that show it as interference. So lines of
+    interference are merged with those of each half, and the snippet that shows a line best decides what it is.
     """
     lines = [line for line in found if line.snr >= min_snr]
     faint = [line for line in found if line.snr < min_snr and line.on and not line.is_interference]

@@ -1,4 +1,4 @@
-"""The lines of each snippet of a cadence, fitted one after another: a line that was found is blanked for the next.
+"""The lines of each snippet of a cadence, fitted one after another: each is blanked before the next is fitted.
 
 Axes: B snippet, P panel, T time bin, F frequency channel; K line.
 """
@@ -14,10 +14,10 @@ from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from training.observation.line_fit import Fit, Float32s, blank_line, cumulate, fit_line, to_noise_units
 from training.observation.line_scores import FoundLines, LineScorer, ScoredLines
 
-_ROUNDS = 4  # searches of a snippet in which every time something was found
-_BRIGHT = 5.0  # standard deviations: noise seldom reaches it, and lines without a score are worth a fit from there on
-_IN_OTHERS = 4.0  # standard deviations in the other panels that noise does not reach along a given line
-_SHARE_IN_OTHERS = 1 / 3  # of a line's own: the other panels' beams see far less of what is on the target
+_ROUNDS = 4  # searches of a snippet at most: it is searched again as long as each search finds something
+_BRIGHT = 5.0  # standard deviations, which noise seldom reaches: lines without a score are fitted from here up
+_IN_OTHERS = 4.0  # standard deviations in the other panels, which noise does not reach along a given line
+_SHARE_IN_OTHERS = 1 / 3  # of a line's own SNR: the other panels' beams see far less of what is on the target
 _SAME_LINE = 3.0  # channels
 _LEAST_OWN = 2  # panels
 _IMAGE_ORDER = (*ON_POSITIONS, *OFF_POSITIONS)
@@ -28,7 +28,7 @@ class SnippetLine:
     """A line in one snippet."""
 
     row: int
-    """Of the data set."""
+    """The snippet's row in the data set."""
     on: bool
     """Whether it was looked for in the ON panels; else it is a control, found in the OFF panels."""
     score: float
@@ -42,7 +42,7 @@ class SnippetLine:
 
     @property
     def snr(self) -> float:
-        """In the panels in which it was looked for, together."""
+        """SNR in the panels in which it was looked for, together."""
         return self.fit.snr(self.positions)
 
     @property
@@ -54,7 +54,7 @@ class SnippetLine:
 
     @property
     def is_interference(self) -> bool:
-        """Whether it is in the other panels too: so bright there that noise is excluded, and a third of its own SNR."""
+        """Whether the other panels show it too: brighter than noise, and with at least a third of its own SNR."""
         others = OFF_POSITIONS if self.on else ON_POSITIONS
         own, other = (_brightest(self.fit, positions) for positions in (self.positions, others))
         return bool(other >= max(_IN_OTHERS, _SHARE_IN_OTHERS * own))
@@ -71,9 +71,9 @@ def find_lines(
     snippets: npt.NDArray[np.float16],
     min_snr: npt.NDArray[np.float64],
 ) -> Iterator[SnippetLine]:
-    """Yield the lines of snippets (B, P, T, F), whose rows are `rows`, from `min_snr` (B,) on.
+    """Yield the lines of snippets (B, P, T, F) with an SNR of at least `min_snr` (B,); `rows` are the snippets' rows.
 
-    A snippet in which something was found is searched again without it, a few times.
+    A snippet in which lines were found is searched again without them, a few times.
     """
     values = np.stack([to_noise_units(snippet) for snippet in snippets])
     left = np.arange(len(rows))
@@ -114,12 +114,12 @@ def _of_snippet(found: FoundLines, place: int) -> list[_Start]:
 
 
 def _fit_lines(row: int, values: Float32s, axes: Axes, starts: list[_Start], min_snr: float) -> list[SnippetLine]:
-    """Fit the lines of a snippet in the order of their SNR, each without those before it, which are blanked."""
+    """Fit the lines of a snippet from high to low SNR; each one is blanked before the next is fitted."""
     lines: list[SnippetLine] = []
     fitted = _fit_each(row, values, axes, starts, min_snr)
     while fitted:
         best = max(fitted, key=lambda line: line.snr)
-        # The same line may have been proposed with a score and, as bright, without one.
+        # The same line may have been proposed twice: with a score, and without one because it is bright.
         same = [line for line in fitted if line.on == best.on and _is_same(line.fit, best.fit, axes)]
         chosen = next((line for line in same if np.isfinite(line.score)), best)
         rest = [line for line in fitted if all(line is not each for each in same)]

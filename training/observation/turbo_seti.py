@@ -1,8 +1,8 @@
-"""What was found in the formats of turboSETI: a .dat file for each file of a cadence, and a table of events.
+"""Write what was found in turboSETI's formats: a .dat file for each file of a cadence, and a table of events.
 
-As turboSETI 2.3.2 writes them (find_doppler/file_writers.py, find_event/find_event.py), so that its `find_event` and
-`plot_event` take them. Channels count here as there: in the order of the file, from 0. The first line of a .dat file,
-which those skip, says that it is ours.
+They are those of turboSETI 2.3.2 (find_doppler/file_writers.py, find_event/find_event.py), so that its `find_event` and
+`plot_event` read them. Channels are counted as there: in the order of the file, from 0. The first line of a .dat file,
+which turboSETI skips, names Needlestream.
 """
 
 import csv
@@ -23,10 +23,10 @@ from training.observation.observed import CadenceFiles, Observed
 from training.observation.search_observation import Findings
 
 EVENTS = "events.csv"
-# A known line in one more panel: far fewer places are tried than in a blind search.
+# Lower than --min-snr: a line that is already known is measured in one more panel, not searched for.
 _LEAST_SNR = 3.0
 _OURS = "# -------------------------- o -------------------------- Needlestream\n"
-"""First line of a .dat file; turboSETI's ends before the name."""
+"""First line of a .dat file; turboSETI's own lacks the name at the end."""
 _RULE, _LINE = "# -------------------------- o --------------------------\n", "# --------------------------\n"
 _HIT_COLUMNS = (
     "Top_Hit_#",
@@ -70,7 +70,7 @@ EVENT_COLUMNS = (
     "score",
     "false_alarm_rate",
 )
-"""Of turboSETI's table, and three more."""
+"""Those of turboSETI's table, and three more."""
 _TABLE_HEAD = ",".join(["", *EVENT_COLUMNS]) + "\n"
 
 
@@ -81,16 +81,16 @@ class _Hit:
     event: Event
     panel: int
     number: int
-    """In its file, from 1."""
+    """Its number in its file, from 1."""
 
     @property
     def mhz(self) -> float:
-        """At the start of the panel."""
+        """Frequency at the start of the panel."""
         return self.event.panel_mhz(self.panel)
 
     @property
     def snr(self) -> float:
-        """In the panel."""
+        """SNR in the panel."""
         return float(self.event.line.fit.panel_snr[self.panel])
 
 
@@ -99,8 +99,8 @@ def write_turbo_seti(
 ) -> list[Path]:
     """Write the .dat files of all cadences and the table of the ranked events; return their paths.
 
-    Those of several cadences are in folders of their own, cadence-0000 and so on. A .dat file has a hit for each line
-    that the panel shows: of lines in the ON panels alone in those, of lines in the OFF panels alone in those, of
+    Several cadences get a folder each, cadence-0000 and so on. A .dat file has a hit for each line that its panel
+    shows. Lines in the ON panels alone are only in their files, lines in the OFF panels alone only in theirs, and
     interference in all.
     """
     written: list[Path] = []
@@ -120,7 +120,7 @@ def check_replaced(folder: Path, observed: Observed) -> None:
         for path in paths:
             if path.exists() and not _is_ours(path):
                 raise InputError(
-                    f"--turbo-seti {folder}: {path} would be replaced, but its first line is not that of our files; "
+                    f"--turbo-seti {folder}: {path} would be replaced, but its first line is not one of infer.py's; "
                     "choose another folder, or remove the file if an earlier version of infer.py wrote it"
                 )
 
@@ -133,7 +133,7 @@ def _plan_paths(folder: Path, observed: Observed) -> Iterator[tuple[CadenceFiles
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file begins as ours do; a table of events with columns that turboSETI's lacks."""
+    """Whether a file begins as those written here; a table of events begins with more columns than turboSETI's."""
     expected = (_TABLE_HEAD if path.name == EVENTS else _OURS).encode()
     if not path.is_file():
         return False
@@ -142,7 +142,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _dat_name(files: CadenceFiles, panel: int) -> str:
-    """As turboSETI names it, or after its panel too where two files of a cadence would have the same."""
+    """turboSETI's name for the file, or with its panel in front where two files of a cadence would share that name."""
     names = [Path(name).with_suffix(".dat").name for name in files.files]
     return names[panel] if names.count(names[panel]) == 1 else f"{PANEL_NAMES[panel]}_{names[panel]}"
 
@@ -153,7 +153,7 @@ def _hits_of(findings: Findings, cadence: int, panel: int) -> list[_Hit]:
     shown = [
         event
         for event in [*alone, *findings.interference]
-        if event.place.cadence == cadence and event.line.fit.panel_snr[panel] >= _LEAST_SNR  # not where it is NaN
+        if event.place.cadence == cadence and event.line.fit.panel_snr[panel] >= _LEAST_SNR  # False for NaN
     ]
     shown.sort(key=lambda event: event.panel_mhz(panel))
     return [_Hit(event, panel, number) for number, event in enumerate(shown, start=1)]
@@ -199,7 +199,7 @@ def _to_table(files: CadenceFiles, ranked: Iterable[tuple[Candidate, Event]], hi
 
 
 def _event_row(files: CadenceFiles, candidate: Candidate, hit: _Hit, total: int, shown: int) -> tuple[object, ...]:
-    """In the order of EVENT_COLUMNS."""
+    """The cells of a row, in the order of EVENT_COLUMNS."""
     coarse, index = _file_channel(files, hit.mhz)
     start, end = _range_mhz(files, hit.mhz)
     source, mjd = files.sources[hit.panel].upper(), f"{_start_mjd(files, hit.panel):.12f}"
@@ -214,13 +214,13 @@ def _event_row(files: CadenceFiles, candidate: Candidate, hit: _Hit, total: int,
 
 
 def _file_channel(files: CadenceFiles, mhz: float) -> tuple[int, int]:
-    """Coarse channel, and channel in it, in the order of the file; coarse channel 0 where these are not known."""
+    """Coarse channel and the channel in it, in the order of the file; coarse channel 0 if these are unknown."""
     channel = round((mhz - files.fch1_mhz) / files.foff_mhz)
     return divmod(channel, files.nfpc) if files.nfpc else (0, channel)
 
 
 def _range_mhz(files: CadenceFiles, mhz: float) -> tuple[float, float]:
-    """What the steepest drift may reach within a panel, in the order of the file."""
+    """The range that the steepest drift may reach within a panel, in the order of the file."""
     reach = math.copysign(files.axes.max_drift_hz_s * _length_s(files) / 1e6, files.foff_mhz)
     return mhz - reach, mhz + reach
 
@@ -234,7 +234,7 @@ def _start_mjd(files: CadenceFiles, panel: int) -> float:
 
 
 def _position(files: CadenceFiles, panel: int) -> tuple[str, str]:
-    """Right ascension and declination as turboSETI writes them; the tables have those of the target alone."""
+    """Right ascension and declination as turboSETI writes them; unknown for OFF panels, which the tables lack."""
     if panel in OFF_POSITIONS or files.ra_hours is None or files.dec_degrees is None:
         return "unknown", "unknown"
     return _sexagesimal(files.ra_hours, "h", 3), _sexagesimal(files.dec_degrees, "d", 1)

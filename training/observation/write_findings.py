@@ -33,28 +33,28 @@ from training.observation.turbo_seti import check_replaced, write_turbo_seti
 from training.prediction import Trained, load_trained, plan_judges, warn_of_known
 
 NO_WEIGHTS = Path("none")
-"""Stands for the search alone where weights are asked for."""
+"""The value of --weights that stands for the search alone."""
 
 
 @dataclass(frozen=True)
 class CandidatesConfig:
-    """What is written of an observation."""
+    """What is written about an observation."""
 
     candidates: Path | None = None
-    """For shards that `python -m shard_tools ingest` cut: write a ranked table of candidates here (.csv), and
-    interference.csv beside it (X.interference.csv for a table X.csv of another name than candidates.csv), in place of
-    a submission. --weights none ranks them by the search alone."""
+    """For shards that `python -m shard_tools ingest` cut: instead of a submission, write a ranked table of candidates
+    here, such as candidates.csv, and interference.csv beside it (for another name X.csv: X.interference.csv).
+    --weights none ranks them by the search alone."""
     min_snr: float = 6.0
     """Least signal to noise ratio of a candidate, in its three ON panels together. Noise alone reaches 6 in about one
-    of some thousand snippets."""
+    of several thousand snippets."""
     pictures: int = 20
     """Number of candidates that get a picture."""
     turbo_seti: Path | None = None
-    """Folder for what was found in the formats of turboSETI: a .dat file for each telescope file, and events.csv. Those
-    of an earlier run are replaced; other files of these names are refused."""
+    """Folder for what was found, in turboSETI's formats: a .dat file for each telescope file, and events.csv. Files of
+    an earlier run are replaced; other files of these names are an error."""
     hits: Path | None = None
-    """Hits (.dat) or events (.csv) of turboSETI: write them with the score of the best line near each, as hits.csv
-    beside candidates.csv, or X.hits.csv beside X.csv."""
+    """Table of hits (.dat) or events (.csv) that turboSETI wrote: copy it with the score of the best line near each row
+    to hits.csv beside candidates.csv, or to X.hits.csv beside X.csv."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.min_snr <= 1e6:
@@ -75,10 +75,10 @@ class Written:
 
 
 def load_judges(weights: Sequence[Path], manifest: Manifest, split: str, device: torch.device) -> list[Judge]:
-    """What scores the lines of which rows: the search alone, a model, or those of all folds of a training.
+    """What scores the lines of which rows: the search alone, one model, or the models of all folds of a training.
 
-    With models of several folds each row is scored by the one that was not trained on it. Raises InputError where
-    weights are of another kind or for another shape, or do not belong together.
+    With models of several folds, each row is scored by the one that was not trained on it. Raises InputError if weights
+    are of another kind, for another shape, or do not belong together.
     """
     rows = manifest.rows(split)
     if tuple(weights) == (NO_WEIGHTS,):
@@ -112,7 +112,7 @@ def _to_line_model(path: Path, trained: Trained, manifest: Manifest) -> WindowMo
 
 
 def _check_out(config: CandidatesConfig, out: Path) -> None:
-    """Make the folders of what is written. Raises InputError where it could not be, before the search."""
+    """Make the output folders. Raises InputError, before the search, for an output that cannot be written."""
     if out.suffix != ".csv" or out.is_dir() or is_stream(out):
         raise InputError(f"--candidates {out}: expected the name of a .csv table, such as candidates.csv")
     if out.name in (INTERFERENCE, HITS):
@@ -135,27 +135,27 @@ def _check_out(config: CandidatesConfig, out: Path) -> None:
 
 
 def _check_replaced(out: Path, table: Path, columns: Sequence[str]) -> None:
-    """Raise InputError where a table is in the way that does not end its first line with our columns."""
+    """Raise InputError if a file would be replaced whose first line does not end with our columns."""
     if not table.exists():
         return
     with table.open("rb") as file:
         first = file.readline(1 << 16).decode("utf-8", "replace").strip()
     if first and not f",{first}".endswith(f",{','.join(columns)}"):
         raise InputError(
-            f"--candidates {out}: {table} would be replaced, but its first line is not that of our table; choose "
+            f"--candidates {out}: {table} would be replaced, but its first line is not one of infer.py's; choose "
             "another name, or remove the file if an earlier version of infer.py wrote it"
         )
 
 
 def _check_hits(config: CandidatesConfig, tables: Sequence[Path]) -> None:
-    """Raise InputError where the hits that are read would be written over."""
+    """Raise InputError if the table of hits that is read would be overwritten."""
     if config.hits is None:
         return
     hits = config.hits.resolve()
     in_folder = config.turbo_seti is not None and hits.is_relative_to(config.turbo_seti.resolve())
     if in_folder or hits in [table.resolve() for table in tables]:
         raise InputError(
-            f"--hits {config.hits}: would be written over; choose another place for "
+            f"--hits {config.hits}: would be overwritten; choose another place for "
             f"{'--turbo-seti' if in_folder else '--candidates'}"
         )
 
