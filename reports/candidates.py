@@ -17,15 +17,15 @@ from training.dedoppler import find_drift
 from training.out_of_fold import read_scores
 
 Rows = npt.NDArray[np.int64]
-_SHOWN = 6  # in a picture, and of each kind of validation cadence
+_SHOWN = 6  # cadences in a picture, and in each gallery of validation
 _TRACKS = (
     "Red arrowheads show where a drifting line enters and leaves each panel: the best line that a de-Doppler search "
-    "finds in the ON panels and not in the OFF panels. It is an estimate, to be checked by eye, and independent of the "
-    "network's score. Channels count from 0; Hz/s assume channels of {hertz:.2f} Hz and time bins of {seconds:.2f} s."
+    "finds in the ON panels and not in the OFF panels. It is an estimate that does not depend on the network's score; "
+    "check it by eye. Channels count from 0; Hz/s assume channels of {hertz:.2f} Hz and time bins of {seconds:.2f} s."
 )
 _NO_TRACKS = (
-    "Snippets of an observation, panel after panel, without the pauses between them. Lines with their frequencies and "
-    "drift rates are found by infer.py --candidates."
+    "Snippets of an observation, drawn panel after panel without the pauses between them. infer.py --candidates finds "
+    "lines with their frequencies and drift rates."
 )
 
 
@@ -37,7 +37,7 @@ class Scored:
     target: npt.NDArray[np.int8]
     score: npt.NDArray[np.float64]
     logit: npt.NDArray[np.float64] | None = None
-    """None where the ranks of several models were averaged."""
+    """None if the ranks of several models were averaged."""
 
     @property
     def order(self) -> npt.NDArray[np.float64]:
@@ -79,7 +79,7 @@ def build_galleries(manifest: Manifest, scored: Scored) -> list[Block]:
         "Worst errors: no needle, and a high score": falling[scored.target[falling] == 0],
         "Worst errors: a needle, and a low score": falling[::-1][scored.target[falling[::-1]] == 1],
     }
-    texts = [describe_tracks(manifest), "", ""]  # once is enough
+    texts = [describe_tracks(manifest), "", ""]  # one explanation is enough for all galleries
     return [
         Block(heading, text, pictures=draw_candidates(manifest, scored, chosen[:_SHOWN]), is_gallery=True)
         for text, (heading, chosen) in zip(texts, kinds.items(), strict=True)
@@ -97,14 +97,14 @@ def write_best(picture: Path, manifest: Manifest, scored: Scored) -> None:
 
 
 def draw_candidates(manifest: Manifest, scored: Scored, chosen: Rows) -> list[Picture]:
-    """A waterfall of each of the `chosen` places, with its key, rank, truth where known, and estimated drift.
+    """A waterfall of each of the `chosen` places, with its key, its rank, the truth if known, and its estimated drift.
 
-    Of an observation without the drift: that search takes panels to follow each other without pauses. Raises
-    InputError where a snippet cannot be read.
+    Snippets of an observation get no drift, as that search assumes panels without pauses between them. Raises
+    InputError if a snippet cannot be read.
     """
     rows = scored.rows[chosen]
     observed = is_observed(manifest)
-    summed = manifest.time_bin  # time bins summed while packing; find_drift takes them for single ones
+    summed = manifest.time_bin  # time bins summed while packing; find_drift takes each sum for a single time bin
     pictures = []
     for place, row, key in zip(chosen, rows, manifest.keys_of(rows), strict=True):
         snippet = read_snippet_of(manifest, int(row))

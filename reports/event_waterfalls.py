@@ -1,4 +1,4 @@
-"""One event of an observation as a waterfall: frequency in MHz, time in s, the panels where they were.
+"""One event of an observation as a waterfall: frequency in MHz, time in s, each panel at its own time.
 
 Axes of a snippet: P position, T time bin, F frequency channel.
 """
@@ -20,20 +20,20 @@ Floats = npt.NDArray[np.floating]
 PANEL_NAMES = ("A", "B", "A", "C", "A", "D")
 _INCHES = (4.3, 5.4)
 _FEWEST_CHANNELS = 96  # of a picture: enough noise on both sides of a steady line to judge it by
-_MARGIN = 0.35  # of what the line crosses, on either side
-_MOST_ROWS, _MOST_CHANNELS = 32, 110  # of a panel: more have no pixels, and summing them lifts faint lines out
-# Quantiles; a line fills about 1 % of the picture, and must not be cut off.
+_MARGIN = 0.35  # share of the channels that the line crosses, added on either side
+_MOST_ROWS, _MOST_CHANNELS = 32, 110  # of a panel: there are no pixels for more, and summing brings out faint lines
+# Quantiles; a line fills about 1 % of the picture and must not be cut off.
 _DARKEST, _BRIGHTEST = 0.02, 0.998
-_SHADES = 24  # as in the other waterfalls: a PNG's palette has 128 colours for all
+_SHADES = 24  # as in the other waterfalls: the palette of 128 colours also has to hold marks and labels
 _LINE_COLOUR = "#e03131"
 
 
 @dataclass(frozen=True)
 class EventLine:
-    """A line as a table has it."""
+    """A line as the table of candidates gives it."""
 
     frequency_mhz: float
-    """At the start of the first panel."""
+    """Frequency at the start of the first panel."""
     drift_rate_hz_s: float
 
     def mhz_at(self, seconds: float) -> float:
@@ -43,12 +43,12 @@ class EventLine:
 
 @dataclass(frozen=True)
 class Panels:
-    """The six panels of a snippet, and where they were."""
+    """The six panels of a snippet, with their times and frequencies."""
 
     values: Floats
     """(P, T, F), in standard deviations of the noise."""
     starts_s: Sequence[float]
-    """(P,) since the start of the first."""
+    """(P,) seconds since the start of the first panel."""
     bin_length_s: float
     first_mhz: float
     """Centre of channel 0, the lowest."""
@@ -56,7 +56,7 @@ class Panels:
 
     @property
     def length_s(self) -> float:
-        """Of each panel."""
+        """Length of each panel."""
         return int(self.values.shape[1]) * self.bin_length_s
 
     @property
@@ -120,9 +120,9 @@ def draw_event(panels: Panels, line: EventLine, snrs: Sequence[float]) -> Figure
 
 
 def shown_starts(starts_s: Sequence[float], length_s: float) -> tuple[Floats, bool]:
-    """Where each panel is drawn (P,) in s, and whether that is where it was.
+    """The time (P,) in s at which each panel is drawn, and whether all of these are the true times.
 
-    A pause longer than a panel is drawn as long as one: hours between two files would leave no room for the panels.
+    A pause longer than a panel is drawn as long as a panel: hours between two files would leave no room for the panels.
     """
     pauses = np.diff(starts_s) - length_s
     tops = np.concatenate([[0.0], np.cumsum(length_s + np.clip(pauses, 0.0, length_s))])
@@ -130,7 +130,7 @@ def shown_starts(starts_s: Sequence[float], length_s: float) -> tuple[Floats, bo
 
 
 def _summed(values: Floats, axis: int, most: int) -> Floats:
-    """Neighbours along an axis summed over sqrt(n) until about `most` are left: white noise keeps its height."""
+    """Sums of n neighbours on an axis over sqrt(n), so that about `most` are left: white noise keeps its level."""
     length = values.shape[axis]
     count = max(1, length // most)
     kept = np.asarray(values, np.float32).take(range(length // count * count), axis)
@@ -145,7 +145,7 @@ def _decimals(panels: Panels) -> int:
 
 
 def _mark_panels(axes: Axes, panels: Panels, tops: Floats, snrs: Sequence[float]) -> None:
-    """Name, ON or OFF, and SNR of each panel, at its right."""
+    """Write each panel's name, ON or OFF, and SNR to its right."""
     right = axes.get_yaxis_transform()
     for position, (top, name, snr) in enumerate(zip(tops, PANEL_NAMES, snrs, strict=True)):
         is_on = position % 2 == 0
@@ -166,5 +166,5 @@ def _mark_line(axes: Axes, panels: Panels, tops: Floats, line: EventLine) -> Non
         for seconds, marker in ((0.0, "caretdown"), (panels.length_s, "caretup")):
             mhz = line.mhz_at(start + seconds)
             if low <= mhz <= high:
-                tip = {"caretdown": 7, "caretup": 6}[marker]  # matplotlib's carets that point at their place
+                tip = {"caretdown": 7, "caretup": 6}[marker]  # matplotlib's carets whose tip is at their place
                 axes.plot(mhz, top + seconds, marker=tip, markersize=5, color=_LINE_COLOUR, clip_on=False, zorder=3)

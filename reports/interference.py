@@ -1,4 +1,4 @@
-"""What interference an observation holds, by frequency."""
+"""Charts of the interference in an observation, by frequency."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ _POINTS: Mapping[str, Any] = {"marker": "o", "markersize": 3, "linestyle": "", "
 
 
 def read_interference(path: Path) -> Floats:
-    """Frequency (MHz) and SNR in the OFF panels of the lines of interference.csv (n, 2); none where it is absent."""
+    """Frequency (MHz) and SNR in the OFF panels of each line in interference.csv (n, 2); no lines if it is absent."""
     if not path.is_file():
         return np.empty((0, 2))
     with path.open("rb") as file:
@@ -47,7 +47,7 @@ def draw_lines(candidates: Sequence[Candidate], interference: Floats) -> Picture
 
 
 def draw_strengths(observed: Sequence[Observations], manifest: Manifest) -> list[Picture]:
-    """A chart of each data set: how much the strongest ON and OFF panel of each snippet vary."""
+    """A chart for each data set: how much the strongest ON and the strongest OFF panel of each snippet vary."""
     pictures = []
     for observations in observed:
         widths = np.array([cadence.channel_width_hz for cadence in observations.cadences])[observations.cadence]
@@ -69,7 +69,7 @@ def _chart() -> tuple[Figure, Axes]:
 
 
 def _finish(axes: Axes, heights: Floats) -> None:
-    """Names and ticks; the axis of the `heights` is logarithmic where they span more than a factor of five."""
+    """Add names and ticks; the axis of the `heights` is logarithmic if they span more than a factor of five."""
     heights = heights[np.isfinite(heights) & (heights > 0)]
     if len(heights) and heights.max() > _WIDE_SPAN * heights.min():
         axes.set_yscale("log")

@@ -29,16 +29,16 @@ _HEADINGS = (
     "rank", "MHz", "Hz/s", "SNR", "score", "false alarm rate", "bandwidth (Hz)", "coarse channel", "source", "flags",
 )  # fmt: skip
 _ABOUT = (
-    "A candidate is a narrow line that drifts in frequency, is there when the telescope points at the target (ON) and "
-    "is not there when it points elsewhere (OFF). The best are at the top. That is not proof of anything: look at each "
+    "A candidate is a narrow line that drifts in frequency and is there only while the telescope points at the target "
+    "(ON), not while it points elsewhere (OFF). The best are at the top. A high rank proves nothing: look at each "
     "picture, and observe again."
 )
 _FALSE_ALARMS = (
     "The false alarm rate is the share of candidates with at least this score that chance or interference would give, "
     "estimated by the same search with ON and OFF exchanged: (lines that it found with at least this score + 1) / "
-    "candidates, at most 1. 0.1 means: of ten such candidates expect one by chance. It is never 0: n candidates have "
-    "1 / n at the least, so a few have high rates however bright they are. It assumes that the sky and the "
-    "interference are alike in ON and OFF."
+    "candidates, at most 1. A rate of 0.1 means that one of ten such candidates is expected by chance. It is never 0: "
+    "with n candidates it is at least 1 / n, so a few candidates have high rates however bright they are. It assumes "
+    "that the sky and the interference are alike in ON and OFF."
 )
 _PICTURES = (
     "Time runs down; each panel is drawn when it was observed, with the pauses between. Red arrowheads in the pauses "
@@ -47,11 +47,11 @@ _PICTURES = (
     "and one in a flagged snippet."
 )
 _INTERFERENCE = (
-    "Lines that are in ON and OFF panels, and how much more the values of each snippet vary than the receiver's noise: "
-    "1 is noise alone. What stands out in ON and OFF alike is interference. Trust a candidate in its midst the least."
+    "Lines that are in ON and OFF panels, and how much the values of each snippet vary compared with the receiver's "
+    "noise (1: noise alone). What stands out in ON and OFF alike is interference. Trust candidates among it the least."
 )
 _SNR = (
-    "Their SNR is that of one panel in one channel of the file, if the needle did not drift; drift and summed channels "
+    "Their SNR is that of one panel in one channel of the file for a needle without drift; drift and summed channels "
     "lower it."
 )
 
@@ -61,7 +61,7 @@ class Place:
     """Where a snippet was observed."""
 
     row: int
-    """Of the manifest."""
+    """Its row in the manifest."""
     cadence: ObservedCadence
     first_mhz: float
     level: npt.NDArray[np.float32]
@@ -87,7 +87,7 @@ class ObservedSnippets:
         return {str(key): row for row, key in enumerate(self.manifest.keys.to_pylist())}
 
     def find(self, key: str) -> Place | None:
-        """The place of a snippet; None where there is none of that key."""
+        """The place of a snippet; None if no observation has that key."""
         row = self._rows.get(key)
         for rows, observed in self.observed:
             if row is not None and row in rows:
@@ -109,8 +109,8 @@ class ObservedSnippets:
 def write_observation_report(table: Path, manifest: Manifest, weights: Sequence[str] = ()) -> Path:
     """Draw the candidates for which a table names a picture, write a page beside it, and return the page's path.
 
-    The page also tells which added needles were found, where truth.csv of `inject` lies beside the shards. Raises
-    InputError where the table, or a snippet that it names, cannot be read.
+    If truth.csv of `inject` lies beside the shards, the page also says which added needles were found. Raises
+    InputError if the table, or a snippet that it names, cannot be read.
     """
     candidates = read_candidates(table)
     snippets = ObservedSnippets(manifest)
@@ -127,7 +127,7 @@ def write_observation_report(table: Path, manifest: Manifest, weights: Sequence[
         *_searched(snippets, weights),
     ]
     if not candidates:
-        blocks[1] = Block("The table", "It is empty: nothing was found in ON that is not in OFF.")
+        blocks[1] = Block("The table", "It is empty: no line was found that is in ON and not in OFF.")
         del blocks[2]
     about = f"{table.name}, made {datetime.now(UTC):%Y-%m-%d %H:%M UTC}."
     page = table.with_name(f"{table.stem}.report.html")
@@ -182,7 +182,7 @@ def _to_table(candidates: Sequence[Candidate]) -> list[Sequence[str]]:
 
 
 def _to_cells(candidate: Candidate) -> Sequence[str]:
-    """In the order of _HEADINGS."""
+    """The cells of a row, in the order of _HEADINGS."""
     return (
         f"{candidate.rank}",
         f"{candidate.frequency_mhz:.6f}",
@@ -198,7 +198,7 @@ def _to_cells(candidate: Candidate) -> Sequence[str]:
 
 
 def _added(table: Path, candidates: Sequence[Candidate], manifest: Manifest) -> list[Block]:
-    """Which of the needles that `inject` added are among the candidates; nothing where it added none."""
+    """Which of the needles that `inject` added are among the candidates; nothing if it added none."""
     truth = Path(manifest.root) / TRUTH_TABLE if isinstance(manifest.root, Path) else None
     if truth is None or not truth.is_file():
         return []
@@ -209,18 +209,18 @@ def _added(table: Path, candidates: Sequence[Candidate], manifest: Manifest) -> 
     rows: list[Sequence[str]] = [("", "", "found", "of", "recall")]
     for name, groups in group_needles(found).items():
         rows += [(name, g.name, f"{g.found}", f"{g.needles}", f"{g.found / g.needles:.0%}") for g in groups]
-    text = f"{hits} of {len(found)} simulated needles are in the table, so these are not all of the sky. {_SNR}"
+    text = f"{hits} of {len(found)} simulated needles are in the table: not every candidate is from the sky. {_SNR}"
     return [Block("Added needles that were found", text, table=rows)]
 
 
 def _searched(snippets: ObservedSnippets, weights: Sequence[str]) -> list[Block]:
-    """What was searched: of each data set where it was observed, and what `ingest` noted of its snippets."""
+    """What was searched: when and where each data set was observed, and how many of its snippets have which flag."""
     channels = snippets.manifest.shape[2]
     rows = [("shards", str(snippets.manifest.root))]
     if weights:
         rows.append(("weights", ", ".join(weights)))
     if list(weights) == ["none"]:
-        rows.append(("score", "of the search alone, in standard deviations of the noise"))
+        rows.append(("score", "that of the search alone, in standard deviations of the noise"))
     for _, observed in snippets.observed:
         rows.append(("observed", observed.describe(channels)))
         starts = ", ".join(f"{start:.0f}" for start in observed.cadences[0].panel_start_s)

@@ -55,7 +55,7 @@ class Block:
     is_wide: bool = False
     """Each picture takes the whole width."""
     table: Sequence[Sequence[str]] = ()
-    """A table of many columns, their names first."""
+    """A table of many columns; the first row has their names."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def to_picture(png: bytes, alt: str, title: str = "", lines: Sequence[str] = ())
 
 
 def without_secrets(text: str) -> str:
-    """The text with user, password and query removed from its URLs, since pages are passed on."""
+    """The text with user, password and query removed from its URLs, since pages are shared."""
     return _QUERY.sub(r"\1?...", _USER.sub("...@", text))
 
 

@@ -70,7 +70,7 @@ def roc(target: Ints, score: Floats, label: str | None = None, **style: Any) -> 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure that is followed over the epochs."""
+    """A quantity that is drawn over the epochs."""
 
     title: str
     name: str
@@ -118,7 +118,7 @@ def draw_gradients(rows: Sequence[Norms]) -> Figure:
 
 
 def draw_updates(rows: Sequence[Norms]) -> Figure:
-    """What a step changed each part by, as a share of its weights, over the steps."""
+    """How much each step changed each part, as a share of its weights, over the steps."""
     return _draw_parts(rows, update_share, "updates", "norm of update / of weights")
 
 
@@ -156,7 +156,7 @@ def _draw_roc(axes: Axes, curve: Curve, title: str) -> None:
 
 
 def draw_precision_recall(target: Ints, score: Floats, label: str) -> Figure:
-    """The precision-recall curve; chance alone where there is no positive."""
+    """The precision-recall curve; only that of chance if there is no positive."""
     figure, axes = _chart()
     if (target == 1).any():
         from sklearn.metrics import precision_recall_curve  # slow to import
@@ -172,7 +172,7 @@ def draw_precision_recall(target: Ints, score: Floats, label: str) -> Figure:
 
 
 def draw_score_histogram(score: Floats, target: Ints | None) -> Figure:
-    """How many cadences have which score, by class where `target` is known."""
+    """How many cadences have which score, by class if `target` is known."""
     figure, axes = _chart()
     label_axes(axes, "scores", "score", "cadences")
     edges = np.linspace(0, 1, 41).tolist()

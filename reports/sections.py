@@ -43,17 +43,17 @@ from training.metrics import average_precision, calibration, recall_at_fpr, roc_
 from training.results import NORMS
 from training.system_info import machine, versions
 
-_CANDIDATES = 12  # of a prediction
+_CANDIDATES = 12  # pictures of a prediction's best cadences
 _SUBMISSION = "submission"  # the row that identifies a prediction's section
 _RATES = (0.1, 0.01, 0.001)
-_EXPECTED_FALSE = 10  # false positives at such a rate; with fewer, a recall is a matter of luck
+_EXPECTED_FALSE = 10  # least number of false positives at a rate; with fewer, recall is a matter of luck
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "nvidia-dali", "numba", "numpy", "scipy", "scikit-learn",
     "safetensors",
 )  # fmt: skip
 _FILES = {
     "best.safetensors": "weights of the best epoch",
-    "oof.csv": "their score and logit of each cadence of validation",
+    "oof.csv": "the score and logit that they give each validation cadence",
     "metrics.jsonl": "a line of figures for each epoch",
     NORMS: "norms of gradient, weights and update, by part of the network and step",
     "config.json": "the configuration",
@@ -79,12 +79,12 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
         Block("The run", rows=_run_rows(config, summary, history, manifest, accelerator)),
         Block("Over the epochs", pictures=_curves(history)),
         *_learning(run_dir),
-        Block("What the scores of validation are worth", pictures=_judgements(scored)),
+        Block("How good the validation scores are", pictures=_judgements(scored)),
         *build_galleries(manifest, scored),
         Block("Configuration", rows=to_rows(config), is_folded=True),
         Block("Machine and versions", rows=to_rows({**machine(), **versions(_PACKAGES)}), is_folded=True),
         Block("Files of the run", rows=[(n, a) for n, a in _FILES.items() if (run_dir / n).exists()], is_folded=True),
-        Block("To go on", text="Scores the test split with these weights.", command=shlex.join(command)),
+        Block("To go on", text="This scores the test split with these weights.", command=shlex.join(command)),
     ]
     if summary["skipped"]:
         skipped = Block("Bad samples that training skipped", rows=to_rows(summary["skipped"]), is_folded=True)
@@ -101,13 +101,13 @@ class Prediction:
     out: Path
     """The submission."""
     ids: int
-    """How many it holds."""
+    """How many ids it holds."""
     split: str
     weights: Sequence[Path]
 
     @property
     def run_dir(self) -> Path | None:
-        """The run that all weights belong to, unless there is none, or nothing can be written there."""
+        """Folder of the run that all weights belong to; None if there is none, or if it cannot be written to."""
         folder = self.weights[0].parent
         is_run = {path.parent for path in self.weights} == {folder} and (folder / "config.json").is_file()
         return folder if is_run and os.access(folder, os.W_OK) else None
@@ -116,8 +116,8 @@ class Prediction:
 def write_prediction_report(prediction: Prediction, manifest: Manifest, scored: Scored) -> Path:
     """Write a section about a prediction, render the page and return its path.
 
-    It is the page of the run that the weights belong to, which keeps the sections of other submissions; or else a
-    separate page beside the submission. Raises as `write_training_report`.
+    It is the page of the run that the weights belong to, which keeps the sections of other submissions. If there is no
+    such run, it is a separate page beside the submission. Raises as `write_training_report`.
     """
     target = scored.target if scored.is_judged else None
     histogram = to_picture(to_png(draw_score_histogram(scored.score, target)), "histogram of the scores")
@@ -175,7 +175,7 @@ def _headline(scored: Scored) -> list[tuple[str, str, str]]:
         if negatives >= needed:
             numbers.append((f"{recall_at_fpr(target, score, rate):.3f}", name, ""))
         else:
-            numbers.append(("-", name, f"takes {needed:,} cadences without a needle; here are {negatives:,}"))
+            numbers.append(("-", name, f"needs {needed:,} cadences without a needle, but there are {negatives:,}"))
     return numbers
 
 
@@ -201,7 +201,7 @@ def _run_rows(
         (
             "trivial statistics",
             ", ".join(f"{name} {auc:.3f}" for name, auc in summary["trivial_auc"].items())
-            + ": their ROC AUC, ON minus OFF panels, for comparison",
+            + ": the ROC AUC of ON minus OFF panels, for comparison",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""What the trackers of a run get at its end: its pictures, and a table of the best candidates of validation."""
+"""What a run gives its trackers at its end: its pictures, and a table of the best candidates of validation."""
 
 import io
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ _CANDIDATES = 12
 
 
 def track_results(trackers: Sequence[Any], run_dir: Path, manifest: Manifest, fold: int, step: int) -> None:
-    """Give the pictures and the best candidates of a run of one fold to its trackers, as of its last step.
+    """Give the pictures and the best candidates of a run of one fold to its trackers, under its last step.
 
-    Raises InputError where the scores or a snippet cannot be read.
+    Raises InputError if the scores or a snippet cannot be read.
     """
     if not trackers:
         return
@@ -46,9 +46,9 @@ def _tabulate(manifest: Manifest, scored: Scored) -> list[list[Any]]:
     observed = is_observed(manifest)
     for rank, (place, row, key) in enumerate(zip(places, rows, manifest.keys_of(rows), strict=True), start=1):
         snippet = read_snippet_of(manifest, int(row))
-        track = None if observed else find_drift(snippet)  # which takes panels to follow each other without pauses
+        track = None if observed else find_drift(snippet)  # it assumes panels without pauses between them
         waterfall = to_png(draw_waterfall(snippet, track and (track.start_channel, track.end_channel)))
-        # find_drift takes summed time bins for single ones.
+        # find_drift takes a sum of time bins for a single one.
         line = (None, None) if track is None else (track.drift_rate / manifest.time_bin, track.start_channel)
         figures = (float(scored.score[place]), float(scored.order[place]), *line)
         table.append([rank, key, int(scored.target[place]), *figures, Image.open(io.BytesIO(waterfall))])

@@ -24,7 +24,7 @@ _ROWS = 40
 _PAGE_ROWS = 24  # fewer on a page of many pictures, where each pixel of noise costs a byte
 _GAP = 2  # rows between panels, where the track's arrowheads lie
 _SHADES = 24  # the rest of a page's palette is for marks and labels
-_DARKEST, _BRIGHTEST = 0.02, 0.99  # quantiles; lines of interference, 0.4 % each, must not leave a needle dark
+_DARKEST, _BRIGHTEST = 0.02, 0.99  # quantiles; lines of interference, 0.4 % of the pixels each, must not darken needles
 _TRACK_COLOUR = "#e03131"
 
 
@@ -62,7 +62,7 @@ def _draw_panels(axes: Axes, snippet: Halves, rows: int) -> Floats:
     low, high = np.quantile(panels, (_DARKEST, _BRIGHTEST))
     spaced = np.full((positions, rows + _GAP, channels), np.nan, np.float32)
     spaced[:, :rows] = panels
-    # Without the last gap, below which there is no panel.
+    # Leave out the last gap, below which there is no panel.
     axes.imshow(
         spaced.reshape(-1, channels)[:-_GAP], aspect="auto", interpolation="nearest", vmin=float(low), vmax=float(high),
         cmap=matplotlib.colormaps["viridis"].resampled(_SHADES),
@@ -78,7 +78,7 @@ def _draw_panels(axes: Axes, snippet: Halves, rows: int) -> Floats:
 
 
 def _mark_positions(axes: Axes, edges: Floats) -> None:
-    """ON and OFF in words and colours beside the panels."""
+    """Write ON and OFF in colour beside the panels."""
     is_on = np.arange(len(edges)) % 2 == 0
     axes.set_yticks(edges.mean(axis=1), ["ON" if on else "OFF" for on in is_on])
     for on, edge, label in zip(is_on, edges, axes.get_yticklabels(), strict=True):
