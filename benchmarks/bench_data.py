@@ -1,4 +1,4 @@
-"""The data of the loader benchmark: noise in the Kaggle layout, in shards, and in the formats of peers that have one.
+"""The data of the loader benchmark: noise in the Kaggle layout, in shards, and in the own formats of other loaders.
 
 DIR/bench_data.json         the configuration, so that a kept folder is reused only for the same data
 DIR/bucket/input/           train_labels.csv, train/<c>/<key>.npy
@@ -27,8 +27,8 @@ BUCKET = "bucket"  # the part that a store serves
 INPUT, SHARDS = "input", "shards"
 MADE = "bench_data.json"
 _SHARDS = 32  # enough to share out evenly among many workers, which read whole tars
-_DISTINCT = 8  # noise is slow to draw, so the other snippets are these, rolled
-_STEP = 104_729  # values by which each is rolled further; a prime, so that no two cadences are alike
+_DISTINCT = 8  # snippets that are drawn; noise is slow to draw, so the others are these, rolled
+_STEP = 104_729  # values by which each snippet is rolled further than the one before; prime, so that no two are alike
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.cadences < 16:
-            raise InputError(f"--data.cadences {self.cadences}: expected at least 16, which are compared")
+            raise InputError(f"--data.cadences {self.cadences}: expected at least 16, the number that is compared")
 
     @property
     def cadence_bytes(self) -> int:

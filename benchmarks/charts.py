@@ -21,7 +21,7 @@ _SHOWN_COMMITS = 30
 
 
 def write_bars(path: Path, panels: Sequence[Panel]) -> None:
-    """Draw a panel of horizontal bars for each, coloured by kind, with the range of the rounds."""
+    """Draw each panel's horizontal bars, coloured by kind, with the range of the rounds."""
     columns = 1 if len(panels) <= _IN_ONE_COLUMN else 2
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     heights = [_PANEL_INCHES + _BAR_INCHES * max(len(panel.figures) for panel in row) for row in rows]
@@ -102,5 +102,5 @@ def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> N
 
 
 def _wrapped(name: str) -> str:
-    # A dollar sign would start mathematics.
+    # matplotlib would take a dollar sign for the start of mathematics.
     return "\n".join(textwrap.wrap(name, 28)).replace("$", r"\$")

@@ -21,11 +21,11 @@ class Spent:
 
     seconds: float
     mb: float
-    """Most memory of all its processes together, by what they do not share with each other (10^6 bytes)."""
+    """Peak memory of all its processes together (10^6 bytes); pages that they share count once."""
 
 
 def run(words: Sequence[str | Path]) -> Spent:
-    """Run one command. Raises InputError with its last words where it fails."""
+    """Run one command. Raises InputError with the end of its output if it fails."""
     return run_together([words])
 
 
@@ -51,7 +51,7 @@ def run_together(commands: Sequence[Sequence[str | Path]]) -> Spent:
 
 
 class _MemoryWatch:
-    """Looks at the memory of processes and their children, twice a second: that takes time itself."""
+    """Looks at the memory of processes and their children, only twice a second, as looking takes time itself."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids, self._peak, self._done = pids, 0, threading.Event()
@@ -77,5 +77,5 @@ def _memory_of(pid: int) -> int:
         for each in (process, *process.children(recursive=True)):
             total += each.memory_full_info().pss
     except psutil.Error:
-        pass  # it ended while it was looked at
+        pass  # it ended in the meantime
     return total

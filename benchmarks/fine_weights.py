@@ -1,10 +1,10 @@
 """Train and judge the weights for fine products: python benchmarks/fine_weights.py
 
 The backgrounds are simulated observations, with interference and without needles, cut by `ingest` as real files are.
-Needles are added while it trains (preset fine). Then two more sets of observations are simulated: with needles in the
-raw spectra, and without. The scores of their snippets are compared with those of a network with random weights, which
-are the search's own, and with those of the weights that the training starts from, which are of the competition's shape.
-Whatever is finished is kept: the same command goes on.
+Training adds needles to them (preset fine). Then two more sets of observations are simulated: with needles in the raw
+spectra, and without. The scores of their snippets are compared with those of a network with random weights, which are
+the search's own, and with those of the weights `needlestream`, which were trained on the competition's shape. Finished
+parts are kept: after an interruption the same command goes on.
 """
 
 import dataclasses
@@ -69,9 +69,9 @@ class FineWeightsConfig:
     """Train the weights for fine products, and judge them."""
 
     work_dir: Path
-    """Folder for shards and the run: some 600 MB, and 300 MB more while an observation is cut."""
+    """Folder for shards and the run: about 600 MB, and 300 MB more while an observation is cut."""
     keep: Path | None = None
-    """File for the weights."""
+    """File to copy the weights to."""
     skies: int = 6
     """Simulated observations to train on, of about 190 snippets each."""
     judged: int = 4
@@ -84,7 +84,7 @@ class FineWeightsConfig:
 
 
 def simulate_sky(folder: Path, seed: int, lines: Sequence[Line]) -> Manifest:
-    """Shards of a simulated observation with these lines, unless they are there."""
+    """Make the shards of a simulated observation with these lines, unless they are there already."""
     config = _sky_config(seed)
     files = folder.with_name(f"{folder.name}-files")
     if not (folder / MANIFEST).is_file():
@@ -92,7 +92,7 @@ def simulate_sky(folder: Path, seed: int, lines: Sequence[Line]) -> Manifest:
         paths = tuple(files / f"{panel}.h5" for panel in range(6))
         for panel, path in enumerate(paths):
             fields = header_fields(config, panel)
-            fields["tstart"] += seed  # each on a day of its own, or their snippets would have the same keys
+            fields["tstart"] += seed  # a day for each observation: else their snippets would have the same keys
             write_fbh5(path, draw_panel(config, panel, list(lines)), fields, _NFPC)
         ingest(IngestConfig(str(folder), paths, workers=1))
     shutil.rmtree(files, ignore_errors=True)
@@ -113,7 +113,7 @@ def draw_interference(seed: int) -> list[Line]:
 
 
 def draw_needles(seed: int) -> list[Line]:
-    """Lines in the ON panels, of any drift rate that snippets are cut for."""
+    """Lines in the ON panels, with drift rates up to almost the steepest that snippets are cut for."""
     config, rng = _sky_config(seed), np.random.default_rng([seed, 7])
     snr = np.exp(rng.uniform(np.log(_SNR[0]), np.log(_SNR[1]), _NEEDLES))
     drift = rng.uniform(-_MAX_DRIFT, _MAX_DRIFT, _NEEDLES)
@@ -123,7 +123,7 @@ def draw_needles(seed: int) -> list[Line]:
 
 
 def label(manifest: Manifest, needles: Sequence[Line]) -> npt.NDArray[np.int64]:
-    """(rows,) 1 where a needle is whole in a snippet, 0 where there is none, -1 where a part of one is."""
+    """(rows,) 1 if a snippet holds a whole needle, 0 if it holds none, -1 if it holds only a part of one."""
     (axes,), observations = axes_of(manifest), read_observations(manifest.data_sets[0])
     assert observations is not None
     low = observations.first_mhz[:, None]
@@ -155,7 +155,7 @@ def train_weights(config: FineWeightsConfig) -> Path:
 
 
 def judge(config: FineWeightsConfig, weights: Path) -> dict[str, Any]:
-    """ROC AUC and recall of the weights and of the untrained network, on observations that neither has seen."""
+    """ROC AUC and recall of the weights, of `needlestream` and of random weights, on observations new to all three."""
     found: dict[str, list[npt.NDArray[np.float64]]] = {}
     labels = []
     for number in range(2 * config.judged):
@@ -182,7 +182,7 @@ def judge(config: FineWeightsConfig, weights: Path) -> dict[str, Any]:
 
 
 def _untrained(trained: Trained, sky: Manifest, pretrained: str) -> Trained:
-    """The network before training, for the same images."""
+    """The network with other weights than the trained ones, for the same images."""
     canvas = trained.canvas
     config = replace(PRESETS["fine"].model, pretrained=pretrained)
     model = build_model(config, canvas.channels, canvas.height, canvas.width)

@@ -4,10 +4,10 @@
 
 Needs torch, DALI, timm, accelerate, tyro, pytest and hypothesis, and no network; with pytest-xdist the tests run in
 several processes. Each part's outcome is printed when it ends, and gpu-check.json and gpu-check.txt in --out hold them
-all. A part that fails is shown with its last lines and the others still run; the exit code is 1 then.
+all. If a part fails, the last lines that it printed are shown, the others still run, and the exit code is 1.
 
-The tests and train_bench's training have run to their end on an NVIDIA H200, its prediction on an H100. loader_bench
-has not on either: its time limit is an estimate.
+The tests and the training of train_bench have run to their end on an NVIDIA H200, the prediction of train_bench on an
+H100. loader_bench has run to its end on neither, so its time limit is an estimate.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Part:
     words: tuple[str, ...]
     seconds: int
     tests: GpuTests | None = None
-    """Of the part that runs pytest: what there is to run."""
+    """The tests to run, if this part runs pytest."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Outcome:
     summary: str
     figures: list[dict[str, Any]] = field(default_factory=list)
     last_lines: list[str] = field(default_factory=list)
-    """Of what it printed, where it failed."""
+    """The last lines that it printed, if it failed."""
 
 
 def parts(out: Path, wanted: Sequence[str] = PARTS) -> list[Part]:
@@ -78,7 +78,7 @@ def parts(out: Path, wanted: Sequence[str] = PARTS) -> list[Part]:
 
 
 def pinned_versions() -> dict[str, str]:
-    """The versions in requirements.txt; of DALI's package without the CUDA that its name ends in."""
+    """The versions in requirements.txt; DALI's package is named without the CUDA version at its end."""
     pinned = re.findall(r"^([\w-]+?)(?:-cuda\d+)?==([\w.]+)", _REQUIREMENTS.read_text(), re.MULTILINE)
     return dict(pinned)
 
@@ -158,7 +158,7 @@ def to_text(outcome: Outcome) -> str:
 
 def check_gpu() -> None:
     """Raise InputError on a machine without an NVIDIA GPU that torch can use."""
-    import torch  # slow; --help needs none
+    import torch  # slow to import, and --help does not need it
 
     if not torch.cuda.is_available():
         raise InputError(
@@ -168,7 +168,7 @@ def check_gpu() -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the outcomes depend on."""
+    """The machine, commit and versions that the outcomes depend on."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "commit": commit(),
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text += found
         passed = all(outcome.passed for outcome in outcomes)
         content = {**about, "passed": passed, "parts": [asdict(outcome) for outcome in outcomes]}
-        # After each part: where a later one is cut off, these are kept.
+        # Written after each part, so that its outcome is kept if a later part is cut off.
         write_whole(out / "gpu-check.json", json.dumps(content, indent=1) + "\n")
         write_whole(out / "gpu-check.txt", text)
     (out / _JUNIT).unlink(missing_ok=True)

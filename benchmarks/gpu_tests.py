@@ -1,4 +1,4 @@
-"""The tests marked gpu: pytest itself says which there are, and afterwards how each ended."""
+"""The tests marked gpu: ask pytest which there are, and judge by its report how they ended."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from shard_tools.cores import usable_cores
 COLLECTING_SECONDS = 40
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
 _PROCESSES = 5  # of pytest-xdist: as many as there are files with such tests
-# Of requirements-dev.txt, and of other stores and trackers: no test marked gpu needs these (tests/test_bench_tools.py).
+# Packages of requirements-dev.txt, stores and trackers that no test marked gpu needs (tests/test_bench_tools.py).
 NOT_NEEDED = (
     "setigen", "webdataset", "wandb", "tensorboard", "onnx", "onnxruntime", "nbclient", "nbformat", "moto", "boto3",
     "flask", "psutil", "aiohttp", "s3fs",
@@ -46,12 +46,12 @@ class GpuTests:
         processes = min(_PROCESSES, usable_cores())
         side_by_side = processes > 1 and importlib.util.find_spec("xdist") is not None
         spread = ("-n", str(processes), "--dist", "loadfile") if side_by_side else ()
-        # Without a file, all of them, so that pytest shows what is wrong.
+        # If no file was found, run all of them, so that pytest shows what is wrong.
         return (*_PYTEST, "-q", *spread, f"--junitxml={junit}", *(sorted(self.counts) or ["tests"]))
 
 
 def collect_gpu_tests() -> GpuTests:
-    """Ask pytest, in a process of its own; it imports every test file, and goes on where one cannot be imported."""
+    """Ask pytest, in a process of its own; it imports every test file, and goes on if one cannot be imported."""
     words = [sys.executable, *_PYTEST, "-o", "addopts=-q", "--collect-only", "--continue-on-collection-errors", "tests"]
     # Wide enough for the whole of a file's name in a heading.
     environment = {**os.environ, "COLUMNS": "400"}
@@ -87,7 +87,7 @@ def _absent(reason: str) -> str:
 
 
 def count_outcomes(junit: Path) -> dict[str, int]:
-    """Passed, failed and skipped, from pytest's JUnit file; apart, those skipped for what a machine may lack."""
+    """Counts of passed, failed and skipped tests in pytest's JUnit file, and of skips for what a machine may lack."""
     if not junit.is_file():
         return {"passed": 0}
     cases = list(ElementTree.parse(junit).iter("testcase"))  # noqa: S314 (pytest wrote it)
@@ -110,6 +110,6 @@ def judge(tests: GpuTests, junit: Path) -> tuple[bool, str]:
     excused = sorted({_absent(reason) for path, reason in tests.broken.items() if path not in tests.unexpected})
     if excused:
         summary += f" (files that need {', '.join(excused)} were left out; none has a test marked gpu)"
-    # Where every test was skipped, pytest is content, and nothing was shown.
+    # If every test was skipped, pytest reports success, but nothing was tested.
     passed = counted["passed"] > 0 and not counted.get("skipped") and not counted.get("failed")
     return passed and sum(counted.values()) == collected and not tests.unexpected, summary

@@ -1,7 +1,7 @@
 """The log of benchmarks: one JSON line a run in benchmarks/results/history.jsonl, which benchmarks/report.py draws.
 
-A line holds benchmark, time (UTC), commit, machine, versions, config and figures.
-NEEDLESTREAM_HISTORY names another file; NEEDLESTREAM_COMMIT the commit, where the working tree came without git.
+A line holds benchmark, time (UTC), commit, machine, versions, config and figures. The environment variable
+NEEDLESTREAM_HISTORY names another file, NEEDLESTREAM_COMMIT the commit of a working tree without git.
 """
 
 import fcntl
@@ -35,8 +35,8 @@ def record(
 ) -> dict[str, Any]:
     """Append one line to the history and return what it holds.
 
-    Figures are flat: names to numbers, words or None. Raises ValueError where one is not finite, and InputError where
-    the history ends in half a line, to which nothing can be added.
+    Figures are flat: names to numbers, words or None. Raises ValueError if one is not finite, and InputError if the
+    history's last line is cut short, as nothing can be added after it.
     """
     entry = {
         "benchmark": benchmark,
@@ -100,13 +100,13 @@ def commit() -> str:
     head = output_of(*_GIT, "rev-parse", "HEAD")
     if not head:
         return os.environ.get("NEEDLESTREAM_COMMIT", "unknown")
-    # The results are of the commit, not part of what was measured.
+    # Results are stored with the code, but are not part of what was measured.
     changes = output_of(*_GIT, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return head + ("+" if changes else "")
 
 
 def _published(value: Any) -> Any:
-    """A value of a configuration as JSON. Of a path only the name, since histories are published."""
+    """A value of a configuration as JSON; of a path only its last part, since histories are published."""
     if isinstance(value, Mapping):
         return {str(name): _published(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set):

@@ -2,9 +2,9 @@
 
 Positives and negatives are drawn again with replacement, as many of each as there are (stratified bootstrap: Efron and
 Tibshirani 1993, chapter 13; Robin et al. 2011, BMC Bioinformatics 12:77). Two detectors are compared on the same draws,
-since chance affects both alike. A needle and its twin are drawn together. Where training
-is random there are several runs of one recipe, which are drawn again too (Owen 2007, Annals of Applied Statistics
-1:386): the interval is then rather too wide for the cadences, and too narrow for the runs where these are few.
+since chance affects both alike. A needle and its twin (the same cadence with ON and OFF panels exchanged) are drawn
+together. If a recipe was trained in several runs, these are drawn again too (Owen 2007, Annals of Applied Statistics
+1:386): the interval is then rather too wide for the cadences, and too narrow for the runs if these are few.
 
 R draws, n positives, m negatives. Higher scores are more likely needles.
 """
@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from training.metrics import Floats, Ints, allowed_false_positives
 
 Statistic = Callable[[Ints, Ints], Floats]
-"""From how often each positive (R, n) and each negative (R, m) was drawn to the figures (R,)."""
+"""A function from how often each positive (R, n) and each negative (R, m) was drawn to the figures (R,)."""
 RESAMPLES = 1000
 _BOUNDS = (0.025, 0.975)
 _AT_ONCE = 50  # draws in memory at a time
@@ -49,7 +49,7 @@ def auc_statistic(positive: Floats, negative: Floats) -> Statistic:
 
 
 def recall_statistic(positive: Floats, negative: Floats, rate: float) -> Statistic:
-    """Recall at a false positive rate (metrics.recall_at_fpr), the threshold found anew in each draw."""
+    """Recall at a false positive rate (metrics.recall_at_fpr); each draw has its own threshold."""
     allowed = allowed_false_positives(rate, len(negative))
     rising, falling = np.argsort(positive, kind="stable"), np.argsort(-negative, kind="stable")
     reached = np.searchsorted(positive[rising], negative[falling], "right")  # positives up to each negative
@@ -79,7 +79,7 @@ def interval(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """The mean figure of the runs `ours`, less that of `others` where there are any, and its interval.
+    """The mean figure of the runs `ours`, less that of `others` if there are any, and its interval.
 
     `counts` are the numbers of positives and negatives; with `pairs` positive k and negative k are drawn together.
     """
@@ -98,7 +98,7 @@ def interval(
 
 
 def share_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Bounds of the 95 % interval of a share, as Wilson (1927) has it; NaN without a trial."""
+    """Bounds of the 95 % interval of a share (Wilson 1927); NaN without a trial."""
     if not trials:
         return math.nan, math.nan
     bounds = binomtest(successes, trials).proportion_ci(method="wilson")
@@ -117,7 +117,7 @@ def _draws(
 def _mean_of_runs(
     runs: Sequence[Statistic], of_positive: Ints, of_negative: Ints, rng: np.random.Generator | None
 ) -> Floats:
-    """The mean over runs, or over as many that are drawn with replacement; 0 where there are none."""
+    """The mean over runs, or with `rng` over as many runs drawn with replacement; 0 if there are none."""
     if not runs:
         return np.zeros(len(of_positive))
     values = np.stack([run(of_positive, of_negative) for run in runs], axis=1)

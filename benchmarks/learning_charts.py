@@ -16,7 +16,7 @@ _POINTS = {"marker": "o", "markersize": 3}
 
 
 def write_learning(path: Path, learnings: Sequence[tuple[str, str, Learning]]) -> None:
-    """Draw a row for each preset, of its trainings in some precisions; the norms are of the last of them."""
+    """Draw a row for each preset: the losses in each of its precisions, and the norms in the last of them."""
     presets = list(dict.fromkeys(preset for preset, _, _ in learnings))
     figure = Figure(figsize=(13, 3.4 * len(presets)), layout="constrained")
     grid = figure.subplots(len(presets), 3, squeeze=False)

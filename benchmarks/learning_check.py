@@ -1,17 +1,17 @@
-"""Can the presets learn at all? Minutes on two cores.
+"""Can the presets learn at all? Takes minutes on two cores.
 
     make learning-check
     python benchmarks/learning_check.py [--presets demo] [--out DIR]
 
-Four checks of each preset, by train.py's own step:
+Four checks of each preset, with train.py's own step:
 - It memorises 128 simulated cadences without augmentation, in float32 and under bf16. Their needles are too faint to
   be seen, so that nothing but memory helps.
-- Before the first step its loss is that of a guess by the classes' shares, or lower.
+- Before the first step its loss is at most that of a guess by the classes' shares.
 - Every part of its network has a gradient that is finite and not 0, and updates that are neither tiny nor huge.
 - Twice the cadences, trained on for the same number of steps, do not give a lower ROC AUC (demo alone: networks that
   see the whole canvas learn nothing from so few).
-It prints a table, draws a picture, and exits with 1 where a check fails. Networks that are too large for two cores are
-made small (benchmarks/learning_runs.py).
+It prints a table, draws a picture, and exits with 1 if a check fails. Networks that are too large for two cores are
+replaced by a small one (benchmarks/learning_runs.py).
 """
 
 import math
@@ -65,10 +65,10 @@ from training.config import Preset
 from training.metrics import Floats, Ints
 
 _PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
-_AT_START = 32  # cadences of the loss before the first step: a large network takes half a second for each
+_AT_START = 32  # cadences for the loss before the first step: a large network takes half a second for each
 _DOUBLED: tuple[Preset, ...] = ("demo",)
-_HELD_OUT = 1.25  # cadences simulated for each to train on: a fifth is held out
-# Needles as the demonstration has them (Makefile), and such as no search can see.
+_HELD_OUT = 1.25  # cadences to simulate for each one that is trained on: a fifth is held out
+# SNRs of needles as in the demonstration (Makefile), and of needles too faint for any search.
 _BRIGHT, _FAINT = (300.0, 3000.0), (1.0, 3.0)
 
 
@@ -83,7 +83,7 @@ class LearningCheckConfig:
     within: int = 320
     """Steps in which they have to be memorised."""
     steps: int = 1000
-    """Steps under bf16, after which gradients and updates are looked at for the last time; a power of ten."""
+    """Steps under bf16; a power of ten, so that the gradients and updates of the last one are recorded."""
     few: int = 200
     """Cadences of the smaller training set; the larger has twice as many."""
     test: int = 300
@@ -116,7 +116,7 @@ class Findings:
     memories: dict[tuple[Preset, Precision], Learning]
     starts: dict[Preset, Scores]
     doublings: dict[tuple[Preset, str], list[Scores]]
-    """Of each training, on "few" cadences and on "twice" as many."""
+    """The scores of each training on "few" cadences, and of each on "twice" as many."""
 
     def verdicts(self, config: LearningCheckConfig) -> list[Verdict]:
         """A verdict for each check of each preset."""
@@ -131,7 +131,7 @@ class Findings:
 
 
 def memorise(preset: Preset, precision: Precision, shards: str, config: LearningCheckConfig) -> Learning:
-    """Train a preset on `shards` without augmentation; under bf16 beyond the steps that it has for that."""
+    """Train a preset on `shards` without augmentation until it has memorised them; under bf16 for all `steps`."""
     pass_steps = steps_of_a_pass(config.cadences)
     trained = memorising(small_preset(preset), config.within, pass_steps)
     with opened(trained, (shards,), precision) as run:
@@ -193,7 +193,7 @@ def measure(config: LearningCheckConfig, folder: Path, submit: Submit) -> Findin
 
 
 def conclude(findings: Findings, config: LearningCheckConfig) -> int:
-    """Print the table and draw the picture; return 1 where a check failed, else 0."""
+    """Print the table and draw the picture; return 1 if a check failed, else 0."""
     verdicts = findings.verdicts(config)
     print(table(verdicts))
     write_learning(config.out, [(*names, learning) for names, learning in findings.memories.items()])
@@ -203,9 +203,9 @@ def conclude(findings: Findings, config: LearningCheckConfig) -> int:
 
 def main(config: LearningCheckConfig) -> int:
     """Measure and conclude; return the exit code."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes below, each of which has a core
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes below, each of which has a core
     spawn = multiprocessing.get_context("spawn")
-    # A process for each training: Accelerate has one precision for all of a process's life.
+    # A process for each training: Accelerate's precision is fixed for the life of a process.
     with (
         tempfile.TemporaryDirectory(dir=config.work_dir) as folder,
         ProcessPoolExecutor(usable_cores(), spawn, use_one_thread, max_tasks_per_child=1) as pool,

@@ -1,4 +1,4 @@
-"""What does training on more cadences buy? Trains one recipe on ever more cadences, and scores each.
+"""What does training on more cadences buy? Trains one recipe on ever more cadences, and scores each training.
 
     python benchmarks/learning_curve.py
 
@@ -41,7 +41,7 @@ from shard_tools.errors import InputError, run_command
 _NOTHING = "--learning-rate 1e-12 --min-learning-rate 0"
 Figure = dict[str, Any]
 Rows = dict[str, tuple[Figure, dict[str, Runs]]]
-"""By their names: figures, and the scores of each training by the names of `Curve.sets`."""
+"""For each row's name: its figures, and the scores of each of its trainings by the names of `Curve.sets`."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CurveConfig:
     cadences: tuple[int, ...] = (1_000, 3_000, 10_000, 30_000, 100_000, 200_000)
     """Cadences that each training sees."""
     backgrounds: int = 10_000
-    """Backgrounds at most; a training that sees more takes them again, with other signals."""
+    """Most backgrounds; a training on more cadences uses them again, with other signals."""
     runs: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
     """Trainings of each point, from seeds of their own; the mean is shown."""
     at_once: int = usable_cores()
@@ -65,9 +65,9 @@ class CurveConfig:
     real: Path | None = None
     """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels exchanged, are scored too."""
     labelled: int = 2_000
-    """Cadences of the train split: a tenth of them chooses the best epoch, the others are not used."""
+    """Cadences of the train split: the best epoch is chosen by a tenth of them; the others are not used."""
     out: Path | None = None
-    """Folder for the picture; unset: benchmarks/results, or no picture where other options make the run a part."""
+    """Folder for the picture; unset: benchmarks/results, or no picture if other options change what is measured."""
     keep: Path | None = None
     """File for the weights of the last point."""
     work_dir: Path = Path(tempfile.gettempdir())
@@ -97,7 +97,7 @@ class Curve:
 
     @property
     def sets(self) -> dict[str, NeedleSet]:
-        """What is scored, by name."""
+        """The sets of needles that are scored, by name."""
         return {"simulated": self.needles} | ({"real": self.real} if self.real else {})
 
 
@@ -132,7 +132,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Point:
-    """A row: some trainings, from seeds of their own."""
+    """A row: several trainings, each from its own seed."""
 
     name: str
     cadences: int
@@ -160,7 +160,7 @@ def train_point(curve: Curve, point: Point, seed: int) -> Trained:
 
 @contextmanager
 def cores_shared(at_once: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that are bound to cores of their own, as the programs are which they start."""
+    """A pool of threads, each bound to cores of its own, as are the programs that it starts."""
     if not hasattr(os, "sched_setaffinity"):
         with ThreadPoolExecutor(at_once) as pool:
             yield pool
@@ -198,7 +198,7 @@ def train_points(curve: Curve, points: Sequence[Point]) -> Iterator[tuple[Point,
     """The trainings of each point, in order, though several run at once."""
     with cores_shared(curve.config.at_once) as pool:
         started: dict[str, list[Future[Trained]]] = {}
-        for point in sorted(points, key=lambda each: -each.cadences):  # the longest first: the cores then end together
+        for point in sorted(points, key=lambda each: -each.cadences):  # longest first, so that the cores end together
             seeds = range(curve.config.seed, curve.config.seed + point.runs)
             started[point.name] = [pool.submit(train_point, curve, point, seed) for seed in seeds]
         for point in points:
@@ -213,7 +213,7 @@ def to_row(point: Point, trainings: Sequence[Trained]) -> tuple[Figure, dict[str
 
 
 def figure_of(curve: Curve, name: str, rows: Rows, base: str) -> Figure:
-    """All about one row, and by how much it is ahead of the row `base` on the same cadences."""
+    """All figures of one row, and how far it is ahead of the row `base` on the same cadences."""
     seed, (figure, scores) = curve.config.seed, rows[name]
     figure = figure | simulated_figure(curve.needles, scores["simulated"], seed) | {"workload": "curve"}
     if curve.real:
@@ -238,7 +238,7 @@ def print_table(figures: Sequence[Figure], base: str) -> None:
             ahead = f"{figure['ahead_auc']:+.4f} ({figure['ahead_auc_low']:+.4f}, {figure['ahead_auc_high']:+.4f})"
         cells = [("auc", ".4f"), ("recall_1e2", ".3f"), ("recall_1e3", ".3f"), ("real_auc", ".3f"), ("train_s", ".0f")]
         auc, *rest = (_cell(figure.get(name), form) for name, form in cells)
-        name = figure["row"] if len(figure["row"]) < 16 else f"{figure['row']}\n"  # then its figures are below it
+        name = figure["row"] if len(figure["row"]) < 16 else f"{figure['row']}\n"  # figures go below a long name
         indent = "" if len(figure["row"]) < 16 else " " * 16
         print(f"{name:<16}{indent}{auc:>7}{ahead:>26}" + "".join(f"{each:>7}" for each in rest))
     print("1e-2, 1e-3: recall at these false positive rates. real: AUC of real needles")

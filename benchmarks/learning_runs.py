@@ -1,7 +1,7 @@
-"""What the learning check trains: each preset on a few simulated cadences, by train.py's own step.
+"""What the learning check trains: each preset on a few simulated cadences, with train.py's own step.
 
-A preset whose network is too large for two cores is made small: swin_nano on canvases of 56 x 56, from random weights.
-Its optimiser, learning rate, clipping, weight decay and way to the canvas stay.
+A preset whose network is too large for two cores gets swin_nano on canvases of 56 x 56, from random weights. Its
+optimiser, learning rate, clipping, weight decay and the steps that make the canvas stay.
 """
 
 import os
@@ -35,8 +35,8 @@ from training.run import Run, build_run
 Precision = Literal["float32", "bf16"]
 BATCH = 16
 _FOLDS = 5
-_SMALL_SIDE = 56  # pixels: a fourth of what the large presets see
-_CONSTANT = 1e9  # epochs: the rate stays at its highest after the warm-up
+_SMALL_SIDE = 56  # pixels: a fourth of the side of the large presets' canvases
+_CONSTANT = 1e9  # epochs of the cosine: the learning rate stays at its highest after the warm-up
 _PLAIN = DrawConfig(
     flip_frequency=0.0, roll_frequency=0.0, flip_time=0.0, shift_time=0.0, erase=0.0, gain=0.0, offset=0.0, cutmix=0.0
 )
@@ -44,7 +44,7 @@ _PLAIN = DrawConfig(
 
 @dataclass(frozen=True)
 class Learning:
-    """What a training left behind."""
+    """The record of a training."""
 
     losses: list[float]
     """Training loss of each step."""
@@ -64,7 +64,7 @@ class Learning:
 
 
 def simulate_shards(folder: Path, config: SimulateConfig) -> str:
-    """Simulate the train split of `config` into `folder` and pack it; return where the shards are.
+    """Simulate the train split of `config` into `folder` and pack it; return the folder of the shards.
 
     A fifth is held out as fold 0: a run needs a fold to validate on.
     """
@@ -74,7 +74,7 @@ def simulate_shards(folder: Path, config: SimulateConfig) -> str:
 
 
 def small_preset(preset: Preset) -> TrainConfig:
-    """A preset that two cores train in minutes, without its running mean, which changes no step."""
+    """A preset that two cores train in minutes, without its moving average of weights, which changes no step."""
     base = PRESETS[preset]
     model = replace(base.model, pretrained="none")
     canvas = base.canvas
@@ -93,7 +93,7 @@ def steps_of_a_pass(cadences: int) -> int:
 
 
 def memorising(config: TrainConfig, steps: int, pass_steps: int) -> TrainConfig:
-    """A configuration without augmentation, whose rate stays at its highest for `steps` steps.
+    """A configuration without augmentation, whose learning rate stays at its highest for `steps` steps.
 
     The warm-up is the same share of the steps as it is of the preset's epochs.
     """
@@ -117,7 +117,7 @@ def whole_recipe(config: TrainConfig, steps: int, pass_steps: int) -> TrainConfi
 
 @contextmanager
 def opened(config: TrainConfig, shards: tuple[str, ...], precision: str) -> Iterator[Run]:
-    """A run of a configuration on some shards; nothing is written."""
+    """A run of a configuration on `shards`; it writes nothing."""
     config = replace(config, shards=shards, run_dir=Path(os.devnull), precision=precision)  # type: ignore[arg-type]
     run = build_run(config, build_accelerator(precision), read_manifests(config.shards))
     try:
@@ -130,7 +130,7 @@ def opened(config: TrainConfig, shards: tuple[str, ...], precision: str) -> Iter
 def learn(run: Run, steps: int, enough: float = 0.0) -> Learning:
     """Train `steps` steps, or up to the first pass whose mean loss is below `enough`.
 
-    Ends early where a loss or gradient is not finite, and says so.
+    Ends early if a loss or gradient is not finite, with the reason in `failed`.
     """
     share, failed = run.train_loader.share, ""
     losses: list[float] = []
@@ -176,7 +176,7 @@ def mean_losses(target: Ints, logit: Floats) -> tuple[float, float]:
 
 
 def untrained(preset: Preset) -> TrainConfig:
-    """A preset with its own network and canvas, from random weights: nothing is trained, so that size matters less."""
+    """A preset with its own network and canvas and random weights: nothing is trained, so size matters less."""
     base = PRESETS[preset]
     model: ModelConfig = replace(base.model, pretrained="none")
     return replace(

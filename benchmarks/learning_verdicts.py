@@ -11,12 +11,12 @@ from benchmarks.learning_runs import Learning, mean_losses
 from training.metrics import Floats, Ints
 from training.part_norms import Norms, gradient_norm, update_share
 
-MEMORISED = 0.05  # mean loss of a pass: a score of 0.95 for what is true
-# Above the entropy of the classes. timm's new heads give logits 0.4 to 0.7 from 0, which costs up to 0.06. Heads with a
-# tenth of their weights cost nothing, but a Swin trained from scratch at 1e-3 without warm-up then stood still at a
-# loss of 0.69 (2 of 2 seeds), where timm's heads led it to 0.003 (2 of 2).
+MEMORISED = 0.05  # mean loss of a pass: that of a score of 0.95 for the true class
+# Allowed above the entropy of the classes. timm's new heads give logits 0.4 to 0.7 away from 0, which costs up to 0.06.
+# Heads with a tenth of these weights cost nothing, but with them a Swin trained from scratch at 1e-3 without warm-up
+# stays at a loss of 0.69 (2 of 2 seeds); with timm's heads it reaches 0.003 (2 of 2).
 START_MARGIN = 0.1
-# Measured over the presets: 2e-7 (a scalar of 4 at the rate of 1e-6 with which a warm-up begins) to 3e-2.
+# The presets have shares of 2e-7 (a scalar of 4 at the learning rate of 1e-6 that begins a warm-up) to 3e-2.
 UPDATE_SHARES = (1e-7, 1e-1)
 GRADIENT_SPREAD = 1e4  # the largest part's gradient over the smallest's
 
@@ -47,7 +47,7 @@ def judge_memory(preset: str, precision: str, learning: Learning, steps: int) ->
 
 
 def judge_start(preset: str, precision: str, target: Ints, logit: Floats) -> Verdict:
-    """Whether the loss before the first step is about that of the classes' shares alone, as if half had a needle."""
+    """Whether the loss before the first step is about that of a guess, with both classes weighted equally."""
     loss, limit = float(np.mean(mean_losses(target, logit))), math.log(2) + START_MARGIN
     return Verdict("loss at start", preset, precision, f"{loss:.3f}", f"up to {limit:.3f}", loss <= limit)
 
@@ -55,7 +55,7 @@ def judge_start(preset: str, precision: str, target: Ints, logit: Floats) -> Ver
 def judge_norms(preset: str, precision: str, learning: Learning) -> list[Verdict]:
     """Whether all parts have gradients and updates of sound sizes, at each step that was recorded.
 
-    Once everything is memorised there is nothing left to learn, and updates may be as small as they like.
+    Once everything is memorised there is nothing left to learn, and updates may be of any small size.
     """
     below = np.flatnonzero(learning.pass_losses < MEMORISED)
     memorised = (int(below[0]) + 1) * learning.pass_steps if len(below) else math.inf
@@ -82,7 +82,7 @@ def _judge_gradients(preset: str, precision: str, step: int, norms: Sequence[Nor
 def _judge_updates(
     preset: str, precision: str, step: int, norms: Sequence[Norms], limits: tuple[float, float]
 ) -> Verdict:
-    # Without a part whose weights are all 0, as a new bias may be.
+    # Leave out parts whose weights are all 0, as those of a new bias may be.
     shares = {each["part"]: update_share(each) for each in norms if each["weight"] != 0}
     low, high = limits
     bad = [part for part, share in shares.items() if not low <= share <= high]
@@ -93,7 +93,7 @@ def _judge_updates(
 def judge_doubling(
     preset: str, precision: str, target: Ints, few: Sequence[Floats], twice: Sequence[Floats]
 ) -> Verdict:
-    """Whether twice the cadences give an AUC that is not lower beyond chance; logits of some runs, of one test set."""
+    """Whether twice the cadences give an AUC that is not lower beyond chance, by each run's logits of one test set."""
     positive, negative = target == 1, target == 0
     counts = (int(positive.sum()), int(negative.sum()))
     runs = [[auc_statistic(logit[positive], logit[negative]) for logit in logits] for logits in (twice, few)]

@@ -67,7 +67,7 @@ class LoaderBenchConfig:
     rounds: int = 5
     """Timed rounds, after one epoch to warm up."""
     seconds: float = 0.3
-    """Least duration of a round; it ends with an epoch."""
+    """Least duration of a round, which ends with a whole epoch."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Device on which batches have to arrive."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -76,10 +76,10 @@ class LoaderBenchConfig:
     quick: bool = False
     """128 cadences and two short rounds, for a look and for CI."""
     check: bool = False
-    """Exit with code 1 where a goal is missed."""
+    """Exit with code 1 if a goal is missed."""
     check_margin: float = 1.0
-    """Multiplies what the goals require; below 1, on machines that are busy with other work, what was reached where
-    that is less."""
+    """Multiplies what the goals require. Below 1, for machines that are busy with other work, it multiplies what was
+    reached if that is less than required."""
     history: bool = True
     """Append the figures to the history (benchmarks/history.py)."""
 
@@ -96,7 +96,7 @@ class LoaderBenchConfig:
 
     @property
     def asked_for(self) -> "LoaderBenchConfig":
-        """The configuration with what --quick shortens."""
+        """The configuration, shortened if --quick is given."""
         if not self.quick:
             return self
         return replace(self, quick=False, rounds=2, seconds=0.2, data=replace(self.data, cadences=128))
@@ -121,7 +121,7 @@ def measure(config: LoaderBenchConfig, folder: Path) -> list[Row]:
     before = partial(make_cold, folder) if is_cold else lambda _: None
     # One epoch from a cold disk: for a second one the files would be cached.
     seconds = 0.0 if is_cold else config.seconds
-    # Contestants that fail early count too: the bar only shows that work goes on.
+    # Contestants that fail early count too: the bar only shows that work continues.
     steps = len(config.workloads) * len(contestants) * (config.rounds + 2)
     with tqdm(total=steps, unit="turn", disable=None, leave=False, dynamic_ncols=True) as bar:
 
@@ -143,7 +143,7 @@ def measure(config: LoaderBenchConfig, folder: Path) -> list[Row]:
 
 
 def make_cold(folder: Path, contestant: Contestant) -> None:
-    """Empty the page cache of the data. Raises Failed where the contestant's own files stay in it."""
+    """Empty the page cache of the data. Raises Failed if the contestant's own files stay in it."""
     drop_from_cache(folder)
     files = [path for path in (folder / contestant.reads).rglob("*") if path.is_file()]
     stayed, size = sum(map(cached_bytes, files)), sum(path.stat().st_size for path in files)
@@ -154,7 +154,7 @@ def make_cold(folder: Path, contestant: Contestant) -> None:
 
 @contextmanager
 def data_source(config: LoaderBenchConfig) -> Iterator[Path]:
-    """The folder of the data, with a server in front of it where it is to be read from one."""
+    """The folder of the data; with --source s3 a server on this machine serves it."""
     with ExitStack() as stack:
         folder = config.data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loader-bench-")))
         make_data(folder, config.data)
@@ -169,7 +169,7 @@ def data_source(config: LoaderBenchConfig) -> Iterator[Path]:
 
 
 def report(config: LoaderBenchConfig, rows: Sequence[Row]) -> dict[Workload, dict[str, tuple[float, str]]]:
-    """Print a table for each workload, ratios and verdict below it; the ratios by workload."""
+    """Print a table for each workload, with ratios and a verdict below it; return the ratios by workload."""
     our_canvas = next((row for row in rows if (row.contestant.name, row.workload) == ("ours", "canvas")), None)
     found: dict[Workload, dict[str, tuple[float, str]]] = {}
     for workload in config.workloads:
@@ -183,7 +183,7 @@ def report(config: LoaderBenchConfig, rows: Sequence[Row]) -> dict[Workload, dic
 
 
 def print_conditions(config: LoaderBenchConfig) -> None:
-    """What the figures depend on."""
+    """Print what the figures depend on."""
     size = config.data.cadence_bytes
     print(
         f"{config.data.cadences} cadences of {size / 1e3:.0f} kB, batches of {config.batch_size} to {config.device}, "

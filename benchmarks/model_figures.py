@@ -1,7 +1,7 @@
 """What the model itself can do: its arithmetic, the device's peak, timm's own loop, and the settings to choose from.
 
-The arithmetic, the peak and timm's loop have run on an NVIDIA H200, for training; the settings (`VARIANTS`) have only
-run on a CPU.
+The arithmetic, the peak and timm's loop were tried on an NVIDIA H200, for training; the settings (`VARIANTS`) only on a
+CPU.
 """
 
 import time
@@ -29,7 +29,7 @@ PEAKS = {
     "H200": 989e12,
     "A100": 312e12,
 }
-# As timm's benchmark.py has them by default.
+# The defaults of timm's benchmark.py.
 _TIMM_WARM_UP, _TIMM_STEPS = 10, 40
 
 
@@ -52,16 +52,16 @@ VARIANTS = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """The device's dense peak in FLOP/s; None where the table has neither the device nor the precision."""
+    """The device's dense peak in FLOP/s; None if the table lacks the device or the precision."""
     if precision not in ("bf16", "fp16"):
         return None
     return next((peak for name, peak in PEAKS.items() if all(word in device_name for word in name.split())), None)
 
 
 def count_flops(model: ModelConfig, canvas: CanvasConfig, training: bool) -> float:
-    """Floating-point operations for one image, two for a multiplication with addition; with the backward pass or not.
+    """Floating-point operations for one image, two for a multiply-add; with the backward pass if `training`.
 
-    By shapes, without computing anything: the same number whatever the device, precision or compiler.
+    Counted from shapes, without computing anything: the same number whatever the device, precision or compiler.
     """
     set_fused_attn(False)  # its fused kernels are counted on some devices only
     try:
@@ -79,7 +79,7 @@ def count_flops(model: ModelConfig, canvas: CanvasConfig, training: bool) -> flo
 
 
 def utilisation(config: TrainConfig, images_per_s: float, precision: str, training: bool) -> dict[str, Any]:
-    """Figures of the arithmetic done, and its share of the device's peak (None where the peak is not known)."""
+    """Figures of the arithmetic done, and its share of the device's peak (None if the peak is not known)."""
     flops = count_flops(config.model, config.canvas, training)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = peak_flops(name, precision)

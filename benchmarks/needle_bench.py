@@ -55,7 +55,7 @@ from shard_tools.manifest import read_manifest
 from training.metrics import roc_auc
 
 Row = tuple[Figure, dict[str, Runs]]
-"""What is known of a row beside its scores, and the scores of the sets "simulated" and, where there are any, "real"."""
+"""A row's figures besides its scores, and its scores of the sets "simulated" and, if given, "real"."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Bench:
 
     @property
     def sets(self) -> dict[str, NeedleSet]:
-        """What is scored, by name."""
+        """The sets that are scored, by name."""
         return {"simulated": self.needles} | ({"real": self.real} if self.real else {})
 
 
@@ -168,7 +168,7 @@ def measure(bench: Bench) -> tuple[list[Figure], dict[str, pd.Series]]:
 
 
 def _figure(bench: Bench, row: str, rows: dict[str, Row]) -> Figure:
-    """All about one row, and by how much ours is ahead of it."""
+    """All figures of one row, and how far ours is ahead of it."""
     seed, (figure, scores) = bench.config.seed, rows[row]
     figure = figure | simulated_figure(bench.needles, scores["simulated"], seed)
     if bench.real:
@@ -197,12 +197,12 @@ def main(config: NeedleBenchConfig) -> int:
         print("\nno real needles: give --real DIR, a folder in the layout of the Kaggle competition")
     out = config.out or (None if config.quick or config.is_part else RESULTS)
     if out:
-        # Ours first, so that it has its colour; the rest as in the table.
+        # Ours first, so that it always has the same colour; the rest as in the table.
         order = sorted((row["row"] for row in figures if row["row"] in scores), key=lambda name: name != OURS)
         write_pictures(out, config.form, bench.needles, {row: scores[row] for row in order})
     if config.quick:
         return 0
-    # Without the folders of this machine.
+    # Leave out the folders of this machine.
     about = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("work_dir", "out")}
     about |= {"form": config.form, "is_part": config.is_part, "real": config.real.name if config.real else None}
     record("needle", about, figures)

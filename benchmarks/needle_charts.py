@@ -88,7 +88,7 @@ def write_histograms(path: Path, needles: NeedleSet, scores: Mapping[str, pd.Ser
     figure = Figure(figsize=(7, 1.8 * len(scores) + 0.6), layout="constrained")
     for number, (name, score) in enumerate(scores.items(), start=1):
         axes = figure.add_subplot(len(scores), 1, number)
-        # By rank: scores of one row crowd at 0 and 1, those of another run from 3 to 300.
+        # Ranks, since the scores of one row crowd at 0 and 1 and those of another run from 3 to 300.
         rank = score.rank(pct=True)
         for (label, keys), colour in zip(groups.items(), _COLOURS, strict=False):
             axes.hist(rank[keys], bins=_BARS, range=(0, 1), histtype="step", color=colour, label=label)

@@ -15,7 +15,7 @@ from training.environment import cpu_is_asked_for
 
 # Cadences to train on, to test on and to calibrate with, and minutes of training for each row.
 _SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 480, 3.0), "gpu": (20_000, 8000, 3840, 10.0)}
-QUICK = 64  # cadences of either split
+QUICK = 64  # cadences of each split
 _HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
 # Not comb or bursts, which most real skies have.
 _HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("stripes", "dashes")
@@ -55,7 +55,7 @@ class NeedleBenchConfig:
     work_dir: Path = Path(tempfile.gettempdir())
     """Folder for data and runs: 2.1 MB for each cadence, removed at the end."""
     out: Path | None = None
-    """Folder for the pictures; unset: benchmarks/results, or no pictures where other options make the run a part."""
+    """Folder for the pictures; unset: benchmarks/results, or no pictures if other options change what is measured."""
     check: bool = False
     """Exit with 1 unless ours is ahead of every row beyond chance, and recall reaches one half at an SNR 1.5 times
     lower than that of the de-Doppler search."""
@@ -91,7 +91,7 @@ class NeedleBenchConfig:
 
     @property
     def form(self) -> Form:
-        """By the device that train.py will use."""
+        """The form for the device that train.py will use."""
         return "gpu" if torch.cuda.is_available() and not cpu_is_asked_for() else "cpu"
 
     @property
@@ -104,7 +104,7 @@ class NeedleBenchConfig:
 
     @property
     def is_part(self) -> bool:
-        """Whether rows, data or time differ from the whole benchmark's, which pages prefer (benchmarks/tables.py)."""
+        """Whether rows, data or time differ from those of the whole benchmark, which pages prefer (tables.py)."""
         kept = {name: getattr(self, name) for name in ("real", "quick", "work_dir", "out", "check")}
         return self != NeedleBenchConfig(**kept)
 
@@ -129,5 +129,5 @@ def simulated_splits(config: NeedleBenchConfig, out: Path) -> SimulateConfig:
         snr_max=config.snr_max,
         train_kinds=tuple(kind for kind in KINDS if kind not in _HELD_OUT_KINDS),
         train_without=_HELD_OUT_INTERFERENCE,
-        workers=1 if config.quick else SimulateConfig.workers,  # each takes seconds to import setigen
+        workers=1 if config.quick else SimulateConfig.workers,  # each worker takes seconds to import setigen
     )

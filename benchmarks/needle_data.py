@@ -24,8 +24,8 @@ from shard_tools.kaggle_layout import LABELS, SUBMISSION, read_catalog
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, plan_tasks, simulate, simulate_cadence
 
-SWAPPED = (1, 0, 3, 2, 5, 4)  # ON and OFF change places, next to one another
-TWIN = "-twin"  # behind the key
+SWAPPED = (1, 0, 3, 2, 5, 4)  # each ON panel changes places with the OFF panel after it
+TWIN = "-twin"  # appended to the key
 FOLDS = 10  # one tenth is held out to choose the best epoch
 
 
@@ -57,7 +57,7 @@ def simulate_set(folder: Path, config: SimulateConfig) -> NeedleSet:
 
 
 def simulate_backgrounds(folder: Path, config: SimulateConfig, count: int) -> Path:
-    """Simulate and pack cadences without needles, whose skies have no kinds but those of the train split."""
+    """Simulate and pack cadences without needles, whose skies have only kinds of interference of the train split."""
     simulate(dataclasses.replace(config, out=folder / "data", backgrounds=count))
     pack(PackConfig(folder / "data", str(folder / "shards"), workers=config.workers))
     return folder / "shards"
@@ -66,7 +66,7 @@ def simulate_backgrounds(folder: Path, config: SimulateConfig, count: int) -> Pa
 def pack_real(folder: Path, real: Path) -> NeedleSet:
     """Pack the positives of a folder in the Kaggle layout, as far as their files are there, and their twins.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     if not (real / LABELS).is_file():
         raise InputError(f"--real {real}: no {LABELS}; expected a folder in the layout of the Kaggle competition")
@@ -85,7 +85,7 @@ def pack_real(folder: Path, real: Path) -> NeedleSet:
 
 
 def snippet_path(data: Path, key: str) -> Path:
-    """Where the snippet of a test cadence lies."""
+    """The file of a test cadence's snippet."""
     return data / "test" / key[0] / f"{key}.npy"
 
 
@@ -101,7 +101,7 @@ def write_twin(data: Path, key: str, snippet: npt.NDArray[np.float16]) -> None:
 
 
 def write_submission_table(data: Path, keys: Iterable[str]) -> None:
-    """The table that lists the test split."""
+    """Write the table that lists the test split."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("id", "target"), *((key, 0.5) for key in keys)])
     write_whole(data / SUBMISSION, text.getvalue())

@@ -41,7 +41,7 @@ _SEED = "--preset seed --cosine-epochs 0"
 # with that network's learning rate.
 RECIPES: dict[Form, tuple[Recipe, ...]] = {
     "cpu": (
-        # These two learn nothing in minutes on two cores, which says nothing about the recipes: only when named.
+        # In minutes on two cores these two learn nothing, which says nothing about the recipes. Trained only if named.
         Recipe("seed, nano", f"{_SEED} {_NANO} --height 112 --learning-rate 5e-4", is_default=False),
         Recipe(
             "competition, nano",

@@ -38,7 +38,7 @@ def run_program(*words: object) -> None:
     """Run a program of the project. Raises RowFailedError with the last line of its errors."""
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        # Errors of the command line stand in a frame, followed by a hint.
+        # tyro prints errors of the command line in a frame, followed by a hint.
         lines = [line.strip("│╭╰─╮╯ ") for line in done.stderr.splitlines()]
         said = [line for line in lines if line and not line.startswith("For full helptext")]
         reason = said[-1] if said else f"exit code {done.returncode}"
@@ -47,7 +47,7 @@ def run_program(*words: object) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """A recipe as it is trained once."""
+    """One training of a recipe."""
 
     recipe: Recipe
     epochs: int
@@ -57,7 +57,7 @@ class Training:
 
     @property
     def words(self) -> list[str]:
-        """The command line, but for folders, epochs and seed."""
+        """The command line, except for folders, epochs and seed."""
         return [*self.recipe.command(self.epochs).split(), *self.more.split()]
 
 
@@ -66,7 +66,7 @@ def train(training: Training, shards: Path, run_dir: Path, backgrounds: Path | N
 
     A recipe that uses backgrounds is trained on those, and validated on `shards`.
 
-    Where the recipe starts from pretrained weights that are not on this machine, it starts from scratch, and
+    If the recipe asks for pretrained weights that are not on this machine, it starts from scratch, and
     `attrs["pretrained"]` says so. Raises RowFailedError.
     """
     words = training.words
@@ -108,7 +108,7 @@ def split_sizes(shards: Path) -> tuple[int, int]:
 def epochs_in(seconds: float, calibration: pd.DataFrame, calibrated: Path, shards: Path) -> int:
     """How many whole epochs over `shards` fit into `seconds`, from a short run over the shards `calibrated`.
 
-    Only the last epoch of that run counts, as the first one compiles and warms up. Where the time is too short for one
+    Only the last epoch of that run counts, as the first one compiles and warms up. If the time is too short for one
     epoch, but long enough for half of one, the answer is 1; below that it raises RowFailedError.
     """
     (trained, held_out), (_, small_held_out) = split_sizes(shards), split_sizes(calibrated)

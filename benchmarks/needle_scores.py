@@ -42,7 +42,7 @@ def found_needles(needles: NeedleSet, score: pd.Series) -> pd.DataFrame:
 
 
 def simulated_figure(needles: NeedleSet, runs: Runs, seed: int) -> Figure:
-    """Everything about simulated data, as the mean of the runs; what is not defined is None."""
+    """All figures of simulated data, as means of the runs; undefined ones are None."""
     figure: Figure = {"workload": "needles", "runs": len(runs)}
     each = [_simulated_statistics(needles, score) for score in runs]
     for name in each[0]:
@@ -70,7 +70,7 @@ def real_figure(needles: NeedleSet, runs: Runs, seed: int) -> Figure:
 def ahead_figure(
     needles: NeedleSet, real: NeedleSet | None, ours: Mapping[str, Runs], theirs: Mapping[str, Runs], seed: int
 ) -> Figure:
-    """By how much `ours` is ahead of another row on the same cadences, drawn together."""
+    """How far `ours` is ahead of another row, on the same bootstrap draws of the same cadences."""
     figure: Figure = {}
     sides = [[_simulated_statistics(needles, score) for score in row["simulated"]] for row in (ours, theirs)]
     for name in ("auc", "recall_1e2", "recall_1e3"):
@@ -138,7 +138,7 @@ def print_tables(figures: Sequence[Figure]) -> None:
         for (name, form), (_, width) in zip(_COLUMNS, head, strict=True):
             line += f"{_cell(figure, name, form):>{width}}"
         print(line)
-    print("1e-2, 1e-3: recall at these false positive rates. SNR: where the former is 1/2.")
+    print("1e-2, 1e-3: recall at these false positive rates. SNR: where the one at 1e-2 is 1/2.")
     print("twins: AUC with the needles in OFF panels. ep: epochs.")
     print("s: seconds of training. /s: cadences/s of training, or of a search.")
     scored = [figure for figure in figures if "failed" not in figure]
@@ -183,7 +183,7 @@ def missed_goals(figures: Sequence[Figure]) -> list[str]:
             continue  # a variant of ours
         if not figure["ahead_auc_low"] > 0:
             missed.append(f"AUC: ours is ahead of {name} by {figure['ahead_auc_low']:.4f} or more, expected above 0")
-    # Where the search never reaches one half, ours is ahead if it does.
+    # If the search never reaches one half, ours is ahead as soon as it does.
     ours_snr, classical_snr = (
         math.inf if figure["half_snr"] is None else figure["half_snr"] for figure in (ours, classical)
     )

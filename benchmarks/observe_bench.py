@@ -4,7 +4,7 @@
 
 Everything is measured on simulated files. Speed: one cadence of a few coarse channels of 2^20, by the commands that a
 user types, in turns; files lie in the page cache. The start of `ingest` (Python and imports) is measured on a tiny
-cadence and taken off. turboSETI (FindDoppler) searches the same six files for the same drift rates, as many files at a
+cadence and subtracted. turboSETI (FindDoppler) searches the same six files for the same drift rates, as many files at a
 time as there are workers; PYTHON is an interpreter of an environment with requirements-turboseti.txt. Recall: a cadence
 of many narrow coarse channels, so that many added needles lie at their borders and in the middle.
 """
@@ -58,7 +58,7 @@ class ObserveBenchConfig:
     recall_channels: int = 64
     """Narrow coarse channels of the cadence to which needles are added."""
     needles: int = 190
-    """How many are added."""
+    """Number of needles that are added."""
     weights: str = "none"
     """Weights of the search; none: the search alone."""
     turbo_seti: Path | None = None
@@ -66,7 +66,7 @@ class ObserveBenchConfig:
     work_dir: Path = Path(tempfile.gettempdir())
     """A folder on the disk to be measured, with 1 GB for each coarse channel."""
     check: bool = False
-    """Exit with 1 where a goal is missed."""
+    """Exit with 1 if a goal is missed."""
     check_margin: float = 1.0
     """Divides the limits of time; below 1 on machines that are busy with other work."""
 
@@ -88,14 +88,14 @@ class _Observation:
         self.made = 0
 
     def ingest(self, command: str = "ingest", *options: str) -> Spent:
-        """Into a new folder each time."""
+        """Ingest the files, into a new folder each time."""
         self.made += 1
         words: list[str | Path] = [sys.executable, "-m", "shard_tools", command, *self.files, "--out", self.shards]
         return run([*words, "--workers", str(self.config.workers), *options])
 
     @property
     def shards(self) -> Path:
-        """What was ingested last."""
+        """The folder that was ingested last."""
         return self.folder / f"shards{self.made}"
 
     @property
@@ -104,12 +104,12 @@ class _Observation:
         return self.folder / "candidates.csv"
 
     def search(self) -> Spent:
-        """Of what was ingested last."""
+        """Search the folder that was ingested last."""
         options = "--shards", self.shards, "--weights", self.config.weights, "--candidates", self.candidates
         return run([sys.executable, "infer.py", *options])
 
     def turbo_seti(self, python: Path) -> Spent:
-        """Its search of the six files, shared out to as many processes as there are workers."""
+        """turboSETI's search of the six files, shared out to as many processes as there are workers."""
         workers = min(self.config.workers, len(self.files))
         out = Path(tempfile.mkdtemp(dir=self.folder))  # it refuses to write over its files
         words: list[str | Path] = [python, "-c", _TURBO_SETI, out, str(self.config.coarse_channels)]

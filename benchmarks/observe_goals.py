@@ -1,4 +1,4 @@
-"""What is promised of ingest and search of an observation, of real coarse channels on two cores."""
+"""Goals for the ingest and search of an observation with coarse channels of the real size, on two cores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 INGEST, START, SEARCH, TURBO_SETI = "ingest", "its start", "infer.py --candidates", "turboSETI FindDoppler"
-MOST_SECONDS, MOST_MB, MOST_SHARE = 1.0, 1500.0, 0.5  # a coarse channel of six files; memory; of turboSETI's time
+MOST_SECONDS, MOST_MB, MOST_SHARE = 1.0, 1500.0, 0.5  # for a coarse channel of six files; memory; of turboSETI's time
 MOST_HZ, MOST_HZ_S = 45.0, 0.05  # errors of 95 % of the needles: two channels of 22 Hz
-_FAR = 3.5  # standard deviations: a group's recall is then not that of the others
+_FAR = 3.5  # standard deviations by which a group's recall may differ from that of all
 
 
 def missed_goals(figures: Sequence[dict[str, Any]], margin: float) -> list[str]:
-    """What was promised and not kept, a line each."""
+    """The goals that are missed, a line for each."""
     of = {figure["what"]: figure for figure in figures if "group" not in figure}
     missed = []
     for what, name, limit, unit in (
@@ -27,7 +27,7 @@ def missed_goals(figures: Sequence[dict[str, Any]], margin: float) -> list[str]:
         value = of.get(what, {}).get(name)
         if value is not None and value > limit:
             missed.append(f"{what}: {value:.3g} {unit}, expected at most {limit:.3g}")
-    # What was not found has no errors, and a recall of 0 is flat.
+    # Needles that were not found have no errors, and a recall of 0 is the same everywhere: no goal above notices them.
     missed += [f"{what}: not found" for what in ("added needles", "carrier") if not of[what]["found"]]
     whole = of["added needles"]
     share = whole["found"] / whole["needles"]

@@ -5,8 +5,8 @@
 `pack` reads, checks, hashes and writes every snippet, and syncs every shard to the disk; `tar cf` only copies, and
 leaves its output to the page cache. So it is compared with two commands, `tar cf` alone, and `tar cf` and `sync`. All
 take turns over the same files, which lie in the page cache; in between their output is removed and the disk synced.
-The start of `pack` (Python and imports, some seconds whatever the size) is timed too, by packing ten cadences: it is
-negligible for the competition's 84 GB, but half of a short benchmark. The goal is about pack's multiple without it.
+The start of `pack` (Python and imports, a few seconds whatever the size) is timed too, by packing ten cadences: it is
+negligible for the competition's 84 GB, but half of a short benchmark. The goal is for pack's multiple without it.
 """
 
 import dataclasses
@@ -52,9 +52,9 @@ class PackBenchConfig:
     work_dir: Path = Path(tempfile.gettempdir())
     """A folder on the disk to be measured."""
     check: bool = False
-    """Exit with 1 where pack takes more than twice as long as `tar cf` and `sync`."""
+    """Exit with 1 if pack takes more than twice as long as `tar cf` and `sync`."""
     check_margin: float = 1.0
-    """Divides that limit; below 1 on machines that are busy with other work: 0.8 lets 2.5 times pass."""
+    """Divides that limit; below 1 for machines that are busy with other work: 0.8 allows 2.5 times as long."""
 
     def __post_init__(self) -> None:
         if self.cadences < 10 * _FEW or self.rounds < 1 or self.check_margin <= 0:
@@ -66,7 +66,7 @@ def write_cadences(
 ) -> None:
     """White noise in the Kaggle layout: `count` labelled snippets, the first `positive` of them with target 1.
 
-    Only `distinct` of them (unset: all) take space, the others are links to these: for shards it makes no difference.
+    Only `distinct` of them (None: all) take space, the others are links to these; for packing it makes no difference.
     """
     noise = np.random.default_rng(0).standard_normal(_NOISE_VALUES, np.float32).astype(np.float16)
     header, values = npy_header(shape), int(np.prod(shape))
@@ -91,7 +91,7 @@ def pack_seconds(config: PackBenchConfig, data: Path, out: Path) -> float:
 
 
 def tar_seconds(data: Path, out: Path, sync: bool) -> float:
-    """Seconds of `tar cf`, and of `sync` of its archive."""
+    """Seconds of `tar cf`, with `sync` of its archive if asked for."""
     out.mkdir()
     archive = str(out / "all.tar")
     seconds = _seconds(["tar", "cf", archive, "-C", str(data), "."])
@@ -108,7 +108,7 @@ def _seconds(words: list[str]) -> float:
 
 
 def measure(config: PackBenchConfig, folder: Path) -> dict[str, list[float]]:
-    """Seconds of each, a number a round."""
+    """Seconds of each command in each round."""
     data, few, out = folder / "data", folder / "few", folder / "out"
     # Of both classes at least one for each of the five folds.
     write_cadences(data, config.cadences, config.cadences // 4)
@@ -127,14 +127,14 @@ def measure(config: PackBenchConfig, folder: Path) -> dict[str, list[float]]:
         for name in names[shift:] + names[:shift]:
             seconds = ways[name]()
             shutil.rmtree(out)
-            os.sync()  # so that unwritten data of one do not slow the next
+            os.sync()  # so that unwritten data of one run do not slow the next
             if turn >= 0:
                 found[name].append(seconds)
     return found
 
 
 def to_figures(config: PackBenchConfig, found: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """A figure for each way; pack's multiples of tar are of the same round."""
+    """A figure for each way; pack is compared with tar in the same round."""
     figures = []
     for name, seconds in found.items():
         figure: dict[str, Any] = {"workload": "pack", "way": name, "seconds": statistics.median(seconds)}

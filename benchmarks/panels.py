@@ -7,7 +7,7 @@ from typing import Any, get_args
 from benchmarks.peers.spec import Kind
 
 KINDS = get_args(Kind)
-# In histories whose figures do not say their kind.
+# Beginnings of names in older histories, whose figures do not state their kind.
 _OURS = ("ours", "needlestream")
 _CEILINGS = ("memcpy", "memory copy", "resident")
 
@@ -21,8 +21,8 @@ class Panel:
     source: str
     entry: dict[str, Any]
     figures: list[dict[str, Any]]
-    """Fastest first, with two more keys: `name`, which adds the number of workers where a loader ran with several, and
-    `kind`."""
+    """Fastest first, with two more keys: `kind`, and `name`, to which the number of workers is added if a loader ran
+    with several numbers."""
     failed: list[dict[str, Any]]
     """Those without a rate; `failed` says why."""
 
@@ -45,7 +45,7 @@ def machine_name(entry: dict[str, Any]) -> str:
 
 
 def machine_size(entry: dict[str, Any]) -> str:
-    """GPU and cores of the machine that an entry was measured on: a newer machine of this size takes its place."""
+    """GPU and cores of the machine that an entry was measured on: a newer machine of the same size takes its place."""
     machine = entry["machine"]
     return f"{machine.get('gpu') or 'no GPU'}, {machine.get('cores', '?')} cores"
 
@@ -85,7 +85,7 @@ def _name(figure: dict[str, Any], several: bool) -> str:
 
 
 def _kind(figure: dict[str, Any]) -> str:
-    """The kind that the figure states, or else that its name tells."""
+    """The kind that the figure states, or else the one that its name shows."""
     if figure.get("kind") in KINDS:
         return str(figure["kind"])
     if str(figure["loader"]).startswith(_OURS):

@@ -47,7 +47,7 @@ class Held:
 
 def trained_per_second(run: Run, batches: Loader | Held) -> float:
     """Cadences/s of an epoch of train.py's loop over `batches`."""
-    # With new Progress, so that the time counts from the first step of this epoch.
+    # With new Progress, so that the epoch counts from its first step.
     return train_epoch(dataclasses.replace(run, train_loader=cast(Loader, batches), progress=Progress()))[
         "cadences_per_s"
     ]
@@ -61,7 +61,7 @@ def predicted_per_second(accelerator: Accelerator, model: nn.Module, batches: Lo
 
 
 def loaded_per_second(loader: Loader, device: torch.device) -> float:
-    """Cadences/s of an epoch of the loader whose batches are not used."""
+    """Cadences/s of an epoch of the loader; its batches are not used."""
     began = time.perf_counter()
     for _ in loader:
         pass
@@ -138,7 +138,7 @@ def to_figures(what: What, rates: Rates, views: int) -> list[dict[str, Any]]:
 
 
 def verdict(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figure that says ratio, stall and what bounds the rate."""
+    """The figure that has the ratio, the stall and what bounds the rate."""
     (found,) = (figure for figure in figures if "ratio" in figure)
     return found
 

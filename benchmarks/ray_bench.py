@@ -1,9 +1,9 @@
-"""What a Ray cluster of one and of two nodes does a second, what a task costs, and what follows on paper for 100 nodes.
+"""How much Ray clusters of one and of two nodes do per second, what a task costs, and an estimate for 100 nodes.
 
     python benchmarks/ray_bench.py
 
-Nodes have one core each, all on this machine and on loopback: it needs two idle cores. Between the runs of one node
-and of two the cluster is started anew. Prints the tables of docs/scaling.md in Markdown.
+Nodes have one core each, all on this machine and on loopback: it needs two idle cores. One node and two nodes are two
+clusters, one started after the other. Prints the tables of docs/scaling.md in Markdown.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from shard_tools.tasks.places import open_tasks
 from shard_tools.verify import verify
 
 CADENCE_BYTES = 838_656  # one snippet of the competition
-_NODES, _CORES, _NETWORK = 100, 16, 1.25e9  # of the cluster on paper: nodes, cores and bytes/s of each (10 Gbit/s)
+_NODES, _CORES, _NETWORK = 100, 16, 1.25e9  # of the estimate: nodes; cores and bytes/s of each node (10 Gbit/s)
 _PETABYTE = 1e15
 # Of a fine product: coarse channels of 2.93 MHz with 2^20 channels each, 16 spectra of 18.25 s, float32; a scan takes
 # 5 minutes and 30 s to the next (docs/observations.md).
@@ -55,9 +55,9 @@ class RayBenchConfig:
     coarse_channels: int = 64
     """Coarse channels, of 131,072 channels each, of the cadence to ingest."""
     tasks: int = 5000
-    """Empty tasks, for the cost of one; connecting to the cluster, some seconds, is shared out among them."""
+    """Empty tasks, by which the cost of one is measured; it includes a share of the seconds that connecting takes."""
     rounds: int = 3
-    """Times that each is run."""
+    """Times that each kind of work is run."""
     work_dir: Path = Path(tempfile.gettempdir())
     """A folder on the disk to be measured."""
 
@@ -68,7 +68,7 @@ class RayBenchConfig:
 
 @dataclass(frozen=True)
 class Figure:
-    """Seconds of one kind of work in one place, a number a round."""
+    """Seconds of one kind of work in one place, one number per round."""
 
     work: str
     place: str
@@ -78,11 +78,11 @@ class Figure:
 
     @property
     def rate(self) -> float:
-        """Units a second, in the median."""
+        """Units per second, by the median of the rounds."""
         return self.count / statistics.median(self.seconds)
 
     def flat(self) -> dict[str, Any]:
-        """For the history."""
+        """The figure that the history keeps."""
         about = {"workload": "ray", "work": self.work, "place": self.place, "unit": self.unit, "rate": self.rate}
         seconds = {
             "seconds": statistics.median(self.seconds),
@@ -93,7 +93,7 @@ class Figure:
 
 
 def nothing() -> None:
-    """A task that does nothing: what is left is the cost of starting it."""
+    """A task that does nothing, so that only the cost of starting it is left."""
 
 
 def time_works(
@@ -117,19 +117,19 @@ def time_works(
             run()
             seconds += [time.perf_counter() - began] * (turn >= 0)
             shutil.rmtree(out, ignore_errors=True)
-            os.sync()  # so that unwritten data of one do not slow the next
+            os.sync()  # so that unwritten data of one run do not slow the next
         figures.append(Figure(name, place, seconds, count, unit))
     return figures
 
 
 def raw_bytes(files: Sequence[Path]) -> int:
-    """Bytes of the values of files as float32, however they are compressed: the unit of a day of a telescope."""
+    """Bytes of the files' values as float32, however they are compressed; a telescope's day is stated in these too."""
     layouts = [read_header(path).layout for path in files]
     return sum(4 * layout.spectra * layout.channels for layout in layouts)
 
 
 def run_empty(config: RayBenchConfig, where: TaskConfig) -> None:
-    """Tasks that do nothing, connection included."""
+    """Connect, and run tasks that do nothing."""
     work = Work(nothing, [()] * config.tasks, "", "tasks", [""] * config.tasks, Need(1))
     with open_tasks(where, InTurn()) as tasks:
         for done in tasks.run(work):
@@ -137,7 +137,7 @@ def run_empty(config: RayBenchConfig, where: TaskConfig) -> None:
 
 
 def measure(config: RayBenchConfig, folder: Path) -> list[Figure]:
-    """All figures: here, on one node, on two."""
+    """All figures: in this process, on one node, on two."""
     cluster = importlib.import_module("tests.ray_nodes").cluster  # needs Ray
     write_cadences(folder / "data", config.cadences, config.cadences // 4)
     observation = simulate_observation(
@@ -170,7 +170,7 @@ def print_measured(figures: Sequence[Figure]) -> None:
 
 
 def print_on_paper(figures: Sequence[Figure]) -> None:
-    """What follows for 100 nodes of 16 cores, if nothing but what is named here limits them."""
+    """Print an estimate for 100 nodes of 16 cores, if only the limits named in it apply."""
     two = {figure.work: figure for figure in figures if figure.place == "Ray, 2 nodes"}
     one = {figure.work: figure for figure in figures if figure.place == "Ray, 1 node"}
     core = {name: figure.rate / 2 for name, figure in two.items()}

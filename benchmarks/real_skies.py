@@ -51,26 +51,26 @@ SIMULATED, REAL = "simulated skies", "real skies too"
 
 @dataclass(frozen=True)
 class RealSkiesConfig:
-    """Train on simulated skies, and on real ones beside them, a part of which is left out in turn."""
+    """Train on simulated skies, and on these and real ones, of which each part is left out in turn."""
 
     real: Path
     """Folder in the Kaggle layout; its positives are used, as far as their files are there."""
     parts: int = 5
     """Parts that the needles are divided into."""
     copies: int = 12
-    """Times that each real background is taken in an epoch, with other signals each time."""
+    """Times that each real background is used in an epoch, with other signals each time."""
     cadences: int = 20_000
     """Cadences that each training sees."""
     backgrounds: int = 3_000
     """Simulated backgrounds."""
     runs: int = 2
-    """Trainings from simulated skies, and for each part, from seeds of their own."""
+    """Trainings on simulated skies, and for each part; each from its own seed."""
     recipe: str = CurveConfig.recipe
     """Words for train.py."""
     test: int = 2_000
     """Cadences of the simulated test split."""
     labelled: int = CurveConfig.labelled
-    """As the learning curve says."""
+    """Cadences of the simulated train split, as in learning_curve.py."""
     seed: int = 0
     """Seed of the data, of the parts and of the first training."""
     at_once: int = usable_cores()
@@ -84,7 +84,7 @@ class RealSkiesConfig:
 
     @property
     def curve(self) -> CurveConfig:
-        """The same for the learning curve, whose only point is the training on simulated skies."""
+        """These options as those of a learning curve whose only point is the training on simulated skies."""
         return CurveConfig(
             (self.cadences,), self.backgrounds, (self.runs,), self.at_once, self.recipe, self.test, self.seed,
             self.real, self.labelled, work_dir=self.work_dir,
@@ -92,7 +92,7 @@ class RealSkiesConfig:
 
 
 def divide(needles: NeedleSet, parts: int, seed: int) -> list[list[str]]:
-    """The keys of the needles in parts of nearly equal size. Raises InputError where there are fewer than parts."""
+    """The keys of the needles in parts of nearly equal size. Raises InputError if there are fewer needles than parts."""
     if len(needles.twins) < parts:
         raise InputError(f"--real: {len(needles.twins)} needles, expected at least {parts}, the number of --parts")
     shuffled = np.random.default_rng(seed).permutation(sorted(needles.twins))

@@ -42,7 +42,7 @@ CHANGES = {
     "panels stay in their order": "--permute-panels 0",
     "added signals have an SNR of at least 300": "--signal-snr-min 300",
 }
-"""What is changed, and the words for train.py that do it."""
+"""Each change, and the options of train.py that make it."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class ChangesConfig:
     cadences: int = 10_000
     """Cadences that each training sees, each of them once."""
     runs: int = 3
-    """Trainings of each row, from seeds of their own."""
+    """Trainings of each row, each from its own seed."""
     rows: tuple[str, ...] = tuple(CHANGES)
-    """Which changes; names of `CHANGES`."""
+    """The changes to train, by their names in `CHANGES`."""
     test: int = 2_000
     """Cadences of the test split, half of them with a needle."""
     seed: int = 0
@@ -64,7 +64,7 @@ class ChangesConfig:
     real: Path | None = None
     """Folder in the Kaggle layout: its positives, and the same with ON and OFF panels exchanged, are scored too."""
     labelled: int = CurveConfig.labelled
-    """As the learning curve says."""
+    """Cadences of the simulated train split, as in learning_curve.py."""
     work_dir: Path = Path(tempfile.gettempdir())
     """Folder for data and runs: 0.84 MB for each cadence, 2.1 MB for each test cadence, removed at the end."""
 
@@ -74,7 +74,7 @@ class ChangesConfig:
 
     @property
     def curve(self) -> CurveConfig:
-        """The same for the learning curve, whose only point is the recipe."""
+        """These options as those of a learning curve whose only point is the recipe."""
         return CurveConfig(
             (self.cadences,), self.cadences, (self.runs,), self.at_once, f"--preset {RECIPE}", self.test, self.seed,
             self.real, self.labelled, work_dir=self.work_dir,

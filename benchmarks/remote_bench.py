@@ -47,7 +47,7 @@ class RemoteBenchConfig:
     epochs: int = 5
     """Epochs to time, after one to warm up."""
     read_threads: int = 0
-    """As of the loader; 0: its default."""
+    """The loader's option of this name; 0: its default."""
     store: Literal["range", "moto", "both"] = "both"
     """Which stores to measure."""
 
@@ -67,7 +67,7 @@ def server(*words: str) -> Iterator[int]:
 def measure(manifest: Manifest, config: RemoteBenchConfig, what: str) -> tuple[list[float], float]:
     """Cadences/s of each epoch, and this process's CPU milliseconds for a cadence.
 
-    `what`: "read" checked bytes alone; "eval" the loader of prediction; "train" that of training.
+    `what`: "read" only reads and checks bytes; "eval" is the loader of prediction, "train" that of training.
     """
     rows = manifest.rows("train")
     order = Order(rows, manifest.target[rows], "uniform", 0)
@@ -122,7 +122,7 @@ def report(name: str, manifest: Manifest, config: RemoteBenchConfig) -> None:
 
 @contextmanager
 def range_server(config: RemoteBenchConfig) -> Iterator[int]:
-    """The small server, over a folder that looks like the bucket."""
+    """The small server, of a folder that looks like the bucket."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, _PREFIX)
         place.mkdir(parents=True)

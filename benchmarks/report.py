@@ -3,7 +3,7 @@
     python benchmarks/report.py [--readme docs/performance.md --recipe docs/recipe.md]
 
 Writes loader.png, trend.png and index.html (one file, pictures inside, no network) into benchmarks/results. A panel
-holds what one machine measured last of one workload from one source. Only rates in the same panel can be compared.
+holds the last run of one workload from one source on one size of machine. Only rates in the same panel can be compared.
 """
 
 import base64
@@ -40,8 +40,8 @@ class ReportConfig:
     """A Markdown file. The tables of speed replace its text between <!-- benchmarks:begin --> and
     <!-- benchmarks:end -->."""
     recipe: Path | None = None
-    """A Markdown file. The tables of the learning curve, of changed recipes and of real skies, where there are any,
-    replace its text between <!-- curve:begin --> and <!-- curve:end -->, and likewise for `changes` and `skies`."""
+    """A Markdown file. The table of the learning curve, if there is one, replaces its text between <!-- curve:begin -->
+    and <!-- curve:end -->; likewise those of changed recipes (`changes`) and of real skies (`skies`)."""
 
 
 def markdown(tables: Sequence[Table], picture: str | None) -> str:
@@ -71,7 +71,7 @@ def replace_block(readme: Path, block: str, name: str = "benchmarks") -> None:
 
 
 def write_page(path: Path, pictures: Sequence[Path], tables: Sequence[Table], versions: dict[str, str]) -> None:
-    """One HTML page with everything inside it."""
+    """Write one HTML page with everything inside it."""
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     images = [base64.b64encode(picture.read_bytes()).decode() for picture in pictures]
     write_whole(path, template.render(images=images, tables=tables, versions=versions))

@@ -1,4 +1,4 @@
-"""The tables of the benchmarks' history: of the loader benchmark, by panel and in short, and of the others."""
+"""Tables from the benchmarks' history: those of the loader benchmark, in full and in short, and those of the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Figure = dict[str, Any]
 NEEDLES, CURVE, CHANGES, SKIES = "needles", "curve", "changes", "skies"  # workloads that measure how well, not how fast
 OF_THE_RECIPE = (CURVE, CHANGES, SKIES)
 _THREE_RATES = ("train", "infer")  # workloads with a figure for each of loader, model and both (benchmarks/rates.py)
-_PAIRED = "+.3f to"  # a number and the bounds of its interval
+_PAIRED = "+.3f to"  # the format of a number and the bounds of its interval
 # The other benchmarks' columns: (name in the figure, heading, format).
 _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "train": (
@@ -35,7 +35,7 @@ _TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "train peers": (
         ("preset", "preset", "s"), ("loop", "loop", "s"), ("feed", "canvases", "s"), ("workers", "workers", "d"),
         ("cadences_per_s", "cadences/s", ",.1f"), ("lowest", "lowest", ",.1f"), ("highest", "highest", ",.1f"),
-        ("cpu_ms", "CPU ms a cadence", ",.1f"), ("ours_times", "ours is times as fast", ".2f"),
+        ("cpu_ms", "CPU ms a cadence", ",.1f"), ("ours_times", "ours, times as fast", ".2f"),
         ("differs", "what differs", "s"), ("failed", "failed", "s"),
     ),
     CURVE: (
@@ -105,7 +105,7 @@ def loader_table(panel: Panel) -> Table:
         shown = {**figure, "range": f"{lowest} to {highest}"}
         times = f"{ours / figure['cadences_per_s']:.2f}" if ours and figure["cadences_per_s"] else ""
         rows.append([*(_cell(shown.get(name), form) for name, _, form in _LOADER_COLUMNS), times])
-    headings = (*(heading for _, heading, _ in _LOADER_COLUMNS), "ours is times as fast")
+    headings = (*(heading for _, heading, _ in _LOADER_COLUMNS), "ours, times as fast")
     for figure in panel.failed:
         reason = f"failed: {figure.get('failed', 'no rate')}"
         rows.append([figure["name"], reason, *[""] * (len(headings) - 2)])
@@ -132,7 +132,7 @@ def other_tables(entries: Sequence[Entry]) -> list[Table]:
         columns = _TABLES.get(workload, ())
         if workload in _THREE_RATES:
             figures = [_one_row(figures)]
-        # Without the columns that are empty here, such as those that only a GPU fills.
+        # Leave out columns that are empty here, such as those that only a GPU fills.
         shown = [column for column in columns if any(figure.get(column[0]) is not None for figure in figures)]
         rows = [[_words(figure, name, form) for name, _, form in shown] for figure in figures]
         if columns:
@@ -148,7 +148,7 @@ def _latest_figures(entries: Sequence[Entry]) -> list[tuple[str, Entry, list[Fig
         for figure in entry["figures"] if entry["benchmark"] != "loader" else ():
             by_workload.setdefault(str(figure.get("workload")), []).append(figure)
         for workload, figures in by_workload.items():
-            # Needles are found alike on every machine; only the form says how much there was time for.
+            # How well needles are found depends not on the machine but on the form, which sets how long is trained.
             where = str(entry["config"].get("form")) if workload == NEEDLES else machine_size(entry)
             key = workload, where, _preset(workload, figures)
             # A part of the needle benchmark does not replace a whole one.

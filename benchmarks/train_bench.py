@@ -4,12 +4,12 @@
     python benchmarks/train_bench.py --peers all                  also timm, Lightning and accelerate, in place of ours
     python benchmarks/train_bench.py --peers all --preset seed --model swin_nano
 
-benchmarks/rates.py says how the three are measured. With --peers the same model is trained, or predicts, by the loops
-of others too, each in a process of its own, taking turns (benchmarks/loops). On a GPU there is more: timm's own
+benchmarks/rates.py says how the three are measured. With --peers the loops of other projects train the same model, or
+predict with it, each in a process of its own, taking turns (benchmarks/loops). A GPU gives more figures: timm's own
 benchmark of the same model, batch and precision, and the share of the device's peak; with --variants a table of
 precisions, layouts and compiler, each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences.
 
-On an NVIDIA H200 training has run, on an H100 prediction. --variants, --five-epochs and --peers have not run on a GPU.
+Training has run on an NVIDIA H200, prediction on an H100. --variants, --five-epochs and --peers have not run on a GPU.
 The data is noise that is made and packed here: the rates do not depend on what is in a cadence.
 """
 
@@ -92,7 +92,7 @@ def measure_prediction(config: TrainBenchConfig, plan: TrainConfig, manifest: Ma
 def _with_limits(
     figures: list[dict[str, Any]], plan: TrainConfig, accelerator: Any, images: int, training: bool
 ) -> list[dict[str, Any]]:
-    """Add to the verdict the model's arithmetic a second, and on a GPU timm's rate for batches of `images`."""
+    """Add to the verdict the model's arithmetic per second, and on a GPU timm's rate for batches of `images`."""
     found, precision = verdict(figures), accelerator.mixed_precision
     found |= {"preset": name_of(plan), "precision": precision, "device": accelerator.device.type}
     found |= {"batch_size": images, "compiled": plan.compile and training}
@@ -105,7 +105,7 @@ def _with_limits(
 def peer_figures(config: TrainBenchConfig, preset: Preset, manifest: Manifest, files: Path) -> list[dict[str, Any]]:
     """A figure for each loop; `files` holds the manifest's cadences as .npy files."""
     on_gpu = uses_gpu()
-    # What every loop can do alike: shuffle, not draw by class weights; float32 on a CPU, where ours may choose bf16.
+    # What every loop can do: shuffle instead of drawing by class weights, and on a CPU float32, not bf16.
     changes: dict[str, Any] = {"sampling": "uniform", "precision": "auto" if on_gpu else "float32"}
     if config.what == "infer":
         changes["batch_size"] = infer_batch_size(config)
@@ -117,7 +117,7 @@ def peer_figures(config: TrainBenchConfig, preset: Preset, manifest: Manifest, f
 
 
 def print_rates(figures: list[dict[str, Any]]) -> None:
-    """The three rates, and what follows from them."""
+    """Print the three rates and what follows from them."""
     found, names = verdict(figures), {"loader": "loader alone", "model": "model alone", "both": "both together"}
     print(f"{'':<15}{'cadences/s':>11}  range")
     for figure in figures[:3]:

@@ -40,7 +40,7 @@ class TrainBenchConfig:
     cadences: int = 0
     """Training cadences in a round; 0: 12,800 on a GPU, 192 without one."""
     batch_size: int = 0
-    """Cadences of one forward pass; 0: the preset's, with infer that of infer.py on a GPU and 16 without one."""
+    """Cadences of one forward pass; 0: the preset's, or with --what infer: infer.py's on a GPU, 16 without one."""
     compile: bool = False
     """Compile the model that is trained with torch.compile, as train.py --compile does."""
     rounds: int = 5
@@ -60,12 +60,12 @@ class TrainBenchConfig:
     five_epochs: bool = False
     """On a GPU: also the time of 5 epochs of 48,000 cadences with the presets full and seed; 57 GB of work-dir."""
     check: bool = False
-    """Exit with 1 where both together are below their goal: training 0.99 of model alone on a GPU, 0.95 without one;
+    """Exit with 1 if both together miss their goal: in training 0.99 of the model alone on a GPU, 0.95 without one; in
     prediction 0.98."""
     check_margin: float = 1.0
     """Multiplies what the goal requires; below 1 on machines that are busy with other work."""
     variant: str = ""
-    """Measure this row of the table once and print JSON; what --variants starts its processes with."""
+    """Measure this row of the table once and print JSON; --variants starts its processes with this option."""
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.workers) < 1 or min(self.cadences, self.batch_size) < 0 or self.check_margin <= 0:
@@ -75,7 +75,7 @@ class TrainBenchConfig:
         if unknown := [name for name in self.peers if name not in (*BY_NAME, "all", "none")]:
             raise InputError(f"--peers {unknown[0]}: expected all, none, or some of {', '.join(BY_NAME)}")
         if self.loops and self.shards is not None:
-            raise InputError("--peers: they read the .npy files that are made here; leave --shards out")
+            raise InputError("--peers: other loops read .npy files that are made here; leave --shards out")
         if (self.variants or self.five_epochs or self.variant) and not torch.cuda.is_available():
             raise InputError("--variants, --five-epochs: need an NVIDIA GPU, and torch sees none")
         if self.variant and (self.variant not in VARIANTS or self.shards is None):
@@ -83,7 +83,7 @@ class TrainBenchConfig:
 
     @property
     def loops(self) -> list[Loop]:
-        """Ours, those of the peers that were asked for, and the limit; none where no peer was."""
+        """Our loop, the peers' that were asked for, and the upper limit; none if no peer was asked for."""
         peers = [loop for loop in LOOPS if loop.name in self.peers or "all" in self.peers]
         return [loop for loop in LOOPS if loop in peers or loop.kind in ("ours", "ceiling")] if peers else []
 
@@ -96,7 +96,7 @@ def make_shards(folder: Path, training: int, folds: int = 5, shape: tuple[int, i
 
 
 def train_config(config: TrainBenchConfig, preset: Preset, shards: Path, **changes: Any) -> TrainConfig:
-    """The preset as it trains, with weights drawn here and no checkpoints within an epoch; `changes` come last."""
+    """The preset's configuration, with random weights and no checkpoints within an epoch; `changes` come last."""
     base = PRESETS[preset]
     given: dict[str, Any] = {
         "shards": str(shards),
@@ -110,7 +110,7 @@ def train_config(config: TrainBenchConfig, preset: Preset, shards: Path, **chang
 
 
 def name_of(plan: TrainConfig) -> str:
-    """The preset, and its model where it is another one than the preset's."""
+    """The preset's name, and the model's if it is not the preset's own."""
     own = PRESETS[plan.preset].model.name
     return plan.preset if plan.model.name == own else f"{plan.preset}, {plan.model.name}"
 

@@ -62,7 +62,7 @@ def variant_figures(config: TrainBenchConfig, preset: Preset, shards: Path) -> l
 
 def five_epochs(config: TrainBenchConfig, folder: Path) -> list[dict[str, Any]]:
     """Seconds of 5 epochs of a training fold of the competition's size, as train.py trains them, with full and seed."""
-    manifest = make_shards(folder, KAGGLE_TRAINING_FOLD, folds=25)  # one of 25: little to hold out, and to write
+    manifest = make_shards(folder, KAGGLE_TRAINING_FOLD, folds=25)  # one of 25 is held out: little to write in vain
     figures = []
     for preset in ("full", "seed"):
         plan = train_config(config, preset, folder / "shards", epochs=5)

@@ -3,8 +3,8 @@
 1. Copy `accelerate_loop.py`, the smallest, to a file of this folder. Its `train(job, turns)` trains an epoch for each
    turn and records what it did (`spec.Turn`); its `predictor(job)` returns a function that predicts all cadences and
    returns their logits in order. `feed.py` gives both the data set and its DataLoader.
-2. Add a `Loop` with its name, module, feed, packages and what it does otherwise than ours to `LOOPS` in `spec.py`.
-3. Pin its packages in requirements-bench.txt. Where they are not installed, its row says so and the others still run.
+2. Add a `Loop` with its name, module, feed, packages and how it differs from ours to `LOOPS` in `spec.py`.
+3. Pin its packages in requirements-bench.txt. If they are not installed, its row says so and the others still run.
 4. Try it: `python benchmarks/train_bench.py --peers NAME --cadences 64 --rounds 1`. Every loop runs in a process of its
    own (`__main__.py`). Before it is timed, `contest.py` checks what it trains on, or compares its logits with ours.
 """

@@ -4,7 +4,7 @@ turn [PATH]     an epoch of training, or a prediction of all cadences, whose log
 quit
 """
 
-# For every loop, as train.py and infer.py have them: the loops are compared, not the settings of the process.
+# Every loop gets these settings of train.py and infer.py: the loops are compared, not the settings of the process.
 import shard_tools.allocator
 import shard_tools.openmp  # noqa: F401  before torch is loaded
 
@@ -31,7 +31,7 @@ Answer = Callable[[dict[str, Any]], None]
 
 
 def take_turns(commands: Iterable[str], answer: Answer, device: torch.device) -> Turns:
-    """A Turn for each command; what the loop does until it asks for the next one is timed, and is the answer."""
+    """A Turn for each command; times what the loop does until it asks for the next one, and answers with that."""
     for line in commands:
         command, *path = line.rstrip("\n").split(" ", 1)
         if command == "quit":

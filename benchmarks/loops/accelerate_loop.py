@@ -1,6 +1,6 @@
 """The loop of accelerate's examples/cv_example.py: Accelerator, a prepared DataLoader, OneCycleLR.
 
-Added are our loss, optimiser, clipping and precision. https://github.com/huggingface/accelerate, examples
+Our loss, optimiser, clipping and precision are added. https://github.com/huggingface/accelerate, examples
 """
 
 import numpy as np
@@ -58,5 +58,5 @@ def predictor(job: Job) -> Predictor:
 
 
 def build_accelerator(job: Job) -> Accelerator:
-    """On the job's device, in its precision."""
+    """An Accelerator on the job's device, in its precision."""
     return Accelerator(cpu=job.device.type == "cpu", mixed_precision=job.precision)

@@ -19,7 +19,7 @@ from training.config import TrainConfig
 Logits = npt.NDArray[np.float64]
 _SECONDS_OF_A_TURN = 3600.0
 _TOLERANCE = 0.3  # of the logits' standard deviation: torch's resize differs from ours in the outermost pixels
-_MAY_DIFFER = 0.05  # of the logits: a search for candidates may take another of two that are equal but for rounding
+_MAY_DIFFER = 0.05  # share of the logits: of two candidates that are equal but for rounding a search may take either
 
 
 class Contest(ProcessContest):
@@ -47,7 +47,7 @@ class Contest(ProcessContest):
         self._stack.close()
 
     def check(self) -> None:
-        """A turn of each, to warm it up and to check what it trained on, or its logits by those of the first row."""
+        """Warm each loop up with a turn, and check what it trained on, or its logits against those of the first row."""
         expected: Logits | None = None
         for row in self.rows:
             path = self._folder / f"{row.name}.npy"
@@ -56,7 +56,7 @@ class Contest(ProcessContest):
                 expected = logits if expected is None else expected
                 if self._spec.what == "train":
                     reason = training_fault(self._spec.plan, self._cadences, answer)
-                else:  # a held batch has its own logits alone
+                else:  # one held batch gives only its own logits
                     reason = "" if row.loop.feed == "held" else difference(logits, expected)
                 if reason:
                     self.fail(row, reason)
@@ -85,7 +85,7 @@ def measure(spec: LoopSpec, loops: Sequence[Loop], cadences: int, rounds: int) -
 
 
 def training_fault(plan: TrainConfig, cadences: int, answer: Mapping[str, Any]) -> str:
-    """Why an epoch of `cadences` was not trained as the plan says; empty where it was."""
+    """Why an epoch of `cadences` was not trained as the plan says; empty if it was."""
     image = [plan.canvas.channels, plan.canvas.height, plan.canvas.width]
     if not math.isfinite(answer["loss"]):
         return f"its loss is {answer['loss']}"
@@ -97,7 +97,7 @@ def training_fault(plan: TrainConfig, cadences: int, answer: Mapping[str, Any]) 
 
 
 def difference(logits: Logits, expected: Logits) -> str:
-    """How logits differ from the expected ones; empty where all but a few agree within the tolerance."""
+    """How logits differ from the expected ones; empty if all but a few agree within the tolerance."""
     if logits.shape != expected.shape:
         return f"logits of shape {logits.shape}, expected {expected.shape}"
     if not np.isfinite(logits).all():

@@ -1,4 +1,4 @@
-"""What feeds a peer's loop: a data set of .npy files, how its batches are collated, and what is left to do to them.
+"""What feeds a peer's loop: a data set of .npy files, how its batches are collated, and how they are mixed after that.
 
 Axes: B batch, V views, C channels, H height, W width.
 """
@@ -31,7 +31,7 @@ from training.model import build_model, pick_precision
 
 @dataclass
 class TorchSnippets:
-    """A file a sample: its image (C, H, W) in training, its views (V, C, H, W) in prediction; and its target."""
+    """A sample for each file: its image (C, H, W) in training, its views (V, C, H, W) in prediction; and its target."""
 
     paths: list[Path]
     targets: npt.NDArray[np.int8]
@@ -39,7 +39,7 @@ class TorchSnippets:
     views: tuple[str, ...] | None
     """None in training."""
     transform: Any = None
-    """Set by timm, and not used."""
+    """timm sets it; it is not used."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,7 +54,7 @@ class TorchSnippets:
 
 @dataclass
 class KernelSnippets:
-    """The same by our kernels, a batch at once: in training with our draws, CutMix included."""
+    """The same by our kernels, a whole batch at once; in training with our draws, CutMix included."""
 
     paths: list[Path]
     targets: npt.NDArray[np.int8]
@@ -63,7 +63,7 @@ class KernelSnippets:
     views: tuple[str, ...] | None
     """None in training."""
     transform: Any = None
-    """Set by timm, and not used."""
+    """timm sets it; it is not used."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -85,29 +85,29 @@ class Job:
 
     @property
     def plan(self) -> TrainConfig:
-        """Of model, canvas, draws and optimiser."""
+        """The configuration of model, canvas, draws and optimiser."""
         return self.spec.plan
 
     @property
     def device(self) -> torch.device:
-        """Of the model."""
+        """The model's device."""
         return torch.device(self.spec.device)
 
     @property
     def precision(self) -> str:
-        """Of the forward pass, in Accelerate's words: no, bf16 or fp16."""
+        """Precision of the forward pass, in Accelerate's words: no, bf16 or fp16."""
         asked = self.plan.precision
         return {"auto": pick_precision(self.device), "float32": "no"}.get(asked, asked)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Of the forward pass."""
+        """The context of the forward pass."""
         is_mixed = self.precision != "no"
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype) if is_mixed else nullcontext()
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Of the shards, which names the cadences for every loop."""
+        """The manifest of the shards, which names the cadences for every loop."""
         return read_manifest(self.plan.shards[0])
 
     @cached_property
@@ -137,11 +137,11 @@ class Job:
         return take_batch if self.feed == "kernels" else default_collate
 
     def mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the main process does to a batch of training: CutMix, unless the kernels have done it."""
+        """What the main process does to a training batch: CutMix, unless the kernels have done it."""
         return (images, targets) if self.feed == "kernels" else self.dataset.canvas.mixed(images, targets)
 
     def build_loader(self) -> Any:
-        """A DataLoader as fast as its options make it; its workers stay from one epoch of training to the next."""
+        """A DataLoader with its fastest options; its workers stay from one epoch of training to the next."""
         options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
         if self.workers:
             options |= {"prefetch_factor": BATCHES_AHEAD, "worker_init_fn": one_thread}

@@ -23,7 +23,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc]
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.model, self.plan = job.build_model(), job.plan
-        # A function, which is not copied with this module, as the job would be, by the callback that averages weights.
+        # A function: the callback that averages weights copies this module, and would copy the job with it.
         self.mixed: Any = lambda batch: job.mixed(*batch)
 
     def training_step(self, batch: Any, _: int) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc]
 
 
 class EpochForEachTurn(Callback):  # type: ignore[misc]
-    """Waits for the benchmark between the epochs of one `fit`, as its workers would be started anew by another."""
+    """Waits for the benchmark between the epochs of one `fit`, since each further `fit` would start new workers."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns, self._seen, self._losses = turns, 0, torch.zeros(())
@@ -80,7 +80,7 @@ def train(job: Job, turns: Turns) -> None:
 
 
 def predictor(job: Job) -> Predictor:
-    """A `predict` of one Trainer for each prediction."""
+    """Each prediction is a `predict` of the same Trainer."""
     trainer, classifier = build_trainer(job), Classifier(job)
 
     def predict() -> npt.NDArray[np.float64]:
@@ -90,7 +90,7 @@ def predictor(job: Job) -> Predictor:
 
 
 def build_trainer(job: Job, **options: Any) -> Any:
-    """A Trainer that does nothing beside training and prediction."""
+    """A Trainer that does nothing besides training and prediction."""
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     accelerator = "gpu" if job.device.type == "cuda" else "cpu"
     return lightning.Trainer(

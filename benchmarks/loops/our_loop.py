@@ -18,7 +18,7 @@ from training.run import Progress, build_run
 
 
 def train(job: Job, turns: Turns) -> None:
-    """With new Progress in each turn, so that the time counts from the first step of its epoch."""
+    """Train an epoch for each turn, with new Progress, so that each turn begins at the first step of an epoch."""
     run = build_run(job.plan, build_accelerator(job.plan.precision), job.manifest)
     held = Held(run.train_loader)
     batches = held if job.feed == "held" else run.train_loader
@@ -30,7 +30,7 @@ def train(job: Job, turns: Turns) -> None:
 
 
 def predictor(job: Job) -> Predictor:
-    """As infer.py: a loader for each prediction. A held batch has its own logits alone."""
+    """As in infer.py, each prediction has a loader of its own. One held batch gives only its own logits."""
     accelerator, model = build_accelerator(job.plan.precision), job.build_model()
     with open_loader(job) as loader:
         held = cast(Loader, Held(loader))

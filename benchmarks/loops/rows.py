@@ -17,29 +17,29 @@ class Row:
 
     loop: Loop
     failed: str = ""
-    """Why there are no figures; empty where there are some."""
+    """Why there are no figures; empty if there are any."""
     rates: list[float] = field(default_factory=list)
     """Cadences/s of each round."""
     cpu_ms: list[float] = field(default_factory=list)
-    """CPU milliseconds a cadence of each round, workers included."""
+    """CPU milliseconds per cadence in each round, workers included."""
 
     @property
     def name(self) -> str:
-        """Of the loop."""
+        """The loop's name."""
         return self.loop.name
 
     @property
     def rate(self) -> float:
-        """Median of cadences/s; 0 where it failed."""
+        """Median of cadences/s; 0 if it failed."""
         return statistics.median(self.rates) if self.rates else 0.0
 
     def fail(self, reason: str) -> None:
-        """Say why it failed, and forget what was measured."""
+        """Note why it failed, and drop what was measured."""
         self.failed = f"failed: {reason}"
         self.rates.clear()
 
     def figure(self, workers: int) -> dict[str, Any]:
-        """As the history keeps it."""
+        """The figure that the history keeps."""
         loop = self.loop
         found: dict[str, Any] = {"loop": loop.name, "kind": loop.kind, "feed": loop.feed, "differs": loop.differs}
         found |= {"workers": loop.workers(workers)}
@@ -50,7 +50,7 @@ class Row:
 
 
 def loop_figures(rows: Sequence[Row], workers: int, **common: str) -> list[dict[str, Any]]:
-    """A figure for each row, with our rate as its multiple, where both were measured."""
+    """A figure for each row, with our rate as a multiple of its rate, if both were measured."""
     ours = next((row.rate for row in rows if row.loop.kind == "ours"), 0.0)
     found = [{**common, **row.figure(workers)} for row in rows]
     for figure, row in zip(found, rows, strict=True):
@@ -60,7 +60,7 @@ def loop_figures(rows: Sequence[Row], workers: int, **common: str) -> list[dict[
 
 
 def table(figures: Sequence[dict[str, Any]]) -> str:
-    """A line for each loop, in 80 columns, and below it what each does otherwise than ours."""
+    """A line for each loop, in 80 columns, and below them how each differs from ours."""
     lines = [f"{'loop':<24}{'canvases':<12}{'':>3}{'cadences/s':>11}{'range':>14}{'CPU ms':>8}{'ours/it':>8}"]
     for figure in figures:
         workers = f"{figure['workers']}w" if figure["workers"] else "-"

@@ -20,8 +20,8 @@ from training.model import ModelConfig
 
 Feed = Literal["shards", "torch", "kernels", "held"]
 """shards: our loader. torch: .npy files, and canvases by torch's own routines. kernels: .npy files, and canvases by our
-kernels. held: one batch of our loader again and again, the limit."""
-MOST_EPOCHS = 1000  # that a schedule has to reach: no loop is asked for more
+kernels. held: one batch of our loader again and again, the upper limit."""
+MOST_EPOCHS = 1000  # length of a schedule: no loop is asked for more epochs
 _PARTS: dict[str, Callable[..., Any]] = {
     "model": ModelConfig, "canvas": CanvasConfig, "draws": DrawConfig, "loader": LoaderConfig
 }  # fmt: skip
@@ -41,7 +41,7 @@ class LoopSpec:
     device: str
 
     def to_json(self) -> str:
-        """For the process of a loop."""
+        """The specification as text, for the process of a loop."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
@@ -64,7 +64,7 @@ class Turn:
     loss: float = 0.0
     """Mean of the epoch's batches; 0 in prediction."""
     shape: tuple[int, ...] = ()
-    """Of the images of the last batch that was trained on."""
+    """Shape of the images of the last batch that was trained on."""
     logits: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """(cadences,) in prediction."""
 
@@ -74,7 +74,7 @@ class Turn:
 
 
 Turns = Iterator[Turn]
-"""Each `next` waits for the benchmark, and starts the clock; the one after it stops the clock."""
+"""Each `next` stops the clock of the turn before, waits for the benchmark, and starts the clock again."""
 Predictor = Callable[[], npt.NDArray[np.float64]]
 """Each call predicts all cadences, with workers or threads of its own, and returns their logits in order."""
 
@@ -92,14 +92,14 @@ class Loop:
     """What it needs beyond the project's own packages, by the names that pip knows."""
     has_workers: bool = True
     differs: str = ""
-    """What it does otherwise than our loop, beside `OF_ALL`."""
+    """How it differs from our loop, besides `OF_ALL`."""
 
     def workers(self, workers: int) -> int:
-        """Its worker processes."""
+        """The number of its worker processes."""
         return workers if self.has_workers and self.kind in ("peer", "kernels") else 0
 
     def missing(self) -> str | None:
-        """The first of its packages that is not installed; None where all are."""
+        """The first of its packages that is not installed; None if all are."""
         return first_missing(self.packages)
 
 
@@ -108,7 +108,7 @@ OF_ALL = (
     "canvases, one CutMix box for a whole batch, across panels; in prediction demo's model searches each TTA view; "
     "ours searches once for both"
 )
-"""What every peer does otherwise than our loop."""
+"""How every peer differs from our loop."""
 _TIMM = (
     "the steps of its train.py, which its wheel lacks, through its own parts; without its prefetcher, which takes "
     "images as bytes; a last, incomplete batch is dropped"

@@ -20,12 +20,12 @@ from torch import nn
 from benchmarks.loops.feed import Job, mean_logits
 from benchmarks.loops.spec import MOST_EPOCHS, Predictor, Turns
 
-_LOG_INTERVAL = 50  # batches, as in train.py
+_LOG_INTERVAL = 50  # batches, as in timm's train.py
 
 
 @dataclass
 class _Training:
-    """What train.py's `train_one_epoch` is given."""
+    """What timm's train.py gives to its `train_one_epoch`."""
 
     job: Job
     model: nn.Module
@@ -53,7 +53,7 @@ def train(job: Job, turns: Turns) -> None:
 
 
 def train_one_epoch(training: _Training) -> tuple[int, float, torch.Tensor]:
-    """An epoch; the cadences that were trained on, their mean loss, and the last batch of images."""
+    """Train an epoch; return the number of cadences, the mean of the logged losses, and the last batch of images."""
     job, model = training.job, training.model
     loss_fn, meter = BinaryCrossEntropy(smoothing=0.0), AverageMeter()
     clip = job.plan.clip
@@ -79,7 +79,7 @@ def train_one_epoch(training: _Training) -> tuple[int, float, torch.Tensor]:
 
 
 def predictor(job: Job) -> Predictor:
-    """As inference.py, which copies each batch's outputs to the CPU."""
+    """As timm's inference.py, which copies each batch's outputs to the CPU."""
     model = job.build_model().eval()
 
     def predict() -> npt.NDArray[np.float64]:

@@ -57,7 +57,7 @@ class TorchCanvas:
         return self._erased(planes) if _happens(draws.erase) else planes
 
     def image(self, planes: Tensor) -> Tensor:
-        """(N, T, F) to (C, H, W): stacked, and resized where the canvas has another size; antialiased bilinear."""
+        """(N, T, F) to (C, H, W): stacked, and resized if the canvas has another size; antialiased bilinear."""
         size = (self.canvas.height, self.canvas.width)
         stacked = planes.reshape(self.canvas.channels, -1, planes.shape[-1])
         if stacked.shape[1:] == size:

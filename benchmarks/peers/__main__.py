@@ -1,6 +1,6 @@
 """A contestant's process: builds its loader, then answers each line on standard input with one line of JSON.
 
-check PATH      an epoch; the batches' parts of the first keys go to PATH (npz, by key)
+check PATH      an epoch; the samples of the first keys go to PATH (npz, by key)
 warm            an epoch, while memory is sampled
 round SECONDS   whole epochs until SECONDS have passed
 quit
@@ -37,7 +37,7 @@ def _answers(spec: Spec, name: str) -> dict[str, Any]:
         return loading[0]
 
     def check(path: str) -> dict[str, Any]:
-        # Training is random: another loader makes the canvas without the draws, which is compared.
+        # Training is random, so the canvas without draws is compared, which another loader makes.
         if spec.workload != "train":
             return compared(ready(), Path(path))
         plain = _built(replace(spec, workload="canvas"), name)

@@ -53,7 +53,7 @@ def _copies(spec: Spec, workers: int) -> Loading:
 
 
 def _resident(spec: Spec) -> Loading:
-    """The cost of the loop itself."""
+    """Return one batch again and again: the cost of the loop itself."""
     shape, dtype = ((1, HEIGHT, WIDTH), torch.float32) if spec.workload != "raw" else (spec.shape, torch.float16)
     views = (2,) if spec.workload == "tta" else ()
     batch = torch.zeros((spec.batch_size, *views, *shape), dtype=dtype, device=spec.device)

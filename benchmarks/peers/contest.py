@@ -102,7 +102,7 @@ def reference_of(spec: Spec) -> dict[str, Array]:
 
 
 def difference(found: dict[str, Array], reference: dict[str, Array]) -> str:
-    """How a contestant's samples differ from the reference; empty where they agree within the tolerance."""
+    """How a contestant's samples differ from the reference; empty if they agree within the tolerance."""
     if found.keys() != reference.keys():
         return f"failed: other keys, such as {min(found.keys() ^ reference.keys())}"
     for key, expected in reference.items():

@@ -72,7 +72,7 @@ class _Epochs:
             yield self._next()
 
     def settle(self) -> None:
-        """Use up the batches that it prepared after its last epoch, since that work was not timed."""
+        """Use up the batches that it prepared after its last epoch, since their making was not timed."""
         for _ in range(BATCHES_AHEAD + _OUTPUTS_AHEAD):
             self._next()
 

@@ -34,13 +34,13 @@ class Row:
     workload: Workload
     source: Source
     failed: str = ""
-    """Why there are no figures; empty where there are some."""
+    """Why there are no figures; empty if there are any."""
     peak_mb: float = 0.0
     rounds: list[Round] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """Of the contestant."""
+        """The contestant's name."""
         return self.contestant.name
 
     @property
@@ -64,12 +64,12 @@ class Row:
         return statistics.median(turn.first_batch_s for turn in self.rounds)
 
     def fail(self, reason: str) -> None:
-        """Say why it failed, and forget what was measured."""
+        """Note why it failed, and drop what was measured."""
         self.failed = f"failed: {reason}"
         self.rounds.clear()
 
     def figures(self, threads: int, cadence_bytes: int) -> dict[str, str | int | float | None]:
-        """As the history keeps them."""
+        """The figures that the history keeps."""
         found: dict[str, str | int | float | None] = {
             "workload": self.workload,
             "source": self.source,
@@ -101,7 +101,7 @@ class Goal:
     """The name of one of the workload's ratios."""
     required: float
     reached: float = math.inf
-    """What was measured (docs/performance.md) where the goal is out of reach; margins below 1 start from it."""
+    """What was measured (docs/performance.md), if the goal is out of reach; margins below 1 multiply it instead."""
 
 
 GOALS = (
@@ -143,7 +143,7 @@ def _named(rows: Sequence[Row], name: str) -> Row | None:
 def missed_goals(found: Mapping[Workload, Mapping[str, tuple[float, str]]], margin: float) -> tuple[list[str], bool]:
     """A line for each goal, and whether one is missed; `found` has the ratios of each workload that was asked for.
 
-    With a `margin` below 1 only what is broken misses a goal, not what is slow for other work on the machine.
+    A `margin` below 1 is for machines that are busy with other work: then only a broken loader misses a goal.
     """
     lines, missed = [], False
     for goal in GOALS:

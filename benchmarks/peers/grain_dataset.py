@@ -17,8 +17,8 @@ KeyedBatch = tuple[list[str], npt.NDArray[Any]]
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Threads of this process, each of which makes whole batches."""
-    torch.set_num_threads(1)  # the threads share the cores out; torch's own would compete with them
+    """Load with threads of this process, each of which makes whole batches."""
+    torch.set_num_threads(1)  # the threads share the cores; torch's own would compete with them
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=BATCHES_AHEAD)
     epochs = Epochs(batches_of(spec).to_iter_dataset(options), spec, BATCHES_AHEAD)
     return Loading(epochs, settle=epochs.settle, close=epochs.close)
@@ -51,7 +51,7 @@ class Epochs:
             yield keys, finished(torch.from_numpy(batch), self._spec.workload, self._spec.device)
 
     def settle(self) -> None:
-        """Use up the batches that it prepared after its last epoch, since that work was not timed."""
+        """Use up the batches that it prepared after its last epoch, since their making was not timed."""
         for _ in range(self._ahead):
             next(self._batches)
 

@@ -17,7 +17,7 @@ from benchmarks.peers.transforms import load_npy, transformed
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Bytes, not Array3D: lists of halves go through Arrow's extension types, which take many times as long."""
+    """Store bytes, not Array3D: lists of halves go through Arrow's extension types, which take many times as long."""
     folder = made_once(spec.data / "datasets", lambda out: _write(out, spec))
     table = datasets.load_from_disk(str(folder)).with_format("arrow")
     return build_dataloader(_Snippets(table, spec), spec, workers, shuffle=spec.shuffles)

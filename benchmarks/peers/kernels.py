@@ -1,6 +1,6 @@
 """Images by the project's compiled kernels, for peers that read .npy files in their own way.
 
-Such a row and ours do the same arithmetic, so that they differ in reading, in worker processes and in collating alone.
+Such a row and ours do the same arithmetic, so they differ only in reading, in worker processes and in collating.
 
 Axes: B batch; P panels, T time bins, F frequency channels; V views, C channels, H, W canvas.
 """
@@ -60,7 +60,7 @@ class KernelImages:
 
 def _draw(config: DrawConfig, canvas: CpuCanvas, count: int) -> Draws:
     """Draws of `count` samples whose partners are their neighbours, seeded by torch, which seeds each worker."""
-    # Other positions of one epoch, not other epochs, for which the draws' hash keys would be computed anew.
+    # Other positions of the same epoch: for another epoch the draws' hash keys would be computed anew.
     start = 2 * int(torch.randint(2**40, ()))
     part = EpochPart(0, 0, np.arange(start, start + count), start + count)
     draws = draw(config, canvas.canvas, canvas.planes, part)
@@ -68,7 +68,7 @@ def _draw(config: DrawConfig, canvas: CpuCanvas, count: int) -> Draws:
 
 
 def read_into(path: Path, snippet: Float16s) -> None:
-    """Read the values of an npy file into `snippet` (P, T, F). Raises ValueError where it holds others."""
+    """Read the values of an npy file into `snippet` (P, T, F). Raises ValueError if it has another shape or type."""
     with path.open("rb", buffering=0) as file:
         np.lib.format.read_magic(file)
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)

@@ -17,7 +17,7 @@ from benchmarks.peers.transforms import load_npy, transformed
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Uncompressed chunks of 64 MB, as its documentation advises, and its own DataLoader, which restarts them right."""
+    """Uses uncompressed chunks of 64 MB, as its documentation advises, and its own DataLoader, which restarts them."""
     folder = made_once(spec.data / "litdata", lambda out: _write(out, spec))
     dataset = litdata.StreamingDataset(
         str(folder), shuffle=spec.shuffles, transform=partial(_transform, spec), drop_last=False
@@ -37,7 +37,7 @@ def _sample(path: str) -> dict[str, Any]:
 
 def _write(out: Path, spec: Spec) -> None:
     with tempfile.TemporaryDirectory(dir=spec.data) as cache:
-        # Else it leaves its own in /tmp/chunks, where another run's would meet it.
+        # By default its cache is /tmp/chunks, which another run may be using.
         os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = cache
         litdata.optimize(
             fn=_sample,

@@ -35,7 +35,7 @@ def compared(loading: Loading, path: Path) -> dict[str, Any]:
 
 
 def timed_round(loading: Loading, seconds: float, device: str) -> dict[str, Any]:
-    """Whole epochs until `seconds` have passed: cadences, seconds, CPU seconds, and each epoch's first batch."""
+    """Whole epochs until `seconds` have passed: cadences, seconds, CPU seconds, and median time to a first batch."""
     loading.settle()
     cadences, first_batches = 0, []
     cpu, began = cpu_seconds(), time.perf_counter()
@@ -112,9 +112,9 @@ def cpu_seconds() -> float:
 
 
 def memory_mb() -> float:
-    """Memory of this process and its descendants in MB (10^6 bytes): PSS, which divides shared pages, without files.
+    """Memory of this process and its descendants in MB (10^6 bytes): PSS, which divides shared pages among processes.
 
-    Mapped pages of the page cache belong to no process, and would count against those that map them.
+    Mapped files are left out: their pages belong to the page cache, but would count against processes that map them.
     """
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(_own_bytes(process.pid) for process in processes) / 1e6
@@ -124,6 +124,6 @@ def _own_bytes(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        return 0  # it ended meanwhile
+        return 0  # it has ended
     sizes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
     return 1024 * (int(sizes["Pss_Anon"]) + int(sizes["Pss_Shmem"]))

@@ -1,8 +1,8 @@
-"""Dataset and DataLoader of the project that Needlestream is based on: one .npy a sample, augmented one by one.
+"""Dataset and DataLoader of the project that Needlestream is based on: one .npy per sample, augmented one by one.
 
 What it did: np.load, astype float32, np.vstack of the six panels, Resize(224, 224) and HorizontalFlip of
-albumentations, ToTensor. Its resize had no antialiasing and so made another canvas; it gets torch's antialiased one,
-which costs more, so that all canvases are equal. It left its DataLoader's num_workers at 0.
+albumentations, ToTensor. Its resize had no antialiasing and so made another canvas. Here it uses torch's antialiased
+resize, which costs more, so that all canvases are equal. It left its DataLoader's num_workers at 0.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from benchmarks.peers.transforms import augmented, load_npy, resized
 
 @dataclass
 class ClassificationDataset:
-    """One file a sample, in float32 from the start."""
+    """One file per sample, in float32 from the start."""
 
     paths: list[Path]
     spec: Spec
@@ -37,6 +37,6 @@ class ClassificationDataset:
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Its `raw` batch is float32, as it has no other."""
+    """Its `raw` batch is float32, the only type that it makes."""
     dataset = ClassificationDataset(snippet_paths(spec.data), spec)
     return build_dataloader(dataset, spec, workers, shuffle=spec.shuffles)

@@ -19,7 +19,7 @@ DRAWS = DrawConfig(cutmix=1.0)
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """In training with every augmentation, and CutMix for every pair."""
+    """Training has every augmentation, and CutMix for every pair."""
     # The loader's own threads use the cores; torch's would compete with them.
     torch.set_num_threads(1)
     manifest = read_manifest(shards_of(spec))

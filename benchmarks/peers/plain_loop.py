@@ -14,13 +14,13 @@ from benchmarks.peers.transforms import finished, load_npy, transformed
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """`workers` is 0, as its Contestant says `parallel="none"`."""
+    """`workers` is 0, since its Contestant has `parallel="none"`."""
     return Loading(Epochs(snippet_paths(spec.data), spec))
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """Every iteration is an epoch of keys and batches; in training in another order each time."""
+    """Every iteration is an epoch of keys and batches, in training in another order each time."""
 
     paths: list[Path]
     spec: Spec

@@ -28,7 +28,7 @@ class ContestantProcess:
     def __init__(self, module: str, words: Sequence[str]) -> None:
         """Start `python -m module words`; it has to know the command `quit`, and take its output from `own_stdout`."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        # Some leave temporary files behind: they get a folder that is removed with them.
+        # Some contestants leave temporary files behind: each gets a folder that is removed when it ends.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *words],
@@ -43,7 +43,7 @@ class ContestantProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process, and of the group of its workers."""
+        """The id of the process, and of the process group of its workers."""
         return self._process.pid
 
     def ask(self, command: str, seconds: float = _SECONDS_TO_ANSWER) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class ContestantProcess:
         return answer
 
     def close(self) -> None:
-        """Ask it to quit; end it and its workers where it does not."""
+        """Ask it to quit; end it and its workers if it does not."""
         try:
             if self._process.poll() is None:
                 self.ask("quit", _SECONDS_TO_QUIT)
@@ -72,7 +72,7 @@ class ContestantProcess:
             pass  # it is ended below
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # its group outlives it where workers do
+                os.killpg(self._process.pid, signal.SIGKILL)  # its group outlives it if workers do
             self._process.wait()
             for stream in (self._process.stdin, self._process.stdout, self._errors):
                 if stream:
@@ -92,23 +92,23 @@ class ResultRow(Protocol):
     """The results of a contestant, as far as its process needs them."""
 
     failed: str
-    """Why there are no figures; empty where there are some."""
+    """Why there are no figures; empty if there are any."""
 
     @property
     def name(self) -> str:
-        """Of the contestant."""
+        """The contestant's name."""
 
     def fail(self, reason: str) -> None:
-        """Say why it failed, and forget what was measured."""
+        """Note why it failed, and drop what was measured."""
 
 
 class ProcessContest:
     """Contestants in processes of their own, each of which takes part until it fails."""
 
     def __init__(self, step: Callable[[str], None]) -> None:
-        """`step` is called at every turn with the name of whose turn it is."""
+        """`step` is called at every turn with the name of the contestant whose turn it is."""
         self.processes: dict[str, ContestantProcess] = {}
-        """Of the contestants that take part and have not failed, by name."""
+        """The processes of the contestants that take part and have not failed, by name."""
         self._step = step
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class ProcessContest:
             list(pool.map(ContestantProcess.close, self.processes.values()))
 
     def ask(self, row: ResultRow, command: str, seconds: float = _SECONDS_TO_ANSWER) -> dict[str, Any]:
-        """A contestant's answer; {} where it has failed, and then its row says why."""
+        """A contestant's answer; {} if it has failed, and then its row says why."""
         self._step(row.name)
         if row.failed:
             return {}
@@ -134,8 +134,9 @@ class ProcessContest:
 
 
 def own_stdout() -> TextIO:
-    """In a contestant's process: what was its standard output. What libraries print goes to standard error from now on,
-    so that it cannot mix with the answers.
+    """Return the standard output of a contestant's process, for its answers alone.
+
+    What libraries print goes to standard error from now on, so that it cannot mix with the answers.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -18,7 +18,7 @@ from benchmarks.peers.transforms import finished, transformed
 
 def build(spec: Spec, workers: int) -> Loading:
     """Threads read, parse and resize, all of which release Python's lock; batches keep the order."""
-    # The pipeline's threads share the cores out; torch's own would fight for them.
+    # The pipeline's threads share the cores; torch's own would compete with them.
     torch.set_num_threads(1)
     paths = snippet_paths(spec.data)
 

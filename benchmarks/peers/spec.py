@@ -59,7 +59,7 @@ class Loading:
     """Each iteration is an epoch of pairs: what `to_keys` takes, and the batch, which is valid until the next one."""
     _: KW_ONLY
     to_keys: Callable[[Any], list[str]] = list
-    """From the first of a pair to the batch's keys; unset: it is a sequence of keys."""
+    """Turns the first of a pair into the batch's keys; unset: it is a sequence of keys."""
     settle: Callable[[], None] = lambda: None
     """Called before a timed round: use up the batches that were prepared during the others' turns."""
     close: Callable[[], None] = lambda: None
@@ -89,7 +89,7 @@ class Contestant:
     """Whether its batches are compared with the reference before it is timed."""
 
     def workers(self, threads: int) -> int:
-        """Its threads or processes beside the main one."""
+        """The number of its threads or processes besides the main one."""
         return 0 if self.parallel == "none" else threads
 
     @property
@@ -102,12 +102,12 @@ class Contestant:
         return "-" if self.parallel == "none" else f"{threads}{self.parallel[0]}"
 
     def missing(self) -> str | None:
-        """The first of its packages that is not installed; None where all are."""
+        """The first of its packages that is not installed; None if all are."""
         return first_missing(self.packages)
 
 
 def first_missing(packages: Iterable[str]) -> str | None:
-    """The first package that is not installed; None where all are."""
+    """The first package that is not installed; None if all are."""
     for package in packages:
         try:
             version(package)

@@ -15,7 +15,7 @@ from benchmarks.peers.transforms import load_npy, snippet_of, transformed
 
 @dataclass
 class Files:
-    """One file a sample."""
+    """One file per sample."""
 
     paths: list[Path]
     spec: Spec
@@ -30,7 +30,7 @@ class Files:
 
 @dataclass
 class Objects:
-    """One object of a store a sample; a batch's are fetched at once, so that their latencies overlap."""
+    """One object of a store per sample; those of a batch are fetched together, so that their latencies overlap."""
 
     spec: Spec
     names: list[str]
@@ -41,7 +41,7 @@ class Objects:
 
     def __getitems__(self, indices: list[int]) -> list[tuple[str, Tensor]]:
         if self.store is None:
-            # In each worker its own: s3fs has a thread, which does not survive a fork.
+            # Each worker makes its own: s3fs has a thread, which does not survive a fork.
             from s3fs import S3FileSystem
 
             self.store = S3FileSystem(skip_instance_cache=True)
@@ -52,7 +52,7 @@ class Objects:
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """With the default collate, and shuffled in training."""
+    """Uses the default collate, and shuffles in training."""
     paths = snippet_paths(spec.data)
     if spec.source == "s3":
         root = spec.data / BUCKET

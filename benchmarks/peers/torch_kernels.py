@@ -37,7 +37,7 @@ class Batches:
 
 
 def take_batch(batch: Any) -> Any:
-    """Collate a batch that is one already."""
+    """Collate nothing: the data set has made a whole batch."""
     return batch
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 (as everyone calls it)
 
 from benchmarks.peers.spec import HEIGHT, WIDTH, Workload
 
-# Views of bytes are only read here: the copy that this asks for would make every peer slower.
+# This warning asks for a copy, which would make every peer slower. Views of bytes are only read here.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 Snippet = npt.NDArray[np.float16]
 

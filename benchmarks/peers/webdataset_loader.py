@@ -9,7 +9,7 @@ from benchmarks.peers.dataloader import Epochs, loader_options
 from benchmarks.peers.spec import Loading, Spec
 from benchmarks.peers.transforms import snippet_of, transformed
 
-_SHUFFLE_BUFFER = 64  # samples; some 50 MB a worker
+_SHUFFLE_BUFFER = 64  # samples; about 50 MB per worker
 
 
 def build(spec: Spec, workers: int) -> Loading:
