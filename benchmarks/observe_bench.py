@@ -109,7 +109,7 @@ class _Observation:
         return run([sys.executable, "infer.py", *options])
 
     def turbo_seti(self, python: Path) -> Spent:
-        """turboSETI's search of the six files, shared out to as many processes as there are workers."""
+        """Search the six files with turboSETI, in as many processes as there are workers."""
         workers = min(self.config.workers, len(self.files))
         out = Path(tempfile.mkdtemp(dir=self.folder))  # it refuses to write over its files
         words: list[str | Path] = [python, "-c", _TURBO_SETI, out, str(self.config.coarse_channels)]

@@ -92,7 +92,7 @@ class RealSkiesConfig:
 
 
 def divide(needles: NeedleSet, parts: int, seed: int) -> list[list[str]]:
-    """The keys of the needles in parts of nearly equal size. Raises InputError if there are fewer needles than parts."""
+    """The keys of the needles in parts of nearly equal size. Raises InputError if there are fewer keys than parts."""
     if len(needles.twins) < parts:
         raise InputError(f"--real: {len(needles.twins)} needles, expected at least {parts}, the number of --parts")
     shuffled = np.random.default_rng(seed).permutation(sorted(needles.twins))

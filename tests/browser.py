@@ -47,11 +47,11 @@ class Seen:
     wide: int
     """Pixels by which the page is wider than the screen."""
     ran: bool
-    """Whether something on the page has set window.injected."""
+    """Whether a script on the page has set window.injected."""
     complaints: list[str] = field(default_factory=list)
-    """Errors and warnings of the console, exceptions, breaches of the page's policy."""
+    """Console errors and warnings, exceptions, breaches of the page's security policy."""
     requests: list[str] = field(default_factory=list)
-    """Addresses that were asked for beside the page itself and its own data."""
+    """Addresses that were requested besides the page itself and its own data."""
 
 
 def find_chromium() -> str | None:
@@ -63,7 +63,7 @@ def find_chromium() -> str | None:
 def look(
     browser: str, page: Path, width: int = 1200, screenshot: Path | None = None, dark: bool = False, height: int = 800
 ) -> Seen:
-    """Open a page on a screen of `width` pixels; take a picture of all of it to `screenshot`."""
+    """Open a page on a screen of `width` pixels; save a picture of the whole page to `screenshot`."""
     with ExitStack() as stack:
         profile = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         log = stack.enter_context((profile / "log").open("w+b"))
@@ -103,7 +103,7 @@ class _Tab:
                 return message["result"]
 
     async def wait_for(self, name: str) -> None:
-        """Read on to an event."""
+        """Read messages until an event of this name comes."""
         while not any(event["method"] == name for event in self.events):
             await self._next()
 

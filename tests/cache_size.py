@@ -1,4 +1,4 @@
-"""What a cache of samples holds; apart, so that processes of a test need not import pytest and torch for it."""
+"""The size of a cache of samples; a module of its own, so that a test's processes need not import pytest and torch."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ def held(folder: Path) -> int:
                 if name != "held":
                     try:
                         about = Path(parent, name).stat()
-                    except FileNotFoundError:  # renamed: then it is found here, under the name that it has now
+                    except FileNotFoundError:  # it was renamed since: this is its new name
                         about = Path(parent, name.split(".")[0] + ".sample").stat()
                     sizes[about.st_ino] = about.st_size
     return sum(sizes.values())

@@ -1,6 +1,6 @@
 """Kill trainings and packs at random moments, again and again, and compare what comes out: `make chaos`.
 
-The short forms are tests in test_resume.py and test_pack.py. Every moment is drawn from --seed.
+Short forms of these campaigns are tests in test_resume.py and test_pack.py. Every moment is drawn from --seed.
 """
 
 import os
@@ -26,13 +26,13 @@ from training.config import TrainConfig
 from training.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS_PER_KILL = 3  # so that a campaign of any length gets to its end
+STEPS_PER_KILL = 3  # at most; the run is made long enough for all kills
 LONGEST_DELAY_S = 0.25  # longer than a step and its checkpoint
 
 
 @dataclass(frozen=True)
 class ChaosConfig:
-    """Kill a training and a pack at random moments; exit with 1 if anything comes out different."""
+    """Kill a training and a pack at random moments; exit with 1 if any result differs."""
 
     kills: int = 20
     """Times to kill each of them."""
@@ -41,7 +41,7 @@ class ChaosConfig:
 
 
 def chaos_train(folder: Path, kills: int, rng: random.Random) -> list[str]:
-    """Faults of a run that was killed (kill -9) or preempted (SIGTERM) at random moments; none if it ends alike."""
+    """Faults of a run that is killed (kill -9) or preempted (SIGTERM) at random moments; none if it ends alike."""
     manifest = pack_tiny(folder, train=150)
     epochs = 1 + kills * (STEPS_PER_KILL + 2) // 15
     common = {"epochs": epochs, "model": ModelConfig("swin_nano", drop_path=0.1)}
@@ -79,7 +79,7 @@ def compare_runs(whole: TrainConfig, killed: TrainConfig) -> list[str]:
 
 
 def chaos_pack(folder: Path, kills: int, rng: random.Random) -> list[str]:
-    """Faults of a pack that was killed at random moments."""
+    """Faults of a pack that is killed at random moments."""
     data = write_tiny_data(folder / "big", 1500, 100, (6, 42, 64))
     words = [sys.executable, "-m", "shard_tools", "pack", "--input", str(data), "--shard-mb", "3", "--out"]
     began = time.monotonic()

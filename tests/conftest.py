@@ -21,17 +21,17 @@ from shard_tools.pack import PackConfig, pack
 from shard_tools.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
-# The packages of the program: whatever folder of the checkout is one, but for these tests.
+# The packages of the program: every folder of the checkout that is a package, except tests.
 ROOMS = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"))
 SMALL_SHAPE = (6, 14, 16)
-# The smallest shards are 1 MB: of this shape five cadences go into one.
+# The smallest shards are 1 MB: five cadences of this shape fit into one.
 SHARDED_SHAPE = (6, 64, 256)
 INFINITY = b"\x00\x7c"  # in float16
 NO_SNIPPETS = "no real snippets here; set KAGGLE_SETI to their folder"
 
 
 def snippet(number: int, shape: tuple[int, ...] = SMALL_SHAPE) -> npt.NDArray[np.float16]:
-    """White noise, another for each number."""
+    """White noise; each number gives another snippet."""
     return np.random.default_rng(number).standard_normal(shape).astype(np.float16)
 
 
@@ -76,7 +76,7 @@ def make_data(tmp_path: Path) -> MakeData:
         if train:
             data.write_labels()
         if test:
-            # Not in the order of the keys: a submission keeps the table's own.
+            # Not in the order of the keys, since a submission has to keep the table's order.
             write_table(data.root / "sample_submission.csv", [(key, 0.5) for key in reversed(data.test)])
         return data
 
@@ -105,7 +105,7 @@ def late_key(data: Layout) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command left behind."""
+    """How a command ended and what it printed."""
 
     code: int
     out: str
@@ -134,18 +134,18 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def data_set_bytes(folder: Path) -> dict[str, bytes]:
-    """As `folder_bytes`, but for the side note of the sources' times: for files that were written anew in between."""
+    """As `folder_bytes` without the note of the sources' times, which differ if files were written anew in between."""
     return {name: data for name, data in folder_bytes(folder).items() if name != SOURCES}
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged, but for wandb: its thread may log the end of a service that another test killed."""
+    """What was logged, except by wandb, whose thread may log the end of a service that another test killed."""
     return [record.getMessage() for record in caplog.records if record.name.partition(".")[0] != "wandb"]
 
 
 @pytest.fixture(scope="session")
 def kaggle_seti() -> Path:
-    """The real snippets, where this machine has them."""
+    """The folder of the real snippets, if this machine has them."""
     folder = Path(os.environ.get("KAGGLE_SETI", ROOT.parent / "shared" / "data" / "kaggle_seti"))
     if not (folder / "train_labels.csv").is_file():
         pytest.skip(f"{folder}: {NO_SNIPPETS}")
@@ -154,14 +154,14 @@ def kaggle_seti() -> Path:
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promises that hold bit for bit hold on a CPU: only tests marked gpu take a GPU."""
+    """Run on the CPU, where results are equal bit for bit; only tests marked gpu use a GPU."""
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
 @pytest.fixture(autouse=True)
 def own_accelerate_state() -> Iterator[None]:
-    """Accelerate keeps device and precision for the whole process: a test has neither from the one before it."""
+    """Reset Accelerate's device and precision, which it keeps for the whole process, before each test."""
     forget_accelerate()
     yield
     forget_accelerate()
@@ -173,7 +173,7 @@ def forget_accelerate() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip tests that need a GPU if there is none."""
     if torch.cuda.is_available():
         return
     for item in items:

@@ -1,4 +1,4 @@
-"""What can be known of DALI's graphs on a GPU without one: where operators run, what they take, how much they move.
+"""Check DALI's graphs for a GPU without having one: where operators run, what they take, how many bytes they move.
 
 DALI places operators and converts operands in Python, before it asks for a driver; its schemas say what each takes.
 """
@@ -16,14 +16,14 @@ KERNELS = {
     "gpu": set(backend.RegisteredGPUOps()),
     "mixed": set(backend.RegisteredMixedOps()),
 }
-# A GPU waits for what a CPU works on: nothing but inputs, and numbers that say where to cut.
+# A GPU waits for operators on the CPU, so only inputs may be there, and numbers that say where to cut.
 ON_THE_CPU = {"ExternalSource", "Reshape"}
 MOVES_NOTHING = {"ExternalSource", "Reshape", "Constant"}
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of a graph as it was placed."""
+    """An operator of a graph, with the device that DALI placed it on."""
 
     spec: Any
 
@@ -37,34 +37,34 @@ class Operator:
 
     @property
     def inputs(self) -> list[str]:
-        """Where each input lies."""
+        """The device of each input."""
         return [self.spec.InputDevice(number) for number in range(self.spec.NumRegularInput())]
 
     @property
     def arguments(self) -> list[str]:
-        """Where each named argument lies that is a tensor."""
+        """The device of each named argument that is a tensor."""
         return [self.spec.InputDevice(number) for number in range(self.spec.NumRegularInput(), self.spec.NumInput())]
 
     def read_and_written(self, nbytes: dict[str, float]) -> float:
-        """Bytes that it moves, by those of each output in the graph."""
+        """Bytes that it reads and writes; `nbytes` has the size of each output in the graph."""
         if self.name in MOVES_NOTHING:
             return 0
         written = sum(nbytes[self.spec.OutputName(number)] for number in range(self.spec.NumOutput()))
         read = sum(nbytes[self.spec.InputName(number)] for number in range(self.spec.NumRegularInput()))
         if self.name == "Normalize":
-            read *= 3  # for the mean, for the variance, and to use them
+            read *= 3  # once for the mean, once for the variance, once to apply both
         return written + (min(read, written) if self.name == "_TensorSubscript" else read)
 
 
 def operators(pipeline: Pipeline) -> list[Operator]:
-    """Of a pipeline that need not have been built."""
+    """The operators of a pipeline, which need not have been built."""
     if not pipeline._ops:
         pipeline._build_graph()
     return [Operator(each._spec) for each in pipeline._ops]
 
 
 def faults(pipeline: Pipeline) -> list[str]:
-    """What a GPU would refuse or be slow at; [] where there is nothing."""
+    """What a GPU would refuse or be slow at; [] if there is nothing."""
     found: set[str] = set()
     for each in operators(pipeline):
         found |= {f"{each.name}: {fault}" for fault in _faults(each)}
@@ -100,7 +100,7 @@ class Moved:
 
 
 def moved(build: Callable[[Callable[[], Sequence[Any]]], Pipeline], inputs: Sequence[Any]) -> Moved:
-    """Run a graph on the CPU with all that it makes on the way as its outputs, and add up."""
+    """Run a graph on the CPU with every intermediate result as an output, and add up the bytes."""
     count = len(inputs[0])
     graph = build(lambda: inputs)
     placed = operators(graph)

@@ -1,7 +1,7 @@
 """Every command on a file system that lacks something: python -m tests.every_command DIR.
 
-Runs under the preloaded library of tests/lacking.c, in one process, since torch takes seconds to load; writes what
-happened to DIR/outcomes.json.
+Runs with the library of tests/lacking.c preloaded, in one process, since torch takes seconds to load. Writes the
+outcomes to DIR/outcomes.json.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def main(root: Path) -> None:
 @contextlib.contextmanager
 def lacking(folder: Path, lack: str, number: int) -> Iterator[None]:
     os.environ.update({"LACKS_UNDER": str(folder), "LACKS_ERRNO": str(number), "LACKS": f", {lack}, "})
-    files._said.clear()  # each file system is met anew
+    files._said.clear()  # so that each file system is reported again
     try:
         yield
     finally:
@@ -118,11 +118,11 @@ def refuse(folder: Path, data: Path, lack: str, number: int) -> dict[str, object
 
 
 def quietly(command: Callable[[], object]) -> tuple[int, str]:
-    """A command's exit code and what it said on standard error."""
+    """A command's exit code and what it printed to standard error."""
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
         try:
             code = run_command(lambda: command() and None, again=AGAIN)
-        except Exception as error:  # a traceback, for a user
+        except Exception as error:  # a user would see a traceback
             return 3, f"Traceback: {error!r}"
     return code, err.getvalue()
 

@@ -1,4 +1,4 @@
-"""A training run on a GPU that is not there: its tensors have shapes, types and a device, and no values.
+"""A training run on a GPU that is not there: its tensors have shapes, types and a device, but no values.
 
 Everything is the program's own but for the data, and for what asks the driver: backward(), and fp16's scaler when it
 looks whether a gradient overflowed.
@@ -47,7 +47,7 @@ def _tensors(values: object) -> list[Tensor]:
 
 
 class Watch(TorchDispatchMode):
-    """What operations would do on a GPU: mix devices, wait, compute in float64; and in which types they multiply."""
+    """Notes what operations would do wrong on a GPU (mix devices, wait, use float64), and the types of products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Watch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         tensors = [*taken, *_tensors(out)]
         devices = {each.device for each in tensors}
-        if len(devices) > 1 and not (name == "copy_.default" and args[2:] == (True,)):  # goes on while Python does
+        if len(devices) > 1 and not (name == "copy_.default" and args[2:] == (True,)):  # an asynchronous copy
             self.faults.add(f"{name} on {sorted(map(str, devices))}")
         if any(each.dtype == torch.float64 and each.device == GPU and each.numel() > 1000 for each in tensors):
             self.faults.add(f"{name} in float64")
@@ -72,7 +72,7 @@ class Watch(TorchDispatchMode):
 
 
 class Memory(TorchDispatchMode):
-    """The most bytes that tensors hold at once."""
+    """Measures the most bytes that tensors hold at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def move(model: nn.Module, device: torch.device | None = None, **_: object) -> n
 
 
 def backward_without_driver(run: Run) -> Callable[[Tensor], None]:
-    """Gradients of the right shapes and types, from a loss that could have them."""
+    """A backward() that checks the loss and sets gradients of the right shapes and types."""
 
     def backward(loss: Tensor) -> None:
         assert loss.requires_grad and loss.ndim == 0 and (loss.device, loss.dtype) == (GPU, torch.float32)
@@ -158,14 +158,14 @@ def backward_without_driver(run: Run) -> Callable[[Tensor], None]:
 
 
 class HostGenerator(torch.Generator):
-    """timm's EMA asks for one on the model's device, for the rounding of weights in bf16, which ours are not."""
+    """A CPU generator in place of the GPU's that timm's EMA makes, to round weights in bf16, which ours are not."""
 
     def __new__(cls, device: object = None) -> Self:
         return super().__new__(cls)
 
 
 class FakeEvent:
-    """A moment of a GPU's work, for which nobody may wait before there is a later one."""
+    """A CUDA event; nobody may wait for one before a later one was recorded."""
 
     latest: Any = None
 
@@ -179,12 +179,12 @@ class FakeEvent:
 
 
 def is_set(flag: Tensor) -> bool:
-    """What a flag of trouble says on the CPU, where a look at it costs nothing."""
+    """The truth of a flag: False for its copy on the CPU; to read it on the GPU is a fault."""
     return bool(flag.item()) if flag.device == GPU else False
 
 
 def pretend(patch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """Say of the GPU that is not there what its driver would."""
+    """Answer for the GPU that is not there as its driver would."""
     patch.delenv("ACCELERATE_USE_CPU", raising=False)
     patch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
     patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
@@ -198,7 +198,7 @@ def pretend(patch: pytest.MonkeyPatch, device: torch.device) -> None:
     patch.setattr(nn.Module, "to", move)
     patch.setattr(
         FakeTensorMode, "__deepcopy__", lambda self, _: self, raising=False
-    )  # a copied model's tensors are of it
+    )  # a copied model's tensors belong to the same mode
 
 
 @contextmanager
@@ -206,16 +206,16 @@ def fake_run(
     preset: Preset, precision: str, manifest: Manifest, batch_size: int = 2, device: torch.device = GPU,
     is_whole: bool = False,
 ) -> Iterator[Run]:  # fmt: skip
-    """A run of a preset as train.py builds it; without `is_whole`, of a Swin with two blocks a stage."""
+    """A run of a preset as train.py builds it; without `is_whole` a Swin has only two blocks per stage."""
     base = PRESETS[preset]
     config = replace(base, shards=str(manifest.root), model=replace(base.model, pretrained="none"),
                      batch_size=batch_size, tracker="none", precision=precision)  # fmt: skip
     canvas = config.canvas
-    # Before there are no values, at which timm looks while it builds.
+    # Built before values are taken away, since timm looks at values while it builds.
     bare = build_model(config.model, canvas.channels, canvas.height, canvas.width)
     for module in bare.modules():
         if isinstance(module, SwinTransformerStage) and not is_whole:
-            module.blocks = module.blocks[:2]  # with and without shifted windows; more do the same again
+            module.blocks = module.blocks[:2]  # one without and one with shifted windows; the others repeat these
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, device)
         patch.setattr(run_module, "Loader", FakeLoader)

@@ -1,4 +1,4 @@
-"""In place of Ray: processes on nodes that a test lets die, one event at a time, without a cluster."""
+"""A stand-in for Ray: processes on nodes that a test lets die, one event at a time, without a cluster."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 
 @dataclass(eq=False)
 class Reference:
-    """The answer to a call of a process; `number` is None where it is asked whether it has started."""
+    """The answer to a call of a process; `number` is None for the question whether the process has started."""
 
     process: "Process"
     number: int | None = None
@@ -17,7 +17,7 @@ class Reference:
 
 @dataclass(eq=False)
 class Process:
-    """A process, on a node once one has room."""
+    """A process; it gets a node as soon as one has room."""
 
     options: dict[str, Any]
     node: str | None = None
@@ -48,7 +48,7 @@ class FakeRay:
 
     cores: dict[str, int]
     answer: Callable[[Reference], Any]
-    """Of a call: what it returns or raises."""
+    """Returns or raises the result of a call."""
     first: str = ""
     """The node whose calls end before those of the others."""
     memory: float = 1e12
@@ -79,7 +79,7 @@ class FakeRay:
         process.is_dead = True
 
     def wait(self, references: Sequence[Reference], **_: Any) -> tuple[list[Reference], list[Reference]]:
-        """The next answer: of a process that has started, then of calls."""
+        """The next answer: first from processes that have started, then from calls."""
         self._place()
         there = [each for each in references if each.process.node]
         assert there, "all wait for ever"

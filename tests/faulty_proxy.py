@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("reset", "500", "short", "cut", "wrong", "hang")
-"""reset: the connection is. 500, 403, 404: that answer. short: fewer bytes than announced. cut: fewer bytes than asked
-for, and announced as such. wrong: other bytes. hang: no answer, ever."""
+"""reset: the connection is reset. 500, 403, 404: the answer has that status. short: fewer bytes than announced. cut:
+fewer bytes than asked for, and announced as such. wrong: other bytes. hang: no answer, ever."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Request:
     method: str
     path: str
     range: str
-    """What it asks for of the file, as the header says it."""
+    """The part of the file that it asks for, as its header says."""
 
     @property
     def of_shard(self) -> bool:
@@ -29,18 +29,18 @@ class Request:
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Passes requests on to a server on loopback, but for those that `fault` has another idea for."""
+    """Passes requests on to a server on loopback, except those for which `fault` returns a fault."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, port: int, latency: float = 0.0) -> None:
-        """`port` of the server behind; `latency` in seconds, before each answer."""
+        """`port` is that of the server behind the proxy; `latency` is in seconds, before each answer."""
         self.port, self.latency = port, latency
         self.fault: Callable[[Request], str | None] = lambda request: None
         self.requests: list[Request] = []
         self.ignored: tuple[str, ...] = ()
-        """Headers of requests that do not reach the server."""
+        """Request headers that are not passed on to the server."""
         self.released = threading.Event()
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -55,7 +55,7 @@ class FaultyProxy(ThreadingHTTPServer):
             return self.requests[-1]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that went away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 _OWN = ("content-length", "transfer-encoding", "connection", "server", "date")

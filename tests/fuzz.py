@@ -2,15 +2,15 @@
 
     python -m tests.fuzz --mutants 10000 --seed 0
 
-A mutant is a function of its seed. Mutants run in child processes with bounded memory and time, so that a crash, a
-hang or a blow-up is caught and has a seed. Exits 1 on any failure; `--seed N --mutants 1` repeats the one of seed N.
+Each mutant is determined by its seed. Mutants run in child processes with bounded memory and time, so that a crash, a
+hang or a blow-up is caught and has a seed. Exits with 1 on any failure; `--seed N --mutants 1` repeats that of seed N.
 
-What may become of a mutant:
+The outcomes that are allowed:
 - refused: an InputError that names a file of the data set or run,
 - right: the same samples, weights or state as before,
-- found: a shard that the reader has no reason to doubt (it hashes nothing), where `verify` finds the change,
-- consistent: forged with hashes that fit; the bytes of each key are its own, or it is refused. Of a telescope's file,
-  which has no checksums: values of its own panel alone are others.
+- found: a change in a shard that the reader cannot notice, as it hashes nothing, but that `verify` finds,
+- consistent: a forgery whose hashes fit; the bytes of each key are its own, or it is refused. For a telescope's file,
+  which has no checksums: only values of its own panel differ.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from tests.mutants import Mutant, Mutants
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARE_BYTES = 2 << 30
-"""Address space that a child may take beyond that of its imports and of the undamaged data."""
+"""Address space (bytes) that a child may take beyond that of its imports and of the undamaged data."""
 SECONDS = 60.0
-START_SECONDS = 300.0  # to import torch on a machine that others keep busy
 """Longest that one mutant may take, on a busy machine."""
+START_SECONDS = 300.0  # to import torch on a machine that others keep busy
 
 
 # ---- Reading them
@@ -49,7 +49,7 @@ class WrongError(Exception):
 
 
 class Oracle:
-    """Reads the base once and then tells of each mutant what became of it."""
+    """Reads the base once, and then says for each mutant what became of it."""
 
     def __init__(self, base: Path) -> None:
         from training.weights import load_weights
@@ -65,7 +65,7 @@ class Oracle:
         self.observed = {extension: self._ingest(extension) for extension in ("fil", "h5")}
 
     def judge(self, mutant: Mutant) -> str:
-        """The outcome, in a word; raises on a failure."""
+        """The outcome in one word; raises on a failure."""
         from shard_tools.errors import InputError
 
         before = {path: path.read_bytes() for path in mutant.files}
@@ -101,7 +101,7 @@ class Oracle:
             self._check_names_a_file(str(error))
             return "refused"
         if mutant.consistent:
-            # Labels and splits are what the table says; the bytes of a key are still its own.
+            # A forged table may give other labels and splits, but a key must still have its own bytes.
             if any(record[-self._array_bytes :] != self.records[key][-self._array_bytes :] for key, record in records):
                 raise WrongError("a key was read with the bytes of another")
             return "consistent"
@@ -114,13 +114,13 @@ class Oracle:
         return "right" if same_data and same_images else "found"
 
     def _judge_telescope(self, mutant: Mutant) -> str:
-        """Nothing has checksums, so that other values in the mutant's own panel may go unseen; the others' do not."""
+        """The files have no checksums: changes in the mutant's own panel may go unseen, but not in the other panels."""
         (path,) = mutant.files
         panel = sorted(self.files.glob(f"*{path.suffix}"), key=_by_time).index(path)
         found, expected = self._ingest(path.suffix[1:]), self.observed[path.suffix[1:]]
         if found.shape != expected.shape:
             if found.shape[2] < expected.shape[2]:
-                return "consistent"  # fewer spectra: cropped, and said
+                return "consistent"  # fewer spectra: all panels are cropped, and a message says so
             raise WrongError(f"snippets of shape {found.shape}")
         if np.array_equal(found, expected):
             return "right"
@@ -130,7 +130,7 @@ class Oracle:
         return "consistent"
 
     def _ingest(self, extension: str) -> Any:
-        """(N, P, T, F) of the six files, in processes as for a user, with less patience."""
+        """(N, P, T, F) of the six files, in processes as for a user, but with shorter time limits."""
         from shard_tools.observation import header_reader, read_watch
         from shard_tools.observation.ingest import ingest
         from shard_tools.observation.ingest_config import IngestConfig
@@ -150,7 +150,7 @@ class Oracle:
         )
 
     def _read_data(self) -> tuple[dict[str, Any], Any]:
-        """The table, and the npy bytes of each sample; all keys of the base to their bytes at first."""
+        """The table, and keys with their npy bytes: a dict for the base, which is read first, then lists."""
         from shard_tools.manifest import TAR_BLOCK, read_manifest
         from shard_tools.sample import read_record
 
@@ -263,7 +263,7 @@ class RunState:
 
 
 def write_base(base: Path) -> None:
-    """A tiny data set and what a tiny training leaves of each kind of file."""
+    """A tiny data set, and one file of each kind that a tiny training writes."""
     import torch
 
     from tests.observation_files import NAMES, fields, power, write_fil, write_h5
@@ -292,7 +292,7 @@ def write_base(base: Path) -> None:
 
 def run_child(base: Path, seeds: range) -> None:
     """Judge these mutants in this process; a line of JSON before and after each."""
-    faulthandler.dump_traceback_later(0.8 * START_SECONDS)  # says where it hangs, before it is killed
+    faulthandler.dump_traceback_later(0.8 * START_SECONDS)  # prints where it hangs, before it is killed
     print(json.dumps({"seed": seeds.start, "kind": "start of a child"}), flush=True)
     oracle, mutants = Oracle(base), Mutants(base)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -345,7 +345,7 @@ def results(base: Path, seeds: range, batch: int) -> Iterator[dict[str, Any]]:
                 yield begun
                 start, begun = begun["seed"] + 1, {}
         child.wait()
-        if begun:  # the child died: its mutant is accounted for, and may have left its files
+        if begun:  # the child died: go on after its mutant, whose files may still lie there
             start = begun["seed"] + 1
             shutil.rmtree(base)
             write_base_in_child(base)

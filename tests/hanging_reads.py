@@ -1,4 +1,4 @@
-"""A file whose data cannot be read: started in a worker of `ingest`, as HDF5 hangs there on damaged data."""
+"""Make reads of a file hang in a worker of `ingest`, as HDF5 does on damaged data."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def hang_on(name: str) -> None:
-    """From now on, a read of the file of this name beyond its header never ends, and holds Python's lock."""
+    """From now on, a read of the file `name` beyond its header never ends, and holds Python's lock."""
     pread = os.pread
 
     def read(descriptor: int, count: int, offset: int) -> bytes:

@@ -1,5 +1,5 @@
-/* A file system that lacks something, for the files under LACKS_UNDER: LACKS names the calls, LACKS_ERRNO the answer.
-   Preloaded; both are read at each call, so that a process can change them. */
+/* A file system that lacks calls, for the files under LACKS_UNDER: LACKS names the calls, LACKS_ERRNO their error.
+   Used with LD_PRELOAD. The variables are read at each call, so that a process can change them. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

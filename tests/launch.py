@@ -10,8 +10,8 @@ from training.config import TrainConfig
 def command_line(script: str, *arguments: object, processes: int = 1) -> Sequence[str]:
     """The words that start a script on `processes` ranks of this machine's CPU.
 
-    Needs ACCELERATE_USE_CPU=true in the environment: with --cpu Accelerate would start one process, whatever the
-    number. One rank is started as the script itself.
+    Needs ACCELERATE_USE_CPU=true in the environment: with --cpu Accelerate would start only one process, whatever
+    `processes` says. One rank is started without Accelerate, as the script itself.
     """
     if processes == 1:
         return [sys.executable, *map(str, (script, *arguments))]

@@ -1,4 +1,4 @@
-"""Mutants of a data set, a run and a telescope's files: each a function of its seed.
+"""Mutants of a data set, a run and a telescope's files, each determined by its seed.
 
 Flipped bits, cuts, swaps, insertions, huge numbers; and forgeries whose hashes fit.
 """
@@ -56,7 +56,7 @@ def duplicate_range(data: bytes, rng: Rng) -> bytes:
 
 
 def huge_number(data: bytes, rng: Rng) -> bytes:
-    """In binary somewhere, or in the place of a run of digits."""
+    """Put a huge number somewhere: in binary, or in place of a run of digits."""
     digits = [place for place in range(min(len(data), 20_000)) if data[place : place + 1].isdigit()]
     if digits and rng.random() < 0.5:
         start = end = int(rng.choice(digits))
@@ -76,7 +76,7 @@ MUTATIONS: list[Callable[[bytes, Rng], bytes]] = [
 
 
 def mutated(data: bytes, rng: Rng) -> bytes:
-    """Changed by one mutation, or now and then by three."""
+    """`data` changed by one mutation, or now and then by three."""
     changed = data
     while changed == data:
         for _ in range(int(rng.choice([1, 1, 1, 3]))):
@@ -90,12 +90,12 @@ def mutated(data: bytes, rng: Rng) -> bytes:
 
 @dataclass(frozen=True)
 class Mutant:
-    """Files with other bytes than those of the base."""
+    """Files whose bytes differ from those of the base."""
 
     kind: str
     files: dict[Path, bytes]
     consistent: bool = False
-    """Its hashes fit its content."""
+    """Whether its hashes fit its content."""
 
 
 ODD_VALUES: list[Any] = [
@@ -105,7 +105,7 @@ ODD_VALUES: list[Any] = [
 
 
 def change_json(value: Any, rng: Rng) -> Any:
-    """Set, drop or double one field, anywhere within."""
+    """Set, drop or double one field at any depth."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         name = sorted(value)[rng.integers(len(value))]
         if rng.random() < 0.1:
@@ -143,7 +143,7 @@ class Mutants:
             "checkpoint": (6, lambda rng: self._bytes(rng, self.checkpoint.iterdir())),
             "checkpoint, consistent": (6, self._checkpoint),
             "config": (4, lambda rng: self._bytes(rng, [self.run / "config.json"])),
-            # Fewer, as each takes processes of its own.
+            # Fewer of these, as each needs processes of its own.
             "telescope file, fil": (2, lambda rng: self._telescope(rng, "fil")),
             "telescope file, h5": (2, lambda rng: self._telescope(rng, "h5")),
         }
@@ -161,7 +161,7 @@ class Mutants:
         return {path: mutated(path.read_bytes(), rng)}
 
     def _telescope(self, rng: Rng, extension: str) -> dict[Path, bytes]:
-        """One of six files, most often changed where the header is."""
+        """One of six files, most often changed in its header."""
         path = sorted(self.files.glob(f"*.{extension}"))[rng.integers(6)]
         data, head = path.read_bytes(), 1024 if extension == "fil" else 8192
         if rng.random() < 0.3:
@@ -187,7 +187,7 @@ class Mutants:
         path = self.shards / self.content["shards"][row["shard"]]["name"]
         data, end = path.read_bytes(), row["offset"] + row["size"] - array_bytes
         start = row["offset"] if rng.random() < 0.7 else row["offset"] - 512
-        same_length = rng.random() < 0.7  # so that what follows stays where it was
+        same_length = rng.random() < 0.7  # so that what follows keeps its place
         header = data[start:end]
         while header == data[start:end]:
             header = mutated(data[start:end], rng)
@@ -251,7 +251,7 @@ class Mutants:
         data = (self.shards / "samples.parquet").read_bytes()
         if rng.random() < 0.5:
             return self._with_table(mutated(data, rng))
-        # Its footer of metadata, which says where all else lies; the length of that stands before the last 4 bytes.
+        # The footer of metadata, which says where everything else lies; its length is stored before the last 4 bytes.
         start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
         footer = mutated(data[start:-8], rng)
         return self._with_table(data[:start] + footer + len(footer).to_bytes(4, "little") + data[-4:])

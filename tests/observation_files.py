@@ -41,13 +41,13 @@ def fields(position: int = 0, **changed: Any) -> dict[str, Any]:
 
 @functools.cache
 def power(position: int = 0, spectra: int = SPECTRA, channels: int = CHANNELS) -> npt.NDArray[np.float32]:
-    """(T, F) of noise, in the order of the file; not to be changed."""
+    """(T, F) of noise, in the order of the file; it is shared, so do not change it."""
     rng = np.random.default_rng(position)
     return (1e9 * rng.standard_gamma(51, (spectra, channels)) / 51).astype(np.float32)
 
 
 def fil_header(values: dict[str, Any]) -> bytes:
-    """A SIGPROC header; texts are text, whole numbers 4 bytes, others 8."""
+    """A SIGPROC header: text as it is, whole numbers in 4 bytes, others in 8."""
 
     def text(word: str) -> bytes:
         return struct.pack("<I", len(word)) + word.encode()

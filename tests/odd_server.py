@@ -1,4 +1,4 @@
-"""A web server on loopback whose every answer a test makes up; and certificates of its own, for TLS."""
+"""A web server on loopback whose every answer a test defines; and certificates for TLS."""
 
 import ssl
 import threading
@@ -29,7 +29,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back; in chunks, without a length, where `chunked`."""
+    """What the server returns; if `chunked`, in chunks without a length."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -75,11 +75,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = _answer  # noqa: N815 (the base class looks for them)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def write_certificate(folder: Path) -> Path:
-    """A certificate for loopback that nobody vouches for: certificate.pem. Returns the file that has its key too."""
+    """Write a self-signed certificate for loopback, certificate.pem; return the file that holds its key too."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     builder = (
@@ -97,7 +97,7 @@ def write_certificate(folder: Path) -> Path:
 
 
 def speak_tls(server: LoopbackServer, certificate: Path) -> None:
-    """Let a server take TLS alone; the handshake is done in the thread of the connection."""
+    """Let a server speak only TLS; the handshake is done in the connection's thread."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)

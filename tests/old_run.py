@@ -1,7 +1,7 @@
-"""A data set and a run of an earlier commit, kept in tests/data/old_run: the code of today has to read them.
+"""A data set and a run of an earlier commit, kept in tests/data/old_run: today's code has to read them.
 
-They were made at commit 494fdee by `python -m tests.old_run tests/data/old_run`, with the program's own commands, all
-but two things. The network is a Swin so narrow that its checkpoint can be kept here, and the run in `cut/` ends after
+They were made at commit 494fdee by `python -m tests.old_run tests/data/old_run`, with the program's own commands except
+for two things. The network is a Swin so narrow that its checkpoint can be kept here, and the run in `cut/` ends after
 its sixth checkpoint, in the middle of its second epoch. `whole/` has the figures of the same run without that end.
 Pictures, pages and all other checkpoints were removed.
 """
@@ -31,7 +31,7 @@ _CHECKPOINTS = 6
 
 
 def register_narrow_swin() -> None:
-    """Make timm know the network of the run, of some thousand weights."""
+    """Register the run's network, of a few thousand weights, with timm."""
     if timm.is_model(_MODEL):
         return
 
@@ -81,7 +81,7 @@ def _make(folder: Path) -> None:
     _run("train", *train_words(shards, folder / "whole"))
     _run("cut", *train_words(shards, folder / "cut"))
     _run("infer", *infer_words(shards, folder / "cut", folder / "cut" / "submission.csv"))
-    # The fewest files that show it: no pictures, no page, of the checkpoints the last.
+    # Keep only what the tests need: no pictures, no page, and only the last checkpoint.
     shutil.rmtree(folder / "whole" / "checkpoints")
     shutil.rmtree(folder / "cut" / "report")
     shutil.rmtree((folder / "cut" / "checkpoints" / "best").resolve())

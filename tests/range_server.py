@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """A server whose handlers end with it, and that many may ask at once."""
+    """A server that answers many requests at once, and whose threads end with it."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -23,14 +23,14 @@ class LoopbackServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that went away."""
 
 
 class RangeServer(LoopbackServer):
     """Serves `folder` on loopback."""
 
     def __init__(self, folder: Path, latency: float = 0.0, port: int = 0) -> None:
-        """`latency` in seconds, before each answer."""
+        """`latency` is in seconds, before each answer."""
         self.folder, self.latency = folder.resolve(), latency
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @contextmanager

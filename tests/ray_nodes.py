@@ -19,7 +19,7 @@ from ray._raylet import GcsClient
 from tests.conftest import ROOT
 
 START_SECONDS = 120.0
-MEMORY = 4_000_000_000  # that a node declares
+MEMORY = 4_000_000_000  # bytes that a node declares
 _ALIVE = 0
 _RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
 _SMALL = ["--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
@@ -40,20 +40,20 @@ class Nodes:
         self.wait()
 
     def add(self, memory: int = MEMORY, disk: int = 0, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a node; return when the cluster has it."""
+        """Start a node; return as soon as the cluster knows it."""
         resources = ["--resources", json.dumps({"disk": disk})] if disk else []
         process = self._start(["--address", self.address, *resources], memory, environment)
         self.wait()
         return process
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """As a power cut does: all processes of a node at once."""
+        """Kill all processes of a node at once, as a power cut does."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def count(self) -> int:
-        """Living nodes, as the head knows them; 0 where it does not answer yet."""
+        """The number of living nodes that the head knows; 0 if it does not answer yet."""
         host, _, port = self.address.rpartition(":")
         with contextlib.suppress(OSError, ray.exceptions.RpcError):
             socket.create_connection((host, int(port)), 1).close()
@@ -86,8 +86,8 @@ class Nodes:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Nodes]:
-    """No nodes yet; those that are started are killed at the end."""
-    # A short path: those of sockets are limited to 107 bytes.
+    """A cluster without nodes; those that are started are killed at the end."""
+    # A short path, as paths of sockets are limited to 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         nodes = Nodes(Path(folder))
         try:
@@ -97,7 +97,7 @@ def cluster() -> Iterator[Nodes]:
 
 
 def free_port() -> int:
-    """A port that nothing uses, below those that Ray gives its workers (10002 to 19999)."""
+    """A port that is free, and below those that Ray gives its workers (10002 to 19999)."""
     for port in range(6400 + os.getpid() % 1000, 9900):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
@@ -111,17 +111,17 @@ def node_of_call(_: int) -> str:
 
 
 def nodes_with(resource: str) -> set[str]:
-    """The ids of the nodes alive that declare a resource."""
+    """The ids of the living nodes that declare a resource."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"] and resource in node["Resources"]}
 
 
 class NotInstalledThere:
-    """Needs a package that a node lacks."""
+    """An object that needs a package that a node lacks."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return importlib.import_module, ("not_installed_there",)
 
 
 def die(_: Path) -> None:
-    """As a process ends that the system kills for its memory."""
+    """End as a process that the system kills because memory ran out."""
     os.kill(os.getpid(), signal.SIGKILL)

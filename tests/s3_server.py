@@ -34,14 +34,14 @@ def serving_s3(manifest: Manifest, url: str, acl: str = "private") -> Iterator[i
 
 
 def environment(url: str) -> dict[str, str]:
-    """What leads a program to the server at a URL."""
+    """The environment variables that lead a program to the server at a URL."""
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
     return {**keys, "AWS_ENDPOINT_URL": url}
 
 
 @contextlib.contextmanager
 def through_proxy(port: int) -> Iterator[FaultyProxy]:
-    """A proxy before a server, to which this process's environment leads."""
+    """A proxy in front of a server; this process's environment leads to the proxy."""
     with pytest.MonkeyPatch.context() as patch, FaultyProxy(port) as proxy, serving(proxy):
         for name, value in environment(proxy.url).items():
             patch.setenv(name, value)
@@ -56,11 +56,11 @@ def s3_client(port: int) -> Any:
 
 
 def read_s3(port: int, path: str, bucket: str = "bucket") -> dict[str, bytes]:
-    """Every file under a path of the server, by its name from there on."""
+    """Every file under a path of the server, by its name below that path."""
     client = s3_client(port)
     found = client.list_objects_v2(Bucket=bucket, Prefix=f"{path}/").get("Contents", [])
     read = {}
     for key in (str(entry["Key"]) for entry in found):
-        with contextlib.suppress(client.exceptions.NoSuchKey):  # removed since
+        with contextlib.suppress(client.exceptions.NoSuchKey):  # it has been removed
             read[key.removeprefix(f"{path}/")] = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     return read

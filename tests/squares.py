@@ -7,7 +7,7 @@ from shard_tools.errors import InputError
 
 
 def take(number: int, folder: Path) -> int:
-    """Note that a call was begun, and return its square; the odd ones are no good."""
+    """Note that a call has begun, and return the square of its number; odd numbers fail."""
     (folder / str(number)).touch()
     if number % 2:
         raise InputError(f"{number}: odd")

@@ -24,7 +24,7 @@ print(faults() - before)
 
 
 def count_faults(first: str) -> int:
-    """Pages that the system had to fill in five steps that make and free blocks of 80 MB, after five others."""
+    """Page faults in five steps that allocate and free blocks of 80 MB, after five steps to warm up."""
     words = [sys.executable, "-c", FAULTS.format(first=first)]
     return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 

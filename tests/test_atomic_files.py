@@ -1,4 +1,4 @@
-"""Writing files: devices, pipes and links as what they are; locks that the kernel does not make; streams; caches."""
+"""Writing files: devices, pipes and links stay what they are; locks without the kernel's; streams; caches."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def test_a_pipe_gets_the_bytes_and_stays_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_device_stays_a_device(tmp_path: Path) -> None:
-    """On a node of our own, which only root can make: never on the machine's /dev/null."""
+    """Tried on a device node that the test makes, which takes root: never on the machine's /dev/null."""
     node = tmp_path / "null"
     try:
         os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
@@ -63,7 +63,7 @@ def test_a_device_stays_a_device(tmp_path: Path) -> None:
 
 
 def test_our_own_standard_output_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    """By a link of our own like /dev/stdout: code that replaces it must not replace the machine's."""
+    """Tried on a link of our own like /dev/stdout, since faulty code would replace the machine's."""
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
     script = "import pathlib, sys, shard_tools.atomic_files as f; print('before', flush=True); "
     script += "f.write_whole(pathlib.Path(sys.argv[1]), 'scores\\n'); print('after')"
@@ -75,7 +75,7 @@ def test_our_own_standard_output_is_written_to_and_not_replaced(tmp_path: Path) 
     assert (tmp_path / "stdout").is_symlink() and names_in(tmp_path) == ["out", "stdout"]
 
 
-# A process that holds the lock of a folder until it is killed. flock is refused as NFS without a lock daemon does.
+# A process that holds the lock of a folder until it is killed. It has no flock, like NFS without a lock daemon.
 HOLDER = """
 import errno, fcntl, os, pathlib, sys, time
 def flock(*_):
@@ -105,7 +105,7 @@ def take(folder: Path) -> None:
 def test_without_kernel_locks_a_living_owner_keeps_others_out_and_a_killed_one_does_not(
     holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """Those others with locks too: one machine's mount may know them where another's does not."""
+    """It keeps out others that have kernel locks too: one machine's mount may support them and another's may not."""
     second = subprocess.run(
         [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, input="", capture_output=True, text=True, check=False
     )
@@ -113,7 +113,7 @@ def test_without_kernel_locks_a_living_owner_keeps_others_out_and_a_killed_one_d
     with pytest.raises(InputError, match="another process is writing here"):
         take(tmp_path)
     holder.send_signal(signal.SIGKILL)
-    # At once, even before its parent has waited for it.
+    # The lock is free at once, even before the parent has waited for the killed process.
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
     take(tmp_path)
     assert names_in(tmp_path) == [".lock"]
@@ -194,7 +194,7 @@ print(os.environ["NUMBA_CACHE_DIR"], os.environ["MPLCONFIGDIR"])
 
 
 def test_without_a_home_that_can_be_written_caches_are_temporary(tmp_path: Path) -> None:
-    """Nor may the code be written: files stand where Numba would make its folders, which stops root too."""
+    """The code's folders cannot be written either: files take the place of Numba's folders, which stops root too."""
     code, temporary = tmp_path / "code", tmp_path / "tmp"
     temporary.mkdir()
     ignored = shutil.ignore_patterns("__pycache__")
@@ -212,9 +212,9 @@ def test_without_a_home_that_can_be_written_caches_are_temporary(tmp_path: Path)
 
 @pytest.fixture
 def nameless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As for a user of no name and no HOME, whose `~` stays as it is; the folder for temporary files."""
+    """The environment of a user without name and HOME, whose `~` is not expanded; yields the temporary folder."""
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
-        monkeypatch.setenv(name, "")  # so that what is set is taken back
+        monkeypatch.setenv(name, "")  # so that what the code sets is undone at the end
         monkeypatch.delenv(name)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(library_caches, "_ROOT", Path(os.devnull, "code"))

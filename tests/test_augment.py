@@ -66,7 +66,7 @@ def test_the_mixing_weight_is_the_area_kept_and_boxes_lie_inside(config: DrawCon
 
 
 def test_cutmix_keeps_shares_as_its_beta_distribution_says() -> None:
-    """Boxes are clipped at the border, which keeps more; around the middle the mean share kept is the Beta's 1/2."""
+    """Clipping a box at the border keeps more; for boxes around the middle the mean share kept is the Beta's, 1/2."""
     band = draws_at(np.arange(20_000), DrawConfig(cutmix=1, cutmix_box="band"))
     centred = np.abs(band.cutmix_box[:, 2:].mean(axis=1) - PLANES[2] / 2) < 1
     assert band.kept.mean() > 0.5
@@ -164,7 +164,7 @@ def test_an_added_signal_is_a_needle_if_and_only_if_it_is_in_on_panels_alone(
         elif layout != "on":
             assert in_planes[~is_on].any() == in_planes.any()
         assert ((level == 0) | ((level > 0.499 / 3**0.5) & (level < 2.001 * 3**0.5))).all()
-        # At its centre even a signal that bends as far as it drifts is among the channels.
+        # Even a signal that bends as far as it drifts lies within the channels at its centre.
         assert not in_planes.any() or (np.abs(path[level > 0] - 127.5) < 128 + 20).all()
 
 

@@ -150,7 +150,7 @@ def test_a_target_is_1_where_the_plan_added_a_needle_whatever_the_labels_say(
 
 
 def test_both_engines_make_the_same_batches_of_backgrounds(backgrounds: Manifest) -> None:
-    """Of an odd size, so that CutMix partners lie outside some batches; with panels in another order."""
+    """Batches of an odd size, so that some CutMix partners are outside; with panels in another order."""
     for sum_time_bins in (1, 2):
         canvas = replace(CANVAS, sum_time_bins=sum_time_bins)
         config = DrawConfig(needles=0.6, permute_panels=0.7, cutmix=0.5, mixup=0.3, erase=0.5)
@@ -186,7 +186,7 @@ def test_images_of_backgrounds_do_not_depend_on_the_batch_size_or_the_number_of_
 def test_permuted_panels_show_on_panels_in_on_positions_in_an_order_of_their_own(
     backgrounds: Manifest, engine: Engine
 ) -> None:
-    """Each panel is known by its mean, which is 10 times its number and a little more for each snippet."""
+    """Each panel is recognised by its mean: 10 times its number, and a little more for each snippet."""
     canvas = CanvasConfig("stack6", 6 * SHAPE[1], SHAPE[2], normalise=False)
     config = replace(QUIET, permute_panels=0.8)
     options = {"split": "test", "sampling": "uniform", "batch_size": 4, "config": LoaderConfig(engine)}
@@ -238,7 +238,7 @@ def test_a_run_trains_on_all_backgrounds_and_validates_on_a_fold(
 def test_a_run_on_backgrounds_that_was_cut_ends_as_the_uncut_one_bit_for_bit(
     labelled: Manifest, backgrounds: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_after: int
 ) -> None:
-    """In the middle of an epoch, and of the next; going on with another number of threads."""
+    """Cut in the middle of an epoch or of the next; it goes on with another number of threads."""
     common = {"epochs": 2, "checkpoint_every": 1}
     whole, cut = (
         config_of(labelled, backgrounds, tmp_path / name, loader=LoaderConfig(loader_threads=1), **common)
@@ -354,7 +354,7 @@ def test_simulated_backgrounds_have_no_narrowband_signal_and_no_label_and_are_pa
 def test_simulated_backgrounds_are_no_cadences_of_a_labelled_data_set_of_the_same_seed(tmp_path: Path) -> None:
     labelled, ours = SimulateConfig(tmp_path, train=3, test=3, seed=2), SimulateConfig(tmp_path, backgrounds=3, seed=2)
     assert not {task.key for task in plan_tasks(labelled)} & {task.key for task in plan_tasks(ours)}
-    # The noise: two skies may resemble each other otherwise.
+    # Compare the noise only, since two skies may resemble each other.
     first, second = (
         np.diff(np.diff(simulate_cadence(config, plan_tasks(config)[-3])[0].astype(np.float32), axis=1), axis=2)
         for config in (labelled, ours)

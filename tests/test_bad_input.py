@@ -1,4 +1,4 @@
-"""What a bad input leads to: a message that can be acted on, exit code 1, and nothing half done."""
+"""Bad input gives a message that can be acted on, exit code 1, and nothing half done."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ from shard_tools.cadence import check_npy_header, npy_header
 from shard_tools.errors import InputError
 from tests.conftest import ROOT, SMALL_SHAPE, Answer, Command, Layout, MakeData, folder_bytes, snippet
 
-KEY = "f0005"  # in train, in the midst of the others
+KEY = "f0005"  # a training key in the middle of the others
 
 
 def refused(answer: Answer, *fragments: str) -> None:
@@ -123,7 +123,7 @@ def test_a_first_snippet_that_claims_a_gigantic_shape_costs_no_time(
 
 
 def test_an_error_of_the_interpreter_is_not_taken_for_one_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.11.7's own, in threads that parse at the same time."""
+    """Python 3.11.7 raises this one in threads that parse at the same time."""
     errors, parse = [SystemError("AST constructor recursion depth mismatch")], np.lib.format.read_array_header_1_0
 
     def parse_with_luck(*arguments: Any, **options: Any) -> Any:
@@ -240,7 +240,7 @@ def test_an_empty_folder_is_refused_with_what_it_should_hold(command: Command, t
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """Root may read everything: be nobody for a while."""
+    """Become the user nobody for a while, since root may read everything."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -251,7 +251,7 @@ def unprivileged() -> Iterator[None]:
 
 
 def test_a_folder_that_may_not_be_read_is_refused(make_data: MakeData, command: Command) -> None:
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+    with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's own folders
         Path(name).chmod(0o755)
         root = Path(shutil.copytree(make_data().root, Path(name, "data")))
         closed = root / "train" / KEY[0]
@@ -308,7 +308,7 @@ def test_a_bad_input_leaves_an_earlier_pack_whole(make_data: MakeData, command: 
 
 
 def python(*arguments: object, file_limit: int | None = None) -> Answer:
-    """The real command, where asked with a limit on the size of the files it writes."""
+    """Run the real command; `file_limit` limits the size of the files that it writes."""
 
     def limit() -> None:
         if file_limit:
@@ -345,7 +345,7 @@ def test_a_shard_that_the_disk_does_not_take_is_named_and_the_next_try_goes_on(
     data = make_data(shape=(6, 64, 256))
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     options = ("--input", data.root, "--folds", 3, "--shard-mb", 1, "--workers", 1)
-    # Less than the smallest shard. Which one fails first is seen by chance: the thread may be at the next already.
+    # Less than the smallest shard. Which shard fails first is chance: the thread may have begun the next one.
     answer = python("pack", *options, "--out", out, file_limit=300_000)
     refused(answer, "File too large")
     assert any(f"{name}.tar" in answer.err for name in SHARDS_OF_FIVE)
@@ -359,7 +359,7 @@ def test_a_shard_that_the_disk_does_not_take_is_named_and_the_next_try_goes_on(
 SYNCS_PER_SHARD = 3  # the tar, its index, and the note that it is done
 
 
-# Two shards, three tables, the manifest.
+# The syncs of two shards, three tables and the manifest.
 @pytest.mark.parametrize("after", range(2 * SYNCS_PER_SHARD + 4))
 def test_a_disk_that_fills_up_is_named_and_finished_shards_stay(
     make_data: MakeData, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

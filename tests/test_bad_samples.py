@@ -1,4 +1,4 @@
-"""With --on-bad-sample skip, every image is that of the sample that its batch names, whatever fails, and when."""
+"""With --on-bad-sample skip, every image is that of the sample that its batch names, whichever read fails."""
 
 import dataclasses
 import threading
@@ -25,10 +25,10 @@ from tests.tiny import CANVAS, pack_tiny
 BUSY = DrawConfig(cutmix=0.7, mixup=0.3, inject=0.5)
 MOST_READS = 3
 Failures = dict[int, set[int]]
-"""Of a row's reads, which fail: 1 is the first."""
+"""For each row, the reads that fail, counted from 1."""
 ALWAYS = set(range(1, 1000))
 Found = dict[int, tuple[int, float, Tensor]]
-"""Row, target and image of each position of an epoch."""
+"""For each position of an epoch: row, target and image."""
 
 on_each_engine = pytest.mark.parametrize("engine", ["cpu", "dali"])
 
@@ -66,13 +66,13 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def order_of(manifest: Manifest, length: int, sampling: Sampling) -> Order:
-    """Of the first rows of the training part. Weighted: one of them is half of what is drawn, so that rows repeat."""
+    """The order of the first training rows. Weighted, one row is half of all that is drawn, so that rows repeat."""
     rows = manifest.rows("train")[:length]
     return Order(rows, (np.arange(length) > 0).astype(np.int8), sampling, seed=3)
 
 
 def read_epoch(manifest: Manifest, order: Order, engine: Engine, policy: str = "skip", **share: int) -> Found:
-    """What a loader hands out of its share of an epoch, as far as it counts."""
+    """The samples that count in a loader's share of an epoch."""
     config = LoaderConfig(engine, loader_threads=2, on_bad_sample=policy, max_bad=len(manifest))  # type: ignore[arg-type]
     loader = Loader(manifest, order, Share(len(order), **share), CANVAS, BUSY, config=config)
     found = {}
@@ -88,7 +88,7 @@ def read_epoch(manifest: Manifest, order: Order, engine: Engine, policy: str = "
 
 
 def check_healthy(found: Found, manifest: Manifest, engine: Engine) -> None:
-    """Images and targets are those of a loader to which all is well and whose plan has these rows."""
+    """Check images and targets against a loader without failures that plans these rows."""
     rows = np.array([found[position][0] for position in range(len(found))])
     expected = read_epoch(manifest, Order(rows, rows, "sequential", seed=3), engine, "fail", batch_size=len(found))
     for position, (row, target, image) in found.items():
@@ -97,7 +97,7 @@ def check_healthy(found: Found, manifest: Manifest, engine: Engine) -> None:
 
 
 def check_replacements(found: Found, order: Order, failures: Failures) -> None:
-    """What never fails is where the plan has it; nothing is replaced by what it is mixed with, or bad for ever."""
+    """Check that good samples keep their places, and that none is replaced by its own partner or by a bad sample."""
     planned = order.rows_at(0, np.arange(len(order)))
     for position, (row, _, _) in found.items():
         assert row == planned[position] or planned[position] in failures
@@ -116,7 +116,7 @@ def test_every_image_is_that_of_the_sample_its_row_names_whichever_read_fails(
     order = order_of(manifest, length, sampling)
     when = st.one_of(st.just(ALWAYS), st.sets(st.integers(1, MOST_READS), min_size=1))
     failures = data.draw(st.dictionaries(st.sampled_from(order.rows.tolist()), when, max_size=6))
-    batch_size = 2 * data.draw(st.integers(1, 7))  # even, so that a row is read for one batch alone
+    batch_size = 2 * data.draw(st.integers(1, 7))  # even, so that a row is read for only one batch
     store: Any = FailingStore(manifest.store, manifest, failures)
     failing = dataclasses.replace(manifest, store=store)
     try:
@@ -148,7 +148,7 @@ def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_never_by_what
     world_size: int,
     sampling: Sampling,
 ) -> None:
-    """Of odd batches too, where a pair is read for two of them."""
+    """Also with batches of an odd size, where a pair of partners may be read for two batches."""
     order = order_of(manifest, length, sampling)
     read = sorted(set(order.rows_at(0, np.arange(length)).tolist()))
     bad = data.draw(st.sets(st.sampled_from(read), max_size=len(read) - 2)) if len(read) > 2 else set()
@@ -171,7 +171,7 @@ def test_bad_samples_are_replaced_alike_on_any_number_of_ranks_and_never_by_what
 def test_a_partner_whose_later_read_fails_is_replaced_too(
     manifest: Manifest, engine: Engine, bad: int, read: int
 ) -> None:
-    """A bad sample has its pair read again, and then the other may fail."""
+    """After a bad sample its pair is read again, and that read of the partner may fail."""
     order = order_of(manifest, 8, "uniform")
     pair = order.rows_at(0, np.arange(2)).tolist()
     failures = {pair[bad]: ALWAYS, pair[1 - bad]: {read}}
@@ -196,7 +196,7 @@ def test_where_none_is_left_to_take_its_place_a_bad_sample_is_an_error(
 @pytest.mark.parametrize("engine", ["cpu", "dali", "no canvas"])
 @pytest.mark.parametrize("read", range(1, MOST_READS + 1))
 def test_what_is_not_training_fails_at_the_read_that_fails(manifest: Manifest, engine: str, read: int) -> None:
-    """Nor are snippets as they are ever replaced, draws or not; each read of a row here is another epoch's."""
+    """Raw snippets are never replaced either, with draws or without. Each read of a row here is in another epoch."""
     order = dataclasses.replace(order_of(manifest, 8, "uniform"), sampling="sequential")
     row = int(order.rows[5])
     store: Any = FailingStore(manifest.store, manifest, {row: {read}})
@@ -212,7 +212,7 @@ def test_what_is_not_training_fails_at_the_read_that_fails(manifest: Manifest, e
 
 
 class Forgetful:
-    """An engine that leaves it at what it noted, and hands out what it never read."""
+    """An engine that notes a failed read, and still returns the batch."""
 
     def start(self, planned: Planned, epoch: int) -> None:
         planned.failed[0] = InputError("not read")

@@ -1,4 +1,4 @@
-"""What the benchmarks' tools promise: a whole history, a report of all that it holds, and goals that can be missed."""
+"""What the benchmarks' tools promise: an intact history, a report of all that it holds, goals that can be missed."""
 
 import json
 import multiprocessing
@@ -109,7 +109,7 @@ def test_a_line_says_where_when_and_with_what_it_was_measured(tmp_path: Path) ->
     assert written["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"python", "numpy", "timm", "accelerate", "nvidia-dali"} <= written["versions"].keys()
     assert written["machine"].keys() == MACHINE.keys() and written["machine"]["cores"] > 0
-    # A history is published: no folders of the machine it was made on.
+    # A history is published, so it must not hold folders of the machine that it was made on.
     assert written["config"] == {"data_dir": "folder", "rounds": 3, "workloads": ["raw"], "text": tmp_path.name}
     assert written["time"].endswith("+00:00")
 
@@ -146,7 +146,7 @@ def test_no_history_is_said_so(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_every_loader_of_the_latest_run(write_history: Callable[..., Path], tmp_path: Path) -> None:
-    # An older machine of the same size makes way for the newer one; one with a GPU has tables of its own.
+    # A newer machine of the same size replaces the older one; a machine with a GPU has tables of its own.
     old = entry({"ours": 1.0, "gone": 2.0}, commit="f" * 40, machine={**MACHINE, "cpu": "Another"})
     path = write_history(old, entry(LOADERS, machine={**MACHINE, "gpu": "A GPU"}), entry(LOADERS))
     bench_report.main(bench_report.ReportConfig(path, tmp_path / "out"))
@@ -234,7 +234,7 @@ def test_the_needle_table_is_the_last_one_of_each_form_whatever_the_machine() ->
 def test_training_has_its_three_rates(run: Run) -> None:
     rates = train_rates(run, rounds=1)
     check_rates(rates, to_figures("train", rates, views=1))
-    # An epoch is as long as before: every batch of it was read anew, and the model was trained by all of them.
+    # The epoch has its full length: every batch of it was read again, and the model was trained on all of them.
     assert sum(int(batch.counts.sum()) for batch in run.train_loader) == 32
     assert run.progress.step == 0
 
@@ -302,7 +302,7 @@ def test_packs_check_leaves_its_start_out_and_wants_at_most_twice_the_synced_tar
 
 
 def test_the_arithmetic_of_swin_small_is_the_papers() -> None:
-    """8.7 G multiplications with addition at 224 x 224 (Liu et al. 2021, table 1); twice that again to train."""
+    """8.7 G multiply-adds at 224 x 224 (Liu et al. 2021, table 1); three times as many in training."""
     square = CanvasConfig("panels", 224, 224)
     forward = count_flops(ModelConfig("swin_small_patch4_window7_224"), square, training=False)
     assert forward == pytest.approx(2 * 8.7e9, rel=0.03)
@@ -327,7 +327,7 @@ def test_gpu_check_refuses_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_gpu_check_needs_no_more_than_a_gpu_machine_has() -> None:
-    """Its own imports, in a process that has none of the others."""
+    """Its own imports work in a process that cannot import the other packages."""
     script = "import sys; sys.modules.update(dict.fromkeys(('tyro', 'wandb', 'setigen', 'webdataset', 'torch')));"
     done = output_of(sys.executable, "-c", f"{script} import benchmarks.gpu_check; print('imported')")
     assert done == "imported"
@@ -355,7 +355,7 @@ def test_gpu_check_shows_a_failed_part_and_runs_the_rest(
     monkeypatch.setattr(gpu_check, "parts", lambda out, wanted: commands)
     monkeypatch.setattr(gpu_check, "check", look_and_check)
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
-    # Whoever is cut off has seen each part that ended.
+    # Even if the run is cut off, each finished part has been printed.
     assert all(word in shown for word, shown in zip(("commit", "the reason", "so far"), printed[1:], strict=True))
     printed.append(capsys.readouterr().out)
     content, text = json.loads((tmp_path / "gpu-check.json").read_text()), (tmp_path / "gpu-check.txt").read_text()
@@ -369,12 +369,12 @@ def test_gpu_check_shows_a_failed_part_and_runs_the_rest(
 
 
 def test_gpu_check_fits_eight_minutes_and_runs_both_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "collect_gpu_tests", gpu_tests.GpuTests)  # none: what there are is another test's
+    monkeypatch.setattr(gpu_check, "collect_gpu_tests", gpu_tests.GpuTests)  # no tests: another test covers them
     parts = gpu_check.parts(tmp_path)
     assert [part.words[0] for part in gpu_check.parts(tmp_path, ["infer", "loader"])] == [
         "benchmarks/loader_bench.py", "benchmarks/train_bench.py"
     ]  # fmt: skip
-    start = 15  # torch is imported before the first part
+    start = 15  # seconds to import torch before the first part
     assert start + gpu_tests.COLLECTING_SECONDS + sum(part.seconds for part in parts) <= 480
     assert {word for part in parts for word in part.words if word.startswith("benchmarks/")} == {
         "benchmarks/loader_bench.py", "benchmarks/train_bench.py"
@@ -384,8 +384,8 @@ def test_gpu_check_fits_eight_minutes_and_runs_both_benchmarks(tmp_path: Path, m
 def test_gpu_check_leaves_no_test_marked_gpu_out_on_a_machine_without_the_other_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tests that take the mark from another file's parameters too; and nothing else is excused."""
-    monkeypatch.setattr(gpu_tests, "COLLECTING_SECONDS", 300)  # other tests compute meanwhile
+    """It finds tests that get the mark through another file's parameters too, and excuses nothing else."""
+    monkeypatch.setattr(gpu_tests, "COLLECTING_SECONDS", 300)  # other tests run at the same time
     everything = gpu_tests.collect_gpu_tests()
     assert not everything.broken and everything.counts["tests/test_gpu.py"] > 10
     assert everything.counts["tests/test_symmetries.py"] > 100
@@ -446,5 +446,5 @@ def test_gpu_check_counts_what_pytest_found(tmp_path: Path, cases: str, expected
 
 
 def test_the_rate_of_an_ingest_and_the_day_of_a_telescope_are_in_bytes_of_float32(tmp_path: Path) -> None:
-    """Files are compressed, each by its own factor."""
+    """Not in bytes of the files, which are compressed by different factors."""
     assert raw_bytes(write_cadence(tmp_path / "cadence")) == 6 * SPECTRA * 4 * CHANNELS

@@ -1,4 +1,4 @@
-"""The folder that keeps samples of a store: bounded, whatever happens to it or to those that fill it."""
+"""The cache folder of a store's samples stays within its bound, whatever happens to it or to processes that fill it."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def record(number: int, size: int = RECORD) -> list[np.ndarray[Any, Any]]:
 
 
 def is_kept(kept: SampleCache, number: int) -> bool:
-    """Whether a record is there, and as it was written."""
+    """Whether a record is there as it was written."""
     found = [np.zeros_like(part) for part in record(number)]
     there = kept.read_record("train-000000.tar", number, found, lambda count: None)
     if there:
@@ -81,7 +81,7 @@ def test_a_write_that_takes_long_holds_no_other_up(tmp_path: Path, monkeypatch: 
         quick.start()
         quick.join(20)
         assert not quick.is_alive() and is_kept(other, 1)
-        # What is not there yet has its room already.
+        # Room is reserved for a record that is still being written.
         for number in range(2, 12):
             other.write_record("train-000000.tar", number, record(number))
             assert held(tmp_path) <= BOUND
@@ -118,7 +118,7 @@ def test_ranks_that_are_killed_while_they_write_leave_a_cache_within_its_bound(t
         for victim in ranks:
             for _ in range(20):
                 assert held(tmp_path) <= BOUND
-            time.sleep(chance.uniform(0, 0.05))  # so that it is killed anywhere in a write
+            time.sleep(chance.uniform(0, 0.05))  # so that the kill may fall anywhere in a write
             victim.send_signal(signal.SIGKILL)
             victim.wait()
     finally:
@@ -131,7 +131,7 @@ def test_ranks_that_are_killed_while_they_write_leave_a_cache_within_its_bound(t
     for number in range(2000, 2020):
         kept.write_record("train-000000.tar", number, record(number))
         assert is_kept(kept, number) and held(tmp_path) <= BOUND
-    assert not list(tmp_path.rglob("*.tmp"))  # the next look for room removes what was left
+    assert not list(tmp_path.rglob("*.tmp"))  # the next search for room removes what was left
 
 
 def test_a_cache_that_cannot_be_read_or_touched_costs_time_and_nothing_else(tmp_path: Path) -> None:
@@ -139,5 +139,5 @@ def test_a_cache_that_cannot_be_read_or_touched_costs_time_and_nothing_else(tmp_
     kept.write_record("train-000000.tar", 0, record(0))
     (path,) = tmp_path.rglob("*.sample")
     path.unlink()
-    path.mkdir()  # reads as an error, and is not removed as a file is
+    path.mkdir()  # a folder cannot be read, nor removed like a file
     assert not is_kept(kept, 0)

@@ -1,4 +1,4 @@
-"""A loader's promise at its end: graph, buffers and all that refers to them go at once, not at a garbage collection."""
+"""A closed loader frees its graph, its buffers and all that refers to them at once, without a garbage collection."""
 
 import gc
 import weakref
@@ -21,7 +21,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Only what nothing refers to goes."""
+    """Switch garbage collection off: only objects without references are freed."""
     gc.collect()
     gc.disable()
     yield
@@ -36,7 +36,7 @@ def build(manifest: Manifest, engine: str, draws: DrawConfig | None, canvas: obj
 
 
 def parts_of(images: Any) -> dict[str, Any]:
-    """Images, and those of its parts that hold memory."""
+    """An engine, and its parts that hold memory."""
     inner = images._blocks._reader if hasattr(images, "_blocks") else images
     found = {"images": images, "pool": inner._pool, "threads": inner._executor}
     return found | ({"graph": images._graph} if hasattr(images, "_graph") else {})
@@ -62,7 +62,7 @@ def test_a_closed_loader_lets_go_of_everything_at_once(
     assert [name for name, part in parts.items() if part() is not None] == []
     if is_used:
         assert (before.image == kept).all()
-    loader.close()  # once more changes nothing
+    loader.close()  # closing it again changes nothing
     with pytest.raises(RuntimeError, match="closed"):
         next(iter(loader))
 

@@ -1,4 +1,4 @@
-"""The files that start a Ray cluster: under Slurm, and with Ray's launcher."""
+"""The files that start a Ray cluster under Slurm or with Ray's launcher."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests.tiny import pack_tiny
 
 pytestmark = pytest.mark.ray
 FOLDER = ROOT / "docs" / "cluster"
-# In place of Slurm's own: both "nodes" are this machine.
+# Replaces Slurm's command: both "nodes" are this machine.
 SCONTROL = "#!/bin/sh\nprintf 'first\\nsecond\\n'\n"
 SRUN = '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\n[ "$1" = hostname ] && exec echo 127.0.0.1\nexec "$@"\n'
 

@@ -1,4 +1,4 @@
-"""The promises of compiling kernels ahead: all that is needed, only where it helps, and no process is left."""
+"""The promises of compiling kernels ahead: it compiles what is needed, only where that helps, and leaves no process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The cores that are used: as many as the process may have, whatever the machine shows."""
+"""The program uses as many cores as its process may have, not as many as the machine shows."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ one_core = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="need
 
 
 def run(script: str, **environment: str) -> list[str]:
-    """What a fresh Python process prints that may use one core alone."""
+    """What a new Python process prints that may use only one core."""
     bound = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n{script}"
     done = subprocess.run(
         [sys.executable, "-c", bound], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
@@ -77,7 +77,7 @@ def test_the_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize(("script", "asked", "spins"), [("train", "", 0), ("infer", "", 0), ("train", "ACTIVE", 1)])
 def test_threads_sleep_while_they_wait_unless_the_user_said_otherwise(script: str, asked: str, spins: int) -> None:
-    """By the number of times that OpenMP's threads are going to spin, as it tells itself."""
+    """Checked by OpenMP's own report of how often its threads spin."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
     done = subprocess.run(

@@ -70,7 +70,7 @@ def start(config: TrainConfig, processes: int = 1) -> subprocess.Popen[str]:
 
 
 def check_scores(config: TrainConfig, manifest: Manifest) -> None:
-    """Every training key once, in the manifest's order, with its fold's score; and the sums that are made of them."""
+    """Check that every training key has its fold's score once, in the manifest's order, and check the metrics."""
     with (config.run_dir / "oof.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     rows = manifest.rows("train")
@@ -116,7 +116,7 @@ def test_a_fold_of_all_is_the_run_of_that_fold_bit_for_bit(
 
 
 def test_a_finished_fold_is_not_trained_again_and_no_model_of_one_stays_in_memory(trained: TrainConfig) -> None:
-    """Each is let go of before the next is built."""
+    """Each model is freed before the next is built."""
     weights = [trained.run_dir / f"fold{number}" / "best.safetensors" for number in range(FOLDS)]
     before = [path.stat().st_mtime_ns for path in weights]
     scores = (trained.run_dir / "oof.csv").read_bytes()
@@ -136,7 +136,7 @@ def test_a_finished_fold_is_not_trained_again_and_no_model_of_one_stays_in_memor
 def test_an_interrupted_cross_validation_goes_on_in_its_fold_on_another_number_of_ranks(
     manifest: Manifest, trained: TrainConfig, tmp_path: Path
 ) -> None:
-    """Preempted in the second fold on one rank, ended by two: as if it had not stopped."""
+    """Preempted in the second fold on one rank and finished on two, it ends as if it had not stopped."""
     config = all_folds(manifest, tmp_path / "run")
     runs = plan_folds(config, manifest)
     process = start(config)
@@ -290,5 +290,5 @@ def test_folds_are_averaged_by_rank_and_a_split_that_they_were_trained_on_is_nam
     for name, count in (("test.csv", 8), ("train.csv", 50)):
         with (tmp_path / name).open(newline="") as file:
             scores = [float(line["target"]) for line in csv.DictReader(file)]
-        # Whatever the order and the ties: the mean of 1 / count to count / count.
+        # With any order and any ties the mean score is that of 1 / count, ..., count / count.
         assert sum(scores) == pytest.approx((1 + count) / 2) and len(set(scores)) > 3

@@ -1,4 +1,4 @@
-"""`make` installs the torch and DALI that the driver runs, and says which and why."""
+"""`make` installs the torch and DALI that the driver can run, and says which and why."""
 
 import os
 import re
@@ -18,7 +18,7 @@ CLOSED_MODULE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun 
 
 @dataclass
 class Checkout:
-    """The Makefile and requirements, with an interpreter in .venv that only writes down what pip is asked for."""
+    """The Makefile and requirements, with an interpreter in .venv that only notes what pip is asked for."""
 
     root: Path
 
@@ -29,7 +29,7 @@ class Checkout:
         file.chmod(0o755)
 
     def make(self, *words: str, **variables: str) -> tuple[list[str], str]:
-        """What pip was asked for, and all that make said; `variables` are of the environment."""
+        """What pip was asked for, and all that make printed; `variables` are set in the environment."""
         calls = self.root / "calls.txt"
         calls.unlink(missing_ok=True)
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Every graph, and the CPU's own arithmetic, against their NumPy twin, at full size, on real and simulated snippets."""
+"""Compare every graph and the CPU kernels with their NumPy twin, at full size, on real and simulated snippets."""
 
 import dataclasses
 import importlib
@@ -57,13 +57,13 @@ def place(maker: str) -> GraphPlace:
 
 
 def cpu_canvas() -> ModuleType:
-    """The CPU's arithmetic, where Numba is: a machine that runs the tests marked gpu may lack it."""
+    """The CPU kernels' module; skips without Numba, which a machine that runs the tests marked gpu may lack."""
     pytest.importorskip("numba")
     return importlib.import_module("pipeline.cpu_canvas")
 
 
 def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> npt.NDArray[np.float32]:
-    """(n, C, H, W) as `maker` makes them for training."""
+    """Training images (n, C, H, W), made by `maker`."""
     shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
     if maker != "cpu":
         config = {0: DrawConfig(), 1: WILD}.get(draws.signal_level.shape[1], NEEDLES)
@@ -78,7 +78,7 @@ def train_images(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: 
 
 
 def eval_images(snippets: Snippets, canvas: CanvasConfig, maker: str) -> npt.NDArray[np.float32]:
-    """(n, V, C, H, W) as `maker` makes them for evaluation."""
+    """Evaluation images (n, V, C, H, W), made by `maker`."""
     shape = (snippets.shape[1], snippets.shape[2], snippets.shape[3])
     if maker != "cpu":
         return run_once(build_eval_graph, (snippets,), canvas, shape, canvas.views, place(maker))
@@ -125,7 +125,7 @@ def check_evaluation(snippets: Snippets, canvas: CanvasConfig, maker: str) -> No
 
 @pytest.fixture(scope="module")
 def structured() -> Snippets:
-    """Snippets in which each panel, time and channel has a brightness of its own, so that no mix-up goes unseen."""
+    """Snippets in which each panel, time and channel has its own brightness, so that every mix-up shows."""
     panels, time_bins, channels = np.meshgrid(*(np.arange(length) for length in KAGGLE_SHAPE), indexing="ij")
     rng = np.random.default_rng(0)
     shape = (SAMPLES, *KAGGLE_SHAPE)
@@ -163,7 +163,7 @@ STEPS = (
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_has_the_same_name_in_both_engines_and_in_the_twin(step: str) -> None:
     kernels = cpu_canvas().kernels
-    if step == "resize":  # in two halves on the CPU, so that the larger image is never made
+    if step == "resize":  # the CPU does it in two halves, so that it never makes the larger image
         assert hasattr(kernels, "_resize_rows") and hasattr(kernels, "_resize_columns")
     else:
         assert hasattr(kernels, f"_{step}") or hasattr(cpu_canvas(), step)
@@ -177,7 +177,7 @@ def test_training_images_equal_the_twins(
     structured: Snippets, canvas: CanvasConfig, config: DrawConfig, maker: str
 ) -> None:
     draws = draws_for(canvas, KAGGLE_SHAPE, config, seed=6)
-    if config is NEEDLES:  # both profiles, and as many signals as there are
+    if config is NEEDLES:  # both profiles occur, and as many signals as there can be
         is_there = draws.signal_level.max(axis=(2, 3)) > 0
         assert (draws.signal_lorentzian & is_there).any() and is_there.all(axis=1).any()
     check_training(structured, canvas, draws, maker)
@@ -212,7 +212,7 @@ def test_inside_its_edges_the_resize_is_torchs_antialiased_one(old: int, new: in
     first, weight = cpu_canvas().resize_weights(old, new)
     matrix = np.zeros((new, old + len(weight)), np.float32)
     np.put_along_axis(matrix, first[:, None] + np.arange(len(weight)), weight.T, axis=1)
-    inside = slice(1, -1)  # torch cuts the triangle off at the edge, DALI repeats the edge
+    inside = slice(1, -1)  # at the edge torch cuts the filter's triangle off, and DALI repeats the edge pixels
     np.testing.assert_allclose(matrix[inside, :old], theirs[0, 0].numpy()[inside], atol=1e-4)
 
 
@@ -235,7 +235,7 @@ def test_the_weight_of_a_mixed_sample_is_the_share_of_pixels_it_kept(
 @pytest.mark.parametrize("maker", ["cpu", "dali"])
 @pytest.mark.parametrize("layout", ["stack6", "on", "on_off", "panels"])
 def test_no_flip_moves_an_on_panel_into_an_off_slot(layout: Layout, maker: str) -> None:
-    """Mark the ON panels 1 and the OFF panels 0: every view and every draw has to keep the marks where they are."""
+    """ON panels are filled with 1 and OFF panels with 0: every view and every draw has to keep them in their places."""
     canvas = CanvasConfig(layout, 6 * 39 if layout == "stack6" else 39 * 3, 256, sum_time_bins=7, normalise=False)
     if layout == "panels":
         canvas = CanvasConfig(layout, 39, 256, sum_time_bins=7, normalise=False)

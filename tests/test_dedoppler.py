@@ -1,4 +1,4 @@
-"""Promises of the classical search."""
+"""The promises of the classical search."""
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +36,10 @@ def with_line(
 @settings(max_examples=30, deadline=None)
 def test_a_straight_needle_is_found_where_it_is(seed: int, middle: float, rate: float, panels: tuple[int, ...]) -> None:
     lit = max(abs(panel - 2.5) + 0.5 for panel in panels) * BINS
-    rate = float(np.clip(rate, -20 / lit, 20 / lit))  # it stays in the band while it lasts
+    rate = float(np.clip(rate, -20 / lit, 20 / lit))  # so that the line stays among the channels while it lasts
     found = find_drift(with_line(seed, middle, rate, panels))
     assert found.score > 10
-    # Judged at the middle of its panels: a line of one panel is known less well far from it.
+    # Judged at the middle of its panels: far from a line's only panel, its place is known less well.
     center = np.mean([(panel + 0.5) * BINS for panel in panels])
     channels_a_bin = found.drift_rate * TIME_BIN_SECONDS / CHANNEL_WIDTH_HZ
     assert abs(channels_a_bin - rate) < 3 / BINS

@@ -1,6 +1,6 @@
-"""Each device is the one that is meant: in tests one after another, and on machines with several GPUs.
+"""Each device is the one that is meant, in tests that run one after another and on machines with several GPUs.
 
-Without a GPU: torch.cuda is that of a made-up machine, which writes down what it is asked.
+No GPU is needed: torch.cuda is replaced by a made-up machine that notes what it is asked.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_a_test_sees_neither_device_nor_precision_of_the_one_before(precision: str) -> None:
-    """Each of the two leaves behind what a test marked gpu would."""
+    """Each of the two runs changes the state as a test marked gpu would."""
     assert not PartialState._shared_state and not AcceleratorState._shared_state
     accelerator = build_accelerator(precision)
     assert accelerator.device.type == "cpu" and accelerator.mixed_precision == precision.replace("float32", "no")
@@ -37,12 +37,12 @@ def test_a_test_sees_neither_device_nor_precision_of_the_one_before(precision: s
 
 @dataclass
 class TwoGpus:
-    """What torch.cuda says on a machine with two GPUs, and on which GPU's stream each event was recorded."""
+    """Answers as torch.cuda on a machine with two GPUs, and notes on which GPU's stream each event was recorded."""
 
     current: int = 1
     recorded: list[int] = field(default_factory=list)
     waited_for: list[int] = field(default_factory=list)
-    """Events, by number."""
+    """The numbers of the events that were waited for."""
 
     def current_device(self) -> int:
         return self.current
@@ -103,12 +103,12 @@ def test_dali_makes_images_on_the_gpu_that_torch_means(
     places: list[GraphPlace] = []
     monkeypatch.setattr(pipeline.dali_engine, "DaliImages", lambda *arguments: places.append(arguments[-1]))
     loader = loader_of(manifest, asked)
-    machine.current = 1 - machine.current  # whatever is current later
+    machine.current = 1 - machine.current  # the GPU that becomes current later does not matter
     assert loader.device == meant and [place.device_id for place in places] == [meant.index]
 
 
 def test_dali_gets_its_memory_back_after_the_copy_on_the_images_own_gpu(manifest: Manifest, machine: TwoGpus) -> None:
-    """The images are made on the CPU here, and taken for those of the first GPU while the second is current."""
+    """Images are made on the CPU here, but treated as those of the first GPU while the second is current."""
     loader = loader_of(manifest, torch.device("cpu"))
     expected = [batch.image.clone() for batch in loader]
     images: Any = loader._images
@@ -130,5 +130,5 @@ def test_the_stall_is_that_of_the_gpu_it_was_asked_of(
     timed = StallTimer(batches, asked)
     for _ in timed:
         machine.current = 1 - machine.current
-    assert timed.seconds == 4.0  # the wait for the end counts
+    assert timed.seconds == 4.0  # waiting for the end counts too
     assert machine.recorded == [meant.index] * 8

@@ -1,4 +1,4 @@
-"""The Dockerfile beside the Makefile whose steps it takes: nothing here can build it, so its words are checked."""
+"""The Dockerfile runs steps of the Makefile. Nothing here can build it, so its text is checked."""
 
 import fnmatch
 import json
@@ -14,20 +14,20 @@ from dockerfile_parse import DockerfileParser
 from tests.conftest import ROOT
 from tests.test_cuda_choice import CPU, CUDA12, PLAIN, Checkout, installed_from
 
-# What the base image, Debian with Python, has besides the shell's own words.
+# The programs of the base image (Debian with Python) that are used, besides the shell's own commands.
 PROGRAMS = {"apt-get", "rm"}
 INSTRUCTIONS = {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "ENTRYPOINT", "CMD"}
 
 
 def steps(*kinds: str) -> list[tuple[str, str]]:
-    """The Dockerfile's instructions and their words, comments left out."""
+    """The Dockerfile's instructions and their text, without comments."""
     parser = DockerfileParser(str(ROOT / "Dockerfile"), env_replace=False)
     found = [(step["instruction"], step["value"]) for step in parser.structure if step["instruction"] != "COMMENT"]
     return [step for step in found if not kinds or step[0] in kinds]
 
 
 def commands() -> list[list[str]]:
-    """Each command of a RUN."""
+    """Each command of each RUN."""
     return [shlex.split(part) for _, value in steps("RUN") for part in value.split("&&")]
 
 
@@ -44,7 +44,7 @@ def test_every_instruction_and_every_command_exists() -> None:
     installed = {
         word for words in commands() if words[:2] == ["apt-get", "install"] for word in words[2:] if word[0] != "-"
     }
-    assert {"make", "g++"} <= installed  # what the Makefile and torch.compile need
+    assert {"make", "g++"} <= installed  # the Makefile and torch.compile need these
     assert {words[0] for words in commands()} <= PROGRAMS | installed
     makes = [words for words in commands() if words[0] == "make"]
     assert makes and {word for words in makes for word in words[1:] if "=" not in word} <= targets()
@@ -56,7 +56,7 @@ def test_a_container_is_make_and_its_example_runs_a_target() -> None:
     (words,) = re.findall(r"docker run (.*?) needlestream (\w+)", comments().replace("\\\n", " "), re.S)
     assert words[1] in targets()
     mounted = re.findall(r":/needlestream/(\w+)", words[0])
-    assert sorted(mounted) == ["input", "runs", "shards"]  # what `make infer` reads and writes there
+    assert sorted(mounted) == ["input", "runs", "shards"]  # the folders that `make infer` reads and writes
 
 
 def test_no_registry_but_that_of_the_base_image_is_named() -> None:
@@ -75,21 +75,21 @@ def test_the_python_is_one_that_the_program_runs_on() -> None:
 
 @pytest.mark.parametrize(("cuda", "file"), [(None, PLAIN), ("12", CUDA12), ("cpu", CPU)])
 def test_its_make_steps_work_with_what_was_copied_before_them(tmp_path: Path, cuda: str | None, file: str) -> None:
-    """The steps in their order, with an interpreter that only writes down what pip is asked for."""
+    """Run the steps in their order, with an interpreter that only notes what pip is asked for."""
     image = Checkout(tmp_path)
     image.script(".venv/bin/python", f'echo "$@" >> {tmp_path}/calls.txt')
-    image.script("bin/nvidia-smi", "exit 9")  # no GPU while an image is built
+    image.script("bin/nvidia-smi", "exit 9")  # there is no GPU while an image is built
     values = dict(value.partition("=")[::2] for _, value in steps("ARG")) | ({"CUDA": cuda} if cuda else {})
     asked: list[str] = []
     for kind, value in steps("COPY", "RUN"):
         if kind == "COPY":
             sources = shlex.split(value)[:-1]
             for source in sources if sources != ["."] else ["Makefile", *map(str, requirements())]:
-                shutil.copy2(ROOT / source, tmp_path)  # with its time, as the builder does
+                shutil.copy2(ROOT / source, tmp_path)  # keeps the file's time, as the builder does
         elif value.startswith("make "):
             asked += image.make(*re.sub(r"\$\{(\w+)\}", lambda name: values[name[1]], value).split()[1:])[0]
     assert [installed_from(call)[0] for call in asked] == [file]
-    assert image.make("install")[0] == []  # nor does the container install anything again
+    assert image.make("install")[0] == []  # and the container installs nothing again
 
 
 def requirements() -> list[Path]:

@@ -1,4 +1,4 @@
-"""What the pages say is there: files, tests, options, commands, targets and figures; and their examples run."""
+"""What the pages name exists: files, tests, options, commands, targets and figures; and their examples run."""
 
 import ast
 import functools
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, GUIDE, *DOCS]
-MOST_WORDS = 1000  # five minutes
+MOST_WORDS = 1000  # five minutes of reading
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.S | re.M)
 PROGRAM = r"(?:shard_tools|pipeline|training|reports|tests|benchmarks)"
 # Options of other programs that the pages name.
@@ -28,7 +28,7 @@ OTHERS = {
     "mixed-precision", "dynamo-backend", "ntasks-per-node", "strict", "build-arg", "gpus", "logdir",
     "head", "address", "port", "resources",  # of ray start
 }  # fmt: skip
-# Parses each command line as its program would, and stops before the program does anything.
+# Parses each command line as its program does, and stops before the program does anything.
 PARSE = """
 import json, os, runpy, sys, traceback
 import tyro
@@ -66,7 +66,7 @@ def without_code(page: Path) -> str:
 
 
 def prose(page: Path) -> str:
-    """The text without code, tables and marks."""
+    """The text of a page, without code, tables and markup."""
     text = re.sub(r"^ *\|.*$", "", without_code(page), flags=re.M)
     return re.sub(r"<!--.*?-->", "", text, flags=re.S)
 
@@ -103,7 +103,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 
 @functools.cache
 def options() -> set[str]:
-    """Fields of dataclasses, which tyro makes options of, and options of argparse."""
+    """The options: fields of dataclasses, which tyro turns into options, and those of argparse."""
     trees = [ast.parse(text) for text in sources()]
     fields = {
         item.target.id.replace("_", "-")
@@ -200,7 +200,7 @@ def run_worked_example(page: Path, folder: Path) -> None:
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
 )
 def test_the_python_examples_run(page: Path, tmp_path: Path) -> None:
-    """One after the other, as one reader would, in a folder with shards and a trained run, both made small."""
+    """They run one after the other, as a reader runs them, in a folder with small shards and a small trained run."""
     examples = [block for language, block in FENCE.findall(page.read_text()) if language == "python"]
     pack_tiny(tmp_path)
     from train import train
@@ -217,7 +217,7 @@ def test_the_python_examples_run(page: Path, tmp_path: Path) -> None:
 
 def test_make_bench_writes_its_tables_into_pages_that_have_a_place_for_them(tmp_path: Path) -> None:
     commands = set(re.findall(r"report\.py --readme (\S+) --recipe (\S+)", (ROOT / "Makefile").read_text()))
-    (pages,) = commands  # the same from `make bench` and `make needles`
+    (pages,) = commands  # `make bench` and `make needles` run the same command
     copies = [tmp_path / Path(page).name for page in pages]
     for page, copy in zip(pages, copies, strict=True):
         copy.write_bytes((ROOT / page).read_bytes())
@@ -227,7 +227,7 @@ def test_make_bench_writes_its_tables_into_pages_that_have_a_place_for_them(tmp_
 
 
 def test_every_name_that_the_guide_gives_of_a_file_is_in_it() -> None:
-    """Of a line that begins with a file's name in bold, each other name in code is in that file."""
+    """If a line begins with a file's name in bold, every other name in code on it occurs in that file."""
     for line in re.sub(r"\n +", " ", without_code(GUIDE)).splitlines():
         if found := re.match(r"(?:\d\.|-) \*\*`([\w/]+\.py)`\*\*(.*)", line):
             text = (ROOT / found[1]).read_text()

@@ -1,4 +1,4 @@
-"""A GPU that torch cannot use stops a start with the ways out, unless the CPU was asked for."""
+"""A GPU that torch cannot use stops the start, with advice what to do, unless the CPU was asked for."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 1
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No word of the environment about GPUs, and no nvidia-smi but a test's own."""
+    """The environment does not mention GPUs, and there is no nvidia-smi but a test's own."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
@@ -77,7 +77,7 @@ def test_who_asks_for_the_cpu_or_has_no_gpu_goes_on(
     if asked_by in ("no device visible", "device -1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "" if asked_by == "no device visible" else "-1")
     there = find_gpu(tmp_path / "driver", tmp_path / "dev")
-    assert (there is None) == (asked_by == "no GPU at all")  # what is not asked for is there, and stops nothing
+    assert (there is None) == (asked_by == "no GPU at all")  # a GPU is there but is not asked for, and stops nothing
     check(tmp_path, cpu=asked_by == "ACCELERATE_USE_CPU")
 
 
@@ -109,7 +109,7 @@ def test_the_reason_fits_what_is_installed(
         (("sm_80", "compute_80"), (9, 0), True),
         (("sm_86",), (8, 0), False),
         (("sm_90a", "sm_120"), (12, 1), True),
-        ((), (7, 0), True),  # a build that does not say
+        ((), (7, 0), True),  # a build that does not state its architectures
     ],
 )
 def test_a_gpu_that_torch_has_no_code_for_is_refused(

@@ -1,4 +1,4 @@
-"""What the environment says of a start: one reading of the CPU's variable, and nothing followed in silence."""
+"""Environment variables at the start: the one for the CPU is read in one place, and none is followed silently."""
 
 import re
 
@@ -31,7 +31,7 @@ def test_a_word_that_is_neither_yes_nor_no_is_refused(monkeypatch: pytest.Monkey
 def test_one_place_reads_whether_the_cpu_was_asked_for() -> None:
     paths = source_files()
     reading = [path.name for path in paths if re.search("ACCELERATE_USE_CPU(?!=true)", path.read_text())]
-    assert reading == ["environment.py"]  # others advise to set it
+    assert reading == ["environment.py"]  # other files only advise to set it
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_what_accelerate_launch_sets_by_default_is_let_through(monkeypatch: pyte
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     accelerator: Accelerator = build_accelerator("float32")
-    assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")  # as the flag says
+    assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")  # as the options say

@@ -1,4 +1,4 @@
-"""The promises of events: one row for one line of the sky, false alarm rates, interference by frequency."""
+"""The promises of events: one row for each line, false alarm rates, and interference by frequency."""
 
 import csv
 import dataclasses
@@ -42,7 +42,7 @@ def line_in(
     on: bool = True,
     width: int = 1,
 ) -> SnippetLine:
-    """A line at `channel` of the band in the middle of the cadence, as the snippet `row` shows it."""
+    """A line at `channel` of the band in the middle of the cadence, as seen in the snippet `row`."""
     middle = channel - row * STEP
     within = middle + rate * FINE.rows
     inside = (within >= 0) & (within < FINE.channels)
@@ -65,7 +65,7 @@ def test_a_line_that_overlapping_snippets_show_is_one_event_of_the_snippet_that_
 
 
 def test_a_part_of_a_line_does_not_become_an_event_of_its_own() -> None:
-    """In the first snippet only the first panels are inside, so that its drift is less well known."""
+    """The first snippet holds only the line's first panels, so its drift is known less well there."""
     whole = line_in(1, 1010, 2.0)
     part = line_in(0, 1010 + 6.0, 2.0 + 6.0 / 35)
     assert np.isfinite(part.fit.panel_snr).sum() == 3
@@ -131,9 +131,9 @@ def test_the_bandwidth_leaves_out_the_drift_within_a_time_bin_and_is_a_channel_a
     [
         (ON_POSITIONS, 12.0, False),
         ((0, 1, 2, 3, 4, 5), 12.0, True),
-        ((0, 1, 2, 4), 12.0, True),  # in one OFF panel as bright as in the ON panels
-        ((0, 1, 2, 3, 4, 5), 3.0, True),  # 3 in each is 5.2 in three
-        ((0, 1, 2, 4), 3.9, False),  # noise reaches 3.9 in one of thousands
+        ((0, 1, 2, 4), 12.0, True),  # one OFF panel is as bright as the ON panels
+        ((0, 1, 2, 3, 4, 5), 3.0, True),  # 3 in each panel is 5.2 in three together
+        ((0, 1, 2, 4), 3.9, False),  # noise reaches 3.9 once in thousands
     ],
 )
 def test_a_line_that_is_in_off_panels_too_is_interference(panels: Sequence[int], level: float, expected: bool) -> None:
@@ -168,7 +168,7 @@ def test_a_comb_is_five_lines_at_equal_distances_and_three_are_none() -> None:
     assert in_comb([*others, *teeth]).tolist() == [False] * 3 + [True] * 6
     assert not in_comb(teeth[:3]).any() and not in_comb([]).any()
     rates = [0.3 * (number % 2) for number in range(6)]
-    # At equal distances at the start, not in the middle.
+    # Lines at equal distances at the start, but not in the middle, of the cadence.
     start = FINE.rows[0, 0] - 0.5
     tilted = [event_at(8419.003 + 0.002 * n - rate * start * WIDTH_MHZ, rate) for n, rate in enumerate(rates)]
     assert np.ptp(np.diff([event.start_mhz for event in tilted])) < 1e-7
@@ -183,7 +183,7 @@ def test_an_event_among_many_lines_of_interference_is_crowded() -> None:
 
 
 def test_an_event_at_whose_frequency_another_target_has_a_line_is_repeated() -> None:
-    """And not for lines of its own target, in whatever cadence, or farther off than four channels."""
+    """Lines of its own target, in any cadence, and lines more than four channels away do not count."""
     events = [event_at(8419.004, cadence=cadence) for cadence in range(3)]
     sources = ["A", "B", "A"]
     assert is_repeated(events, events, sources).tolist() == [True] * 3

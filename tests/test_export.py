@@ -1,4 +1,4 @@
-"""Exported models: read back by other programs with equal logits, and described by the figures of their own run."""
+"""Exported models give equal logits in other programs, and are described by the figures of their own run."""
 
 import dataclasses
 import importlib.util
@@ -118,7 +118,7 @@ def test_the_card_has_the_figures_of_the_run(run_dir: Path, tmp_path: Path) -> N
     assert f"| ROC AUC | {auc:.4f} |" in card.text and "Of 10 cadences, 5 with a needle." in card.text
     assert '"learning_rate": 0.001' in card.text and "2 epochs" in card.text
     assert json.dumps(dataclasses.asdict(CANVAS), indent=1) in card.text
-    assert str(run_dir.parent) not in card.content  # no place of this machine
+    assert str(run_dir.parent) not in card.content  # no path of this machine
 
 
 def test_scores_of_other_weights_beside_them_are_no_figures_of_the_card(run_dir: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_scores_of_other_weights_beside_them_are_no_figures_of_the_card(run_dir:
 
 
 def test_an_export_with_other_logits_is_refused(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if timm built another network from the folder: its logits are what is compared."""
+    """Here timm builds another network from the folder, and its logits are compared."""
     create = timm.create_model
 
     def create_other(name: str, **options: object) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""File systems that lack a call, have no room, or may not be written: what goes on all the same, and what is said."""
+"""File systems that lack a call, are full or are read-only: what works all the same, and what messages say."""
 
 import errno
 import json
@@ -22,11 +22,11 @@ SAID = {
     "rename over a file": "files cannot be replaced in one step here (File exists)",
     "preadv": "no reads into several buffers (preadv: Operation not supported)",
 }
-"""Nothing is said of what is not used, or costs nothing: links, times, free space, maps."""
+"""There are no messages about calls that are not used or whose lack costs nothing: links, times, free space, maps."""
 
 
 def build_lacking(folder: Path) -> Path:
-    """The library that stands for a file system that lacks something."""
+    """Build the library that imitates a file system that lacks something."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler on Linux, to stand for such a file system")
@@ -40,7 +40,7 @@ def build_lacking(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of every command, on each such file system."""
+    """The outcomes of every command on each such file system."""
     folder = tmp_path_factory.mktemp("lacking")
     library = build_lacking(folder)
     environment = {**os.environ, "LD_PRELOAD": str(library), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -54,7 +54,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("lack", [lack for lack in LACKS if lack != "nothing"])
 def test_a_file_system_that_lacks_a_call_gets_the_same_files(outcomes: dict[str, Any], lack: str) -> None:
-    """Shards, weights of a run that was gone on with, and scores; what is missing is said once, where it matters."""
+    """Shards, weights of a resumed run and scores are the same; a missing call is reported once, if it matters."""
     found, expected = outcomes[lack], outcomes["nothing"]
     assert found["failed"] == {} == expected["failed"]
     assert found["weights"] == expected["weights"] and found["submission"] == expected["submission"]

@@ -1,4 +1,4 @@
-"""The observations by which the weights for fine products are trained and judged: their lines and their labels."""
+"""The observations that train and judge the weights for fine products: their lines and their labels."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_a_snippet_is_a_positive_only_where_a_needle_is_whole_in_it(observation:
 
     inside = (low[:, None] < low[1] + width / 2) & (low[:, None] + width > low[1] + width / 2)
     assert labels(low[1] + width / 2, 0.0) == inside.flatten().astype(int).tolist()
-    # 1572 s at 4 Hz/s are 281 channels: the line begins in the first snippet alone, and leaves it.
+    # 4 Hz/s for 1572 s cross 281 channels: the line begins in the first snippet only, and leaves it.
     start = low[1] - 100 * width / 1024
     steep = labels(start, 4.0)
     assert steep[0] == (1 if start + 4 * 1572.06 / 1e6 < low[0] + width else -1) and steep[1] == -1

@@ -1,7 +1,7 @@
 """The promises of fingerprints and of the groups made from them.
 
-Axes: N snippet, P panel, T time bin, F frequency channel. Overlaps are simulated, so the truth is known: an observation
-is wider than a snippet, and snippets are cut from it, each panel normalised on its own.
+Axes: N snippet, P panel, T time bin, F frequency channel. Overlaps are simulated, so the truth is known: each
+observation is wider than a snippet, and snippets are cut from it, each panel normalised by itself.
 """
 
 import csv
@@ -34,7 +34,7 @@ WIDTH = 64  # channels of a small snippet
 
 
 def observe(seed: int, channels: int, sky_seed: int = 0, panel_bins: int = 40) -> Floats:
-    """(P, T, F) radiometer noise under a sky that `sky_seed` alone decides: gain, bandpass, lines, a blinking band."""
+    """(P, T, F) radiometer noise and a sky that depends on `sky_seed` alone: gain, bandpass, lines, a blinking band."""
     sky = np.random.default_rng(sky_seed)
     time_bins = PANELS * panel_bins
     brightness = np.outer(sky.lognormal(0, 0.3, time_bins), 1 + sky.random(channels))
@@ -46,7 +46,7 @@ def observe(seed: int, channels: int, sky_seed: int = 0, panel_bins: int = 40) -
 
 
 def cut(observation: Floats, start: int, channels: int = WIDTH, needle: float = 0.0) -> Halves:
-    """A snippet of the observation, with a drifting needle of that brightness in its ON panels."""
+    """A snippet of the observation, with a drifting needle of brightness `needle` in its ON panels."""
     panels = observation[:, :, start : start + channels].copy()
     steps = np.arange(panels.shape[1])
     for panel in (0, 2, 4):
@@ -58,7 +58,7 @@ def cut(observation: Floats, start: int, channels: int = WIDTH, needle: float = 
 
 
 def compare(snippets: list[Halves], min_overlap: int = 16) -> set[tuple[int, int, int]]:
-    """(first, second, shift) of the pairs that are found and proven, and of those alone."""
+    """(first, second, shift) of the pairs that are found and confirmed."""
     time_bins = snippets[0].shape[1]
     codes = np.stack([to_codes(values[:, code_rows(time_bins)]) for values in snippets])
     proofs = [values[list(PROOF_POSITIONS), proof_rows(time_bins)] for values in snippets]
@@ -155,7 +155,7 @@ def test_values_that_are_not_finite_join_nothing_and_raise_nothing() -> None:
 def test_what_repeats_within_a_snippet_is_no_code() -> None:
     one, other = (cut(observe(seed, 2 * WIDTH), 0, 8)[:, code_rows(40)] for seed in (0, 1))
     codes = to_codes(np.concatenate([one, one, other, one], axis=2))
-    assert np.flatnonzero(codes).tolist() == [7, *range(15, 24)]  # those of `other`, and of each seam
+    assert np.flatnonzero(codes).tolist() == [7, *range(15, 24)]  # the places of `other`, and of each seam
 
 
 def test_of_many_copies_a_few_pairs_each_are_found_and_they_join_all() -> None:
@@ -169,7 +169,7 @@ def test_of_many_copies_a_few_pairs_each_are_found_and_they_join_all() -> None:
 def test_candidates_take_little_more_memory_than_the_codes() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(1, 2**64, (6000, 255), np.uint64)
-    codes[3000:, :127] = codes[:3000, 128:]  # half of each overlaps with another
+    codes[3000:, :127] = codes[:3000, 128:]  # half of each snippet overlaps with another
     tracemalloc.start()
     pairs = find_candidates(codes, 64)
     peak = tracemalloc.get_traced_memory()[1]
@@ -182,7 +182,7 @@ def test_candidates_take_little_more_memory_than_the_codes() -> None:
 
 
 def test_the_groups_of_a_folder_are_the_true_ones(tmp_path: Path, command: Command) -> None:
-    """Of the demonstration's own skies, at full size: a chain, two copies, a pair too far apart, and some alone."""
+    """Skies of the demonstration, at full size: a chain, two copies, a pair that is too far apart, and single ones."""
     snippets, truth = {}, {}
     for number, starts in enumerate([(0, 150, 250), (40, 40), (0, 230), (100,), (100,)]):
         rng = np.random.default_rng(number)

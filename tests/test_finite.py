@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: named by its step, before it is in weights, running mean or checkpoint."""
+"""A loss or gradient that is not finite is reported with its step, before it reaches weights, average or checkpoint."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from training.run import Run, build_run
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOBAL_BATCH = 6  # 40 training cadences: 7 steps an epoch
-SPOILT = 19  # position in the epoch: of step 4
+SPOILT = 19  # a position in the epoch, in step 4
 QUIET = DrawConfig(flip_time=0, shift_time=0, erase=0, gain=0, offset=0, cutmix=0)
 
 
@@ -46,13 +46,13 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quiet_config(manifest: Manifest, run_dir: Path, **changes: object) -> TrainConfig:
-    """A run whose steps see each cadence alone."""
+    """A run without CutMix, so that each cadence affects only its own image."""
     options = {"epochs": 1, "draws": QUIET, "batch_size": GLOBAL_BATCH, "checkpoint_every": 1, **changes}
     return tiny_config(manifest.root, run_dir, **options)
 
 
 class SpoiltLoader(Loader):
-    """The loader, but for one cadence of each training epoch, whose image is not a number."""
+    """The loader, except that one cadence in each training epoch has an image of NaN."""
 
     in_training = True
     spoilt = SPOILT
@@ -70,7 +70,7 @@ class SpoiltValidation(SpoiltLoader):
 
 
 def tensors_of(run_dir: Path) -> dict[str, Tensor]:
-    """All floating-point tensors of the last checkpoint: weights, running mean and optimiser."""
+    """All floating-point tensors of the last checkpoint: weights, moving average and optimiser."""
     last = (run_dir / "checkpoints" / "last").resolve()
     found = load_file(last / "model.safetensors")
     for name in ("optimizer.bin", *(path.name for path in last.glob("custom_checkpoint_*.pkl"))):
@@ -138,7 +138,7 @@ def test_a_rate_that_is_too_high_is_named_and_a_sound_one_goes_on_from_the_check
         override=("epochs", "learning_rate", "min_learning_rate"),
     )  # fmt: skip
     before = folder_bytes((config.run_dir / "checkpoints" / "last").resolve())
-    for _ in range(2):  # from the same checkpoint each time
+    for _ in range(2):  # both times from the same checkpoint
         with pytest.raises(
             InputError, match=r"step 9, in epoch 2: .*from before it.*lower --learning-rate than 1e\+30"
         ):
@@ -158,8 +158,8 @@ def test_a_rate_that_is_too_high_is_named_and_a_sound_one_goes_on_from_the_check
 def test_weights_that_the_last_step_made_useless_are_not_saved(
     manifest: Manifest, tmp_path: Path, checkpoint_every: int
 ) -> None:
-    """They are finite themselves: what they give is not, which only the step after would show."""
-    config = quiet_config(manifest, tmp_path / "run", clip=0.0, batch_size=40)  # one step an epoch
+    """The weights are finite, but their output is not, which only the next step would show."""
+    config = quiet_config(manifest, tmp_path / "run", clip=0.0, batch_size=40)  # one step per epoch
     train(config)
     small = {} if checkpoint_every == 0 else {"batch_size": GLOBAL_BATCH}
     wild = dataclasses.replace(
@@ -176,7 +176,7 @@ def test_a_loss_that_overflows_in_one_micro_batch_is_noticed_though_its_gradient
 ) -> None:
     def overflowing(logit: Tensor, batch: Batch, share: Share) -> Tensor:
         loss = soft_target_loss(logit, batch, share)
-        return loss + math.inf if SPOILT - 1 in batch.position else loss  # in the first of the step's three
+        return loss + math.inf if SPOILT - 1 in batch.position else loss  # the first of the step's three parts
 
     monkeypatch.setattr(train_module, "soft_target_loss", overflowing)
     config = quiet_config(manifest, tmp_path / "run", batch_size=2, accumulate=3)
@@ -201,7 +201,7 @@ def built(config: TrainConfig, manifest: Manifest) -> Run:
 def test_steps_that_are_read_late_leave_the_weights_alone_and_the_first_is_named(
     manifest: Manifest, tmp_path: Path
 ) -> None:
-    """As on a GPU, where the host learns of a bad step some steps later."""
+    """This imitates a GPU, where the host learns of a bad step a few steps later."""
     run = built(quiet_config(manifest, tmp_path, ema=0.9), manifest)
     run.watch.steps_late = 2
     run.model.train()

@@ -1,4 +1,4 @@
-"""The promises of folds by group: no group is parted, and what a table of groups may and may not hold."""
+"""The promises of folds by group: no group is split, and bad tables of groups are refused."""
 
 import logging
 import random
@@ -23,14 +23,14 @@ from tests.conftest import Command, Layout, MakeData, folder_bytes, logged
 
 @st.composite
 def grouped(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, str]]:
-    """Targets and groups of keys: at least twenty groups of one to six, some of one named like another's key."""
+    """Targets and groups of keys: at least twenty groups of one to six keys, some named like a key of another group."""
     sizes = draw(st.lists(st.integers(1, 6), min_size=20, max_size=40))
     keys = [f"{place * 7919 % 10007:05d}" for place in range(sum(sizes))]
     numbers = [number for number, size in enumerate(sizes) for _ in range(size)]
     names = draw(st.permutations(keys))
     targets = {key: int((number + draw(st.integers(0, 3))) % 3 == 0) for key, number in zip(keys, numbers, strict=True)}
     groups = {key: names[number] for key, number in zip(keys, numbers, strict=True)}
-    # Groups of one may do without a row, as keys without a file do.
+    # Groups of one key need no row in the table, nor do keys without a file.
     alone = {key for key, number in zip(keys, numbers, strict=True) if sizes[number] == 1}
     left_out = draw(st.sets(st.sampled_from(sorted(alone)))) if alone else set()
     return targets, {key: group for key, group in groups.items() if key not in left_out}
@@ -50,7 +50,7 @@ def test_a_group_is_in_one_fold_and_every_key_is_in_one(
 ) -> None:
     targets, groups = data
     fold_of = try_folds(targets, folds, groups)
-    assume(fold_of is not None)  # otherwise a fold would lack a target
+    assume(fold_of is not None)  # otherwise a fold would lack a class
     assert fold_of.keys() == targets.keys()
     for target in (0, 1):
         assert {fold_of[key] for key in targets if targets[key] == target} == set(range(folds))
@@ -79,7 +79,7 @@ def test_a_key_without_a_group_does_not_join_one_that_has_its_name() -> None:
     keys = [f"{number:03d}" for number in range(90)]
     targets = [number % 3 % 2 for number in range(90)]
     groups = {key: str(number // 4) for number, key in enumerate(keys[:60])}
-    named = {key: keys[60 + int(group)] for key, group in groups.items()}  # after keys that have no group
+    named = {key: keys[60 + int(group)] for key, group in groups.items()}  # named like keys that have no group
     assert assign_folds(keys, targets, 3, 0, named) == assign_folds(keys, targets, 3, 0, groups)
 
 
@@ -147,7 +147,7 @@ def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def table_of(data: Layout, path: Path, groups: Sequence[Sequence[int]] = ((0, 1), (2, 5, 7))) -> Path:
-    """A row for each training snippet; those at the given places share groups."""
+    """Write a row for each training snippet; those at the given places share groups."""
     name = {data.train[place]: f"g{number}" for number, places in enumerate(groups) for place in places}
     write_groups(path, [(key, name.get(key, key)) for key in data.train])
     return path
@@ -215,7 +215,7 @@ def test_a_finished_pack_with_other_groups_is_refused_and_stays(make_data: MakeD
 
 
 def test_an_interrupted_pack_goes_on_with_the_groups_of_the_last_try(make_data: MakeData, tmp_path: Path) -> None:
-    data = make_data(shape=(6, 64, 256))  # five a shard
+    data = make_data(shape=(6, 64, 256))  # five per shard
     table = table_of(data, tmp_path / "groups.csv")
     last = data.path(max(data.train))
     good = last.read_bytes()

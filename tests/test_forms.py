@@ -1,4 +1,4 @@
-"""The promises of snippet files in another form than a shard's: read right where nothing is lost, or refused.
+"""The promises of snippet files in another form than a shard's: read right if nothing is lost, else refused.
 
 Axes: P panel, T time bin, F frequency channel.
 """
@@ -29,7 +29,7 @@ Log = Callable[[], str]
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Log:
-    """What was said since it was last asked for."""
+    """What was logged since the last call."""
     caplog.set_level("INFO")
 
     def said() -> str:
@@ -90,7 +90,7 @@ def test_groups_and_shapes_do_not_depend_on_the_form(
     make_data: MakeData, command: Command, tmp_path: Path, form: str
 ) -> None:
     data = make_data(shape=(6, 24, 32))
-    np.save(data.path(data.train[4]), np.roll(np.load(data.path(data.train[1])), 3, axis=2))  # shares a background
+    np.save(data.path(data.train[4]), np.roll(np.load(data.path(data.train[1])), 3, axis=2))  # it shares a background
     tables = [tmp_path / "ordinary.csv", tmp_path / "other.csv"]
     for table in tables:
         answer = command("fingerprint", "--input", data.root, "--out", table)
@@ -129,7 +129,7 @@ def test_an_ordinary_file_is_packed_byte_for_byte_and_seen_as_one(make_data: Mak
 def test_a_form_is_said_also_of_shards_that_an_earlier_try_finished(
     make_data: MakeData, command: Command, tmp_path: Path, log: Log
 ) -> None:
-    data = make_data(shape=(6, 64, 256))  # five a shard
+    data = make_data(shape=(6, 64, 256))  # five per shard
     rewrite(data, sorted(data.train)[:2], FORMS["Fortran order"])
     last = data.path(max(data.train))
     good = last.read_bytes()
@@ -171,7 +171,7 @@ def test_a_cast_is_the_nearest_float16_and_says_by_how_much_it_rounds(
     for row in range(len(manifest)):
         exact = np.load(data.path(manifest.key(row)))
         assert np.array_equal(read_snippet_of(manifest, row), exact.astype("f2"))
-    assert command(*cast(data, tmp_path / "out", "--folds", 2)).code == 0  # again: it is already packed
+    assert command(*cast(data, tmp_path / "out", "--folds", 2)).code == 0  # a second time: it is packed already
 
 
 def test_a_cast_of_float16_changes_no_byte_of_a_shard_and_its_absence_none_of_the_manifest(
@@ -235,7 +235,7 @@ def test_a_cast_of_what_is_not_finite_is_refused(
 def test_a_cast_that_passes_keeps_the_noise(
     tmp_path_factory: pytest.TempPathFactory, seed: int, level: float, scale: float
 ) -> None:
-    """Whatever level and scale the values have: what is told of the rounding is true, and it is small, or refused."""
+    """For any level and scale of the values the rounding is reported truly and is small, or the file is refused."""
     path = tmp_path_factory.getbasetemp() / "float32.npy"
     exact = (level + scale * np.random.default_rng(seed).standard_normal((6, 40, 32))).astype("f4")
     np.save(path, exact)
@@ -253,7 +253,7 @@ def test_a_cast_that_passes_keeps_the_noise(
 def test_snippets_of_nothing_but_zeros_are_warned_of(
     make_data: MakeData, command: Command, tmp_path: Path, log: Log
 ) -> None:
-    """As a conversion of tiny values leaves them."""
+    """A conversion of tiny values may leave such snippets."""
     data = make_data()
     for key in data.test[:2]:
         np.save(data.path(key), np.full(SMALL_SHAPE, 1e-9, "f4").astype("f2"))

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show: DALI's engine there, mixed precision, resumption, memory over a long run."""
+"""Promises that need an NVIDIA GPU: DALI's engine, mixed precision, resumption, memory over a long run."""
 
 import dataclasses
 import itertools
@@ -44,13 +44,13 @@ def loader_of(manifest: Manifest, device: torch.device, train: bool, batch_size:
     order = Order(rows, manifest.target[rows], "uniform" if train else "sequential", seed=3)
     draws = DrawConfig(cutmix=0.6, erase=0.5, mixup=0.3, inject=0.6) if train else None
     views = ("identity",) if train else CANVAS.views
-    config = LoaderConfig(engine="dali")  # on the CPU too: such a machine may lack Numba
+    config = LoaderConfig(engine="dali")  # for the CPU too, as a machine with a GPU may lack Numba
     return Loader(manifest, order, Share(len(rows), batch_size), CANVAS, draws, views, device, config)
 
 
 @pytest.mark.parametrize("train_batches", [True, False])
 def test_batches_on_the_gpu_are_those_of_the_cpu(manifest: Manifest, train_batches: bool) -> None:
-    """Of an odd size, so that CutMix partners lie outside some batches; over two epochs, kept while others follow."""
+    """Batches of an odd size, so that some CutMix partners are outside; two epochs, kept while later ones are made."""
     ours, theirs = (loader_of(manifest, device, train_batches, 15) for device in (GPU, torch.device("cpu")))
     kept = [list(itertools.chain(loader, loader)) for loader in (ours, theirs)]
     for on_gpu, on_cpu in zip(*kept, strict=True):
@@ -62,13 +62,13 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(manifest: Manifest, train_batch
 
 
 def check_late_batches(manifest: Manifest, device: torch.device) -> None:
-    """Batches of a GPU whose work on each is far behind are still those of the CPU."""
+    """Check a GPU's batches against the CPU's while the GPU's work on each is far behind."""
     ours, theirs = loader_of(manifest, device, True), loader_of(manifest, torch.device("cpu"), True)
     kept = []
     for batch in ours:
         kept.append(batch.image)
         with torch.cuda.device(device):
-            torch.cuda._sleep(10**7)  # the next copies wait for this, some 5 ms; DALI does not
+            torch.cuda._sleep(10**7)  # about 5 ms, for which the next copies wait, but DALI does not
     for image, on_cpu in zip(kept, theirs, strict=True):
         assert image.device == device
         torch.testing.assert_close(image.cpu(), on_cpu.image, atol=1e-3, rtol=1e-3)
@@ -102,7 +102,7 @@ def test_candidates_on_the_gpu_are_those_of_the_cpu() -> None:
     with torch.no_grad():
         cutouts, evidence = candidates(images)
         for found, expected in zip(candidates.to(GPU)(images.to(GPU)), (cutouts, evidence), strict=True):
-            # Needles of the first four, controls of the last four. The rest is noise: its best line may differ.
+            # The first four images' needles and the last four's controls. The rest is noise: its best line may differ.
             for there, here in zip(found.cpu().chunk(4)[::3], expected.chunk(4)[::3], strict=True):
                 torch.testing.assert_close(there, here, atol=0.02, rtol=0.02)
 
@@ -120,7 +120,7 @@ def test_a_model_with_candidates_gives_the_cpus_logits_in_mixed_precision(config
         expected = model(images)
         with torch.autocast("cuda", torch.bfloat16):
             found = model.to(GPU)(images.to(GPU)).cpu()
-    torch.testing.assert_close(found[:8], expected[:8], atol=0.5, rtol=0.03)  # of noise the best line may differ
+    torch.testing.assert_close(found[:8], expected[:8], atol=0.5, rtol=0.03)  # in noise the best line may differ
     assert found[:8].min() > found[8:].max()
 
 
@@ -136,7 +136,7 @@ def test_snippets_as_they_are_reach_the_gpu_unchanged(manifest: Manifest) -> Non
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
 def test_training_learns_in_every_precision(manifest: Manifest, tmp_path: Path, precision: str) -> None:
-    # At twice this rate and without a warm-up 4 of 16 seeds collapse, in bf16 on a CPU too.
+    # At twice this rate and without a warm-up 4 of 16 seeds collapse, also in bf16 on a CPU.
     rate = {"learning_rate": 5e-4, "warmup_epochs": 1.0}
     train(tiny_config(manifest.root, tmp_path, epochs=6, draws=DrawConfig(cutmix=0), precision=precision, **rate))
     history = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -152,7 +152,7 @@ def test_waiting_for_the_gpu_is_no_stall_and_an_idle_gpu_is(manifest: Manifest) 
 
     def late(idle: bool) -> Iterator[Batch]:
         for _ in range(8):
-            torch.cuda.synchronize(GPU)  # as a loader that waits to get its memory back
+            torch.cuda.synchronize(GPU)  # as in a loader that waits for its memory
             if idle:
                 time.sleep(seconds)
             yield batch
@@ -161,20 +161,20 @@ def test_waiting_for_the_gpu_is_no_stall_and_an_idle_gpu_is(manifest: Manifest) 
     for idle in (False, True):
         timed = StallTimer(late(idle), GPU)
         for _ in timed:
-            torch.cuda._sleep(cycles)  # work, some 50 ms of it
+            torch.cuda._sleep(cycles)  # about 50 ms of work
         stalled.append(timed.seconds)
     assert stalled[1] - stalled[0] > 8 * seconds / 2
     assert stalled[0] < stalled[1] / 4
 
 
 class Killed(BaseException):
-    """Ends a run where a power cut might."""
+    """Ends a run as a power cut might."""
 
 
 def test_a_killed_run_goes_on_to_the_result_of_an_undisturbed_one(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to what a GPU does not promise: sums in an order of its own."""
+    """Equal within rounding, since a GPU sums in no fixed order."""
     whole, cut = (
         tiny_config(manifest.root, tmp_path / name, epochs=2, batch_size=16, checkpoint_every=4)
         for name in ("whole", "cut")
@@ -219,7 +219,7 @@ def test_logits_over_views_are_those_of_the_cpu(manifest: Manifest) -> None:
 
 
 def by_hand(model: torch.nn.Module, loader: Loader) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and mean logits over views, without the code under test."""
+    """Rows and mean logits over views, computed without the code under test."""
     rows, logits = [], []
     with torch.no_grad():
         for batch in loader:
@@ -230,7 +230,7 @@ def by_hand(model: torch.nn.Module, loader: Loader) -> tuple[np.ndarray, np.ndar
 
 
 def test_memory_stays_flat_over_a_thousand_batches(manifest: Manifest) -> None:
-    """Of the GPU, DALI's too, and of the process."""
+    """The GPU's memory, DALI's part included, and the process's."""
     loader = loader_of(manifest, GPU, train=True)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
 

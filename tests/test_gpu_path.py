@@ -1,6 +1,6 @@
-"""The way through a GPU, as far as it can be walked without one; and mutants of it, which are seen to be caught.
+"""The code path on a GPU, as far as it can be tested without one; and mutants of it, which these tests must catch.
 
-DALI's graphs are held against its own schemas, train.py and infer.py run on tensors that have a device and no values.
+DALI's graphs are checked against its own schemas; train.py and infer.py run on tensors with a device but no values.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ def as_inputs(snippets: Halves, draws: Draws, config: DrawConfig) -> tuple[npt.N
 def images_of_a_batch(
     graph: ModuleType, canvas: CanvasConfig, draws: Draws, snippets: Halves, device_id: int | None
 ) -> npt.NDArray[np.float32]:
-    """(n, C, H, W) as the training graph makes them."""
+    """Images (n, C, H, W), made by the training graph."""
     inputs = as_inputs(snippets, draws, DrawConfig())
     place = GraphPlace(len(snippets) + 2, 1, device_id)
     built = graph.build_train_graph(lambda: inputs, canvas, DrawConfig(), KAGGLE_SHAPE, place)
@@ -114,7 +114,7 @@ def images_of_a_batch(
 
 
 def draws_with(canvas: CanvasConfig, count: int, rolls: list[int]) -> Draws:
-    """As the planner makes them for a batch of `count`, but for the rolls."""
+    """The planner's draws for a batch of `count`, with other rolls."""
     planes, positions = canvas.plane_shape(KAGGLE_SHAPE), np.arange(count)
     drawn = draw(DrawConfig(flip_time=0), canvas, planes, EpochPart(1, 0, positions, count))
     _, partner = batch_slots(positions, np.ones(count, bool), count)
@@ -122,7 +122,7 @@ def draws_with(canvas: CanvasConfig, count: int, rolls: list[int]) -> Draws:
 
 
 def roll_faults(graph: ModuleType, canvas: CanvasConfig, rolls: list[int], device_id: int | None = None) -> bool:
-    """Whether images of these rolls, one a sample, differ from the twin's."""
+    """Whether images with these rolls, one for each sample, differ from the twin's."""
     snippets = np.random.default_rng(2).standard_normal((len(rolls), *KAGGLE_SHAPE)).astype(np.float16)
     draws = draws_with(canvas, len(rolls), rolls)
     planes = [twin.augment(twin.to_planes(each, canvas), canvas, draws, number) for number, each in enumerate(snippets)]
@@ -154,7 +154,7 @@ def test_a_graph_that_nothing_rolled_or_one_sample_breaks_is_caught(old: str, ne
     assert roll_faults(mutant(pipeline.dali_graph, old, new), PRESETS["demo"].canvas, rolls)
 
 
-# Bytes that a cadence costs, as measured (MB), and a few percent more. A GPU that can move 2.5 TB/s makes a batch of
+# Bytes that a cadence may move: measured (MB), and that plus a few percent. A GPU that moves 2.5 TB/s makes a batch of
 # 64 of `full` in 0.8 ms.
 BYTES = {
     ("full", "train"): (30.5, 32e6),
@@ -168,7 +168,7 @@ BYTES = {
 
 
 def moved_by(graph: ModuleType, preset: Preset, what: str) -> tuple[float, int]:
-    """Bytes of a cadence, and of one value of the widest type."""
+    """Bytes that a cadence moves, and bytes of one value of the widest type."""
     config, place = PRESETS[preset], GraphPlace(2, 1, None)
     snippets = np.random.default_rng(3).standard_normal((2, *KAGGLE_SHAPE)).astype(np.float16)
     if what == "eval":
@@ -211,11 +211,11 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 class Seen(Exception):  # noqa: N818
-    """Ends a prediction before it waits for its logits, as it does once, at its end."""
+    """Ends a prediction before its end, where it waits once for its logits."""
 
 
 def watched_step(run: Run) -> Watch:
-    """A step of train.py."""
+    """Watch a step of train.py."""
     run.bare_model.train()
     losses = torch.zeros((), device=run.accelerator.device, dtype=torch.float64)
     with Watch() as watch:
@@ -225,7 +225,7 @@ def watched_step(run: Run) -> Watch:
 
 
 def watched_prediction(run: Run) -> Watch:
-    """A batch of infer.py, in all its views."""
+    """Watch a batch of infer.py, in all its views."""
     config = run.config
     batches: Any = [fake_batch(config, len(config.model.views(config.canvas.views)))]
 
@@ -242,9 +242,9 @@ def step_faults(run: Run, watched: Callable[[Run], Watch] = watched_step) -> set
     low = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[run.accelerator.mixed_precision]
     try:
         watch = watched(run)
-    except Exception as error:  # what a tensor without values refuses is what would wait, or fail
+    except Exception as error:  # tensors without values refuse what would wait or fail on a GPU
         return {f"{type(error).__name__}: {error}"}
-    # Heads and the search are in float32 whatever the rest is. One search serves both views of a prediction.
+    # Heads and the search use float32 in any precision. One search serves both views of a prediction.
     heads = sum(isinstance(each, Float32Linear) for each in run.bare_model.modules())
     searches = sum(isinstance(each, Search) for each in run.bare_model.modules())
     heads = (2 * heads if searches and watched is watched_prediction else heads) + searches
@@ -324,13 +324,12 @@ def test_a_step_or_a_prediction_that_mixes_devices_or_waits_is_caught(manifest: 
 # ---- Memory
 
 
-# Bytes that a step holds at most at the preset's batch size, by the sizes of its tensors alone, as measured (GB), and a
-# few percent more.
+# The most bytes that a step's tensors hold at the preset's batch size: measured (GB), and that plus a few percent.
 PEAKS = {"full": (7.28, 7.6e9), "demo": (0.231, 0.24e9)}
 
 
 def peak_bytes(preset: Preset, precision: str, manifest: Manifest, keeps: bool = False) -> int:
-    """Of two steps, on the CPU, where tensors without values have a backward pass; `keeps` what layers make."""
+    """The peak of two steps on the CPU, where tensors without values have a backward pass; `keeps` layers' outputs."""
     kept: list[Tensor] = []
     with fake_run(preset, precision, manifest, PRESETS[preset].batch_size, CPU, is_whole=True) as run:
         if keeps:
@@ -347,7 +346,7 @@ def test_a_step_holds_no_more_memory_than_it_did(manifest: Manifest, preset: Pre
     assert peak_bytes(preset, "bf16", manifest) < PEAKS[preset][1]
 
 
-# The peak of `demo` is in its search, which is in float32 whatever the rest is.
+# The peak of `demo` is in its search, which uses float32 in any precision.
 @pytest.mark.parametrize(("preset", "precision", "keeps"), [("full", "float32", False), ("demo", "bf16", True)])
 def test_a_step_that_holds_more_is_caught(manifest: Manifest, preset: Preset, precision: str, keeps: bool) -> None:
     assert peak_bytes(preset, precision, manifest, keeps) >= PEAKS[preset][1]
@@ -358,7 +357,7 @@ def test_a_step_that_holds_more_is_caught(manifest: Manifest, preset: Preset, pr
 
 @contextlib.contextmanager
 def compiled_run(manifest: Manifest, broken: nn.Module | None = None, preset: Preset = "demo") -> Iterator[Run]:
-    """A run with --compile whose code Dynamo takes apart and nothing compiles; or a small model with a broken part."""
+    """A run with --compile, traced by Dynamo but not compiled; with `broken`, a small model with that broken part."""
     base, compile_module = PRESETS[preset], nn.Module.compile
     model = base.model if preset == "demo" else replace(base.model, model="swin_pico")
     canvas = base.canvas if preset == "demo" else CANVAS
@@ -378,7 +377,7 @@ def compiled_run(manifest: Manifest, broken: nn.Module | None = None, preset: Pr
 
 
 def compile_faults(run: Run) -> list[str]:
-    """Steps, predictions, steps: breaks, and what was compiled after the first of each."""
+    """Graph breaks and recompilations over steps, predictions, and both once more."""
     batch = fake_batch(run.config, device=CPU)
     views = fake_batch(run.config, len(run.config.model.views(run.config.canvas.views)), CPU)
     batch.image.normal_()

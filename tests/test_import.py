@@ -1,4 +1,4 @@
-"""Shards of other WebDataset tools: what their authors meant is imported, and anything else is refused by name."""
+"""Shards of other WebDataset tools: what is clear is imported as it was meant, and the rest is refused by name."""
 
 import gzip
 import io
@@ -151,7 +151,7 @@ def test_time_bins_are_summed(tmp_path: Path) -> None:
     assert manifest.shape == (6, 4, 16)
     for row in range(len(manifest)):
         whole = array(int(manifest.key(row)[-3:])).astype(np.float32)
-        expected = (whole[:, 0::2] + whole[:, 1::2]) / np.sqrt(2)  # noise stays as it is
+        expected = (whole[:, 0::2] + whole[:, 1::2]) / np.sqrt(2)  # the noise keeps its level
         np.testing.assert_allclose(read_snippet_of(manifest, row), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -224,7 +224,7 @@ def test_importing_again_gives_the_same_bytes_and_leaves_nothing_behind(tmp_path
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

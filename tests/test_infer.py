@@ -1,4 +1,4 @@
-"""Prediction's promises: the right ids, the right averages, and nothing but whole submissions."""
+"""Prediction's promises: the right ids, the right averages, and only whole submissions."""
 
 import csv
 import dataclasses
@@ -98,7 +98,7 @@ def scores_in(path: Path) -> dict[str, float]:
 
 
 def logits_by_hand(manifest: Manifest, path: Path, views: tuple[str, ...], split: str = "test") -> dict[str, float]:
-    """The twin's canvases through the model, view by view."""
+    """The model's logits for the twin's canvases, view by view."""
     model = build_model(ModelConfig("swin_nano"), 2, 28, 56).eval()
     fill_model(model, load_weights(path)[0], str(path))
     rows = manifest.rows(split)
@@ -201,7 +201,7 @@ BROKEN = [
 
 @pytest.fixture
 def unreadable(manifest: Manifest, tmp_path: Path) -> Manifest:
-    """A data set whose test part would be an error of its own as soon as a cadence of it is read."""
+    """A data set whose test part gives another error as soon as one of its cadences is read."""
     shutil.copytree(manifest.root, tmp_path / "unreadable")
     for shard in (tmp_path / "unreadable").glob("test*.tar"):
         os.truncate(shard, 1000)
@@ -212,7 +212,7 @@ def unreadable(manifest: Manifest, tmp_path: Path) -> Manifest:
 def test_bad_weights_are_refused_by_name_before_any_cadence_is_read_and_an_earlier_submission_stays(
     unreadable: Manifest, weights: list[Path], tmp_path: Path, kind: str, message: str
 ) -> None:
-    """The second of two files, too."""
+    """Also if only the second of two files is bad."""
     out = tmp_path / "submission.csv"
     out.write_text("earlier")
     with pytest.raises(InputError, match=message) as error:
@@ -259,7 +259,7 @@ def test_ids_that_the_shards_lack_are_refused_before_any_cadence_is_read(weights
 def test_weights_of_one_canvas_share_one_pass_over_the_shards(
     manifest: Manifest, weights: list[Path], tmp_path: Path
 ) -> None:
-    """Every cadence is asked for once, of a store that counts; scores are those of each file alone, bit for bit."""
+    """A store that counts is asked for every cadence once; scores are those of each file alone, bit for bit."""
     third = write_weights(tmp_path / "third.safetensors", 3)
     state, about = load_weights(third)
     save_weights(third, state, {**about, "canvas": {**about["canvas"], "compress": "asinh"}})
@@ -271,7 +271,7 @@ def test_weights_of_one_canvas_share_one_pass_over_the_shards(
             accelerator, copy = build_accelerator("float32"), read_manifest(root)
             trained = [load_trained(path, copy, False) for path in paths]
             proxy.requests.clear()
-            # All cadences in one batch: nothing is repeated to fill up the last.
+            # All cadences are in one batch, so that none is repeated to fill up the last batch.
             rows, together = predict_all(accelerator, copy, trained, PredictConfig("test", cadences, LoaderConfig()))
             assert sum(request.of_shard for request in proxy.requests) == passes * cadences
             for logits, each in zip(together, trained, strict=True):
@@ -364,7 +364,7 @@ def test_weights_carry_what_is_needed_to_use_them(weights: list[Path]) -> None:
 def test_a_pipe_gets_the_submission_and_nothing_is_written_beside_it(
     manifest: Manifest, weights: list[Path], tmp_path: Path
 ) -> None:
-    """Into the run's own page neither: a pipe is read once and gone."""
+    """The run's page stays as it is too, since what a pipe got is gone."""
     run_dir, pipe = tmp_path / "run", tmp_path / "pipe"
     run_dir.mkdir()
     (run_dir / "config.json").write_text("{}")
@@ -396,7 +396,7 @@ def test_a_pipe_that_nobody_reads_is_refused_before_any_cadence_is_read_and_one_
 
 
 def test_a_submission_may_go_to_a_descriptor_that_is_a_pipe() -> None:
-    """As /dev/stdout is in `infer.py --out /dev/stdout | gzip`, and what a shell makes of >(gzip)."""
+    """/dev/stdout is one in `infer.py --out /dev/stdout | gzip`, and so is >(gzip) in a shell."""
     ends = os.pipe()
     try:
         check_out(Path(f"/dev/fd/{ends[1]}"), ["a"])
@@ -410,7 +410,7 @@ def test_a_submission_may_go_to_a_descriptor_that_is_a_pipe() -> None:
 def test_a_second_prediction_with_a_runs_weights_leaves_the_first_on_its_page(
     manifest: Manifest, weights: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each submission has a section of its own, which alone is replaced when it is made again."""
+    """Each submission has its own section, and making it again replaces only that section."""
     (tmp_path / "config.json").write_text("{}")
     shutil.copy(weights[0], tmp_path / "best.safetensors")
     rows = manifest.rows("test")[:1].astype(np.int64)
@@ -422,7 +422,7 @@ def test_a_second_prediction_with_a_runs_weights_leaves_the_first_on_its_page(
 
     for name, score in (("one.csv", 0.125), ("two.csv", 0.25), ("three.csv", 0.5), ("two.csv", 0.75)):
         predict_to(tmp_path / name, score)
-    monkeypatch.chdir(tmp_path)  # by its name alone, the same; of another folder, another
+    monkeypatch.chdir(tmp_path)  # the same submission, named without its folder
     predict_to(Path("three.csv"), 0.5)
     sections = [read_section(path) for path in sorted((tmp_path / "report").glob("*.json"))]
     assert [section.about.partition(",")[0] for section in sections] == ["one.csv", "two.csv", "three.csv"]

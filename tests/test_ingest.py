@@ -1,4 +1,4 @@
-"""The promises of ingesting observations: which six files are a cadence, what is cut from them, and where it lies.
+"""The promises of ingesting observations: which six files are a cadence, what is cut from them, and its frequencies.
 
 Axes: P panel, T time bin, F frequency channel.
 """
@@ -249,7 +249,7 @@ def test_fine_products_are_cut_to_1024_channels_of_22_hz_that_overlap_by_the_ste
     assert plan.overlap == 339  # 4 Hz/s in 1892 s, gaps included
     check_cover(plan)
     border = (1 << 20) // 8
-    assert ((plan.starts < border) & (plan.starts + 1024 > border)).any()  # across borders of coarse channels
+    assert ((plan.starts < border) & (plan.starts + 1024 > border)).any()  # snippets cross borders of coarse channels
 
 
 def test_mid_resolution_products_are_cut_as_the_competitions_are(headers: list[Header]) -> None:
@@ -375,13 +375,13 @@ def test_a_dc_spike_is_interpolated_in_the_files_of_either_sign(sign: int) -> No
 
 def test_the_bandpass_follows_straight_lines_to_the_borders() -> None:
     assert block_count(16, (1 << 20) // 8) == 512 and block_count(273, 1024) == 128 and block_count(16, 5) == 1
-    assert block_count(16, 8191) == 255  # which is no divisor
+    assert block_count(16, 8191) == 255  # not a divisor of 8191
     medians = np.array([1, 2, 3, 5], np.float32)
     found = to_bandpass(medians, 16)
     assert found == pytest.approx(
         [0.625, 0.875, 1.125, 1.375, 1.625, 1.875, 2.125, 2.375, 2.625, 2.875, 3.25, 3.75, 4.25, 4.75, 5.25, 5.75]
     )
-    assert to_bandpass(np.array([1, 9], np.float32), 8).min() == 0.5  # not below half of the median there
+    assert to_bandpass(np.array([1, 9], np.float32), 8).min() == 0.5  # not below half of the neighbouring median
 
 
 @pytest.mark.parametrize("columns", [8191, 8192, 1000])
@@ -398,7 +398,7 @@ def test_panels_are_normalised_as_the_competitions_and_noise_is_white(files: lis
     assert values.std(axis=(2, 3)) == pytest.approx(1, abs=1e-3)
     found = observed(manifest)
     assert found.scale == pytest.approx(1, abs=0.03) and found.level == pytest.approx(0, abs=0.1)
-    # Sums over time have the spread of white noise, so that neither bandpass nor borders are left.
+    # Sums over time have the spread of white noise, so neither bandpass nor borders are left.
     assert np.sqrt(16) * values.mean(axis=2).std(axis=2) == pytest.approx(1, abs=0.12)
 
 
@@ -417,7 +417,7 @@ def test_normalisation_can_be_undone_to_the_files_own_power(files: list[Path], t
         columns = slice(cut["first_channel"] // 8, cut["first_channel"] // 8 + 1024)
         samples = found.cadences[0].channel_width_hz * found.cadences[0].bin_length_s
         back = to_power(snippets[row], found.level[row], found.scale[row], of_panel[:, columns], samples)
-        clean = ~np.isin(np.arange(columns.start, columns.stop) % (NFPC // 8), (511, 512))  # without DC spikes
+        clean = ~np.isin(np.arange(columns.start, columns.stop) % (NFPC // 8), (511, 512))  # except DC spikes
         assert np.allclose(back[..., clean], expected[:, :, columns][..., clean], rtol=2e-3)
 
 
@@ -435,7 +435,7 @@ def write_lines(folder: Path, lines: list[Line]) -> list[Path]:
 
 
 BORDER_MHZ = SMALL.first_mhz - SMALL.nfpc * CHANNEL_MHZ
-"""Of the first two coarse channels, to half a channel."""
+"""The border of the first two coarse channels, to half a channel."""
 DC_MHZ = [SMALL.first_mhz - (n + 0.5) * SMALL.nfpc * CHANNEL_MHZ for n in range(3)]
 
 
@@ -445,7 +445,7 @@ DC_MHZ = [SMALL.first_mhz - (n + 0.5) * SMALL.nfpc * CHANNEL_MHZ for n in range(
 def test_a_line_is_whole_in_the_snippet_where_it_belongs_borders_included(
     tmp_path: Path, place: float, drift_rate: float, channel_bin: int
 ) -> None:
-    """Its channel in every row of every panel is the one where the truth has it."""
+    """In every row of every panel its channel is the true one."""
     start_mhz = SMALL.first_mhz - place * SMALL.channels * CHANNEL_MHZ
     paths = write_lines(tmp_path / "files", [Line("needle", start_mhz, drift_rate, 2000.0, (0, 2, 4))])
     plan = plan_cuts(check_cadence([read_header(path) for path in paths]), CutOptions(channel_bin, 4.0))
@@ -462,7 +462,7 @@ def test_a_line_is_whole_in_the_snippet_where_it_belongs_borders_included(
     for row in np.flatnonzero(inside):
         brightest = snippets[row, [0, 2, 4]].argmax(axis=2)
         to_spike = abs(first_mhz[row] + channel[row] * width / 1e6 - np.array(DC_MHZ)[:, None, None]).min(axis=0)
-        clean = to_spike > 4e-6 * width  # what lies in a DC spike is interpolated with it
+        clean = to_spike > 4e-6 * width  # channels of a DC spike are interpolated, a line in them too
         # A line spreads over the channels that it crosses within a row.
         reach = 1 + abs(drift_rate) * BIN_LENGTH_S / 2 / width
         assert abs(brightest - channel[row])[clean].max(initial=0) <= reach
@@ -536,7 +536,7 @@ def test_values_that_are_not_finite_and_dead_channels_are_blank_and_flagged(tmp_
 
 
 def with_changed_panel(folder: Path, change: Callable[[npt.NDArray[np.float32]], None]) -> list[Path]:
-    """Six files of noise, frequencies ascending, the third one changed."""
+    """Six files of noise with ascending frequencies, of which the third is changed."""
     files = write_cadence(folder, "fil", foff=CHANNEL_MHZ)
     values = power(2).copy()
     change(values)
@@ -590,7 +590,7 @@ def test_live_columns_beside_a_dead_block_are_divided_by_the_nearest_live_median
 def test_an_absurd_value_is_blanked_and_flagged_and_a_strong_carrier_is_kept(tmp_path: Path, height: float) -> None:
     def change(values: npt.NDArray[np.float32]) -> None:
         values[3, 700] = height
-        values[:, 804:812] *= 1000  # of two columns, a carrier of 1000 times the noise power
+        values[:, 804:812] *= 1000  # two columns with a carrier of 1000 times the noise power
 
     manifest = ingest(config(tmp_path / "out", with_changed_panel(tmp_path / "files", change)))
     found, panel = observed(manifest), all_snippets(manifest)[0, 2]
@@ -705,7 +705,7 @@ def test_a_cadence_whose_data_are_damaged_is_left_out_whole_if_asked(tmp_path: P
         write_cadence(tmp_path / name, fch1=mhz) for name, mhz in (("low", 8400.0), ("bad", 8500.0), ("high", 8600.0))
     )
     damage_data(bad[3])
-    unreadable = [tmp_path / ("x" * 300 + ".h5"), *low[1:]]  # the system refuses the name
+    unreadable = [tmp_path / ("x" * 300 + ".h5"), *low[1:]]  # a name that is too long for the system
     listed = tmp_path / "all.lst"
     listed.write_text("\n".join(map(str, [*low, *bad, *high, *unreadable])))
     options = {"cadences": listed, "workers": workers, "on_bad": "skip"}
@@ -807,7 +807,7 @@ def test_info_says_what_was_observed(files: list[Path], tmp_path: Path, command:
 
 # ---- Interrupted, and again
 
-# Ingests as `python -m shard_tools ingest` does, but stands still in the midst of the second shard.
+# Ingests as `python -m shard_tools ingest` does, but stops and waits in the middle of the second shard.
 STANDING_STILL = """
 import time
 from pathlib import Path
@@ -832,7 +832,7 @@ main()
 
 @pytest.fixture
 def killed(files: list[Path], tmp_path: Path) -> Iterator[Path]:
-    """The folder of an ingest that was killed in the midst of its second shard."""
+    """The folder of an ingest that was killed in the middle of its second shard."""
     out = tmp_path / "killed"
     arguments = ["ingest", *map(str, files), "--out", str(out), "--workers", "1", "--shard-mb", "1"]
     process = subprocess.Popen(
@@ -871,9 +871,9 @@ def test_a_killed_ingest_leaves_no_process_behind(files: list[Path], tmp_path: P
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     process = psutil.Popen([*command, "--workers", "2", "--shard-mb", "1"], env=environment, cwd=ROOT)
     until = time.monotonic() + 60
-    while len(children := process.children()) < 3 and time.monotonic() < until:  # two workers, and Python's own tracker
+    while len(children := process.children()) < 3 and time.monotonic() < until:  # two workers and Python's tracker
         time.sleep(0.1)
-    time.sleep(2)  # so that both are at work
+    time.sleep(2)  # so that both workers are busy
     process.kill()
     process.wait()
     assert len(children) == 3 and not psutil.wait_procs(children, timeout=20)[1]
@@ -896,7 +896,7 @@ def test_a_finished_ingest_stays_and_other_options_or_files_are_refused(
     assert ingest(config(out, files)).identity == first.identity and "is already ingested" in caplog.text
     with pytest.raises(InputError, match=r"made from other files or with other options\); delete it"):
         ingest(config(out, files, max_drift=1.0))
-    os.utime(files[2])  # touched, but the same
+    os.utime(files[2])  # a new time, but the same content
     assert ingest(config(out, files)).identity == first.identity
     write_fil(files[2], power(9), fields(2))
     with pytest.raises(InputError, match=r"A1.fil or a file after it has changed"):
@@ -955,7 +955,7 @@ def test_a_process_that_hangs_on_a_file_is_ended_and_names_it(tmp_path: Path) ->
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.startswith(f"{files[2]}: one read took more than 3 s"), done.stdout + done.stderr
-    again = ingest(config(tmp_path / "out", files))  # what was left of it is no obstacle
+    again = ingest(config(tmp_path / "out", files))  # the remains are no obstacle
     assert sorted(data_set_bytes(again.root)) == sorted(data_set_bytes(ingest(config(tmp_path / "b", files)).root))
 
 

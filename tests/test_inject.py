@@ -1,4 +1,4 @@
-"""The promises of added needles: as strong as truth.csv says, where it says, and nothing else changes; and of recall.
+"""The promises of added needles and of recall: needles are as strong and lie where truth.csv says; all else stays.
 
 Axes: P panel, T time bin, F frequency channel.
 """
@@ -61,7 +61,7 @@ def noise(manifest: Manifest) -> npt.NDArray[np.float64]:
 
 
 def needles_in_snippets(out: Path, manifest: Manifest) -> Iterator[tuple[Line, int, npt.NDArray[np.float64]]]:
-    """Each needle of truth.csv in `out` with each row, and its channel there (P, T) in the middle of each time bin."""
+    """Every pair of a needle in `out`/truth.csv and a row, with its channel in that row (P, T), mid-time-bin."""
     observed = observed_of(manifest)
     (cadence,) = observed.cadences
     middle_s = cadence.row_starts_s(SPECTRA) + cadence.bin_length_s / 2
@@ -86,11 +86,11 @@ def test_needles_are_as_strong_as_truth_says_and_where_it_says_and_nothing_else_
             own = np.array([
                 difference[row, panel, t, int(c) - 4 : int(c) + 6].sum() for t, c in enumerate(channel[panel])
             ])  # fmt: skip
-            # Summing 8 channels of the file raises the noise by sqrt(8); every time bin has its share.
+            # Summing 8 channels of the file raises the noise by sqrt(8).
             assert own.sum() / np.sqrt(SPECTRA) == pytest.approx(line.snr / np.sqrt(8), rel=0.08)
             assert own.min() > 0.5 * own.mean()
     assert whole >= 4
-    assert (np.abs(difference) > 1).mean() < 0.01  # the rest is rounding: each panel has another mean and deviation
+    assert (np.abs(difference) > 1).mean() < 0.01  # the rest is rounding, as each panel has a new mean and deviation
 
 
 def test_needles_lie_evenly_in_the_band_for_the_whole_cadence(files: list[Path], tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_steep_needle_is_where_it_was_in_every_time_bin_borders_and_pauses_inc
         for panel in ON_POSITIONS:
             for channel, values in zip(expected[panel], difference[row, panel], strict=True):
                 if 8 <= channel <= 1015:
-                    # 4 Hz/s cross three channels in a time bin.
+                    # 4 Hz/s crosses three channels in a time bin.
                     assert values[int(channel) - 3 : int(channel) + 5].sum() > 0.6 * line.snr / np.sqrt(8 * SPECTRA)
                     found += 1
     assert found >= 5 * 3 * SPECTRA * 0.9
@@ -224,7 +224,7 @@ def test_a_needle_is_the_best_ranked_candidate_of_its_frequency_drift_and_cadenc
     rows = [
         {"frequency_mhz": 8420.00010, "drift_rate_hz_s": 1.5},  # too steep
         {"frequency_mhz": 8420.00030, "drift_rate_hz_s": 1.0},  # too far
-        {"frequency_mhz": 8420.00010, "drift_rate_hz_s": 1.0, "tstart_mjd": START_MJD + 1},  # of another day
+        {"frequency_mhz": 8420.00010, "drift_rate_hz_s": 1.0, "tstart_mjd": START_MJD + 1},  # on another day
         {"frequency_mhz": 8420.00010, "drift_rate_hz_s": 1.1},
         {"frequency_mhz": 8420.00000, "drift_rate_hz_s": 1.0},
     ]
@@ -245,7 +245,7 @@ def test_a_needle_is_the_best_ranked_candidate_of_its_frequency_drift_and_cadenc
 def test_candidates_of_too_high_a_false_alarm_rate_do_not_count_if_asked(tmp_path: Path) -> None:
     rows = [{"frequency_mhz": 8420.0, "drift_rate_hz_s": 1.0, "false_alarm_rate": rate} for rate in (0.5, 0.2, "")]
     candidates = read_candidates(write_found(tmp_path, rows))
-    for most, expected in ((1.0, 1), (0.3, 2), (0.1, 3)):  # an unknown rate counts
+    for most, expected in ((1.0, 1), (0.3, 2), (0.1, 3)):  # an unknown false alarm rate counts as found
         (found,) = find_needles(candidates, [needle(8420.0)], options(tmp_path, most_false_alarms=most))
         assert found.candidate is not None and found.candidate.rank == expected
 

@@ -1,4 +1,4 @@
-"""What `pip install .` brings."""
+"""What `pip install .` installs."""
 
 import shutil
 import subprocess

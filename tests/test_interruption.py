@@ -1,4 +1,4 @@
-"""Being asked to stop: by signals however they come, by a terminal that closes, by the end of a launcher."""
+"""Requests to stop: by signals that come in any way, by a terminal that closes, by the end of a launcher."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """A test that fails leaves no training behind."""
+    """Kill trainings that a failed test left behind."""
     yield
     while STARTED:
         with contextlib.suppress(ProcessLookupError):
@@ -41,7 +41,7 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def usual_signals() -> Iterator[None]:
-    """As a shell starts programs, though these tests may have been started by nohup."""
+    """Set signals as in programs that a shell starts, even if nohup started these tests."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -53,7 +53,7 @@ def send(*numbers: signal.Signals) -> None:
 
 
 def test_the_same_request_on_two_ways_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scheduler signals ranks and launcher, which passes it on: the second one must not cost the checkpoint."""
+    """A scheduler signals the ranks and the launcher, which passes it on: the second must not cost the checkpoint."""
     with Interruption(Accelerator(), 0) as asked:
         assert not asked.agree()[0]
         send(signal.SIGINT, signal.SIGINT)
@@ -105,7 +105,7 @@ def test_what_nohup_ignores_stays_ignored() -> None:
     ],
 )
 def test_a_launcher_is_told_from_other_parents(tmp_path: Path, words: list[str], is_launcher: bool) -> None:
-    """A shell that ends must not stop what it left running in the background."""
+    """A shell that ends must not stop a training that it started in the background."""
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
     assert launcher_of(7, tmp_path) == (7 if is_launcher else None)
@@ -128,7 +128,7 @@ def wait_for_checkpoint(config: TrainConfig, process: subprocess.Popen[str], do:
     while not os.path.lexists(config.run_dir / "checkpoints" / "last"):
         assert process.poll() is None, process.communicate()[0]
         do()
-        time.sleep(0.02)  # a file system has nothing else to wait on
+        time.sleep(0.02)  # there is no event for a new file to wait for
 
 
 ON_A_TERMINAL = """
@@ -179,6 +179,6 @@ def test_the_end_of_a_launcher_of_one_process_ends_its_run_with_a_checkpoint(
     process = start([words[0], *launcher, *words[1:]])
     wait_for_checkpoint(config, process, lambda: None)
     process.terminate()
-    said, _ = process.communicate(timeout=120)  # until the training, which has the other end of the pipe, has ended
+    said, _ = process.communicate(timeout=120)  # ends with the training, which holds the other end of the pipe
     assert process.returncode == -signal.SIGTERM
     assert "the same command with --resume goes on" in said

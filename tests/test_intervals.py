@@ -1,4 +1,4 @@
-"""What is said of chance: bootstrap intervals that cover the truth, of one detector and of a difference."""
+"""Bootstrap intervals cover the truth, for one detector and for the difference of two."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ BOUNDS = [0.025, 0.975]
 
 
 def drawn_again(positive: Scores, negative: Scores, figure: Callable[[Scores, Scores], float], seed: int) -> Scores:
-    """The `figure` of fifty bootstrap samples, one by one, from the same random numbers in the same order."""
+    """The `figure` of fifty bootstrap samples, computed one by one from the same random numbers in the same order."""
     rng = np.random.default_rng(seed)
     counts = [
         rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), 50) for scores in (positive, negative)
@@ -91,7 +91,7 @@ def test_a_difference_of_aucs_is_as_sure_as_delong_says() -> None:
 
 
 def coverage(of: Callable[[np.random.Generator], tuple[Statistic, Statistic | None]], truth: float, pairs: bool) -> int:
-    """How many of a hundred 95 % intervals hold the truth."""
+    """How many of a hundred 95 % intervals contain the truth."""
     covered = 0
     for seed in range(100):
         ours, theirs = of(np.random.default_rng(seed))
@@ -114,7 +114,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         return auc_statistic(*ours), auc_statistic(*theirs)
 
     def twins(rng: np.random.Generator) -> tuple[Statistic, None]:
-        sky = rng.standard_normal(60)  # a needle and its twin have it in common
+        sky = rng.standard_normal(60)  # common to a needle and its twin
         noise = rng.standard_normal((2, 60)) * 0.5
         return auc_statistic(sky + noise[0] + np.sqrt(1.25), sky + noise[1]), None
 
@@ -146,7 +146,7 @@ def test_runs_that_differ_widen_the_interval_and_runs_that_do_not_leave_it() -> 
 def test_of_too_few_there_is_no_number() -> None:
     nothing = interval((0, 3), [auc_statistic(np.zeros(0), np.zeros(3))])
     assert np.isnan([nothing.value, nothing.low, nothing.high, *share_interval(0, 0)]).all()
-    few = interval((3, 50), [recall_statistic(np.ones(3), np.zeros(50), 1e-2)])  # no negative may be above
+    few = interval((3, 50), [recall_statistic(np.ones(3), np.zeros(50), 1e-2)])  # at this rate no negative may be above
     assert np.isnan([few.value, few.low, few.high]).all()
 
 

@@ -38,7 +38,7 @@ URL = "s3://bucket/set"
 
 
 def write_set(folder: Path, name: str, shape: tuple[int, ...] = SHAPE, key: str = "") -> Path:
-    """A data folder whose keys begin with its name, but for one test id that may be given. Targets differ by name."""
+    """A data folder whose keys begin with its name, except a test id that may be given. Targets depend on the name."""
     first = 1000 * (1 + NAMES.index(name[-1]))
     keys = [f"{name}{number:04d}" for number in range(TRAIN + TEST)]
     keys[-1] = key or keys[-1]
@@ -121,7 +121,7 @@ def test_a_damaged_sample_is_named_in_its_own_folder(roots: list[Path], tmp_path
 @pytest.mark.parametrize("options, said", [
     ({"shape": (6, 7, 56)}, r"snippets of shape \(6, 14, 56\) and \(6, 7, 56\).*pack them to one shape"),
     ({"folds": 3}, "folds: 2 and 3.*--folds"),
-    ({"key": "a0020"}, "a0020: is in .*a and in .*b, expected in one data set only"),  # in test of both
+    ({"key": "a0020"}, "a0020: is in .*a and in .*b, expected in one data set only"),  # in the test parts of both
     ({"key": "a0001"}, "a0001: is in .*a and in .*b, expected in one data set only"),  # in train and in test
 ])  # fmt: skip
 def test_data_sets_that_do_not_fit_are_refused(
@@ -182,7 +182,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch_bit_for_bit(roots: list[Path
 
 @pytest.fixture
 def on_s3(roots: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The second data set in a store."""
+    """The URL of the second data set in a store."""
     with serving_s3(read_manifest(roots[1]), URL) as port:
         for name, value in environment(f"http://127.0.0.1:{port}").items():
             monkeypatch.setenv(name, value)
@@ -248,7 +248,7 @@ def test_a_run_over_one_data_set_is_recorded_as_ever(roots: list[Path], tmp_path
 
 
 def test_an_id_in_two_sample_submissions_is_refused(roots: list[Path], tmp_path: Path) -> None:
-    """Also an id that neither data set has a snippet of."""
+    """An id of which neither data set has a snippet is refused too."""
     packed = []
     for name in "ab":
         data = write_set(tmp_path / f"{name}-data", name)

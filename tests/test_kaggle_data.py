@@ -1,4 +1,4 @@
-"""The promises that hold for the competition's own data, where it is there."""
+"""Promises checked on the competition's own data, if it is there."""
 
 import csv
 import tarfile
@@ -33,7 +33,7 @@ def read_labels(kaggle_seti: Path) -> dict[str, int]:
 def test_a_partial_download_packs_and_says_what_is_missing(
     kaggle_seti: Path, packed: Manifest, command: Command
 ) -> None:
-    # The folder is packed already: the command says what it holds all the same.
+    # The folder is packed already, and the command still prints what it holds.
     arguments = ("--input", kaggle_seti, "--out", packed.root, "--allow-missing", "--shard-mb", 20)
     answer = command("pack", *arguments)
     assert answer.code == 0
@@ -110,7 +110,7 @@ def test_roc_auc_of_public_predictions_is_exact_to_six_digits(kaggle_seti: Path,
     score = np.array([float(row[model]) for row in rows])
     found = metrics.roc_auc(target, score)
     assert round(found, 6) == expected
-    # By its definition: the share of pairs in which the positive scores higher, a tie counting half.
+    # By definition: the share of pairs in which the positive scores higher; a tie counts half.
     negative = np.sort(score[target == 0])
     higher = sum(int(np.searchsorted(negative, score[target == 1], side).sum()) for side in ("left", "right"))
     assert found == pytest.approx(higher / (2 * len(negative) * int(target.sum())), abs=1e-12)

@@ -22,7 +22,7 @@ KEYS = st.lists(st.text("0123456789abcdef", min_size=1, max_size=15), min_size=1
 
 @st.composite
 def labels(draw: st.DrawFn) -> dict[str, int]:
-    """Keys and targets with at least five of each class."""
+    """Keys and targets, with at least five of each class."""
     keys = draw(KEYS)
     positive = draw(st.integers(5, len(keys) - 5))
     return dict(zip(keys, draw(st.permutations([1] * positive + [0] * (len(keys) - positive))), strict=True))
@@ -171,7 +171,7 @@ CLUTTER = {
 
 
 def leave_clutter(data: Layout, kind: str) -> None:
-    """Each name of one kind, with the bytes of a snippet that no table names, or of one that a table does name."""
+    """Write clutter of one kind under each of its names, both for a key in no table and for a key in a table."""
     for pattern in CLUTTER[kind]:
         for key in ("stray", data.train[0]):
             path = data.root / pattern.format(key=key)
@@ -199,7 +199,7 @@ def test_clutter_among_cadences_of_ones_own_gets_no_scores_and_no_groups(
     data = make_data(train=0, test=4, shape=(6, 24, 16))
     (data.root / "sample_submission.csv").unlink()
     for kind in CLUTTER:
-        data.train[:] = data.test[:1]  # a name that is there already
+        data.train[:] = data.test[:1]  # a key that exists already
         leave_clutter(data, kind)
     for folder in ("train", "test"):
         (data.root / folder).mkdir(exist_ok=True)
@@ -244,7 +244,7 @@ def test_labels_as_other_tools_write_them_are_the_same_labels(
     (data.root / "train_labels.csv").write_text("\n".join([" id, target ", *lines, "", ""]))
     found = read_catalog(data.root, 4, 0, allow_missing=False)
     assert found == expected
-    assert digest_catalog(found, data.root) == digest  # so that shards of before are known as the same
+    assert digest_catalog(found, data.root) == digest  # so that earlier shards are recognised
 
 
 @pytest.mark.parametrize("value", ["0.5", "", " ", "2", "-0", "+1", "1e0", "01", "10", "yes", "t", "nan", "0,0"])
@@ -276,7 +276,7 @@ def test_a_column_that_stands_twice_is_refused(make_data: MakeData, table: str, 
         read_groups(groups)
 
 
-# Each is a number, a date or nothing at all to a program that guesses types.
+# A program that guesses types takes each of these for a number, a date or a missing value.
 ODD_KEYS = ["0012e9", "1e5", "007", "1_000", "0x1F", "inf", "nan", "NA", "null", "True", "2021-08-18", "-1", "9" * 30]
 
 

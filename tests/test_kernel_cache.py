@@ -1,4 +1,4 @@
-"""The promises of the kernels' cache: shared by all clones, never stale, private, and no run fails on it."""
+"""The promises of the kernels' cache: shared by all clones, never stale, private, and no run fails because of it."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ print(value, sum(scaled.stats.cache_hits.values()), scaled.stats.cache_path)
 
 
 class Clones:
-    """Folders of code with a kernel in each, and one user's home."""
+    """Folders of code, each with a kernel, and one user's home."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.caches = folder, folder / "caches"
@@ -41,11 +41,11 @@ class Clones:
         folder.mkdir(exist_ok=True)
         (folder / "kernels.py").write_text(kernel)
         (folder / "constants.py").write_text(f"SCALE = {scale}\n")
-        shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # sources of one second and size look alike to Python
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # Python tells sources apart by second and size
         return name
 
     def start(self, name: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
-        """Begin to run a clone's kernel, after the code `before`."""
+        """Start to run a clone's kernel, after the code `before`."""
         path = f"{self.folder / name}{os.pathsep}{ROOT}"
         return subprocess.Popen(
             [sys.executable, "-c", before + _REPORT],
@@ -56,7 +56,7 @@ class Clones:
         )
 
     def run(self, name: str, before: str = "", **environment: str) -> tuple[float, int, Path]:
-        """What the kernel makes of 1, whether it was found in the cache, and in which folder."""
+        """What the kernel makes of 1, whether it was found in the cache, and the cache's folder."""
         return result_of(self.start(name, before, **environment))
 
     def files(self) -> list[Path]:
@@ -87,7 +87,7 @@ def test_a_kernel_is_compiled_anew_when_its_file_changes_or_a_number_that_it_imp
     clones.run(clones.add("clone"))
     assert clones.run(clones.add("clone", scale=3.0))[:2] == (3, 0)
     assert clones.run(clones.add("clone", _KERNEL.replace("SCALE *", "1 + SCALE *")))[:2] == (3, 0)
-    assert clones.run(clones.add("clone"))[:2] == (2, 1)  # each content has its own place
+    assert clones.run(clones.add("clone"))[:2] == (2, 1)  # each content has its own place in the cache
 
 
 def test_the_kernels_of_images_depend_on_every_number_that_they_import(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_a_place_for_numbas_cache_that_the_user_set_comes_first(clones: Clones) 
 
 def test_kernels_run_where_nothing_can_be_cached_beside_them_or_at_home(clones: Clones) -> None:
     clones.add("clone")
-    (clones.folder / "clone" / "__pycache__").write_bytes(b"")  # a file, where a folder would be made
+    (clones.folder / "clone" / "__pycache__").write_bytes(b"")  # a file in place of the folder that would be made
     nowhere = {"XDG_CACHE_HOME": os.devnull, "TMPDIR": str(clones.folder)}
     before = "import shard_tools.library_caches as caches\ncaches._ROOT = caches.Path(caches.os.devnull)\n"
     value, _, folder = clones.run("clone", f"{before}caches.place_library_caches()", **nowhere)

@@ -1,4 +1,4 @@
-"""Rooms of the program: what import-linter (pyproject.toml) cannot see, because the scripts are no packages."""
+"""Layers of the program: checks that import-linter (pyproject.toml) cannot make, as the scripts are no packages."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 
 def imports_of(path: Path) -> set[str]:
-    """The first names of the modules that a file imports, wherever it does."""
+    """The top-level names of the modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -40,7 +40,7 @@ def test_no_package_but_the_benchmarks_imports_a_script() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_start_without_what_only_some_of_their_figures_need(script: str) -> None:
-    """scikit-learn alone is a fifth of the start."""
+    """scikit-learn alone takes a fifth of the start."""
     slow = {"sklearn", "scipy.stats"}
     program = f"import sys, {script}; print(*{slow} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -48,7 +48,7 @@ def test_scripts_start_without_what_only_some_of_their_figures_need(script: str)
 
 
 def test_shard_tools_load_neither_torch_nor_dali_nor_setigen() -> None:
-    """Packing and verifying start quickly, and work where none of these is installed."""
+    """So packing and verifying start quickly, and work if none of these is installed."""
     slow = {"torch", "nvidia.dali", "timm", "setigen", "h5py"}
     script = f"import sys, shard_tools.__main__; print(*{slow} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Can the presets' networks learn? The learning check on a few tiny snippets, and that it finds what is broken."""
+"""Can the presets' networks learn? The learning check, on a few tiny snippets, passes and finds what is broken."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ EDIT = Callable[[Run], None]
 
 @pytest.fixture
 def shards(make_data: MakeData, tmp_path: Path) -> str:
-    """White noise, a third of it labelled as needles: nothing but memory tells which."""
+    """White noise, a third of it labelled as needles: only memory can tell which."""
     data = make_data(train=40, test=0, shape=SHAPE)
     return str(pack(PackConfig(data.root, str(tmp_path / "shards"), folds=5, workers=1, shard_mb=1)).root)
 

@@ -1,4 +1,4 @@
-"""What the learning curve and the comparison of recipes promise: rows that are judged on the same cadences."""
+"""What the learning curve and the comparison of recipes promise: all rows are judged on the same cadences."""
 
 import functools
 import json
@@ -46,7 +46,7 @@ def test_a_small_curve_has_a_row_for_each_point_and_keeps_the_last_weights(
 def test_a_changed_recipe_is_compared_with_the_recipe_over_all_its_trainings(
     tmp_path: Path, history: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trainings themselves are those of the curve: here their scores are drawn, the changed recipe's the better."""
+    """Trainings work as in the curve, so here scores are drawn at random, better ones for the changed recipe."""
     name, words = next(iter(CHANGES.items()))
     trained = []
 
@@ -78,7 +78,7 @@ def test_each_change_is_one_that_train_takes_and_changes_something(words: str) -
 def test_trainings_at_the_same_time_have_cores_of_their_own() -> None:
     cores = sorted(os.sched_getaffinity(0))
     with cores_shared(len(cores)) as pool:
-        # Each thread answers once: the others are at work meanwhile.
+        # Each thread answers at least once, as the others are busy at the same time.
         found = list(pool.map(lambda _: os.sched_getaffinity(0), cores * 20))
     assert all(len(each) == 1 for each in found)
     assert sorted(os.sched_getaffinity(0)) == cores

@@ -38,7 +38,7 @@ def add_line(
     panels: tuple[int, ...] = ON_POSITIONS,
     width: int = 1,
 ) -> None:
-    """A line whose power is shared out to the channels that it crosses within a time bin."""
+    """Add a line whose power is shared among the channels that it crosses within a time bin."""
     steps = (np.arange(32) + 0.5) / 32 - 0.5
     for panel in panels:
         for row in range(axes.time_bins):
@@ -63,7 +63,7 @@ def test_a_line_is_fitted_where_it_is_whatever_its_offset_sign_shape_and_pauses(
     rate = data.draw(st.floats(-0.6, 0.6)) * steepest
     reach = abs(rate) * np.abs(axes.rows).max() + 2
     middle = data.draw(st.floats(0, 1)) * max(axes.channels - 1 - 2 * reach, 1) + reach
-    # The search's own steps: a few channels and a few hundredths of the steepest rate.
+    # Off by the search's own steps: a few channels, and a few hundredths of the steepest rate.
     start = middle + data.draw(st.integers(-5, 5)), rate + data.draw(st.floats(-0.015, 0.015)) * steepest
     values = noise(axes, data.draw(st.integers(0, 2**31)))
     add_line(values, axes, middle, rate, level=4.0 * max(1.0, abs(rate)))
@@ -76,8 +76,8 @@ def test_a_line_is_fitted_where_it_is_whatever_its_offset_sign_shape_and_pauses(
 
 @pytest.mark.parametrize("offset", np.arange(0, 1, 0.1).tolist())
 def test_a_slow_line_that_two_panels_show_better_without_drift_is_fitted_to_all_three(offset: float) -> None:
-    """3 Hz/s in channels of 2.9 kHz: two channels in the whole cadence, and a third of a channel in a panel."""
-    axes = Axes(273, 256, 1.0737, 2861.0, STARTS, 1337.0)  # rates as weights of the competition's shape search them
+    """3 Hz/s in channels of 2.9 kHz cross two channels in the whole cadence, and a third of a channel in a panel."""
+    axes = Axes(273, 256, 1.0737, 2861.0, STARTS, 1337.0)  # the rates that weights of the competition's shape search
     middle, rate = 144.0 + offset, 3.0 * axes.bin_length_s / axes.channel_width_hz
     values = noise(axes)
     add_line(values, axes, middle, rate, level=3.6)
@@ -101,7 +101,7 @@ def test_snr_is_in_standard_deviations_whatever_the_units_of_a_panel(
 
 
 def test_along_a_given_line_noise_has_mean_0_and_standard_deviation_1_even_if_it_is_skewed() -> None:
-    """In the OFF panels, which have no part in the choice of the line."""
+    """Measured in the OFF panels, which do not affect the choice of the line."""
     axes, rng, found = FINE, np.random.default_rng(3), []
     for _ in range(60):
         values = rng.standard_gamma(4.0, (6, axes.time_bins, axes.channels)).astype(np.float32)
@@ -132,7 +132,7 @@ def test_a_bright_line_beside_it_does_not_raise_the_noise() -> None:
 
 
 def test_panels_are_looked_at_where_they_were_in_time() -> None:
-    """As if they followed each other without pauses, the third ON panel is tens of channels off."""
+    """If panels were taken to follow each other without pauses, the third ON panel would be tens of channels off."""
     starts = (0.0, 320.0, 650.0, 975.0, 1700.0, 2020.0)
     paused, end_to_end = (
         Axes(16, 1024, FINE.bin_length_s, FINE.channel_width_hz, each, 4.0)
@@ -156,7 +156,7 @@ def test_the_width_is_that_of_the_line(width: int) -> None:
 def test_a_panel_in_which_half_of_the_line_is_outside_or_blank_has_no_snr() -> None:
     rate = 1.0
     values = noise(FINE)
-    middle = FINE.channels - 1 - rate * FINE.rows[4, 3]  # it leaves the snippet early in the fifth panel
+    middle = FINE.channels - 1 - rate * FINE.rows[4, 3]  # the line leaves the snippet early in the fifth panel
     add_line(values, FINE, middle, rate, level=4.0)
     values[1] = 0
     fit = fitted(values, FINE, middle, rate)

@@ -26,7 +26,7 @@ from tests.tiny import CANVAS, SHAPE, pack_tiny
 
 SAMPLES = 53
 ENGINES: tuple[Engine, ...] = ("cpu", "dali")
-on_each_engine = pytest.mark.parametrize("engine", ENGINES)  # DALI's, on a CPU here, is what a GPU has
+on_each_engine = pytest.mark.parametrize("engine", ENGINES)  # DALI's is the GPU's engine, here on a CPU
 
 BUSY = DrawConfig(cutmix=0.6, mixup=0.3, inject=0.6)
 
@@ -103,7 +103,7 @@ def test_memory_is_used_again_when_no_view_of_it_is_left_and_not_before() -> Non
 def test_images_and_targets_do_not_depend_on_batch_size_or_ranks(
     manifest: Manifest, engine: Engine, batch_size: int, world_size: int, accumulate: int
 ) -> None:
-    """Augmentation and CutMix too: partners outside a batch are read for it."""
+    """That holds for augmentation and CutMix too: partners outside a batch are read for it."""
     whole = train_loader(manifest, batch_size=64, engine=engine)
     expected = by_row(whole)
     found = {}
@@ -156,7 +156,7 @@ def test_an_iteration_left_early_is_taken_up_after_its_last_batch(manifest: Mani
 
 
 class CountingStore:
-    """A store that notes how many reads it was asked for."""
+    """A store that counts the reads that it is asked for."""
 
     def __init__(self, store: Any) -> None:
         self._store, self._lock, self.reads = store, threading.Lock(), 0
@@ -171,7 +171,7 @@ class CountingStore:
 
 
 def settle(loader: Loader) -> None:
-    """Wait until all is made that a loader has begun."""
+    """Wait until a loader has made everything that it has begun."""
     images: Any = loader._images
     started = [block for block, _ in images._blocks._reading] if hasattr(images, "_blocks") else images._started
     wait([future for work in started for future in work.pending])
@@ -246,7 +246,7 @@ def test_a_sample_that_breaks_after_its_batch_was_planned_fails_when_it_is_asked
     key = break_sample(copy, 5)
     loader.begin()
     settle(loader)
-    for _ in range(2):  # also when it is asked for once more
+    for _ in range(2):  # the second time too
         with pytest.raises(InputError, match=key):
             list(loader)
     shard = copy.shards[int(copy.shard[5])].name
@@ -313,7 +313,7 @@ def test_a_sample_to_which_a_needle_was_added_has_target_1_and_another_image(man
 
 
 def test_both_engines_make_the_same_batches(manifest: Manifest) -> None:
-    """Of an odd size, so that CutMix partners lie outside some batches."""
+    """Batches of an odd size, so that some CutMix partners are outside."""
     rows = manifest.rows("train")
     order = Order(rows, manifest.target[rows], "uniform", seed=3)
     for draws in (dataclasses.replace(BUSY, erase=0.5), None):
@@ -358,7 +358,7 @@ def test_a_shard_changed_since_packing_is_refused_by_name_and_key(
         data[offset : offset + 128] = bytes(data[offset : offset + 128]).replace(str(SHAPE).encode(), turned)
         shard.write_bytes(data)
     loader = train_loader(copy, engine=engine)
-    # Samples behind a cut are gone too, and any of them may be the first to be read.
+    # A cut removes the samples after it too, and any of them may be read first.
     any_key = damage in ("cut", "missing")
     expected = shard.name if any_key else f"{shard.name}, {copy.key(2)}"
     with pytest.raises(InputError, match=expected):
@@ -457,7 +457,7 @@ def test_memory_stays_flat_over_a_thousand_batches(manifest: Manifest, engine: E
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 
     before = run(300)
-    assert run(1000) - before < 16  # MB; the images alone of a thousand batches are 100
+    assert run(1000) - before < 16  # MB; the images of a thousand batches alone take 100
     loader.close()
 
 

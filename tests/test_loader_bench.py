@@ -1,4 +1,4 @@
-"""The loader benchmark compares equals, hides no failure, and says what was measured."""
+"""The loader benchmark compares equal work, hides no failure, and says what was measured."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from benchmarks.peers.table import table
 from pipeline.augment import DrawConfig
 from shard_tools.errors import InputError
 
-TINY = DataConfig(cadences=64, shape=(6, 40, 232))  # larger than the canvas, as the real ones are
+TINY = DataConfig(cadences=64, shape=(6, 40, 232))  # larger than the canvas, as real snippets are
 NO_DRAWS = DrawConfig(
     flip_frequency=0, flip_time=0, roll_frequency=0, shift_time=0, erase=0, gain=0, offset=0, cutmix=0
 )  # fmt: skip
@@ -58,7 +58,7 @@ def test_every_default_peer_loads_every_cadence_once_and_with_our_bytes(raw_cont
 
 
 def test_every_default_peer_makes_our_canvas(data: Path) -> None:
-    """In the training workload: its draws are random, so that the canvas without them is compared."""
+    """In the training workload draws are random, so the canvas without them is compared."""
     with Contest(DEFAULT, spec_of(data, "train"), lambda _: None) as contest:
         contest.compare(at_once=2)
         contest.play(0, 0.0, before=lambda _: None)
@@ -95,7 +95,7 @@ def test_peers_with_our_kernels_take_part_only_where_canvases_are_made_and_are_n
 
 
 def test_kernels_of_a_torch_dataloader_make_the_images_of_our_loader(data: Path) -> None:
-    """Bit for bit without draws; with them, each batch has other ones, and targets are mixed as the images are."""
+    """Bit for bit without draws. With draws, each batch has other ones, and targets are mixed like the images."""
     paths, images = snippet_paths(data)[:15], KernelImages(ours.CANVAS, TINY.shape)
     found = images.evaluation_images(paths, ours.CANVAS.views)
     loading = ours.build(spec_of(data, "tta"), 2)
@@ -161,7 +161,7 @@ def test_what_is_not_the_reference_is_not_timed() -> None:
 
 
 def rates(**changed: float) -> list[Row]:
-    """Figures that reach every goal, but for what is changed."""
+    """Rows that reach every goal, except for the rates that are changed."""
     found = {"raw": 16_000.0, "canvas": 8_000.0, "train": 5_000.0, **changed}
     rows = [made_up("ours", workload, found[workload]) for workload in ("raw", "canvas", "train")]
     for workload in ("raw", "canvas", "train"):

@@ -1,4 +1,4 @@
-"""Two machines under `accelerate launch`, with shards in S3: two launchers, here on loopback."""
+"""Two machines under `accelerate launch`, with shards in S3; here both launchers run on this machine."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ from tests.test_resume import ROOT, read_history, same_weights, wait_for_step
 from tests.tiny import pack_tiny, tiny_config
 from training.config import TrainConfig
 
-# Of the machine of rank 0; all of 127.0.0.0/8 is this one.
+# The address of rank 0's machine; all addresses in 127.0.0.0/8 are this machine.
 MAIN_IP = "127.0.0.2"
-LONGEST = 400.0  # seconds, for what takes twenty
+LONGEST = 400.0  # seconds; it usually takes twenty
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def store(manifest: Manifest) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def both_machines(config: TrainConfig, store: dict[str, str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """The launchers of both, each in a session of its own; what is left of them is killed at the end."""
+    """The launchers of both machines, each in its own session; processes that are left are killed at the end."""
     with socket.socket() as probe:
         probe.bind((MAIN_IP, 0))
         port = probe.getsockname()[1]
@@ -58,7 +58,7 @@ def both_machines(config: TrainConfig, store: dict[str, str]) -> Iterator[list[s
 
 
 def switch_off(machine: subprocess.Popen[str]) -> None:
-    """As a power cut does: all processes of a machine at once. Ranks have sessions of their own."""
+    """Kill all processes of a machine at once, as a power cut does. Ranks have sessions of their own."""
     with contextlib.suppress(psutil.NoSuchProcess):
         launcher = psutil.Process(machine.pid)
         for process in (launcher, *launcher.children(recursive=True)):

@@ -1,4 +1,4 @@
-"""The two commands and their targets, as a user types them."""
+"""`make` and its targets, as a user types them."""
 
 import csv
 import os

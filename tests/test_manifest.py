@@ -1,4 +1,4 @@
-"""The promises of the table of contents: what is damaged is found, what points elsewhere is refused."""
+"""The promises of the manifest: damage is found, and entries that point elsewhere are refused."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ def test_a_folder_without_shards_is_no_data_set(command: Command, tmp_path: Path
         assert "manifest.json: no such file; expected a folder that" in answer.out + answer.err
 
 
-# ---- Manifests whose hashes are right and whose content is not: made by something other than `pack`
+# ---- Manifests with right hashes and wrong content, which `pack` did not write
 
 
 def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -123,7 +123,7 @@ def forge_samples(root: Path, column: str, row: int, value: object) -> None:
 
 @pytest.mark.parametrize("samples", [2**47, 2**62])
 def test_more_samples_than_fit_into_memory_are_refused(packed: Manifest, samples: int) -> None:
-    """Memory for them is asked for before the table is opened."""
+    """Memory for them is requested before the table is opened."""
     forge(packed.root, lambda content: content["shards"][0].update(samples=samples))
     with pytest.raises(InputError, match=r"manifest\.json: \d+ samples, more than fit into memory; pack again"):
         read_manifest(packed.root)
@@ -137,7 +137,7 @@ def test_more_samples_than_fit_into_memory_are_refused(packed: Manifest, samples
         ("offset", -512, "outside its shard"),
         ("offset", 0, "outside its shard"),
         ("offset", 10**9, "outside its shard"),
-        ("offset", 2**63 - 1, "outside its shard"),  # with the size it wraps round to before the start
+        ("offset", 2**63 - 1, "outside its shard"),  # offset plus size wraps around to before the start
         ("size", 0, "outside its shard"),
         ("size", -1, "outside its shard"),
         ("size", 2**31 - 1, "outside its shard"),

@@ -47,7 +47,7 @@ def test_scores_of_large_logits_stay_apart_and_inside() -> None:
 
 @given(st.integers(1, 4), st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.data())
 def test_the_mean_of_ranks_is_the_mean_share_of_those_below(models: int, first: list[int], data: st.DataObject) -> None:
-    """A rank counts all that are below, half of the others that are equal, and itself."""
+    """A rank counts all that are lower, half of the others that are equal, and itself."""
     numbers = st.lists(st.integers(-5, 5), min_size=len(first), max_size=len(first))
     each = [np.array(first, float), *(np.array(data.draw(numbers), float) for _ in range(models - 1))]
     expected = []

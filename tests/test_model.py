@@ -1,4 +1,4 @@
-"""The backbone's promises: any timm name, pretrained weights that fit, and a clear word where they do not."""
+"""The backbone's promises: any timm name, pretrained weights that fit, and a clear message if they do not."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_pretrained_weights_of_a_file_are_adapted_to_channels_and_canvas(tmp_pat
     found, given = model.state_dict(), source.state_dict()
     name = "layers.2.blocks.1.mlp.fc1.weight"
     assert torch.equal(found[name], given[name])
-    # One channel sees what a grey picture in all three would have given.
+    # One channel gives what a grey picture in all three channels would have given.
     convolved = given["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
     assert torch.allclose(found["patch_embed.proj.weight"], convolved, atol=1e-6)
 

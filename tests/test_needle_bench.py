@@ -1,4 +1,4 @@
-"""What the needle benchmark promises: rows judged alike, twins with needles in OFF panels, goals that can be missed."""
+"""The needle benchmark's promises: rows are judged alike, twins have needles in OFF panels, goals can be missed."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ POSITIVE, NEGATIVE = 40, 200
 
 @pytest.fixture
 def needles(tmp_path: Path) -> NeedleSet:
-    """A truth without data: SNR 1 to 40, every kind equally often."""
+    """A table of truth without data: SNRs from 1 to 40, every kind equally often."""
     keys = pd.Index([f"k{number}" for number in range(POSITIVE + NEGATIVE)], name="id")
     truth = pd.DataFrame({"target": np.repeat([1, 0], [POSITIVE, NEGATIVE])}, index=keys)
     truth["snr"] = pd.Series(np.arange(1.0, POSITIVE + 1), index=keys[:POSITIVE])
@@ -38,7 +38,7 @@ def needles(tmp_path: Path) -> NeedleSet:
 
 
 def scores_of(needles: NeedleSet, positive: Any, twin: Any) -> pd.Series:
-    """Negatives score 0 to 1."""
+    """Scores in which negatives have 0 to 1."""
     keys = [*needles.truth.index, *(f"{key}{TWIN}" for key in needles.twins)]
     negative = np.linspace(0, 1, NEGATIVE)
     return pd.Series(np.concatenate((np.resize(positive, POSITIVE), negative, np.resize(twin, POSITIVE))), index=keys)
@@ -56,7 +56,7 @@ def test_the_snr_of_one_half_and_the_recall_are_told_for_all_and_by_kind(needles
     figure = simulated_figure(needles, [scores_of(needles, positive, 0.0)], seed=0)
     assert figure["recall_1e2"] == 0.5 and figure["half_snr"] == pytest.approx(np.sqrt(20 * 21))
     assert all(figure[f"recall_{kind}"] == 0.5 and 16 < figure[f"half_snr_{kind}"] < 25 for kind in KINDS)
-    assert figure["recall_1e3"] is None  # of 200 negatives none may be a false positive
+    assert figure["recall_1e3"] is None  # at this rate none of 200 negatives may be a false positive
 
 
 def test_a_row_that_never_reaches_one_half_has_no_snr_and_is_shown_all_the_same(
@@ -79,7 +79,7 @@ def test_real_needles_are_compared_with_their_own_twins(needles: NeedleSet) -> N
 
 
 def test_another_row_is_compared_on_the_same_cadences(needles: NeedleSet) -> None:
-    """A small difference that each cadence shows is told from chance, though each row's own interval is far wider."""
+    """A small difference that every cadence shows is significant, though each row's own interval is far wider."""
     rng = np.random.default_rng(0)
     positive = np.where(np.arange(POSITIVE) % 4 == 0, 0.3, 1.5) + rng.uniform(0, 0.2, POSITIVE)
     ours, theirs = ({"simulated": [scores_of(needles, positive + more, 0.0)]} for more in (0.1, 0.0))
@@ -123,7 +123,7 @@ def test_goals_are_missed_where_chance_may_have_put_ours_ahead_or_the_search_is_
 def test_epochs_fill_the_time_and_a_recipe_too_slow_for_one_is_refused(tmp_path: Path) -> None:
     few, shards = (Path(pack_tiny(tmp_path / str(count), train=count).root) for count in (50, 100))
     assert (split_sizes(few), split_sizes(shards)) == ((40, 10), (80, 20))
-    history = pd.DataFrame({"cadences_per_s": [1.0, 20.0], "validation_s": [9.0, 0.5]})  # 2.5 s an epoch of the few
+    history = pd.DataFrame({"cadences_per_s": [1.0, 20.0], "validation_s": [9.0, 0.5]})  # 2.5 s per short epoch
     assert [epochs_in(seconds, history, few, few) for seconds in (1.3, 12.4, 26)] == [1, 4, 10]
     assert [epochs_in(seconds, history, few, shards) for seconds in (2.6, 24.8, 52)] == [1, 4, 10]
     with pytest.raises(RowFailedError, match="an epoch would take 2 s"):
@@ -138,7 +138,7 @@ def test_every_recipe_is_a_command_line_of_train_py_that_is_unlike_the_others(fo
     assert all(one != other for one, other in itertools.combinations(trained, 2))
     (competition,) = (c for c, r in zip(configs, RECIPES[form], strict=True) if r.name.startswith("competition"))
     assert competition.canvas.layout == "on" and competition.sampling == "uniform"
-    assert (competition.draws.mixup_epochs, competition.draws.mix_target) == (4, "or")  # of the five epochs
+    assert (competition.draws.mixup_epochs, competition.draws.mix_target) == (4, "or")  # 4 of the five epochs
 
 
 def test_a_program_that_refuses_its_command_line_says_why() -> None:
@@ -186,7 +186,7 @@ def test_options_that_cannot_work_are_refused() -> None:
         {"runs": 0},
         {"test": 1},
         {"train": 19},
-        {"positive_share": 0.015},  # fewer of the calibration's cadences than it has folds
+        {"positive_share": 0.015},  # fewer positives in the calibration than folds
         *({"positive_share": share} for share in (0.0, 1e-4, 1.0, float("nan"))),
     ):
         with pytest.raises(InputError, match=r"^--"):
@@ -219,7 +219,7 @@ def test_the_quick_form_goes_all_the_way_and_records_nothing(
     assert "failed" not in shown
     for row in (OURS, CLASSICAL, "trivial"):
         assert any(line.startswith(row) and "0." in line for line in shown.splitlines()), row
-    assert not recorded  # figures of seconds are not kept
+    assert not recorded  # figures of the quick form are not kept
     for name in ("roc", "recall", "scores"):
         assert matplotlib.image.imread(tmp_path / "out" / f"needle_{name}.png").std() > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,4 +1,4 @@
-"""The notebooks run from data to a submission, as their readers run them, and are kept without outputs."""
+"""The notebooks run from data to a submission, as readers run them, and are kept without outputs."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ from shard_tools.simulate import SimulateConfig, simulate
 from tests.conftest import ROOT
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# A small network on snippets of which three time bins were summed while packing.
+# A small network, for snippets with three time bins summed into one while packing.
 SMALL = (
     "--preset demo --model swin_nano --stem none --canvas on_off --height 56 --width 56 --sum-time-bins 1 --epochs 1 "
     "--batch-size 8 --loader-threads 1 --precision float32 --tracker none"
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_parameters(book: Any, **parameters: object) -> Any:
-    """The notebook with values of parameters put after its own; each must be one that it has."""
+    """The notebook with other values of parameters, set after its own; each name must be one of its own."""
     (number,) = [n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", ())]
     own = set(re.findall(r"^(\w+) = ", book.cells[number].source, re.M))
     assert parameters.keys() <= own, parameters.keys() - own
@@ -42,7 +42,7 @@ def with_parameters(book: Any, **parameters: object) -> Any:
 
 
 def execute(name: str, folder: Path, **parameters: object) -> str:
-    """Run a notebook in a folder; return what its cells printed. Raises CellExecutionError where one fails."""
+    """Run a notebook in a folder; return what its cells printed. Raises CellExecutionError if one fails."""
     book = with_parameters(nbformat.read(ROOT / "notebooks" / name, as_version=4), **parameters)
     folder.mkdir(exist_ok=True)
     NotebookClient(book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
@@ -70,12 +70,12 @@ def test_the_kaggle_notebook_makes_a_submission_on_two_processes(
     assert "training on 2 ranks" in said and "validation ROC AUC" in said
     assert ids_in(work / "submission.csv") == ids_in(data / "sample_submission.csv")
     assert (work / "run" / "report.html").is_file()
-    # Neither shards nor links are left, which would not fit beside each other or would go into the notebook's output.
+    # No shards or links are left: they would not fit on the disk, or would go into the notebook's output.
     assert sorted(path.name for path in work.iterdir()) == ["candidates.png", "run", "submission.csv"]
 
 
 def test_the_kaggle_notebook_trains_on_a_part_and_stops_where_a_step_fails(data: Path, tmp_path: Path) -> None:
-    """Half of the cadences are packed, with three time bins in one; then the training has an option that is none."""
+    """Half of the cadences are packed, with three time bins in one; then the training gets an unknown option."""
     with pytest.raises(CellExecutionError, match="its own words are above"):
         kaggle(data, tmp_path, SHARE=0.5, OPTIONS="--no-such-option")
     manifest = read_manifest(tmp_path / "work" / "shards-train")
@@ -101,7 +101,7 @@ def test_notebooks_are_kept_without_outputs(path: Path) -> None:
     nbformat.validate(book)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert code and not [cell for cell in code if cell.outputs or cell.execution_count is not None]
-    # Nothing of the machine that it was written on.
+    # Nothing about the machine that it was written on.
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     assert book.metadata == {"kernelspec": kernel, "language_info": {"name": "python"}}
 

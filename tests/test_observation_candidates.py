@@ -99,7 +99,7 @@ def nearest(found: Sequence[Candidate], line: Line) -> Candidate:
 
 
 def assert_at(found: Candidate, line: Line) -> None:
-    """Within 2 channels of 22 Hz and 0.05 Hz/s."""
+    """Check that a candidate lies within 2 channels of 22 Hz and 0.05 Hz/s of a line."""
     assert abs(found.frequency_mhz - line.frequency_mhz) < 2 * 8 * CHANNEL_MHZ, (found, line)
     assert abs(found.drift_rate_hz_s - line.drift_rate_hz_s) < 0.05, (found, line)
 
@@ -126,7 +126,7 @@ def voyager(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def table(voyager: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its candidates.csv, in a folder with all that is written."""
+    """The candidates.csv of `voyager`, in a folder with all other outputs."""
     out = tmp_path_factory.mktemp("candidates") / "new" / "candidates.csv"
     candidates_of(voyager, out, pictures=2, turbo_seti=out.parent / "turbo_seti")
     return out
@@ -136,7 +136,7 @@ def test_batches_that_are_searched_at_the_same_time_change_nothing(
     voyager: Manifest, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.observation.search_observation._AT_ONCE", 1)
-    monkeypatch.setattr("training.observation.search_observation._SUMS_BYTES", 1)  # a snippet in each batch
+    monkeypatch.setattr("training.observation.search_observation._SUMS_BYTES", 1)  # one snippet per batch
     found = candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
     expected = read_candidates(table)
     assert [each.snippet for each in found] == [each.snippet for each in expected]
@@ -153,7 +153,7 @@ def test_voyagers_carrier_and_side_bands_are_the_candidates_and_interference_is_
     carrier = nearest(found, VOYAGER[0])
     assert (round(carrier.frequency_mhz, 4), round(carrier.drift_rate_hz_s, 3)) == (8419.2970, -0.378)
     assert carrier.snr == pytest.approx((carrier.snr_a1 + carrier.snr_a2 + carrier.snr_a3) / np.sqrt(3), abs=0.02)
-    # 300 in one channel of 2.8 Hz, of which 8 are summed and which the line leaves: some 100 in each ON panel.
+    # 300 in one channel of 2.8 Hz. As 8 are summed, and the line leaves its channel, about 100 in each ON panel.
     assert min(carrier.snr_a1, carrier.snr_a2, carrier.snr_a3) > 80
     assert max(map(abs, (carrier.snr_b, carrier.snr_c, carrier.snr_d))) < 4
     assert (carrier.source, carrier.tstart_mjd) == ("VOYAGER-1", pytest.approx(57650.7820949074))
@@ -175,7 +175,7 @@ def test_channels_are_counted_from_the_lowest_of_the_file(table: Path) -> None:
 
 
 def test_a_line_in_the_off_panels_alone_is_a_false_alarm_of_candidates_that_score_less(table: Path) -> None:
-    """The OFF line of INTERFERENCE is the one control."""
+    """The OFF line of INTERFERENCE is the only control."""
     found = read_candidates(table)
     rates = [each.false_alarm_rate for each in found]
     assert rates == sorted(rates) and min(rates) >= 0.3333 and rates[-1] == pytest.approx(2 / 3, abs=1e-3)
@@ -196,7 +196,7 @@ def test_the_best_score_is_first_however_faint_and_of_equal_scores_the_brightest
 def test_the_same_shards_give_the_same_tables(voyager: Manifest, table: Path, tmp_path: Path) -> None:
     candidates_of(voyager, tmp_path / "candidates.csv", pictures=2, turbo_seti=tmp_path / "turbo_seti")
     written = [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and path.suffix != ".html"]
-    assert len(written) == 2 + 2 + 7  # the page beside them says when it was made
+    assert len(written) == 2 + 2 + 7  # not the page, which says when it was made
     for path in written:
         assert path.read_bytes() == (table.parent / path.relative_to(tmp_path)).read_bytes()
 
@@ -219,8 +219,8 @@ def test_pictures_of_an_earlier_run_are_removed_and_other_files_stay(voyager: Ma
 
 
 def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_path: Path) -> None:
-    """At any place in a snippet and in a coarse channel, across the borders of both, drifting up and down."""
-    # 6.13 kHz divides neither the snippets' step of 15.3 kHz nor the coarse channels' 91.6 kHz.
+    """They lie at any place in a snippet and in a coarse channel, cross the borders of both, and drift up and down."""
+    # Their distance of 6.13 kHz divides neither the snippets' step of 15.3 kHz nor the coarse channels' 91.6 kHz.
     offsets = np.arange(0.006, BAND.channels * CHANNEL_MHZ - 0.006, 0.00613)
     drifts = np.resize([0.41, -0.27, 0.13, -0.52, 0.0, 0.33], len(offsets))
     needles = [
@@ -243,7 +243,7 @@ def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_pa
 def test_needles_of_a_mid_resolution_product_are_found_within_a_channel_and_1_hz_s(
     tmp_path: Path, weights: str
 ) -> None:
-    """A channel is 2.9 kHz and the cadence half an hour, so that 1.5 Hz/s is one channel from its start to its end."""
+    """A channel is 2.9 kHz wide and the cadence takes half an hour, so 1.5 Hz/s crosses one channel in all."""
     width_mhz = 187.5 / 64 / 1024
     spectra, spectrum_s = 279, 3072e-6 / width_mhz
     needles = [Line("needle", 8416.0, 3.0, 60.0, ON_POSITIONS), Line("needle", 8417.0, 0.0, 60.0, ON_POSITIONS)]
@@ -272,7 +272,7 @@ def test_needles_of_a_mid_resolution_product_are_found_within_a_channel_and_1_hz
 def test_a_second_pass_without_summing_channels_finds_the_slow_line_brighter(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    config = replace(BAND, coarse_channels=2, nfpc=16384)  # narrower ones are steep: not flat across a wide line
+    config = replace(BAND, coarse_channels=2, nfpc=16384)  # narrower channels are steep, so not flat across a wide line
     line = Line("needle", config.first_mhz - 0.02, 0.01, 25.0, ON_POSITIONS)
     files = write_files(tmp_path / "files", [line], config)
     manifest = ingest(IngestConfig(tmp_path / "shards", tuple(files), workers=1, **options))
@@ -288,7 +288,7 @@ def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Pat
     """
     config = replace(BAND, coarse_channels=2, nfpc=8192)
     line = Line("needle", config.first_mhz - 0.02, 0.4, 80.0, ON_POSITIONS)
-    # The panels of the second begin 400 s apart instead of 320 s.
+    # The second cadence's panels begin 400 s apart, not 320 s.
     pieces = [
         line._replace(frequency_mhz=line.frequency_mhz + 0.4 * 80 * panel / 1e6, panels=(panel,)) for panel in (0, 2, 4)
     ]
@@ -308,7 +308,7 @@ def test_cadences_of_one_data_set_keep_their_own_times_and_sources(tmp_path: Pat
 
 
 def untrained(path: Path, shape: tuple[int, int, int] = (6, 16, 1024), stem: str = "sums", **canvas: Any) -> Path:
-    """Weights of a new model, which scores as the search does, but for noise."""
+    """Write weights of a new model, which scores as the search does, except for noise."""
     torch.manual_seed(0)
     plain = {"canvas": "panels", "height": shape[1], "width": shape[2], "normalise": False}
     size = CanvasConfig(**(plain | canvas))
@@ -341,7 +341,7 @@ def test_by_weights_candidates_are_the_same_and_scores_are_probabilities(voyager
 
 
 def test_the_logits_of_a_snippets_lines_add_up_to_the_models_own(voyager: Manifest, tmp_path: Path) -> None:
-    """And the control's to the model's logit of the snippet with ON and OFF exchanged."""
+    """The lines of the control add up to another logit."""
     (judge,) = load_judges([untrained(tmp_path / "w.safetensors")], voyager, "test", CPU)
     model = judge.model
     assert model is not None
@@ -358,7 +358,7 @@ def test_the_logits_of_a_snippets_lines_add_up_to_the_models_own(voyager: Manife
 
 
 def test_time_bins_are_summed_as_the_weights_need_it_and_rates_stay_those_of_the_snippet() -> None:
-    """The shape of the competition, and of mid-resolution products, with weights that sum 7 time bins."""
+    """Shapes of the competition and of mid-resolution products, with weights that sum 7 time bins."""
     axes = kaggle_axes()
     values = noise(axes, 1)
     add_line(values, axes, 130, 0.06, level=1.0)
@@ -410,7 +410,7 @@ def test_each_telescope_file_has_a_dat_file_with_its_header_and_the_lines_that_i
         assert set(hits.mjd) == {float(text[4].split()[2])}
         for row, mhz in zip(hits.rows, hits.mhz, strict=True):
             coarse, index = divmod(round((mhz - fields["fch1"]) / fields["foff"]), BAND.nfpc)
-            assert abs(int(row[5]) - index) <= 1 and 0 <= coarse < 4  # the frequency is rounded to 1 Hz
+            assert abs(int(row[5]) - index) <= 1 and 0 <= coarse < 4  # the written frequency is rounded to 1 Hz
 
 
 def test_files_of_one_name_in_several_folders_have_a_dat_file_each(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_files_of_turbo_seti_are_not_replaced_and_those_of_an_earlier_run_are(
     ours = table.parent / "turbo_seti" / name
     folder = tmp_path / "dat"
     folder.mkdir()
-    # As turboSETI begins: without our name, without our columns.
+    # The beginning of turboSETI's own files, without our name and our columns.
     theirs = ours.read_text().replace(" Needlestream", "", 1).replace(",rank,score,false_alarm_rate", "", 1)
     (folder / name).write_text(theirs)
     with pytest.raises(InputError, match=rf"--turbo-seti {folder}: .*{name} would be replaced, .* choose another"):
@@ -452,7 +452,7 @@ def test_hits_of_turbo_seti_get_the_score_of_the_line_near_them(voyager: Manifes
     second = header_fields(BAND, 2)["tstart"]
     faint = HIGHEST_MHZ - 0.3
     rows = [
-        (CARRIER_MHZ + CARRIER_DRIFT_HZ_S * 640 / 1e6 + 2e-5, second),  # in the third file, some channels off
+        (CARRIER_MHZ + CARRIER_DRIFT_HZ_S * 640 / 1e6 + 2e-5, second),  # in the third file, a few channels off
         (INTERFERENCE[0].frequency_mhz, header_fields(BAND, 0)["tstart"]),
         (8000.0, second),
         (CARRIER_MHZ, second + 1),
@@ -470,7 +470,7 @@ def test_hits_of_turbo_seti_get_the_score_of_the_line_near_them(voyager: Manifes
     assert (int(scored[0]["rank"]), float(scored[0]["score"])) == (carrier.rank, carrier.score)
     assert float(scored[0]["line_mhz"]) == carrier.frequency_mhz and scored[0]["snippet"]
     assert scored[1]["score"] == scored[2]["score"] == scored[2]["snippet"] == "" and scored[1]["snippet"]
-    # A table of candidates is the same with hits and without.
+    # The table of candidates is the same with hits and without.
     assert (tmp_path / "candidates.csv").read_text().count("\n") == len(found) + 1
 
 
@@ -537,7 +537,7 @@ def test_a_table_that_is_none_of_turbo_setis_is_refused(tmp_path: Path, text: st
 
 
 def test_a_table_of_hits_may_have_empty_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
-    """As spreadsheets leave them."""
+    """Spreadsheets write such files."""
     (tmp_path / "mine.csv").write_text("\ufeffFreq,MJD\n8419.1,57650\n\n8419.2,57651\n\n")
     found = read_hits(tmp_path / "mine.csv")
     assert (found.columns, found.mhz, found.mjd) == (["Freq", "MJD"], [8419.1, 8419.2], [57650.0, 57651.0])

@@ -1,4 +1,4 @@
-"""The promises of reading observations: what FBH5 and SIGPROC files hold is read right, or refused with a remedy."""
+"""The promises of reading observations: FBH5 and SIGPROC files are read right, or refused with a remedy."""
 
 import os
 import struct
@@ -73,7 +73,7 @@ def test_voyagers_carrier_is_the_same_in_both_formats_and_where_it_was() -> None
         second, ra_hours=None, dec_degrees=None
     )
     assert (first.source, first.telescope, first.layout.spectra, first.layout.channels) == ("Voyager1", 6, 16, 116)
-    # Decimal in the one file, packed in the other; RA 17h10m04s, Dec 12d10m59s.
+    # RA 17h10m04s and Dec 12d10m59s: decimal in one file, packed digits in the other.
     for header in (first, second):
         assert (header.ra_hours, header.dec_degrees) == (
             pytest.approx(17.16777, abs=1e-4),
@@ -141,7 +141,7 @@ def test_the_shape_of_the_data_counts_not_what_the_header_says(tmp_path: Path) -
     [
         ({}, None, NFPC),
         ({}, 4096, 4096),
-        ({"nfpc": None}, None, 0),  # 2.8 Hz, but fewer channels than a coarse channel has
+        ({"nfpc": None}, None, 0),  # 2.8 Hz, but fewer channels than a coarse channel
         ({"nfpc": 0}, None, 0),
         ({"nfpc": 999}, None, 0),  # does not divide the channels
         ({"nfpc": None, "foff": -187.5 / 64 / 1024, "tsamp": 1.07}, None, 1024),  # as in mid-resolution products
@@ -329,7 +329,7 @@ def test_hdf5_that_is_no_whole_filterbank_is_refused(
 
 @each_format
 def test_a_file_that_is_cut_short_anywhere_is_refused(tmp_path: Path, extension: str) -> None:
-    path = write(tmp_path, extension, power(spectra=9, channels=256), nfpc=None)  # enough, if one is missing
+    path = write(tmp_path, extension, power(spectra=9, channels=256), nfpc=None)  # enough even if one is missing
     whole = path.read_bytes()
     for length in {*range(0, 700, 7), *range(700, len(whole), 501), len(whole) - 1, len(whole) - 2}:
         path.write_bytes(whole[:length])
@@ -365,7 +365,7 @@ def cadence(tmp_path_factory: pytest.TempPathFactory) -> list[Header]:
 
 
 def check_mutant(path: Path, cadence: list[Header], read: Callable[[Path], Header] = read_header) -> str:
-    """A file is refused by name, or reads as a file of the cadence does, or does not fit into it."""
+    """Check that a file is refused by name, or reads like a file of the cadence, or does not fit into the cadence."""
     try:
         header = read(path)
         found = check_cadence([*cadence[:5], header])
@@ -374,9 +374,9 @@ def check_mutant(path: Path, cadence: list[Header], read: Callable[[Path], Heade
         return "refused"
     assert abs(header.lowest_mhz - cadence[0].lowest_mhz) <= CHANNEL_MHZ
     assert header.layout == cadence[0].layout and found.spectra == header.layout.spectra
-    assert 1600 - 2 < found.panel_starts_s[5] < 1e12  # a later start is a possible one
+    assert 1600 - 2 < found.panel_starts_s[5] < 1e12  # a later start is possible
     assert header.bin_length_s == pytest.approx(BIN_LENGTH_S, rel=1e-5)
-    last = found.headers[5]  # what it does not say is taken from the others
+    last = found.headers[5]  # values that it lacks are taken from the others
     assert last.nfpc == NFPC and last.telescope == 6
     return "right"
 
@@ -420,7 +420,7 @@ def test_a_mutant_of_an_fbh5_header_is_refused_or_read_right(
 
 
 def test_mutants_of_the_bytes_of_an_fbh5_file_are_refused_or_read_right(tmp_path: Path, cadence: list[Header]) -> None:
-    """In the child process that `ingest` reads headers in, as HDF5 crashes on some."""
+    """Read in a child process, as `ingest` reads headers, since HDF5 crashes on some mutants."""
     path = write_h5(tmp_path / "mutant.h5", power(5), fields(5))
     good, rng = path.read_bytes(), np.random.default_rng(1)
     outcomes = []
@@ -444,7 +444,7 @@ def test_a_file_on_which_hdf5_crashes_or_hangs_is_refused_by_name(tmp_path: Path
         for path in paths:
             with pytest.raises(InputError, match=str(path)):
                 reader.read(path)
-            assert reader.read(CARRIER).source == "Voyager1"  # the next file is read by another child
+            assert reader.read(CARRIER).source == "Voyager1"  # another child reads the next file
 
 
 def test_a_script_that_starts_itself_anew_is_told_so_and_no_file_is_blamed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The promises of an observation's page: pictures with true frequencies and times, whole, and refused by name if not.
+"""The promises of an observation's page: pictures with true frequencies and times; bad tables are refused by name.
 
 Axes: P panel, T time bin, F frequency channel.
 """
@@ -56,7 +56,7 @@ def candidate(manifest: Manifest, rank: int = 1, **changed: Any) -> dict[str, An
 
 
 def write_candidates(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Cells that a row leaves out are empty, or 0 where a number is needed."""
+    """Write a table; cells that a row leaves out are empty, or 0 if a number is needed."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -72,7 +72,7 @@ def panels_of(manifest: Manifest, mhz: float) -> Panels:
 
 
 def arrowheads(figure: Figure) -> list[tuple[float, float]]:
-    """MHz and s of each."""
+    """MHz and s of each arrowhead."""
     return [
         (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
         for line in figure.axes[0].lines
@@ -94,7 +94,7 @@ def test_panels_are_drawn_where_they_were_with_the_line_between_its_arrowheads(m
     for mhz, seconds in marks:
         assert mhz == pytest.approx(line.mhz_at(seconds), abs=1e-9)
     width_mhz = panels.channel_width_hz / 1e6
-    for image in axes.images[::2]:  # the carrier itself: its brightest channel in the first and the last time bin
+    for image in axes.images[::2]:  # the carrier is the brightest channel in the first and the last time bin
         low, high, bottom, top = image.get_extent()
         values = image.get_array()
         for row, seconds in (

@@ -1,4 +1,4 @@
-"""The benchmark of an observation measures what it says, in a small form, and its check can fail."""
+"""The benchmark of an observation, in a small form, measures what it says, and its check can fail."""
 
 import json
 import sys
@@ -71,7 +71,7 @@ def test_a_goal_that_is_missed_is_named(number: int, changed: dict[str, Any], wo
 
 
 def test_a_search_that_finds_nothing_misses_its_goals() -> None:
-    """Without errors that could be too large, and with the same recall everywhere."""
+    """It has no errors that could be too large, and the same recall everywhere."""
     nothing = [
         {"what": "added needles", "needles": 300, "found": 0},
         {"what": "recall by place in the coarse channel", "group": "0 to 0.05", "needles": 20, "found": 0},

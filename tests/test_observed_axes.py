@@ -1,4 +1,4 @@
-"""The promises of a data set's axes: an observation's are those of its files, each cadence's its own."""
+"""The promises of a data set's axes: those of an observation come from its files, for each cadence its own."""
 
 from dataclasses import replace
 from pathlib import Path

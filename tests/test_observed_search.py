@@ -64,7 +64,7 @@ def test_a_search_that_is_aimed_is_the_one_that_is_built() -> None:
 def test_each_snippet_is_scored_with_the_panels_of_its_own_cadence(manifest: Manifest) -> None:
     model = build()
     aim(model, EVEN)
-    with open_loader(manifest, "test", canvas=CANVAS, batch_size=5) as loader:  # one batch holds both cadences
+    with open_loader(manifest, "test", canvas=CANVAS, batch_size=5) as loader:  # a batch holds both cadences
         found = predict(model, loader, "float32")["logit"].to_numpy()
         assert aimed_axes(model) == aimed_axes(Search(EVEN, 2))
         own, expected = cadence_of(manifest), np.empty(len(manifest))

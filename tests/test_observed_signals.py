@@ -1,4 +1,4 @@
-"""Signals that are added to snippets of an observation: they drift in Hz/s, through the pauses of their cadence.
+"""Signals added to snippets of an observation drift in Hz/s, and go on through the pauses of their cadence.
 
 Axes: n samples, S signals, P panels, t time bins, F frequency channels. Plane n is panel `CANVAS.positions[n]`.
 """
@@ -34,7 +34,7 @@ def drawn(axes: Axes, seed: int = 0, config: DrawConfig = NEEDLES) -> Draws:
 
 
 def straight(draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """(m, P, t) paths in the order of the cadence, and levels, of needles that do not bend."""
+    """Paths (m, P, t) in the order of the cadence, and levels, of the needles that do not bend."""
     path, level = draws.signal_path[:, 0][:, ORDER].astype(np.float64), draws.signal_level[:, 0][:, ORDER]
     steps = np.diff(path, axis=2).reshape(len(path), -1)
     is_straight = (steps.max(1) - steps.min(1) < 1e-3) & draws.has_needle
@@ -45,7 +45,7 @@ def straight(draws: Draws) -> tuple[np.ndarray, np.ndarray]:
 def test_a_straight_signal_keeps_its_drift_rate_through_the_pauses(seed: int, axes: Axes) -> None:
     path, _ = straight(drawn(axes, seed))
     assert len(path) > SAMPLES / 5
-    within = (path[:, :, -1] - path[:, :, 0]) / ((T - 1) * axes.bin_length_s)  # channels a second
+    within = (path[:, :, -1] - path[:, :, 0]) / ((T - 1) * axes.bin_length_s)  # channels per second
     between = np.diff(path[:, :, 0], axis=1) / np.diff(axes.panel_starts_s)
     np.testing.assert_allclose(within, within[:, :1].repeat(6, 1), atol=1e-5)
     np.testing.assert_allclose(between, within[:, :1].repeat(5, 1), atol=1e-5)
@@ -68,7 +68,7 @@ def test_a_signal_stays_among_the_channels_while_it_is_on(seed: int, axes: Axes)
 
 
 def test_a_steep_signal_is_as_bright_over_its_width_as_a_steady_one() -> None:
-    """Its power is shared out to the channels that it crosses in a time bin."""
+    """Its power is shared among the channels that it crosses in a time bin."""
     config = replace(NEEDLES, signal_snr_min=100.0, signal_snr_max=100.0)
     steady, steep = (drawn(replace(EVEN, max_drift_hz_s=drift), config=config) for drift in (1e-6, 4.0))
     alike = steady.signal_level[:, 0].max((1, 2)) > 0

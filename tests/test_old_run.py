@@ -1,4 +1,4 @@
-"""What an earlier version of the program wrote is read by this one (tests/old_run.py says how it was made)."""
+"""This version reads what an earlier one wrote (tests/old_run.py says how that was made)."""
 
 import json
 import shutil

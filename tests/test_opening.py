@@ -1,4 +1,4 @@
-"""The loader for programs that bring their own loop: one call, and every option does what its documentation says."""
+"""The loader for programs with their own loop: one call, whose every option does what its documentation says."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def rows_of(loader: Loader) -> list[int]:
-    """Rows of one epoch, in their order, the repeats at its end left out."""
+    """Rows of one epoch, in their order, without the repeats at its end."""
     return [row for batch in loader for row in batch.row[batch.counts].tolist()]
 
 
@@ -115,7 +115,7 @@ def test_options_that_contradict_each_other_are_refused(
 
 
 def test_ranks_share_an_epoch(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes of torch.distributed: each row once over both."""
+    """Two processes of torch.distributed together read each row once."""
     script = (
         "import sys, torch; from pipeline import open_loader\n"
         "torch.distributed.init_process_group('gloo', init_method=sys.argv[2], rank=int(sys.argv[3]), world_size=2)\n"

@@ -1,4 +1,4 @@
-"""Which weights decay, and how the optimiser's state in a checkpoint finds its weights again."""
+"""Which weights decay, and how the optimiser's state in a checkpoint is matched to its weights."""
 
 import copy
 import dataclasses
@@ -36,9 +36,9 @@ def decay_of(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, fl
         ("swinv2_cr_tiny_224", ()),
         ("vit_tiny_patch16_224", ("pos_embed", "cls_token")),
         ("tiny_vit_5m_224", ("attention_biases",)),
-        ("xcit_nano_12_p16_224", ("temperature", "pos_embed", "cls_token")),  # told by parts, and by a pattern
+        ("xcit_nano_12_p16_224", ("temperature", "pos_embed", "cls_token")),  # named by parts, and by a pattern
         ("edgenext_xx_small", ("temperature",)),
-        ("resnet18", ()),  # has no such list
+        ("resnet18", ()),  # it has no such list
     ],
 )
 def test_what_a_model_asks_to_spare_does_not_decay_and_all_other_matrices_do(
@@ -67,7 +67,7 @@ def test_the_candidates_scalars_and_their_backbones_tables_do_not_decay() -> Non
 
 
 def old_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """As it was before weights were told apart by the model's word: no names, tables among what decays."""
+    """The optimiser of earlier versions, which ignored the model's exemptions: no names, and tables decay too."""
     if config.optimiser == "adam":
         return torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.AdamW(param_groups_weight_decay(model, config.weight_decay), config.learning_rate)
@@ -92,7 +92,7 @@ def trained(config: TrainConfig, build: object) -> tuple[nn.Module, torch.optim.
 @pytest.mark.parametrize("builder", [old_optimiser, build_optimiser], ids=["old", "new"])
 @pytest.mark.parametrize("kind", ["adamw", "adam"])
 def test_a_checkpoints_optimiser_goes_on_as_it_began(builder: object, kind: str) -> None:
-    """The same step follows as if it had not been saved, each weight with its own moments and decay."""
+    """The next step is the same as without saving; each weight has its own moments and decay."""
     config = dataclasses.replace(CONFIG, optimiser=kind, learning_rate=0.1)
     model, optimiser = trained(config, builder)
     torch.manual_seed(1)
@@ -139,7 +139,7 @@ def test_an_old_run_goes_on_with_the_groups_that_it_began_with(tmp_path: Path, m
 
 
 class Unwatched:
-    """Lets all pass: what was not fused took no flag."""
+    """Raises nothing, as this optimiser, which is not fused, takes no flag."""
 
     def add_loss(self, _: object) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Weights that another program trained: scored as their own network scores, or refused by name."""
+"""Weights that another program trained score as in their own network, or are refused by name."""
 
 import csv
 import dataclasses
@@ -32,7 +32,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def network(channels: int, outputs: int, **options: object) -> nn.Module:
-    """A Swin as another program makes it, of the size of swin_nano, with scores that differ."""
+    """A Swin of swin_nano's size, as another program makes it, whose scores differ between cadences."""
     torch.manual_seed(channels + 10 * outputs)
     sizes = {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16), "img_size": (28, 56), **options}
     model: nn.Module = timm.create_model(
@@ -46,7 +46,7 @@ def network(channels: int, outputs: int, **options: object) -> nn.Module:
 
 
 class OwnHead(nn.Module):
-    """As in many notebooks: a backbone without a head, and a linear layer behind it."""
+    """A backbone without a head, followed by a linear layer, as in many notebooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def prefixed(state: State, prefix: str) -> State:
 
 
 def as_in_older_timm(state: State) -> State:
-    """Its names of before version 0.9, and buffers that it kept."""
+    """The names of timm before version 0.9, and buffers that it saved."""
     older = {}
     for name, value in state.items():
         name = name.replace("head.fc.", "head.")
@@ -89,7 +89,7 @@ FILES: dict[str, tuple[Callable[[], nn.Module], int, Callable[[State], object]]]
 
 
 def scores_by_hand(manifest: Manifest, model: nn.Module, channels: int) -> dict[str, float]:
-    """The network's own scores of the twin's images, each repeated for its channels."""
+    """The network's own scores of the twin's images, repeated for each of its channels."""
     rows = manifest.rows("test")
     found = {}
     for key, snippet in zip(manifest.keys_of(rows), read_snippets(manifest, rows), strict=True):
@@ -125,7 +125,7 @@ def test_weights_of_another_program_score_as_their_own_network_does(
 
 
 def test_one_file_under_two_models_shares_no_part(manifest: Manifest, tmp_path: Path) -> None:
-    """Two networks may have parameters of the same names and shapes: these two pad at other places."""
+    """Two networks may have parameters of equal names and shapes; these two pad differently."""
     torch.manual_seed(0)
     models = ["mobilenetv3_small_100", "tf_mobilenetv3_small_100"]
     path = tmp_path / "weights.pth"

@@ -1,4 +1,4 @@
-"""The promises of scores and logits: no order is lost, neither in a table nor in a submission nor under a picture."""
+"""The promises of scores and logits: tables, submissions and captions of pictures keep their order."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ LOGITS = st.lists(st.floats(-1e5, 1e5) | st.floats(-40, 40) | st.floats(30, 40),
 @settings(deadline=None)
 @given(LOGITS)
 def test_scores_of_a_submission_have_the_order_of_their_logits(values: list[float]) -> None:
-    """As written and read again too."""
+    """Also after they are written and read again."""
     logit = np.array(values)
     score = mean_score([logit], "logits")
     assert (score >= 0).all() and (score <= 1).all()
     assert (np.sign(score[:, None] - score) == np.sign(logit[:, None] - logit)).all()
     text = "id,target\n" + "".join(f"x,{value!r}\n" for value in score.tolist())
     read = pd.read_csv(io.StringIO(text))["target"].to_numpy()
-    crowded = logit > -700  # where float64 ends, readers differ
+    crowded = logit > -700  # below it readers differ, as float64 ends there
     assert (np.sign(read[crowded][:, None] - read[crowded]) == np.sign(score[crowded][:, None] - score[crowded])).all()
 
 

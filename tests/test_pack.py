@@ -1,4 +1,4 @@
-"""The promises of packing: the bytes of the shards, and what an interrupted try leaves behind.
+"""The promises of packing: the bytes of the shards, and what an interrupted pack leaves behind.
 
 Axes: P panel, T time bin, F frequency channel.
 """
@@ -47,7 +47,7 @@ def tars(manifest: Manifest, split: str) -> list[Path]:
 
 
 def file_states(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and modification time of every file: another write changes one of them."""
+    """Inode and modification time of every file: writing a file again changes one of them."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}
 
 
@@ -180,7 +180,7 @@ def test_time_binning_is_the_sum_of_neighbours_over_the_root_of_their_number(
     expected /= np.sqrt(time_bins)
     binned = time_binned(values, time_bins)
     assert binned.dtype == np.float16
-    assert np.allclose(binned, expected, rtol=2**-10, atol=2**-10)  # half a unit in the last place of float16, twice
+    assert np.allclose(binned, expected, rtol=2**-10, atol=2**-10)  # twice half a unit in the last place of float16
 
 
 def test_time_bins_packed_are_those_summed_and_noise_keeps_its_deviation(make_data: MakeData, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_missing_files_are_refused_with_their_number_and_the_first_key(make_data
 def test_quarantine_leaves_out_exactly_the_bad_and_says_why(make_data: MakeData, tmp_path: Path) -> None:
     data = make_data()
     first, nan, short = sorted(data.train)[0], sorted(data.train)[5], data.test[1]
-    np.save(data.path(first), snippet(0, (6, 15, 16)))  # though it is the first, it is the odd one out
+    np.save(data.path(first), snippet(0, (6, 15, 16)))  # the odd one out, though it is the first
     values = snippet(1)
     values[1, 2, 3] = np.nan
     np.save(data.path(nan), values)
@@ -265,7 +265,7 @@ def test_quarantine_leaves_out_exactly_the_bad_and_says_why(make_data: MakeData,
 
 
 def fail_in_the_third_shard(data: Layout, out: Path) -> bytes:
-    """Pack until a bad snippet stops it; return the good bytes of that snippet, for it is mended already."""
+    """Pack until a bad snippet stops it, then mend that snippet; return its good bytes."""
     path = data.path(late_key(data))
     good = path.read_bytes()
     path.write_bytes(good[:-2] + INFINITY)
@@ -329,7 +329,7 @@ def test_a_source_file_changed_between_the_tries_is_packed_as_it_is_now(sharded:
     fail_in_the_third_shard(sharded, out)
     path = sharded.path(sorted(sharded.train)[0])
     np.save(path, snippet(99, SHARDED_SHAPE))
-    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))  # clocks of file systems are coarse
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))  # file systems have coarse clocks
     pack(small_config(sharded, out))
     assert folder_bytes(out) == folder_bytes(pack(small_config(sharded, tmp_path / "fresh")).root)
 
@@ -345,14 +345,14 @@ def test_a_try_with_other_options_keeps_nothing_of_the_first(sharded: Layout, tm
 def test_finished_shards_of_another_shape_are_not_kept(sharded: Layout, tmp_path: Path) -> None:
     out = tmp_path / "out"
     fail_in_the_third_shard(sharded, out)
-    # The first shard's files stay as they were, but most cadences have another shape, of the same size, now.
+    # The first shard's files stay as they were, but most cadences now have another shape of the same size.
     for key in [*sorted(sharded.train)[5:], *sharded.test]:
         np.save(sharded.path(key), snippet(5, (6, 32, 512)))
     with pytest.raises(InputError, match="like the others"):
         pack(small_config(sharded, out))
 
 
-# Packs as `python -m shard_tools pack` does, but stands still in the midst of the third shard.
+# Packs as `python -m shard_tools pack` does, but stops and waits in the middle of the third shard.
 STANDING_STILL = """
 import os, time
 from shard_tools import tar_shard as shard
@@ -370,7 +370,7 @@ main()
 
 @pytest.fixture
 def standing_still(sharded: Layout, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process in the midst of packing `sharded` into tmp_path / "out"."""
+    """A process that waits in the middle of packing `sharded` into tmp_path / "out"."""
     arguments = ["pack", "--input", sharded.root, "--out", tmp_path / "out", "--folds", "3", "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, "-c", STANDING_STILL, *map(str, arguments), "--shard-mb", "1"],

@@ -62,7 +62,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def run_dir(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained and has predicted, in a folder of an unfriendly name."""
+    """A run with a training and a prediction, in a folder with an unfriendly name."""
     folder = tmp_path_factory.mktemp("runs") / "run <b onclick=alert(1)> & 'co'"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
@@ -88,7 +88,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(run_dir: Path) -> None:
     html = (run_dir / PAGE).read_text()
     page = _Reader(html)
     sources = pictures_of(html)
-    # Four curves, four judgements, three galleries of ten cadences or fewer, a histogram and the candidates.
+    # Four curves, four charts of the scores, three galleries of at most ten cadences, a histogram and the candidates.
     assert len(sources) > 20
     for source in sources:
         prefix, data = source.split(",", 1)

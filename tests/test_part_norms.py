@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates by part of the network: of the right steps, unclipped, unscaled, resumed."""
+"""Norms of gradients, weights and updates of each part: at the right steps, unclipped, unscaled, kept on resuming."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def test_each_weight_of_a_preset_is_in_one_part_and_parts_have_readable_names(na
 
 
 def step_of(config: TrainConfig, manifest: Manifest) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of a run's first step, and the norm of what that step changed each part by."""
+    """The rows of a run's first step, and the norm of the change that it made to each part."""
     run = build_run(config, build_accelerator(config.precision), manifest)
     run.model.train()
     parts = parts_of(run.bare_model)

@@ -1,4 +1,4 @@
-"""The best path through a panel: found where it is, as good as any other, cut out along itself."""
+"""The best path through a panel: it is where the signal is, no path is better, and it is cut out upright."""
 
 import itertools
 
@@ -15,7 +15,7 @@ BINS, CHANNELS = 39, 256
 
 
 def panels_with(path: npt.NDArray[np.float64], rows: slice, level: float, seed: int) -> torch.Tensor:
-    """(1, 6, T, F) white noise; in panel 2 a signal along `path` (T,) during `rows`."""
+    """White noise (1, 6, T, F), with a signal in panel 2 along `path` (T,) during `rows`."""
     panels = np.random.default_rng(seed).normal(size=(6, BINS, CHANNELS))
     channel = np.arange(CHANNELS)
     panels[2, rows] += level * np.exp(-0.5 * (channel - path[rows, None]) ** 2)
@@ -31,7 +31,7 @@ def test_a_bent_path_that_begins_and_ends_within_a_panel_is_followed(
     path = 128 + drift * (time - BINS / 2) + bend * np.sin(2 * np.pi * time / BINS)
     found = find_paths(panels_with(path, slice(begin, end), 4.0, seed))
     on = found.inside[0, 2].numpy()
-    # Noise may lengthen it a little at both ends.
+    # Noise may lengthen the path a little at both ends.
     assert abs(int(np.flatnonzero(on)[0]) - begin) <= 8 and abs(int(np.flatnonzero(on)[-1]) + 1 - end) <= 8
     both = on & (time >= begin) & (time < end)
     assert (np.abs(found.channel[0, 2].numpy() - path)[both] <= 2).mean() > 0.9

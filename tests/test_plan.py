@@ -16,7 +16,7 @@ EPOCHS = st.integers(0, 1000)
 
 
 def order_of(targets: np.ndarray, sampling: str, seed: int = 0, weights: tuple[float, float] | None = None) -> Order:
-    # Rows that are not 0..n-1, as a fold's are not.
+    # Rows other than 0..n-1, like those of a fold.
     return Order(np.arange(len(targets)) * 3 + 1, targets.astype(np.int8), sampling, seed, weights)  # type: ignore[arg-type]
 
 
@@ -85,7 +85,7 @@ def test_a_position_is_permuted_alike_alone_and_in_company(
 
 @pytest.mark.parametrize("size", [2, 3, 5, 17])
 def test_every_place_is_equally_likely_for_every_row(size: int) -> None:
-    """Chi-squared over 800 epochs: each row in each position, and each pair of rows in order."""
+    """Chi-squared over 800 epochs, for each row in each position and for each ordered pair of rows."""
     epochs = 800
     drawn = np.stack([permute(1, epoch, np.arange(size), size) for epoch in range(epochs)])
     counts = np.stack([np.bincount(drawn[:, position], minlength=size) for position in range(size)])
@@ -131,7 +131,7 @@ def test_weighted_order_draws_as_torchs_weighted_random_sampler(weights: tuple[f
         assert counts[~possible].sum() == 0
         chi_squared = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
         assert chi_squared < possible.sum() + 5 * np.sqrt(2 * possible.sum())
-    # With replacement and without memory: consecutive draws repeat as often as chance has it.
+    # Draws with replacement are independent: consecutive ones repeat as often as by chance.
     repeats = (ours[1:] == ours[:-1]).mean()
     chance = ((expected / len(ours)) ** 2).sum()
     assert abs(repeats - chance) < 5 * np.sqrt(chance / len(ours))

@@ -36,7 +36,7 @@ from training.pretrained import NoPretrainedError, is_reachable
 from training.weights import save_weights
 
 NANO = ModelConfig("swin_nano")
-HUB_MODEL = "test_resnet.r160_in1k"  # timm's own for tests: 0.5 million weights, and a repository on the hub
+HUB_MODEL = "test_resnet.r160_in1k"  # timm's model for tests: 0.5 million weights, and a repository on the hub
 
 
 def built(config: ModelConfig, seed: int = 0, channels: int = 6, height: int = 56, width: int = 112) -> torch.nn.Module:
@@ -51,7 +51,7 @@ def from_file(path: Path, model: str = "swin_nano", **options: object) -> torch.
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tensor]:
-    """Weights that no initialisation gives, on a canvas that is no square."""
+    """Weights that no initialisation gives, for a canvas that is not square."""
     return {name: value + 0.1 for name, value in built(NANO).state_dict().items()}
 
 
@@ -192,7 +192,7 @@ def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.Mon
 
 
 class Hub(ThreadingHTTPServer):
-    """A mirror of the model hub on loopback, with the weights of one model; or one that has nothing."""
+    """A mirror of the model hub on loopback, which holds the weights of one model or nothing."""
 
     daemon_threads = True
 
@@ -224,19 +224,19 @@ class _Answers(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 (the base class looks for it)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @contextmanager
 def silent() -> Iterator[str]:
-    """The URL of a server that takes connections and never answers."""
+    """The URL of a server that accepts connections but never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextmanager
 def refusing() -> Iterator[str]:
-    """A URL at which nobody answers: bound and not listening, so that nobody else takes the port."""
+    """A URL that refuses connections: its port is bound, so that nobody else takes it, but not listened on."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -251,7 +251,7 @@ def run_train(words: list[str], **environment: str) -> subprocess.CompletedProce
 
 
 def test_without_the_hubs_weights_a_training_stops_before_it_reads_data_and_says_three_ways_out(tmp_path: Path) -> None:
-    """Nothing listens at the endpoint, which is not at port 443; the shards do not exist."""
+    """Nothing listens at the endpoint, whose port is not 443, and the shards do not exist."""
     words = ["--shards", str(tmp_path / "none"), "--run-dir", str(tmp_path / "run"), "--model", HUB_MODEL]
     with refusing() as nowhere:
         done = run_train([*words, "--preset", "full", "--drop-path", "0"], HF_ENDPOINT=nowhere, HF_HOME=str(tmp_path))
@@ -264,7 +264,7 @@ def test_without_the_hubs_weights_a_training_stops_before_it_reads_data_and_says
 
 @pytest.fixture
 def hub_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Let the hub's library ask an address, with an empty cache."""
+    """Make the hub's library ask an address, with an empty cache."""
     from huggingface_hub import constants
 
     for name in ("http_proxy", "https_proxy", "all_proxy"):
@@ -287,7 +287,7 @@ def hub_weights(tmp_path: Path) -> bytes:
 
 
 def test_weights_come_from_a_mirror_of_the_hub_and_then_from_the_cache(hub_at, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """The mirror's port is not 443; the second time it is gone."""
+    """The mirror's port is not 443; the second time the mirror is gone."""
     hub = Hub(hub_weights(tmp_path))
     given = load_file(tmp_path / "model.safetensors")
     hub_at(hub.url)
@@ -327,7 +327,7 @@ def test_an_endpoint_is_reachable_where_it_answers_and_by_the_proxy_that_leads_t
             assert is_reachable("http://hub.invalid") == expected
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         assert is_reachable(good.url)
-    monkeypatch.setattr("training.pretrained._HUB_SECONDS", 0.3)  # for what never answers
+    monkeypatch.setattr("training.pretrained._HUB_SECONDS", 0.3)  # for servers that never answer
     with silent() as hanging:
         assert not is_reachable(hanging)
         monkeypatch.setenv("no_proxy", "")
@@ -360,5 +360,5 @@ def test_a_run_goes_on_from_its_checkpoint_where_there_is_no_hub(hub_at, tmp_pat
             go(dataclasses.replace(config, run_dir=tmp_path / "other"))
         go(dataclasses.replace(config, resume=True))
         for checkpoints in (tmp_path / "run").rglob("checkpoints"):
-            shutil.rmtree(checkpoints)  # as a copy may lack them: the run is finished all the same
+            shutil.rmtree(checkpoints)  # a copy may lack them, and the run is still finished
         go(dataclasses.replace(config, resume=True))

@@ -8,7 +8,7 @@ import termios
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# A clock that jumps five seconds an item, so that the test need not wait for one.
+# A clock that jumps five seconds per item, so that the test need not wait.
 SCRIPT = """
 import itertools, logging, sys
 import shard_tools.progress as p
@@ -37,7 +37,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left() -> None:
             while chunk := os.read(ours, 4096):
                 shown += chunk
         except OSError:
-            pass  # a terminal whose other end is closed reads as an error
+            pass  # reading a terminal whose other end is closed raises
         assert process.wait() == 0
     assert b"packing" in shown and b"\r" in shown and b"shards/s" in shown and b"0/9" in shown
 

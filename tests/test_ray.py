@@ -1,4 +1,4 @@
-"""Work on the nodes of a Ray cluster: the bytes of one machine, whatever dies."""
+"""Work on the nodes of a Ray cluster gives the bytes of one machine, whatever dies."""
 
 import contextlib
 import errno
@@ -40,12 +40,12 @@ from tests.test_infer import write_weights
 from tests.tiny import pack_tiny, write_tiny_data
 
 pytestmark = pytest.mark.ray
-LONGEST = 120.0  # seconds, for what takes two
+LONGEST = 120.0  # seconds; it usually takes two
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """On this machine: five shards of train, two of test."""
+    """Shards packed on this machine: five of train, two of test."""
     folder = tmp_path_factory.mktemp("packed")
     data = write_tiny_data(folder / "data", 24, 6, (6, 64, 256))
     return pack(PackConfig(data, str(folder / "shards"), workers=1, shard_mb=1))
@@ -59,7 +59,7 @@ def s3(packed: Manifest) -> Iterator[int]:
 
 
 class Two:
-    """Two nodes of one core each, and the way of each to the store; a driver takes that of the first."""
+    """Two nodes of one core each, with a proxy for each to the store; a driver uses the first node's."""
 
     def __init__(self, nodes: Nodes, ways: tuple[FaultyProxy, FaultyProxy]) -> None:
         self.nodes, self.ways = nodes, ways
@@ -70,7 +70,7 @@ class Two:
         return TaskConfig("ray", self.nodes.address)
 
     def complete(self) -> None:
-        """As at the start: a test may have killed the second node."""
+        """Start the second node again if a test has killed it, and clear the proxies' faults."""
         for way in self.ways:
             way.fault = lambda request: None
         if self.second is None or self.second.poll() is not None:
@@ -94,18 +94,18 @@ def two(started: Two) -> Two:
 
 
 def to_store(packed: Manifest, two: Two, name: str, **changes: object) -> PackConfig:
-    """A pack of the same data to a place in the store."""
+    """The configuration that packs the same data to a place in the store."""
     config = PackConfig(packed.root.parent / "data", f"s3://bucket/{name}", shard_mb=1, tasks=two.tasks)
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
 def is_shard(request: Request) -> bool:
-    """Whether a shard, or a part of a prediction, is uploaded."""
+    """Whether a request uploads a shard or a part of a prediction."""
     return request.method == "PUT" and request.path.endswith((".tar", ".parquet")) and "samples" not in request.path
 
 
 def slowly(seconds: float) -> Callable[[Request], None]:
-    """A fault of a proxy: shards take so long to upload."""
+    """A fault for a proxy: each shard takes `seconds` longer to upload."""
 
     def wait(request: Request) -> None:
         time.sleep(seconds * is_shard(request))
@@ -135,7 +135,7 @@ def test_a_slow_node_gets_fewer_shards_of_a_pack_into_s3_and_the_bytes_stay(
 
 
 def sources_of(port: int, name: str) -> dict[str, bytes]:
-    """The side note of the sources' times in the store."""
+    """The note of the sources' times in the store."""
     return {file: data for file, data in read_s3(port, name).items() if file == ".sources.json"}
 
 
@@ -150,7 +150,7 @@ def killing_the_second(two: Two) -> Iterator[None]:
             time.sleep(10)
 
     def wait_for_the_other(request: Request) -> None:
-        reached.wait(10 * is_shard(request))  # or else it might have done all
+        reached.wait(10 * is_shard(request))  # else the first node might do all the work
 
     def kill() -> None:
         reached.wait(LONGEST)
@@ -185,7 +185,7 @@ def test_a_driver_that_is_killed_and_started_again_packs_only_what_was_not_finis
     wait_until(lambda: len(notes_of(s3, "driver")) >= 2)
     process.kill()
     process.wait()
-    time.sleep(2)  # its tasks end with it
+    time.sleep(2)  # its tasks end too
     finished = {note.removeprefix(".pack/").removesuffix(".json") for note in notes_of(s3, "driver")}
     assert 2 <= len(finished) < 7 and "manifest.json" not in read_s3(s3, "driver")
     before = [len(way.requests) for way in two.ways]
@@ -209,7 +209,7 @@ def wait_until(is_true: Callable[[], bool]) -> None:
 def test_a_worker_out_of_memory_is_tried_again_with_twice_the_memory(
     two: Two, packed: Manifest, s3: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a node where Ray's memory monitor ends every task, and which is too small for twice as much."""
+    """The node is too small for twice the memory, and Ray's memory monitor ends every task there."""
     two.ways[0].fault = slowly(1)
     two.ways[1].fault = slowly(1)
     small = two.nodes.add(400_000_000, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="50")
@@ -330,7 +330,7 @@ def test_fingerprint_on_two_nodes_writes_the_table_of_one_machine(
     monkeypatch.setitem(fingerprint_module._AT_ONCE, "ray", 5)
     data = shutil.copytree(packed.root.parent / "data", tmp_path / "data")
     first, second = sorted((data / "train").rglob("*.npy"))[:2]
-    np.save(second, np.roll(np.load(first), 40, axis=2))  # most of its channels are the first one's
+    np.save(second, np.roll(np.load(first), 40, axis=2))  # most of its channels are the first snippet's
     config = FingerprintConfig(data, tmp_path / "here.csv")
     here = fingerprint(config)
     fingerprint(replace(config, out=tmp_path / "there.csv", tasks=two.tasks))
@@ -341,7 +341,7 @@ def test_fingerprint_on_two_nodes_writes_the_table_of_one_machine(
 def test_a_prediction_on_two_nodes_has_one_row_a_snippet_though_a_node_is_killed(
     two: Two, s3: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The parts have the bytes of one machine."""
+    """Its parts have the bytes that one machine writes."""
     monkeypatch.setattr("training.scoring.ROWS", 8)
     first = pack_tiny(tmp_path / "first", 20, 4)
     weights = [write_weights(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2)]

@@ -1,4 +1,4 @@
-"""Which process gets a call on a cluster whose nodes and processes fail; tests/fake_ray.py takes the place of Ray."""
+"""Which process gets a call on a cluster whose nodes and processes fail; tests/fake_ray.py stands in for Ray."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ GB = 10**9
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Put a fake in the place of Ray."""
+    """Replace Ray by a fake."""
 
     def put(fake: FakeRay) -> FakeRay:
         for module in ("ray_cluster", "ray_nodes", "ray_starters"):
@@ -37,7 +37,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
 
 
 def run(count: int, memory: int = 1) -> dict[int, Done[None]]:
-    """Score some parts; how each ended."""
+    """Score `count` parts; return how each ended."""
     names = [f"part-{number}" for number in range(count)]
     calls = [(number,) for number in range(count)]
     work: Work[None] = Work(lambda *_: None, calls, "scoring", "cadences", names, Need(memory), prepare=lambda _: 1)
@@ -45,7 +45,7 @@ def run(count: int, memory: int = 1) -> dict[int, Done[None]]:
 
 
 def succeed(reference: Reference) -> Any:
-    """The answer of a process where nothing fails."""
+    """The answer of a process when nothing fails."""
     node = reference.process.node
     return node if reference.number is None else (node, Done(reference.number))
 
@@ -87,7 +87,7 @@ def refuse() -> None:
 def test_a_task_that_cannot_reach_the_store_or_a_file_on_one_node_is_done_on_another_that_is_busy(
     start: Start, fails: Callable[[], object]
 ) -> None:
-    """Though the first has an idle process."""
+    """Even though the first node has an idle process."""
 
     def answer(reference: Reference) -> Any:
         if reference.number is not None and reference.process.node == "A":
@@ -125,7 +125,7 @@ def test_processes_that_never_start_end_the_run_with_the_reason(start: Start) ->
 def test_a_part_that_ran_out_of_memory_gets_a_process_with_twice_as_much_though_idle_ones_hold_the_rest(
     start: Start,
 ) -> None:
-    """A node of 4 GB has room for one of 2 GB only once an idle one of 1 GB has ended."""
+    """A node of 4 GB has room for a process of 2 GB only after an idle one of 1 GB has ended."""
     tried: list[int] = []
 
     def answer(reference: Reference) -> Any:
@@ -141,7 +141,7 @@ def test_a_part_that_ran_out_of_memory_gets_a_process_with_twice_as_much_though_
 
 
 def test_a_call_for_another_node_does_not_wait_for_one_that_has_died(start: Start) -> None:
-    """It failed on A; B, the only other, dies with it: it is tried on A again."""
+    """The call failed on A; B, the only other node, dies while it works on the call, which is then tried on A again."""
     tried: list[str] = []
 
     def answer(reference: Reference) -> Any:
@@ -191,7 +191,7 @@ def test_an_idle_process_of_a_node_that_is_gone_gets_no_call(start: Start, monke
 
 @pytest.fixture
 def on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is one of Ray's, which gave it three cores."""
+    """Make this process one of Ray's, with three cores."""
     about = SimpleNamespace(get_node_id=lambda: "A", get_assigned_resources=lambda: {"CPU": 3.0})
     monkeypatch.setattr("shard_tools.tasks.ray_starters.ray", SimpleNamespace(get_runtime_context=lambda: about))
 
@@ -220,7 +220,7 @@ def test_a_fault_on_a_node_comes_back_as_its_kind_and_its_text(where: str) -> No
 
 
 def test_a_part_that_waits_for_another_node_keeps_no_other_from_a_core_that_is_free(start: Start) -> None:
-    """A process on A dies at the first part, and B is busy for long: A gets a process for the parts that are left."""
+    """A process on A dies at the first part while B is busy: A gets a new process for the parts that are left."""
     tried: list[tuple[int, str]] = []
 
     def answer(reference: Reference) -> Any:

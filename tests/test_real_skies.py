@@ -1,4 +1,4 @@
-"""What the comparison of real skies promises: no needle is judged by a training that has seen its sky."""
+"""The promise of the comparison of real skies: no needle is judged by a training that has seen its sky."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from tests.tiny import write_tiny_data
 
 
 def scores_of(needles: NeedleSet, seed: int, ahead: float) -> pd.Series:
-    """Scores of a set, the needles' ahead of all others by so much."""
+    """Scores of a set, in which those of needles are higher by `ahead`."""
     keys = [*needles.truth.index, *(f"{key}{TWIN}" for key in needles.twins)]
     noise = np.random.default_rng(seed).normal(size=len(keys))
     return pd.Series(noise, keys) + ahead * pd.Series(1.0, needles.twins).reindex(keys, fill_value=0)
@@ -30,7 +30,7 @@ def scores_of(needles: NeedleSet, seed: int, ahead: float) -> pd.Series:
 def test_no_needle_is_judged_by_a_training_that_has_seen_its_sky(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The trainings themselves are those of the curve; here their scores are drawn."""
+    """Trainings work as in the learning curve, so here their scores are drawn at random."""
     folder = write_tiny_data(tmp_path / "real", 14, 2, KAGGLE_SHAPE)
     seen: dict[str, set[str]] = {}
 
@@ -42,7 +42,7 @@ def test_no_needle_is_judged_by_a_training_that_has_seen_its_sky(
         real = scores_of(curve.real, seed, 0.0)
         if point.name.startswith("without"):
             seen[point.name] = {key.partition(TWIN)[0] for key in manifest.keys_of(np.arange(size))}
-            # Only what this training has not seen is scored well.
+            # Only needles that this training has not seen get good scores.
             for key in set(curve.real.twins) - seen[point.name]:
                 real[key] += 100
         return Trained(

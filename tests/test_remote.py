@@ -37,7 +37,7 @@ from tests.s3_server import serving_s3, through_proxy
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
 
-SLACK = 25.0  # seconds beyond a documented time: a request under way ends after 15, and the machine may be busy
+SLACK = 25.0  # seconds beyond a documented time: a request may take 15 to end, and the machine may be busy
 PATIENCE = 1.5  # seconds, in place of the documented ones
 URL = "s3://bucket/data"
 
@@ -56,13 +56,13 @@ def moto(manifest: Manifest) -> Iterator[int]:
 
 @pytest.fixture
 def proxy(moto: int) -> Iterator[FaultyProxy]:
-    """The way to the S3 server, as the environment names it."""
+    """A proxy to the S3 server, to which the environment leads."""
     with through_proxy(moto) as proxy:
         yield proxy
 
 
 def batches(manifest: Manifest, epochs: int = 1, config: LoaderConfig = LoaderConfig(2)) -> Iterator[dict[str, Any]]:  # noqa: B008
-    """Every batch of training epochs, with augmentation and CutMix."""
+    """Yield every batch of training epochs, with augmentation and CutMix."""
     rows = manifest.rows("train")
     order = Order(rows, manifest.target[rows], "uniform", 3)
     loader = Loader(manifest, order, Share(len(order), 7, 1, 0, 1), CANVAS, DrawConfig(cutmix=0.5), config=config)
@@ -123,7 +123,7 @@ def test_a_fault_of_each_first_read_changes_no_batch(
 
 def test_every_fault_while_the_table_of_contents_is_read_is_mended(proxy: FaultyProxy, manifest: Manifest) -> None:
     faults = ["reset", "500", "short", "cut", None]
-    for turn in range(5):  # each of the few requests meets each of the faults
+    for turn in range(5):  # so that each of the few requests meets each fault
         proxy.fault = lambda request, turn=turn: faults[(request.number + turn) % 5]  # type: ignore[misc]
         assert read_manifest(URL).identity == manifest.identity
 
@@ -151,7 +151,7 @@ def test_a_store_that_vanishes_in_mid_epoch_and_returns_changes_no_batch(
         return fault if gone else None
 
     proxy.fault = away
-    if fault == "hang":  # until its end, or no request would come that ends it
+    if fault == "hang":  # a timer ends the fault, as no further request would come to end it
         import threading
 
         threading.Timer(2, proxy.released.set).start()
@@ -164,9 +164,9 @@ def test_a_store_that_stays_away_is_an_error_within_the_documented_time(
     proxy: FaultyProxy, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = read_manifest(URL)
-    found = batches(remote, config=LoaderConfig(2, on_bad_sample="skip"))  # a store is no sample to skip
+    found = batches(remote, config=LoaderConfig(2, on_bad_sample="skip"))  # skipping samples does not apply to a store
     next(found)
-    monkeypatch.setattr(remote.store, "_patience", PATIENCE)  # not before: a busy machine may need longer
+    monkeypatch.setattr(remote.store, "_patience", PATIENCE)  # only now, as a busy machine may need longer before
     proxy.fault = lambda request: fault
     began = time.monotonic()
     with pytest.raises(StoreError) as caught:
@@ -204,7 +204,7 @@ def test_refused_access_is_an_error_at_once(proxy: FaultyProxy) -> None:
     proxy.fault = lambda request: "403"
     with pytest.raises(StoreError, match=r"refuses access.*credentials") as caught:
         read_record(remote, 0)
-    assert len(of_shards(proxy)) == 2  # by the signed URL, and once more with new credentials
+    assert len(of_shards(proxy)) == 2  # one with the signed URL, and one more with new credentials
     assert "Signature" not in str(caught.value)
 
 
@@ -238,7 +238,7 @@ def test_the_second_epoch_from_the_cache_makes_no_request(
     config = StoreConfig(cache_dir=tmp_path / "cache", cache_size=1.0)
     half = len(expected) // 2
     assert_same(list(batches(read_manifest(URL, config))), expected[:half])
-    remote = read_manifest(URL, config)  # as a later run finds it
+    remote = read_manifest(URL, config)  # as in a later run
     before = len(proxy.requests)
     assert_same(list(batches(remote, 2)), expected)
     assert len(proxy.requests) == before
@@ -260,7 +260,7 @@ def test_a_damaged_file_of_the_cache_is_read_from_the_store_again(
     assert np.array_equal(read_record(remote, 0), whole)
     assert len(of_shards(proxy)) == 2
     assert np.array_equal(read_record(remote, 0), whole)
-    assert len(of_shards(proxy)) == 2  # mended
+    assert len(of_shards(proxy)) == 2  # the cache was mended
 
 
 def test_another_data_set_at_the_same_url_is_not_served_from_the_cache(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_verify_finds_what_changed_in_a_store(proxy: FaultyProxy) -> None:
 
 
 def test_the_note_of_a_shard_in_a_store_never_describes_other_bytes(proxy: FaultyProxy, tmp_path: Path) -> None:
-    """A run with changed sources was killed between the new shard, which has the size of the old one, and its note."""
+    """A pack of changed sources is killed after writing a shard, of the old one's size, and before writing its note."""
     place = Place(tmp_path, Upload("s3://bucket/notes", MANIFEST, WORK))
     written: list[bytes] = []
 
@@ -369,7 +369,7 @@ def test_training_and_prediction_from_s3_give_what_the_folder_gives(
 
 @pytest.fixture
 def bucket(moto: int) -> Callable[[str], dict[str, bytes]]:
-    """What lies under a prefix of the store."""
+    """A function that returns the files under a prefix of the store."""
     import boto3
 
     client = boto3.client(
@@ -400,7 +400,7 @@ def test_a_pack_into_s3_has_the_bytes_of_one_into_a_folder(
     puts = [request.path for request in proxy.requests if request.method == "PUT"]
     assert puts[-1] == "/bucket/packed-once/manifest.json"
     before = len(proxy.requests)
-    pack(config)  # again: nothing to do
+    pack(config)  # again, with nothing to do
     assert not [request for request in proxy.requests[before:] if request.method != "GET" and request.method != "HEAD"]
     with pytest.raises(InputError, match="s3://bucket/packed-once: holds finished shards"):
         pack(replace(config, folds=3))

@@ -1,4 +1,4 @@
-"""Stopping and going on: kills, signals, other numbers of ranks, other configurations."""
+"""Stopping and resuming: kills, signals, other numbers of ranks, other configurations."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def read_history(run_dir: Path) -> list[dict[str, float]]:
 
 
 def start(config: TrainConfig, processes: int = 1, script: str = "train.py") -> subprocess.Popen[str]:
-    """A training in processes of its own, in a session of its own, so that all of it can be signalled."""
+    """Start a training in processes and a session of its own, so that all of it can be signalled."""
     words = command_line(script, *flags(config), "--checkpoint-every", 1, "--resume", processes=processes)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -58,7 +58,7 @@ def steps_done(config: TrainConfig) -> int:
 def wait_for_step(config: TrainConfig, step: int, process: subprocess.Popen[str]) -> None:
     while steps_done(config) < step:
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)  # a file system has nothing else to wait on
+        time.sleep(0.01)  # there is no event for a new file to wait for
 
 
 def same_weights(one: TrainConfig, other: TrainConfig) -> bool:
@@ -78,7 +78,7 @@ CANDIDATES = {
 def test_a_run_killed_again_and_again_is_the_undisturbed_one_bit_for_bit(
     manifest: Manifest, tmp_path: Path, parts: dict[str, object]
 ) -> None:
-    """kill -9 of the whole run: after steps, in the middle of steps, and while checkpoints are written."""
+    """The whole run is killed (kill -9) after steps, in the middle of steps, and while checkpoints are written."""
     common = {"epochs": 2, **parts}
     whole, killed = (tiny_config(manifest.root, tmp_path / name, **common) for name in ("whole", "killed"))
     process = start(whole)
@@ -126,7 +126,7 @@ sys.exit(train.run_command(train.main))
 def test_a_signal_in_validation_ends_it_within_a_batch_and_keeps_what_was_trained(
     manifest: Manifest, tmp_path: Path, processes: int
 ) -> None:
-    """Interrupted after the first epoch's training: going on validates it, and all is as if it had not stopped."""
+    """A run stopped in its first validation validates when it resumes, and ends as if it had not stopped."""
     common = {"epochs": 2, "batch_size": 8 // processes, "eval_batch_size": 4 // processes, "ema": 0.9}
     whole, stopped = (tiny_config(manifest.root, tmp_path / name, **common) for name in ("whole", "stopped"))
     process = start(whole, processes)
@@ -151,7 +151,7 @@ def test_a_signal_in_validation_ends_it_within_a_batch_and_keeps_what_was_traine
 def test_a_run_killed_while_an_epoch_is_written_down_ends_as_if_it_had_not_been(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: str
 ) -> None:
-    """The weights, scores and history of a run agree, wherever between two of them it died."""
+    """The weights, scores and history of a run agree, between whichever two of these files it died."""
     whole, cut = (tiny_config(manifest.root, tmp_path / name) for name in ("whole", "cut"))
     train(whole)
 
@@ -272,7 +272,7 @@ def finished(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 @pytest.fixture(scope="module")
 def stopped(finished: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """The same run, killed in its second validation: `best` is of the first epoch, `last` of the second."""
+    """The same run, killed in its second validation: `best` is the first epoch's checkpoint, `last` the second's."""
     config = dataclasses.replace(finished, run_dir=tmp_path_factory.mktemp("stopped") / "run")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -292,7 +292,7 @@ def stop_in_second_validation(config: TrainConfig, validate: Callable[..., objec
 
 
 def copied(config: TrainConfig, to: Path, how: str) -> TrainConfig:
-    """The run in another folder, as tools copy folders: without links, with what they point to, or without a part."""
+    """Copy the run as tools copy folders: without links, with copies of what they point to, or without a part."""
     shutil.copytree(config.run_dir, to, symlinks=how != "links followed")
     checkpoints = to / "checkpoints"
     last = (checkpoints / "last").resolve()
@@ -337,7 +337,7 @@ def test_a_finished_run_that_was_copied_is_never_trained_over(finished: TrainCon
 def test_a_stopped_run_that_was_copied_goes_on_from_the_newest_whole_checkpoint(
     stopped: TrainConfig, finished: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """To the same end as the undisturbed run, whichever checkpoint that is; then `last` is what it always was."""
+    """It ends as the undisturbed run does, whichever checkpoint that is; then `last` is a pointer as always."""
     config = copied(stopped, tmp_path / "run", how)
     with caplog.at_level("INFO"):
         train(config)

@@ -1,4 +1,4 @@
-"""S3 that refuses: what is wrong is named at once, with what mends it; and S3 that is public, or behind TLS."""
+"""S3 that refuses access: the reason and the remedy are named at once. And S3 that is public, or behind TLS."""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def moto(manifest: Manifest) -> Iterator[int]:
-    """The port of an S3 server that holds the data set, in a bucket that anybody may read."""
+    """The port of an S3 server that holds the data set, in a bucket that everybody may read."""
     with serving_s3(manifest, URL, "public-read") as port:
         yield port
 
@@ -48,14 +48,14 @@ def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[OddServer]:
-    """An S3 server that answers as a test says."""
+    """An S3 server that gives the answers of a test."""
     with OddServer(lambda asked: Answer(500)) as server, serving(server):
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         yield server
 
 
 def refusal(status: int, code: str, more: str = "", **headers: str) -> Any:
-    """S3's answer: the code stands in the body, which a HEAD does not get."""
+    """An answer of S3 with an error code in its body, which a HEAD does not get."""
     body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>range</Message>{more}</Error>'
     sent = {"Content-Type": "application/xml", **{name.replace("_", "-"): value for name, value in headers.items()}}
 
@@ -153,7 +153,7 @@ def test_half_of_the_credentials_and_an_unknown_profile_are_errors_at_once(
 
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment as advised for a public bucket. Fsspec read it already, when it was imported."""
+    """The environment that is advised for a public bucket. fsspec has read its own part already, on import."""
     import fsspec.config
 
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

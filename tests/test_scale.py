@@ -1,4 +1,4 @@
-"""Planning costs the same at any size: no table of an epoch is made, and no place is met twice."""
+"""Planning costs the same at any size: it makes no table of an epoch, and meets no place twice."""
 
 import tracemalloc
 from pathlib import Path
@@ -19,7 +19,7 @@ BILLION = 10**9
 
 
 class Range:
-    """Rows 0 to `size` - 1, of which none is stored."""
+    """Rows 0 to `size` - 1, without storing them."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -33,8 +33,8 @@ class Range:
 
 
 def peak_of_a_step(order: Order, share: Share, step: int) -> int:
-    """Most bytes that planning a step has at once."""
-    plan_step(order, share, step)  # what a first use keeps
+    """The most bytes that planning a step holds at once."""
+    plan_step(order, share, step)  # the first use allocates what is kept
     tracemalloc.start()
     try:
         plan_step(order, share, step)
@@ -92,7 +92,7 @@ def test_ranks_share_a_step_of_a_huge_epoch_without_overlap() -> None:
 
 
 def test_a_simulated_table_is_one_that_is_read(tmp_path: Path) -> None:
-    """What the benchmark measures is what `pack` would have written; in more than one row group and shard."""
+    """The benchmark's table is like those of `pack`, with more than one row group and shard."""
     write_simulated_tables(tmp_path, 20_000, shard_mb=50, row_group=3000)
     manifest = read_manifest(tmp_path)
     assert len(manifest) == 20_000 and len(manifest.shards) > 100

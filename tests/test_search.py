@@ -1,4 +1,4 @@
-"""The candidates' promises: sums along lines, lines found where they are and turned upright, learning on top."""
+"""The candidates' promises: right sums along lines, lines found in place and turned upright, networks that learn."""
 
 import csv
 import dataclasses
@@ -38,14 +38,14 @@ from training.search import EVIDENCE, Search, flatten, near, whiten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256
-POSITIONS = (0, 2, 4, 1, 3, 5)  # of an image's panels in the cadence
+POSITIONS = (0, 2, 4, 1, 3, 5)  # positions of an image's panels in the cadence
 Array = npt.NDArray[np.float64]
 
 
 def with_line(
     values: Array, rate: float, middle: float, level: float, panels: tuple[int, ...] = (0, 1, 2)
 ) -> torch.Tensor:
-    """(1, P, T, F): a line of `rate` channels a time bin, at channel `middle` in the middle of the cadence, added."""
+    """Add a line of `rate` channels per time bin, at channel `middle` in the cadence's middle; return (1, P, T, F)."""
     out, channel = values.copy(), np.arange(values.shape[2])
     for panel in panels:
         for row in range(values.shape[1]):
@@ -106,7 +106,7 @@ def test_a_window_shows_the_sums_around_its_line(seed: int, rate: float, middle:
     torch.testing.assert_close(on.sort(1, descending=True).values, evidence[:, 1:4], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(off.sort(1, descending=True).values, evidence[:, 5:8], rtol=1e-3, atol=1e-3)
     assert on[0].mean() > 4 * off[0].abs().mean()
-    # The search's own choice: no neighbour is much brighter in the two best ON panels together.
+    # The search has chosen well: no neighbour is much brighter in the two best ON panels together.
     assert windows[0, :3].sinh().topk(2, 0).values.sum(0).max() < 1.3 * on[0].topk(2).values.sum()
     assert windows[0, 9].argmax() == row * WINDOW_CHANNELS + column
     assert windows[:, 8].unique().numel() <= 4
@@ -177,7 +177,7 @@ def test_bands_and_steps_of_one_panel_go_and_lines_stay() -> None:
     wide[1] += hump
     flat, plain = (flatten(torch.from_numpy(values).float()[None]) for values in (wide, noise()))
     assert (flat - plain)[0, 1].mean(0).abs().max() < 0.5
-    # A line that stands still in the ON panels is in half of what its channel is measured by, and stays whole.
+    # A steady line in the ON panels is in half of the values that give its channel's level, and still stays whole.
     still = flatten(with_line(noise(), 0.0, 128, level=3.0))[0]
     assert still[:3, :, 128].mean() > 2.2 and still[3:, :, 128].mean().abs() < 0.3
 
@@ -209,7 +209,7 @@ def test_on_and_off_panels_are_treated_alike() -> None:
 @pytest.mark.parametrize("panel", [0, 2])
 def test_a_steep_line_in_one_panel_is_cut_out_upright(panel: int) -> None:
     candidates = Candidates(kaggle_axes(BINS, CHANNELS), 4)
-    rate = float(candidates.rates[118])  # 131 channels a panel: far outside of the band in mid-cadence
+    rate = float(candidates.rates[118])  # 131 channels per panel: far outside the panels in mid-cadence
     middle = 128 - rate * (POSITIONS[panel] * BINS + (BINS - 1) / 2 - (6 * BINS - 1) / 2)
     cutouts, evidence = found_at(candidates, with_line(noise(), rate, middle, level=6.0, panels=(panel,)))
     assert evidence[0, 0] > 2 * evidence[1:, 0].max()
@@ -235,7 +235,7 @@ def test_an_untrained_model_believes_brighter_needles_more_and_each_weight_is_in
     logit = model(images)
     assert logit.shape == (5, 1) and (logit.diff(dim=0) > 0).all()
     logit.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())  # as DDP expects
+    assert all(parameter.grad is not None for parameter in model.parameters())  # DDP needs a gradient for each
     first = model.backbone.patch_embed.proj.weight if stem == "candidates" else model.backbone.stem[0].weight
     last = model.weigh[2].weight if stem == "candidates" else model.compare[2].weight
     for parameter in (first, model.backbone.get_classifier().weight, last, model.slope):
@@ -310,7 +310,7 @@ def test_a_run_with_candidates_and_added_signals_trains_saves_and_predicts(tmp_p
         with torch.inference_mode():
             each = model(views).double()[:, 0]
         expected[key], spread[key] = float(each.mean()), float(each.std())
-    assert max(spread.values()) > 0.05  # or one view would do
+    assert max(spread.values()) > 0.05  # else one view would be enough
     logits = {key: math.log(score / (1 - score)) for key, score in found.items()}
     assert len(found) == 11 and logits == pytest.approx(expected, abs=0.01)
     with pytest.raises(InputError, match="--flip-time"):
@@ -324,7 +324,7 @@ PAUSING = Axes(16, 1024, 18.25, 22.35, tuple(17.5 * 18.25 * panel for panel in r
 @pytest.mark.parametrize("outside", [None, 0])
 @pytest.mark.parametrize(("rate", "channel"), [(0.0, 300), (1.7, 500), (-2.9, 700)])
 def test_lines_are_followed_through_the_pauses_between_panels(rate: float, channel: int, outside: int | None) -> None:
-    """A line is where its drift has brought it by then."""
+    """After a pause a line is where its drift has carried it by then."""
     axes = PAUSING
     values = np.random.default_rng(0).normal(size=(6, 16, 1024)).astype(np.float32)
     for position in (0, 2, 4):
@@ -344,11 +344,11 @@ def _halves(search: SumWindows, panels: torch.Tensor) -> tuple[torch.Tensor, tor
 @pytest.mark.parametrize("outside", [0, 40])
 def test_fewer_places_outside_of_the_panels_leave_the_sums_inside_as_they_are(outside: int) -> None:
     values = torch.randn(1, 6, 16, 1024, generator=torch.Generator().manual_seed(0))
-    values[..., [0, -1]] += 10  # a row that wrapped around would bring these to places far away
+    values[..., [0, -1]] += 10  # if rows wrapped around, these would show in far places
     wide, narrow = (Search(PAUSING, 1, each).sums(values) for each in (None, outside))
     assert narrow.shape == (1, 6, 121, 1024 + 2 * outside)
     off = narrow - wide[..., 512 - outside : 512 + 1024 + outside]
-    # But for the ringing of what lies at the ends of the padded rows.
+    # They are equal except for ringing at the ends of the padded rows.
     assert off.abs().max() < 0.5 and off.std() < 0.05
 
 
@@ -374,4 +374,4 @@ def test_one_search_serves_both_views(channels: int) -> None:
         expected = torch.cat([model(image), model(image.flip(3))], 1)
         both = model.both_views(image)
     torch.testing.assert_close(both, expected, atol=1e-4, rtol=0)
-    assert (both[:, 0] - both[:, 1]).abs().max() > 1e-3  # they differ, so that the second is seen as it is
+    assert (both[:, 0] - both[:, 1]).abs().max() > 1e-3  # the two differ, so the second is not a copy of the first

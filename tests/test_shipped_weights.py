@@ -1,4 +1,4 @@
-"""The weights that come with the program: small, of preset demo, better than chance on skies they have not seen."""
+"""The weights that come with the program are small, fit preset demo, and beat chance on skies they have not seen."""
 
 import csv
 from pathlib import Path

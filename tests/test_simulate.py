@@ -160,7 +160,7 @@ def test_a_twin_differs_from_its_original_only_in_the_needle_which_is_in_off_pan
     config = SimulateConfig(out=tmp_path, train=20, test=20, positive_share=1)
     for task in plan_tasks(config):
         (original, row), (twin, about) = (draw_cadence(config, task, twin=twin) for twin in (False, True))
-        background = np.minimum(original, twin)  # signals only add, and never to the same panels
+        background = np.minimum(original, twin)  # signals only add power, and the two never to the same panel
         needle, moved = original - background, twin - background
         panels = [int(panel) for panel in row["panels"].split(";")]
         assert np.flatnonzero(needle.any(axis=(1, 2))).tolist() == panels
@@ -172,7 +172,7 @@ def test_a_twin_differs_from_its_original_only_in_the_needle_which_is_in_off_pan
 
 
 def path_excess(snippet: npt.NDArray[np.float16], row: dict[str, str]) -> float:
-    """Mean on a straight needle's path less that of the channels beside it: its panels against the OFF panels."""
+    """Mean on a straight needle's path less that of the channels beside it, in its panels less in the OFF panels."""
     rate = float(row["drift_rate_hz_s"]) * TIME_BIN_SECONDS / CHANNEL_WIDTH_HZ  # channels a time bin
     time_bins, panel_bins = np.arange(6 * 273), 273
     channels = np.rint(float(row["start_channel"]) + rate * time_bins).astype(int)
@@ -194,7 +194,7 @@ def test_a_needle_is_brighter_on_its_path_in_its_panels_than_in_off_panels(tmp_p
     assert np.mean(np.array(excess) > 0.2) > 0.85
 
 
-# Summed over 7 time bins a needle stands out more from the noise.
+# With 7 time bins summed, a needle stands out more from the noise.
 @pytest.mark.parametrize(("snr_max", "binnings"), [(800.0, (1, 7)), (2000.0, (1,))])
 def test_trivial_statistics_of_on_less_off_hardly_tell_needles_apart(
     snr_max: float, binnings: tuple[int, ...], tmp_path: Path

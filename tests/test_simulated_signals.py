@@ -1,4 +1,4 @@
-"""Signals that are added to backgrounds: where they lie, how bright they are, and that the rest is left as it was.
+"""Signals added to backgrounds: where they lie, how bright they are, and that everything else stays as it was.
 
 Axes: n samples, S signals, P panels, N planes, t time bins, F frequency channels. On the canvas of these tests plane n
 is panel `canvas.positions[n]`, and no pixel is resized.
@@ -47,14 +47,14 @@ def rendered(snippets: Snippets, draws: Draws, maker: str = "cpu") -> Panels:
 
 
 def one_signal(draws: Draws, signal: int) -> Draws:
-    """The draws with no other signal than this one."""
+    """The draws with only this signal."""
     level = np.zeros_like(draws.signal_level)
     level[:, signal] = draws.signal_level[:, signal]
     return replace(draws, signal_level=level)
 
 
 def added(snippets: Snippets, panels: Panels) -> Panels:
-    """What was added before each panel was normalised again: found by its quietest half, which is a line of the old."""
+    """What was added before each panel was normalised again; its quieter half is linear in the old values."""
     found = np.empty_like(panels)
     for place in np.ndindex(panels.shape[:2]):
         old, new = snippets[place].astype(np.float64), panels[place].astype(np.float64)
@@ -77,7 +77,7 @@ def test_a_needle_shows_in_on_panels_alone_and_interference_never_does(
     snippets = white_noise(shape, seed % 2**32)
     for signal in range(2):
         alone = one_signal(replace(drawn, partner=np.arange(SAMPLES)), signal)
-        # A pixel of the faintest signal is 2.5 standard deviations bright; of a smaller cadence more.
+        # A pixel of the faintest signal has 2.5 standard deviations, and more in a smaller cadence.
         difference = np.abs(rendered(snippets, alone) - snippets)
         shows = (difference > 0.02).any(axis=(2, 3))
         is_there = alone.signal_level.max(axis=(1, 2, 3)) > 0
@@ -89,7 +89,7 @@ def test_a_needle_shows_in_on_panels_alone_and_interference_never_does(
 
 @given(seed=st.integers(0, 2**63 - 1), shape=st.sampled_from([*SHAPES, (6, 7, 28)]))
 def test_interference_lasts_in_an_off_panel_among_the_channels(seed: int, shape: tuple[int, int, int]) -> None:
-    """Of many draws, without rendering them: so that what the on panels show is no needle."""
+    """So no interference looks like a needle. Checked on many draws, without rendering them."""
     canvas = plain_canvas(shape)
     drawn = draw(NEEDLES, canvas, canvas.plane_shape(shape), EpochPart(seed, 0, np.arange(300), 300))
     is_seen = (drawn.signal_level > 0) & (drawn.signal_path >= -0.5) & (drawn.signal_path <= shape[2] - 0.5)
@@ -115,7 +115,7 @@ def test_panels_with_a_signal_have_mean_0_and_standard_deviation_1_and_others_st
 
 @on_each_engine
 def test_summed_time_bins_are_those_of_the_normalised_panel(maker: str) -> None:
-    """A bright signal spreads over the sum as it does in a data set that was normalised with its signals in it."""
+    """Time bins are summed after the panel with its signal is normalised, as in a data set that holds the signal."""
     snippets = white_noise(KAGGLE_SHAPE)
     draws = replace(draws_for(plain_canvas(KAGGLE_SHAPE), KAGGLE_SHAPE, NEEDLES, seed=3), partner=np.arange(SAMPLES))
     whole = train_images(snippets, plain_canvas(KAGGLE_SHAPE), draws, "cpu")
@@ -138,7 +138,7 @@ def test_the_snr_of_a_needle_is_setigens(snr: float) -> None:
     order = np.argsort(plain_canvas(KAGGLE_SHAPE).positions)
     path, level = (values[:, 0][:, order] for values in (draws.signal_path, draws.signal_level))
     for sample, panel in np.argwhere((level > 0).any(axis=2)):
-        # Where the path passes a pixel's centre, that pixel has the peak.
+        # A pixel whose centre the path passes has the peak.
         channel = np.rint(path[sample, panel])
         is_central = (level[sample, panel] > 0) & (np.abs(channel - path[sample, panel]) < 0.1)
         is_central &= (channel >= 0) & (channel < KAGGLE_SHAPE[2])

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def draw_alone(kind: str, count: int) -> Iterator[Floats]:
-    """What one kind of interference adds to each of `count` skies, (T, F), in standard deviations of the noise."""
+    """What one kind of interference adds to each of `count` skies: (T, F), in standard deviations of the noise."""
     others = [name for name in KINDS if name != kind]
     for seed in range(1000):
         sky, present = draw_sky(np.random.default_rng(seed), others)
@@ -49,7 +49,7 @@ def test_interference_that_lasts_is_never_in_on_panels_alone(kind: str) -> None:
 
 
 def to_panels(sky: Floats, rng: np.random.Generator) -> Floats:
-    """(6, T, F) as observed and normalised: under noise, each panel of mean 0 and standard deviation 1."""
+    """(6, T, F) as observed: with noise, and each panel normalised to mean 0 and standard deviation 1."""
     power = sky * (1 + NOISE * rng.standard_normal(sky.shape, np.float32))
     panels = power.reshape(KAGGLE_SHAPE)
     panels -= panels.mean(axis=(1, 2), keepdims=True)
@@ -57,7 +57,7 @@ def to_panels(sky: Floats, rng: np.random.Generator) -> Floats:
 
 
 def summarise(panels: Floats, search: Candidates) -> dict[str, float]:
-    """Numbers about the OFF panels of (6, T, F), and about what the search finds there: needles do not count."""
+    """Statistics of the OFF panels of (6, T, F), and of what the search finds in them, so that needles do not count."""
     off = panels[list(OFF_POSITIONS)].astype(np.float32)
     noise = np.median(np.abs(np.diff(np.diff(off, axis=1), axis=2)), axis=(1, 2)) / 2 * 1.4826
     with torch.no_grad():

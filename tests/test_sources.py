@@ -1,4 +1,4 @@
-"""The promises about sources: what was packed is compared with what lies there now, by content and never by clocks."""
+"""The promises about sources: what was packed is compared with what is there now, by content and never by clocks."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def reorder_the_submission(data: Layout) -> None:
 
 
 def replace_a_snippet(data: Layout) -> None:
-    """By another of the same size and time, as an archive may leave it."""
+    """Replace a snippet by another of the same size and time, as unpacking an archive may do."""
     path = data.path(data.train[0])
     before = path.stat()
     np.save(path, snippet(99, SHARDED_SHAPE))
@@ -128,7 +128,7 @@ def test_a_copy_of_the_data_set_elsewhere_is_known_as_the_one_that_was_packed(
 def test_a_finished_pack_without_a_note_of_its_sources_is_compared_with_them(
     sharded: Layout, packed: Manifest, content: bytes | None
 ) -> None:
-    """As programs of before left none."""
+    """Earlier versions wrote no note."""
     before, note = folder_bytes(packed.root), packed.root / SOURCES
     if content is None:
         note.unlink()

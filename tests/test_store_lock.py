@@ -1,4 +1,4 @@
-"""One writer at a time in a store: the second is refused, and the place of a dead one is taken."""
+"""A store has one writer at a time: a second one is refused, and a dead one is replaced."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from tests.s3_server import read_s3, s3_client, serving_s3, through_proxy
 from tests.tiny import pack_tiny
 
 NAME = ".pack/lock"
-# Takes the lock, says so, and holds it until its input ends.
+# Takes the lock, reports it, and holds it until its input ends.
 HOLDER = """
 import sys
 from shard_tools.storage import open_remote
@@ -58,7 +58,7 @@ def store(proxy: FaultyProxy, request: pytest.FixtureRequest) -> RemoteStore:
 
 
 def hold(store: RemoteStore) -> subprocess.Popen[str]:
-    """Another process that holds the place."""
+    """Start another process that holds the lock of a place."""
     words = [sys.executable, "-c", HOLDER, store.root]
     process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "held\n"
@@ -66,7 +66,7 @@ def hold(store: RemoteStore) -> subprocess.Popen[str]:
 
 
 def elsewhere(sign: bytes) -> bytes:
-    """An owner's file, as of a process on another machine."""
+    """The file of an owner on another machine, with a sign of life."""
     return json.dumps({**json.loads(sign), "machine": "another"}).encode()
 
 
@@ -97,7 +97,7 @@ def test_of_two_that_find_an_owner_dead_one_takes_its_place(
 ) -> None:
     monkeypatch.setattr(locks, "SILENT_SECONDS", 1.0)
     store.write(NAME, elsewhere(locks.sign_of_life(0)))
-    monkeypatch.setattr("shard_tools.storage.lock.is_ours", lambda content: False)  # as between two processes
+    monkeypatch.setattr("shard_tools.storage.lock.is_ours", lambda content: False)  # as if in another process
     results: list[str] = []
     one_is_refused = threading.Event()
 
@@ -203,7 +203,7 @@ def test_a_store_that_can_create_but_not_replace_conditionally_is_used_and_it_is
 
 
 def test_an_answer_that_is_lost_after_the_write_is_no_other_owner(store: RemoteStore, proxy: FaultyProxy) -> None:
-    """The write is tried again, and the store refuses it, as the file is there: written by us."""
+    """The write is tried again, and the store refuses it, as our own file is there already."""
     lost = []
 
     def lose_the_first(request: Request) -> str | None:

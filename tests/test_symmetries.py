@@ -1,6 +1,6 @@
-"""A draw or a view does to the image what it would do to the cadence: promises that need no second implementation.
+"""A draw or a view does to the image what it would do to the cadence: checks that need no second implementation.
 
-They hold for the twin too, against which the other tests compare.
+They are made of the twin too, with which the other tests compare.
 
 Axes: n samples, P positions, t time bins, F frequency channels; N planes; V views; C, H, W canvas.
 """
@@ -19,13 +19,13 @@ from tests.test_dali_graph import MAKERS, SAMPLES, WILD, Snippets, draws_for, ev
 
 Array = npt.NDArray[np.float64]
 Change = Callable[[Array, Draws, int, CanvasConfig], Array]
-"""From (n, P, t, F), draws and a sample's number to the changed (P, t, F) of that sample."""
+"""A function of snippets (n, P, t, F), draws and a sample's number that returns the sample changed, (P, t, F)."""
 
 SHAPE = (6, 28, 40)
 BINS = 2
 TOLERANCE = 2e-3
-HALF_PRECISION = 2e-2  # of changed brightnesses up to 20 as float16
-# By layout: a height of whole panels, made smaller by the resize, and one made larger.
+HALF_PRECISION = 2e-2  # tolerance for changed brightnesses up to 20 in float16
+# For each layout two heights, both with whole panels: one to which a resize shrinks, and one to which it enlarges.
 HEIGHTS: dict[Layout, tuple[int, int]] = {"stack6": (54, 96), "on": (27, 48), "on_off": (27, 48), "panels": (9, 16)}
 PLAIN = [
     CanvasConfig(layout, height, 33, sum_time_bins=BINS, normalise=False)
@@ -51,7 +51,7 @@ on_all_canvases = pytest.mark.parametrize("canvas", [*PLAIN, *WHOLE], ids=short_
 
 
 def reversed_in_time(cadence: Array) -> Array:
-    """(P, t, F): what came last comes first, ON among ON and OFF among OFF."""
+    """(P, t, F) with time reversed; ON panels stay in ON positions, OFF panels in OFF positions."""
     return cadence[[4, 5, 2, 3, 0, 1]][:, ::-1]
 
 
@@ -80,14 +80,14 @@ def rolled(cadences: Array, draws: Draws, k: int, canvas: CanvasConfig) -> Array
 
 
 def shifted(cadences: Array, draws: Draws, k: int, canvas: CanvasConfig) -> Array:
-    """With zeros in place of what would come from another panel."""
+    """A cadence shifted in time within each panel; zeros replace what would come from another panel."""
     bins = int(draws.shift[k]) * canvas.sum_time_bins
     padded = np.pad(cadences[k], ((0, 0), (max(-bins, 0), max(bins, 0)), (0, 0)))
     return padded[:, -SHAPE[1] :] if bins > 0 else padded[:, : SHAPE[1]]
 
 
 def brightened(cadences: Array, draws: Draws, k: int, canvas: CanvasConfig) -> Array:
-    # A sum of time bins is over the square root of their number.
+    # A sum of time bins is divided by the square root of their number.
     return cadences[k] * float(draws.gain[k]) + float(draws.offset[k]) / np.sqrt(canvas.sum_time_bins)
 
 
@@ -118,7 +118,7 @@ ALWAYS: dict[str, tuple[DrawConfig, Change]] = {
     "flip_time": (replace(QUIET, flip_time=0.6), flipped_in_time),
     "roll": (replace(QUIET, roll_frequency=0.5), rolled),
 }
-# A plane that is normalised after such a change is another one, so these hold without it.
+# Removing the background after these changes gives another plane, so they are tested without it.
 WITHOUT_BACKGROUND: dict[str, tuple[DrawConfig, Change]] = {
     "shift": (replace(QUIET, shift_time=0.4), shifted),
     "gain and offset": (replace(QUIET, gain=0.5, offset=1.0), brightened),
@@ -131,14 +131,14 @@ WITHOUT_BACKGROUND: dict[str, tuple[DrawConfig, Change]] = {
 
 @pytest.fixture(scope="module")
 def snippets() -> Snippets:
-    """Cadences in which each sample, panel, time and channel is told from every other."""
+    """Cadences in which each sample, panel, time and channel differs from every other."""
     sample, panel, time, channel = np.indices((SAMPLES, *SHAPE))
     ramp = sample + 2 * panel + np.sin(time / 5) + channel / 16
     return (ramp + np.random.default_rng(0).normal(size=ramp.shape)).astype(np.float16)
 
 
 def evaluated(snippets: npt.NDArray[np.floating], canvas: CanvasConfig, maker: str) -> npt.NDArray[np.floating]:
-    """(n, V, C, H, W) of (n, P, t, F)."""
+    """Evaluation images (n, V, C, H, W) of snippets (n, P, t, F)."""
     halves = snippets.astype(np.float16)
     if maker != "twin":
         return eval_images(halves, canvas, maker)
@@ -147,7 +147,7 @@ def evaluated(snippets: npt.NDArray[np.floating], canvas: CanvasConfig, maker: s
 
 
 def trained(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) -> npt.NDArray[np.floating]:
-    """(n, C, H, W) of (n, P, t, F), augmented and mixed."""
+    """Training images (n, C, H, W) of snippets (n, P, t, F), augmented and mixed."""
     if maker != "twin":
         return train_images(snippets, canvas, draws, maker)
     planes = [
@@ -157,7 +157,7 @@ def trained(snippets: Snippets, canvas: CanvasConfig, draws: Draws, maker: str) 
 
 
 def by_plane(images: npt.NDArray[np.floating], canvas: CanvasConfig) -> npt.NDArray[np.floating]:
-    """(..., C, H, W) to (..., N, h, W), without the rows at which a resize lets neighbouring panels touch."""
+    """(..., C, H, W) to (..., N, h, W), without the rows in which a resize mixes neighbouring panels."""
     rows = canvas.channels * canvas.height // canvas.planes
     return images.reshape(*images.shape[:-3], canvas.planes, rows, canvas.width)[..., 1:-1, :]
 
@@ -219,7 +219,7 @@ def test_gain_and_offset_are_those_of_the_normalised_image(
 @on_each_maker
 @on_plain_canvases
 def test_on_stays_on_in_every_view_and_under_every_draw(canvas: CanvasConfig, maker: str) -> None:
-    """ON panels are bright and OFF panels dark, and so is every plane of every image."""
+    """ON panels are bright and OFF panels dark, and the same must hold for the planes of every image."""
     cadences = np.random.default_rng(1).normal(scale=0.1, size=(SAMPLES, *SHAPE))
     cadences += np.where(np.arange(6) % 2 == 0, 8, -8)[:, None, None]
     sign = np.where(np.isin(canvas.positions, (0, 2, 4)), 1, -1)[:, None, None]
@@ -228,7 +228,7 @@ def test_on_stays_on_in_every_view_and_under_every_draw(canvas: CanvasConfig, ma
     for seed in range(4):
         draws = draws_for(canvas, SHAPE, WILD, seed)
         planes = by_plane(trained(cadences.astype(np.float16), canvas, draws, maker), canvas) * sign
-        # What was shifted in or erased is 0, and the offset is up to 1.
+        # Shifted-in and erased pixels are 0, and offsets go up to 1.
         assert planes.min() > -1.1 and planes.mean(axis=(-1, -2)).min() > 1
 
 
@@ -251,6 +251,6 @@ def test_an_added_signal_shows_in_the_slots_of_the_panels_it_was_added_to(
 
 
 def nothing_else(canvas: CanvasConfig) -> dict[str, npt.NDArray[np.generic]]:
-    """Fields of draws that do nothing, but for those of a signal."""
+    """Values for the fields of draws, except those of signals, that change nothing."""
     quiet = vars(draws_for(canvas, SHAPE, QUIET))
     return {name: quiet[name] for name in quiet if not name.startswith("signal_") and name != "has_needle"}

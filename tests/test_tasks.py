@@ -1,4 +1,4 @@
-"""Tasks: how each ended comes back as it ends, wherever they run."""
+"""Tasks report how they ended as soon as they end, wherever they run."""
 
 import contextlib
 import sys
@@ -110,7 +110,7 @@ def test_relative_paths_are_those_of_the_driver_where_other_machines_read_them(
 
 
 class Blind(Tasks):
-    """Machines that see no file."""
+    """Tasks on machines that see no file of this one."""
 
     def run(self, work: Work[T]) -> Iterator[Done[T]]:
         for number, (contents,) in enumerate(work.calls):
@@ -132,7 +132,7 @@ def test_a_task_that_uploads_a_shard_asks_for_what_is_sent_at_once_and_for_its_d
 
 
 def test_a_process_with_a_gpu_loads_with_all_cores_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters export OMP_NUM_THREADS=1 for processes of one core each."""
+    """Clusters export OMP_NUM_THREADS=1, as for processes of one core each."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     how = PredictConfig("test", 4, LoaderConfig(loader_threads=8))
     threads = [Scorer((), "float32", how, cores)._how.loader.loader_threads for cores in (6, 16, None)]

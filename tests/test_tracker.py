@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard: one run however often the training is started, and never a stop because of one."""
+"""Weights & Biases and TensorBoard show one run however often a training starts, and never stop it."""
 
 import dataclasses
 import importlib.util
@@ -47,14 +47,14 @@ def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pyte
     for name in (*names, *tracker._ENVIRONMENT):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    wandb.teardown()  # what an earlier test's environment left behind
+    wandb.teardown()  # remove what an earlier test's environment left
     yield monkeypatch
     wandb.teardown()
 
 
 @pytest.fixture
 def quick(logged_out: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Logged in, with little patience at the start: enough for a run that is offline."""
+    """Logged in, with a short time-out at the start, which is enough for a run offline."""
     logged_out.setenv("WANDB_API_KEY", KEY)
     logged_out.setenv("WANDB_INIT_TIMEOUT", "2")
     logged_out.setenv("WANDB_FINISH_TIMEOUT", "20")
@@ -62,7 +62,7 @@ def quick(logged_out: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def track(run_dir: Path, steps: range) -> OptionalWandB:
-    """One start of a training, as its tracker sees it."""
+    """Call a tracker as one start of a training does."""
     run_dir.mkdir(exist_ok=True)
     one = OptionalWandB(run_dir)
     one.start()
@@ -168,7 +168,7 @@ def test_a_server_that_hangs_later_is_given_up_on_at_the_end(
 def test_a_training_outlives_the_service_of_its_tracker(
     tmp_path: Path, logged_out: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A scheduler's signal, or the kernel short of memory, may end wandb's own process."""
+    """A scheduler's signal, or a kernel without free memory, may end wandb's own process."""
     (tmp_path / "run").mkdir()
     one = OptionalWandB(tmp_path / "run")
     with caplog.at_level(logging.WARNING, logger="training.tracker"):
@@ -198,7 +198,7 @@ def test_a_tracker_that_cannot_write_is_done_without(
 
 @pytest.mark.parametrize("kept_in", ["the environment", "netrc"])
 def test_a_login_is_found_where_wandb_keeps_it(tmp_path: Path, quick: pytest.MonkeyPatch, kept_in: str) -> None:
-    """It is used: the server is asked, and refuses."""
+    """The login is used: the server is asked, and refuses."""
     with wandb_server("refuses the key") as server:
         quick.setenv("WANDB_BASE_URL", server.url)
         if kept_in == "netrc":
@@ -241,13 +241,13 @@ def text(events: EventAccumulator, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def tracked(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was started twice, for one epoch and for another."""
+    """The folder of a run that was started twice, once for each of two epochs."""
     config = tiny_config(manifest.root, tmp_path_factory.mktemp("tensorboard") / "run", epochs=1, tracker="tensorboard")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ACCELERATE_USE_CPU", "true")
         train(config)
         forget_accelerate()
-        lost = OptionalTensorBoard(config.run_dir)  # of a start that was killed before its next checkpoint
+        lost = OptionalTensorBoard(config.run_dir)  # a start that was killed before its next checkpoint
         lost.start()
         lost.log({"auc": 9.0}, step=7)
         lost.finish()
@@ -297,7 +297,7 @@ def test_what_was_tracked_after_the_checkpoint_that_a_run_goes_on_from_is_hidden
     assert scalars(read_events(tmp_path), "loss") == [(step, 0.0 if step < 4 else 3.0) for step in range(1, 9)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread dies
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread dies
 @pytest.mark.parametrize("fault", ["no folder", "no room"])
 def test_a_tensorboard_that_cannot_write_is_done_without(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
@@ -366,7 +366,7 @@ def test_wandb_gets_the_pictures_the_best_candidates_and_the_stall(
         (path,) = [name_ for name_ in server.files if name_.startswith(f"media/images/{name}_")]
         assert server.files[path].startswith(b"\x89PNG")
     assert [name for name in server.files if name.startswith("media/table/candidates")]
-    table = json.loads(server.files["candidates.table.json"])  # of the artifact, which has the pictures in it too
+    table = json.loads(server.files["candidates.table.json"])  # in the artifact, which holds the pictures too
     scores = read_scores(config.run_dir / "oof.csv")
     assert table["data"][0][1] == scores.keys[int(np.argmax(scores.logit))]
     pictures = [row[table["columns"].index("waterfall")]["path"] for row in table["data"]]

@@ -1,4 +1,4 @@
-"""Training's promises, on a data set of seconds."""
+"""Training's promises, on a data set that trains in seconds."""
 
 import csv
 import dataclasses
@@ -104,7 +104,7 @@ def test_the_wait_for_batches_counts_as_stall_and_the_work_on_them_does_not(mani
     for found in timed:
         assert found is batch
         time.sleep(0.03)
-    assert timed.seconds >= 3 * 0.02  # however busy the machine is: a sleep is never too short
+    assert timed.seconds >= 3 * 0.02  # even on a busy machine, as a sleep is never too short
     assert time.perf_counter() - began - timed.seconds >= 3 * 0.03
 
 
@@ -117,7 +117,7 @@ def test_a_run_learns_what_there_is_to_learn(manifest: Manifest, tmp_path: Path)
 
 
 class Killed(BaseException):
-    """Ends a run where a power cut might."""
+    """Ends a run as a power cut might."""
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
@@ -133,7 +133,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         saved.append(arguments[2])
         raise Killed
 
-    # Every start gets one checkpoint further, in the middle of an epoch or at its end.
+    # Every start gets to one more checkpoint, in the middle of an epoch or at its end.
     monkeypatch.setattr(train_module, "save_checkpoint", save_and_die)
     config = cut
     while True:
@@ -142,7 +142,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
             break
         except Killed:
             config = dataclasses.replace(cut, resume=True)
-    assert saved == [2, 4, 5, 6, 8, 10, 12, 14, 15, 15]  # the last before and after its validation
+    assert saved == [2, 4, 5, 6, 8, 10, 12, 14, 15, 15]  # the last epoch's before and after its validation
     timings = {"cadences_per_s", "stall", "validation_s"}
     for ours, theirs in zip(read_history(whole.run_dir), read_history(cut.run_dir), strict=True):
         assert {k: v for k, v in ours.items() if k not in timings} == {
@@ -155,7 +155,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 def test_accumulated_steps_equal_large_batches(manifest: Manifest, tmp_path: Path) -> None:
-    """The same global batch gives the same step, in the short one at the end of the epoch too."""
+    """Equal global batches give equal steps, also in the short step at the end of an epoch."""
     common = {"epochs": 1, "model": ModelConfig("swin_nano")}
     large = tiny_config(manifest.root, tmp_path / "large", batch_size=12, **common)
     split = tiny_config(manifest.root, tmp_path / "split", batch_size=4, accumulate=3, **common)
@@ -190,7 +190,7 @@ def test_two_ranks_train_and_predict_as_one_does(
     assert "2 ranks" in done.stderr
     configs = [json.loads((config.run_dir / "config.json").read_text()) for config in (one, two)]
     others = {name for name in configs[0] if configs[0][name] != configs[1][name]}
-    assert others - {"loader"} == {"batch_size", "run_dir"}  # ranks share the cores, where there are several
+    assert others - {"loader"} == {"batch_size", "run_dir"}  # ranks share the cores, if there are several
     ours, theirs = read_history(one.run_dir)[0], read_history(two.run_dir)[0]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     first = [json.loads((config.run_dir / "norms.jsonl").read_text().splitlines()[0]) for config in (one, two)]
@@ -209,7 +209,7 @@ def test_two_ranks_train_and_predict_as_one_does(
 
 @pytest.mark.kaggle
 def test_it_overfits_real_needles_against_their_on_off_swapped_twins(kaggle_seti: Path, tmp_path: Path) -> None:
-    """The ON/OFF pattern of real snippets can be learnt: AUC above 0.95 on what it was trained on."""
+    """The ON/OFF pattern of real snippets can be learnt: the AUC on the training data is above 0.95."""
     with (kaggle_seti / LABELS).open(newline="") as file:
         positive = {row["id"] for row in csv.DictReader(file) if row["target"] == "1"}
     rows = []
@@ -224,7 +224,7 @@ def test_it_overfits_real_needles_against_their_on_off_swapped_twins(kaggle_seti
             rows.append((key, target))
     with (tmp_path / "data" / LABELS).open("w", newline="") as file:
         csv.writer(file).writerows([("id", "target"), *rows])
-    # Two folds of all there is: what is validated on is what the other half of the test trains on.
+    # Two folds: one is trained on and judged below, the other is validated on.
     manifest = pack(PackConfig(tmp_path / "data", tmp_path / "shards", folds=2))
     canvas = CanvasConfig("on_off", 56, 112, sum_time_bins=13, subtract="lines_bursts", compress="asinh")
     quiet = DrawConfig(flip_time=0, roll_frequency=0, shift_time=0, erase=0, gain=0, offset=0, cutmix=0)
@@ -251,7 +251,7 @@ def trained_auc(config: TrainConfig, manifest: Manifest) -> float:
 def test_validation_is_begun_before_the_last_step_and_the_next_epoch_before_validation(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no epoch after the last one."""
+    """No epoch is begun after the last one."""
     begun: list[tuple[int, int]] = []
 
     def noting(function: Any) -> Any:
@@ -272,7 +272,7 @@ def test_validation_is_begun_before_the_last_step_and_the_next_epoch_before_vali
 def test_a_run_that_ends_with_an_error_leaves_no_thread(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With batches of both loaders begun."""
+    """It ends while both loaders have begun batches."""
 
     def fail(run: Run) -> None:
         assert run.train_loader._begun and run.valid_loader._begun
@@ -328,7 +328,7 @@ def test_a_finished_run_is_not_trained_again(manifest: Manifest, tmp_path: Path)
 
 
 def test_a_full_disk_in_a_checkpoint_is_named_and_the_last_one_stays(manifest: Manifest, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: smaller ones are written, the checkpoint's are not."""
+    """A limit on file sizes imitates a full disk: smaller files are written, the checkpoint's are not."""
     config = tiny_config(manifest.root, tmp_path / "run", epochs=1)
     train(config)
     last = config.run_dir / "checkpoints" / "last"
@@ -381,7 +381,7 @@ def test_shards_without_training_cadences_are_refused_with_what_to_do(tmp_path: 
 
 
 def test_a_fold_that_holds_all_training_cadences_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    """As of a download in parts."""
+    """A partial download may be such a data set."""
     data = write_tiny_data(tmp_path / "data", 20, 6)
     whole = pack(PackConfig(data, str(tmp_path / "whole"), folds=2))
     for key in whole.keys_of(whole.rows("train", 1, held_out=True)):

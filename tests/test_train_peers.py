@@ -1,4 +1,4 @@
-"""train_bench compares equals: every loop trains on the same cadences, and predicts what ours predicts.
+"""train_bench compares equal work: every loop trains on the same cadences, and predicts what ours predicts.
 
 Axes: P positions, t time bins before summing; N planes, T time bins, F frequency channels; B batch; C, H, W canvas.
 """
@@ -104,7 +104,7 @@ def test_torchs_canvas_is_ours_but_for_the_outermost_pixels(canvas: CanvasConfig
     planes = torchs.planes(torch.from_numpy(snippet))
     found = torchs.views(torchs.image(torchs.augmented(planes)), canvas.views).numpy()
     assert found.shape == views.shape
-    # An enlarging resize reaches further inwards at the edge than a reducing one.
+    # At the edge a resize that enlarges affects more pixels than one that reduces.
     np.testing.assert_allclose(found[..., 4:-4, 4:-4], views[..., 4:-4, 4:-4], atol=2e-4)
 
 
@@ -117,7 +117,7 @@ def test_torchs_augmentations_do_what_the_draws_ask_for() -> None:
     planes = torch.randn(6, 20, 30)
     assert torch.equal(augmented({}, planes), planes)
     assert torch.equal(augmented({"flip_frequency": 1}, planes), planes.flip(2))
-    # Each stack backwards as a whole: ON panels stay ON.
+    # Each stack is reversed as a whole: ON panels stay ON.
     assert torch.equal(augmented({"flip_time": 1}, planes), planes[[2, 1, 0, 5, 4, 3]].flip(1))
     rolled = [augmented({"roll_frequency": 0.1}, planes) for _ in range(30)]
     amounts = [next(k for k in range(-3, 4) if torch.equal(each, planes.roll(k, 2))) for each in rolled]
@@ -151,7 +151,7 @@ def test_cutmix_of_torchs_canvas_weighs_targets_by_the_pixels_that_are_kept() ->
 
 
 def test_the_process_of_a_loop_is_told_the_whole_plan(manifest: Manifest) -> None:
-    """But for the store, which is a local folder here."""
+    """All but the store, which is a local folder here."""
     spec = spec_of(manifest, "train")
     for plan in (spec.plan, *PRESETS.values()):
         changed = dataclasses.replace(spec, plan=plan)
@@ -161,7 +161,7 @@ def test_the_process_of_a_loop_is_told_the_whole_plan(manifest: Manifest) -> Non
 
 @pytest.fixture(scope="module")
 def rows(manifest: Manifest) -> list[Row]:
-    """Of a loop that works, one that finds no files, and one whose package is missing."""
+    """Rows of a loop that works, of one that finds no files, and of one whose package is missing."""
     absent = dataclasses.replace(BY_NAME["timm-kernels"], packages=("no-such-package",))
     loops, steps = [BY_NAME["ours"], BY_NAME["accelerate-main"], absent], []
     spec = dataclasses.replace(spec_of(manifest, "infer"), files=Path("nowhere"))

@@ -1,6 +1,6 @@
-"""What is written for turboSETI is read by the real package, and its hits by us.
+"""The real turboSETI reads what is written for it, and its hits are read here.
 
-It is installed once into an environment of its own (requirements-turboseti.txt), in the folder for temporary files.
+It is installed once into its own environment (requirements-turboseti.txt), in the folder for temporary files.
 """
 
 import csv
@@ -47,7 +47,7 @@ FindDoppler(sys.argv[1], max_drift=4, snr=10, out_dir=sys.argv[2], n_coarse_chan
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """An interpreter that has turboSETI; the tests are skipped where it cannot be installed."""
+    """An interpreter that has turboSETI; the tests are skipped if it cannot be installed."""
     made_for = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir(), f"needlestream-turboseti-{made_for}")
     found, complete = folder / "bin" / "python", folder / "installed"
@@ -63,7 +63,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with candidates.csv, and in turbo_seti/ what is written for it, beside the telescope files."""
+    """A folder with candidates.csv, the telescope files, and turbo_seti/ with what is written for turboSETI."""
     folder = tmp_path_factory.mktemp("turbo_seti")
     files = write_files(folder / "files", [*VOYAGER, *INTERFERENCE])
     manifest = ingest(IngestConfig(folder / "shards", tuple(files), workers=1))
@@ -74,7 +74,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: Path, script: str, *arguments: object) -> None:
-    # Our own packages must not be seen: they are built for another NumPy.
+    # turboSETI must not see our packages, which are built for another NumPy.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([python, "-c", script, *map(str, arguments)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -92,7 +92,7 @@ def test_find_event_and_plot_event_take_the_files_and_find_the_candidates(python
     expected = sorted(round(each.frequency_mhz, 6) for each in read_candidates(written / "candidates.csv"))
     assert len(expected) == 3
     assert sorted(float(row["Freq"]) for row in found if row["status"] == "on_table_1") == expected
-    # It lists a row for each ON file, unless hits of an event have the same number in two files.
+    # turboSETI lists a row for each ON file, unless hits of an event have the same number in two files.
     assert len(ours) == 9 and {row["status"] for row in ours} == {"on_table_1", "on_table_2", "on_table_3"}
     assert list(found[0]) == list(ours[0])[: len(found[0])]
     mine = {(row["status"], row["TopHitNum"]): row for row in ours}
@@ -106,7 +106,7 @@ def test_find_event_and_plot_event_take_the_files_and_find_the_candidates(python
 
 @pytest.fixture(scope="module")
 def theirs(python: Path, written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with A1.dat, as turboSETI itself writes it."""
+    """A folder with the A1.dat that turboSETI itself writes."""
     folder = tmp_path_factory.mktemp("theirs")
     run(python, SEARCH, written / "files" / "A1.h5", folder)
     return folder

@@ -1,4 +1,4 @@
-"""Training on an observation itself: what is kept back, what it is validated on, and which weights judge which snippet.
+"""Training on an observation: which snippets are kept back and validated on, and which weights judge which snippet.
 
 Axes: n snippets, P panels, T time bins, F frequency channels.
 """
@@ -38,7 +38,7 @@ from training.weights import load_weights, save_weights
 
 @pytest.fixture(scope="module")
 def observation(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """48 snippets of 16 x 1024, unsummed."""
+    """48 snippets of 16 x 1024, with no channels summed."""
     folder = tmp_path_factory.mktemp("observation")
     files = tuple(write_cadence(folder / "files"))
     return ingest(IngestConfig(folder / "shards", files, workers=1, channel_bin=1, max_drift=0.5, shard_mb=2))
@@ -89,7 +89,7 @@ def test_what_is_kept_back_follows_from_the_validation_set_alone(observation: Ma
     )
     rows = backgrounds_order(observation, 0, kept_back).rows
     assert len(rows) + len(kept_back) == len(observation) and not np.isin(rows, kept_back).any()
-    assert not len(kept_back_rows(observation, observation, 2))  # nothing is validated on that is trained on
+    assert not len(kept_back_rows(observation, observation, 2))  # without a validation set nothing is kept back
 
 
 # ---- The validation set
@@ -106,7 +106,7 @@ def test_needles_are_added_to_half_of_what_is_kept_back_and_the_rest_is_as_it_wa
     differs = (before != after).any(axis=(2, 3))  # (n, P)
     assert 0.25 < made.target.mean() < 0.75
     assert differs[made.target == 1][:, ::2].any(axis=1).all()
-    # Without a needle what shows in ON panels is in OFF panels too; without either a snippet is what it was.
+    # Without a needle, a signal in ON panels is in OFF panels too; without any signal a snippet is unchanged.
     without = differs[made.target == 0]
     assert (without[:, 1::2].any(axis=1) == without.any(axis=1)).all() and not without.any(axis=1).all()
     assert abs(after.astype(np.float32).std(axis=(2, 3)) - 1).max() < 0.02

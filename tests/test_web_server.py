@@ -1,4 +1,4 @@
-"""Shards behind web servers as they are met: with odd habits, with sign-ins, with limits, over TLS."""
+"""Shards behind web servers like real ones: with odd habits, with sign-ins, with limits, over TLS."""
 
 import gzip
 import re
@@ -32,7 +32,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture
 def served(manifest: Manifest) -> Iterator[OddServer]:
-    """A server of the data set; as it should be, until a test changes its answers."""
+    """A server of the data set, which answers as it should until a test changes its answers."""
     with OddServer(lambda asked: part(manifest, asked)) as server, serving(server):
         yield server
 
@@ -52,12 +52,12 @@ def part(manifest: Manifest, asked: Asked, **changed: Any) -> Answer:
 
 
 def whole(manifest: Manifest, asked: Asked, **changed: Any) -> Answer:
-    """The answer of a server without ranges."""
+    """The answer of a server that ignores ranges."""
     return Answer(200, {}, (manifest.root / asked.path.rpartition("/")[2]).read_bytes(), **changed)
 
 
 def elsewhere(manifest: Manifest, asked: Asked) -> Answer:
-    """Each file is moved, once."""
+    """The answer of a server that redirects each file once."""
     if asked.path.startswith("/moved"):
         return part(manifest, asked)
     return Answer(302, {"Location": "/moved" + asked.path})
@@ -186,7 +186,7 @@ def test_a_long_wait_is_told_once(served: OddServer, monkeypatch: pytest.MonkeyP
 
 
 def lookups(monkeypatch: pytest.MonkeyPatch, *errors: int, name: str = "store.invalid") -> list[str]:
-    """Let the next look-ups of a host's name fail so, and later ones find loopback."""
+    """Make the next look-ups of a host's name fail with `errors`, and later ones find loopback."""
     asked, left, real = list[str](), list(errors), socket.getaddrinfo
 
     def look_up(host: Any, *rest: Any, **more: Any) -> Any:
@@ -194,7 +194,7 @@ def lookups(monkeypatch: pytest.MonkeyPatch, *errors: int, name: str = "store.in
             return real(host, *rest, **more)
         asked.append(host)
         if left:
-            raise socket.gaierror(left.pop(0), "no range of names")  # what it says counts for nothing
+            raise socket.gaierror(left.pop(0), "no range of names")  # the text of the error must not matter
         return real("127.0.0.1", *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
@@ -222,13 +222,13 @@ def test_a_host_that_answered_before_is_looked_up_again(
     store = RemoteStore(f"http://127.0.0.1:{served.server_port}/data", StoreConfig())
     assert store.size("manifest.json")
     asked = lookups(monkeypatch, socket.EAI_NONAME, socket.EAI_NONAME)
-    store._base = f"http://store.invalid:{served.server_port}/data"  # by name now, as a name server may forget it
+    store._base = f"http://store.invalid:{served.server_port}/data"  # by name: a name server may forget it
     assert store.size("manifest.json") and len(asked) >= 3
 
 
 def test_an_unreachable_store_named_like_a_range_is_no_short_file(monkeypatch: pytest.MonkeyPatch) -> None:
     lookups(monkeypatch, name="orange.invalid")
-    with socket.socket() as closed:  # bound and not listening: nobody answers there, and nobody else takes the port
+    with socket.socket() as closed:  # bound, so that nobody else takes the port, but not listening
         closed.bind(("127.0.0.1", 0))
         url = f"http://orange.invalid:{closed.getsockname()[1]}/data"
         store = RemoteStore(url, StoreConfig(store_timeout=0.5))
@@ -243,7 +243,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def secure(manifest: Manifest, certificate: Path) -> Iterator[str]:
-    """The URL of the data set over TLS, with a certificate that only its owner trusts."""
+    """The URL of the data set over TLS, with a certificate that nobody trusts by default."""
     with OddServer(lambda asked: part(manifest, asked)) as server:
         speak_tls(server, certificate)
         with serving(server):

@@ -18,7 +18,7 @@ CANVAS = CanvasConfig("on_off", height=28, width=56, sum_time_bins=2)
 
 
 def write_tiny_data(root: Path, train: int, test: int, shape: tuple[int, int, int] = SHAPE) -> Path:
-    """White noise in the Kaggle layout; the odd ones of the training part have a bright line in the ON panels."""
+    """White noise in the Kaggle layout; every second training cadence has a bright line in the ON panels."""
     rng = np.random.default_rng(7)
     tables: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
     for number in range(train + test):
@@ -38,13 +38,13 @@ def write_tiny_data(root: Path, train: int, test: int, shape: tuple[int, int, in
 
 
 def pack_tiny(folder: Path, train: int = 50, test: int = 11) -> Manifest:
-    """Shards of such a data set, in `folder`/shards, several of them."""
+    """Pack such a data set into several shards, in `folder`/shards."""
     write_tiny_data(folder / "data", train, test)
     return pack(PackConfig(folder / "data", folder / "shards", folds=5, workers=2, shard_mb=1))
 
 
 def tiny_config(shards: Path, run_dir: Path, **changes: object) -> TrainConfig:
-    """A training run of seconds."""
+    """A training run that takes seconds."""
     values: dict[str, object] = {
         "epochs": 2,
         "batch_size": 8,

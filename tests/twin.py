@@ -33,7 +33,7 @@ def sum_time_bins(values: Array, bins: int) -> Array:
 
 
 def add_signals(planes: Array, bins: int, draws: Draws, k: int) -> Array:
-    """Sample k's signals on (N, T, F), sums of so many time bins."""
+    """Add sample k's signals to (N, T, F), each row of which is the sum of `bins` time bins."""
     values = planes
     for signal in range(draws.signal_level.shape[1]):
         values = values + sum_time_bins(signal_of(draws, k, signal, planes.shape[2]), bins) * noise_of(planes)
@@ -41,7 +41,7 @@ def add_signals(planes: Array, bins: int, draws: Draws, k: int) -> Array:
 
 
 def normalise_where_added(panels: Array, draws: Draws, k: int) -> Array:
-    """(N, t, F), each panel that holds a signal with mean 0 and standard deviation 1."""
+    """(N, t, F) in which each panel with a signal has mean 0 and standard deviation 1."""
     values = panels.copy()
     for plane in range(len(panels)):
         if (draws.signal_level[k][:, plane] > 0).any():
@@ -80,15 +80,15 @@ def signal_of(draws: Draws, k: int, signal: int, channels: int) -> Array:
     offset = (np.arange(channels) - path[:, :, None]) / float(draws.signal_width[k, signal])
     profile = np.exp(-0.5 * offset**2)
     if draws.signal_lorentzian[k, signal]:
-        end = 1 / (1 + 15**2)  # of a profile that ends 15 half widths from its centre
+        end = 1 / (1 + 15**2)  # the profile ends 15 half widths from its centre
         profile = np.maximum(1 / (1 + offset**2) - end, 0) / (1 - end)
     return np.asarray(level[:, :, None] * profile)
 
 
 def noise_of(values: Array) -> Array:
-    """(N, 1, 1) standard deviation of white noise with as large steps between channels."""
+    """(N, 1, 1) standard deviation of white noise whose steps between channels are as large."""
     steps = np.abs(np.diff(values, axis=2))
-    # Of two normal numbers: the mean of the square root of their distance, by its definition.
+    # The mean square root of the distance between two normal numbers, by definition.
     x = np.linspace(0, 20, 200_001)
     root = np.trapezoid(np.sqrt(x) * np.exp(-(x**2) / 4) / np.sqrt(np.pi), x)
     return np.asarray((np.sqrt(steps).mean(axis=(1, 2), keepdims=True) / root) ** 2)
@@ -119,7 +119,7 @@ def augment(planes: Array, canvas: CanvasConfig, draws: Draws, k: int) -> Array:
 
 
 def mix(planes: Array, draws: Draws) -> Array:
-    """CutMix and mixup on (n, N, T, F), partners being places in the batch."""
+    """CutMix and mixup on (n, N, T, F); partners are places in the batch."""
     values = planes.copy()
     for k, (time_start, time_end, channel_start, channel_end) in enumerate(draws.cutmix_box):
         box = np.s_[:, time_start:time_end, channel_start:channel_end]
@@ -155,7 +155,7 @@ def resize_axis(image: Array, size: int, axis: int) -> Array:
 
 def make_views(image: Array, canvas: CanvasConfig, views: tuple[str, ...]) -> Array:
     """(C, H, W) to (V, C, H, W)."""
-    # Where panels are channels, their order among the ON panels and among the OFF panels is time too.
+    # If panels are channels, the order of the ON panels among themselves, and of the OFF panels, is time too.
     backwards = image[[2, 1, 0, 5, 4, 3]] if canvas.layout == "panels" else image
     flips = {
         "identity": image,

@@ -1,4 +1,4 @@
-"""As much of a W&B server as a run of ours needs, on loopback, with the faults that real ones have."""
+"""The parts of a W&B server that our runs need, on loopback, with the faults that real servers have."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ Fault = Literal["none", "hangs", "hangs later", "refuses the key"]
 
 
 class WandbServer(LoopbackServer):
-    """Keeps each run's history by line number, so that what is written over what shows, and files by name."""
+    """Keeps each run's history by line number, so that overwritten lines show, and files by name."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -50,7 +50,7 @@ class WandbServer(LoopbackServer):
         return {"project": None}
 
     def _room_for(self, name: str) -> dict[str, Any]:
-        """Where the content of a file is to be sent."""
+        """The answer that says where to send a file's content."""
         url = f"http://127.0.0.1:{self.server_port}/upload/{quote(name)}"
         names = {"id": name, "name": name, "displayName": name, "storagePath": name}
         return {**names, "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": _ARTIFACT}
@@ -104,12 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *words: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def wandb_server(fault: Fault = "none") -> Iterator[WandbServer]:
-    """A server for the time of the block."""
+    """A server that runs for the time of the block."""
     server = WandbServer(fault)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

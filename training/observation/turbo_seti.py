@@ -142,7 +142,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _dat_name(files: CadenceFiles, panel: int) -> str:
-    """turboSETI's name for the file, or with its panel in front where two files of a cadence would share that name."""
+    """The name that turboSETI gives the file; its panel goes in front if two files of a cadence would share the name."""
     names = [Path(name).with_suffix(".dat").name for name in files.files]
     return names[panel] if names.count(names[panel]) == 1 else f"{PANEL_NAMES[panel]}_{names[panel]}"
 
