@@ -51,7 +51,7 @@ class DataConfig:
 
 
 def make_data(folder: Path, config: DataConfig) -> None:
-    """Fill `folder`, or reuse its data. Raises InputError where it holds anything else."""
+    """Fill `folder`, or reuse its data. Raises InputError if it holds anything else."""
     made = folder / MADE
     wanted = json.loads(json.dumps(asdict(config)))
     if made.is_file():

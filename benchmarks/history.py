@@ -96,7 +96,7 @@ def _entry(line: bytes, where: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the working tree, with + where tracked files differ from it; "unknown" without git."""
+    """The commit of the working tree, with + if tracked files differ from it; "unknown" without git."""
     head = output_of(*_GIT, "rev-parse", "HEAD")
     if not head:
         return os.environ.get("NEEDLESTREAM_COMMIT", "unknown")

@@ -28,7 +28,7 @@ _AT_ONCE = 50  # draws in memory at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the bounds of its 95 % interval; NaN where it is not defined."""
+    """A figure and the bounds of its 95 % interval; NaN if it is not defined."""
 
     value: float
     low: float

@@ -126,7 +126,7 @@ def _published(figure: Figure) -> Figure:
 
 
 def print_tables(figures: Sequence[Figure]) -> None:
-    """The rows, in 80 columns; a dash where a number is not defined: too few negatives, or recall stays below half."""
+    """The rows, in 80 columns; a dash if a number is not defined: too few negatives, or recall stays below half."""
     head = (("1e-2", 6), ("1e-3", 6), ("SNR", 5), ("twins", 6), ("drop", 7), ("ep", 4), ("s", 5), ("/s", 6))
     print(f"\n{'':<17}{'AUC':>6}{'95 %':>12}" + "".join(f"{name:>{width}}" for name, width in head))
     for figure in figures:
@@ -138,7 +138,7 @@ def print_tables(figures: Sequence[Figure]) -> None:
         for (name, form), (_, width) in zip(_COLUMNS, head, strict=True):
             line += f"{_cell(figure, name, form):>{width}}"
         print(line)
-    print("1e-2, 1e-3: recall at these false positive rates. SNR: where the one at 1e-2 is 1/2.")
+    print("1e-2, 1e-3: recall at these false positive rates. SNR: at which recall at 1e-2 is 1/2.")
     print("twins: AUC with the needles in OFF panels. ep: epochs.")
     print("s: seconds of training. /s: cadences/s of training, or of a search.")
     scored = [figure for figure in figures if "failed" not in figure]

@@ -22,7 +22,7 @@ class Panel:
     entry: dict[str, Any]
     figures: list[dict[str, Any]]
     """Fastest first, with two more keys: `kind`, and `name`, to which the number of workers is added if a loader ran
-    with several numbers."""
+    with different numbers of them."""
     failed: list[dict[str, Any]]
     """Those without a rate; `failed` says why."""
 

@@ -148,7 +148,7 @@ def _latest_figures(entries: Sequence[Entry]) -> list[tuple[str, Entry, list[Fig
         for figure in entry["figures"] if entry["benchmark"] != "loader" else ():
             by_workload.setdefault(str(figure.get("workload")), []).append(figure)
         for workload, figures in by_workload.items():
-            # How well needles are found depends not on the machine but on the form, which sets how long is trained.
+            # How well needles are found depends not on the machine but on the form, which sets the training time.
             where = str(entry["config"].get("form")) if workload == NEEDLES else machine_size(entry)
             key = workload, where, _preset(workload, figures)
             # A part of the needle benchmark does not replace a whole one.

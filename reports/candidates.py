@@ -41,7 +41,7 @@ class Scored:
 
     @property
     def order(self) -> npt.NDArray[np.float64]:
-        """What cadences are ranked by: logits where there are any, since the best may all have the score 1."""
+        """What cadences are ranked by: logits if there are any, since the best may all have the score 1."""
         return self.score if self.logit is None else self.logit
 
     @property
@@ -65,7 +65,7 @@ class Scored:
 
 
 def read_validation(run_dir: Path, manifest: Manifest, fold: int) -> Scored:
-    """The scores of the held-out fold by the best weights of a run. Raises InputError where they cannot be read."""
+    """The scores of the held-out fold by the best weights of a run. Raises InputError if they cannot be read."""
     judged = read_scores(run_dir / "oof.csv")
     rows = manifest.rows("train", fold, held_out=True).astype(np.int64)  # oof.csv has them in this order
     return Scored(rows, manifest.target[rows], judged.score, judged.logit)
@@ -87,7 +87,7 @@ def build_galleries(manifest: Manifest, scored: Scored) -> list[Block]:
 
 
 def write_best(picture: Path, manifest: Manifest, scored: Scored) -> None:
-    """Draw the waterfalls of the best candidates as one picture. Raises InputError where a snippet cannot be read."""
+    """Draw the waterfalls of the best candidates as one picture. Raises InputError if a snippet cannot be read."""
     best = scored.falling[:_SHOWN]
     chosen = scored.rows[best]
     titles = [

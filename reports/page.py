@@ -96,7 +96,7 @@ def write_section(folder: Path, name: str, section: Section) -> None:
 
 
 def read_section(path: Path) -> Section:
-    """Read a section. Raises InputError where the file is not one."""
+    """Read a section. Raises InputError if the file is not one."""
     try:
         content = json.loads(path.read_bytes())
         if content.pop("format") != _FORMAT:
@@ -126,7 +126,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
 
 
 def write_run_page(run_dir: Path) -> Path:
-    """Render the page of a run folder from the sections that lie there. Raises InputError where one is damaged."""
+    """Render the page of a run folder from the sections that lie there. Raises InputError if one is damaged."""
     sections = [read_section(path) for path in sorted((run_dir / SECTIONS).glob("*.json"))]
     write_page(run_dir / PAGE, run_dir.resolve().name, sections)
     return run_dir / PAGE

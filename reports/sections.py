@@ -67,7 +67,7 @@ _FILES = {
 def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accelerator) -> Path:
     """Write the training section from the files of a finished run, render the page and return its path.
 
-    Raises InputError where a snippet cannot be read, and OSError where the page cannot be written.
+    Raises InputError if a snippet cannot be read, and OSError if the page cannot be written.
     """
     config, summary = (json.loads((run_dir / name).read_bytes()) for name in ("config.json", "summary.json"))
     history = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
 """A draw or a view does to the image what it would do to the cadence: checks that need no second implementation.
 
-They are made of the twin too, with which the other tests compare.
+The twin, with which the other tests compare, is checked too.
 
 Axes: n samples, P positions, t time bins, F frequency channels; N planes; V views; C, H, W canvas.
 """

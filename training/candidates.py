@@ -174,7 +174,7 @@ class _SearchModel(nn.Module):
         self.slope = nn.Parameter(torch.tensor(4.0))
 
     def no_weight_decay(self) -> set[str]:
-        """The model's own scalars, as decay would pull them away from meaningful values; the backbone names its own."""
+        """The model's own scalars: decay would pull them away from meaningful values; the backbone names its own."""
         return {"slope", "control_share"}
 
     def _searched(self, evidence: Tensor) -> Tensor:
@@ -270,8 +270,8 @@ class WindowModel(_SearchModel):
 def _put_together(lines: Sequence[Tensor], paths: Sequence[Tensor]) -> Tensor:
     """The features (B, K, 8 FEATURES) by which the first of two halves is judged: ON before OFF, or OFF before ON.
 
-    Each line of that half has its own features (B, K, FEATURES), and shares others with the rest: those of the other
-    half's lines, and of the paths (B, 3, FEATURES) in both halves.
+    Each line of that half has its own features (B, K, FEATURES). Further ones are the same for all its lines: those of
+    the other half's lines, and of the paths (B, 3, FEATURES) in both halves.
     """
     (own, others), (own_paths, other_paths) = lines, paths
     pooled = [part for each in (others, own_paths, other_paths) for part in (each.amax(1), each.mean(1))]

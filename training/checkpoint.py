@@ -94,7 +94,7 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def load_last_checkpoint(accelerator: Accelerator, run_dir: Path) -> bool:
-    """Restore the last checkpoint; False where there is none. Raises InputError where it cannot be read.
+    """Restore the last checkpoint; False if there is none. Raises InputError if it cannot be read.
 
     Every rank calls it. Where `last` is missing, the newest intact checkpoint is used.
     """
@@ -156,7 +156,7 @@ def _pointed_to(folder: Path) -> set[str]:
 
 
 def _named(pointer: Path) -> str | None:
-    """The checkpoint that a pointer (a link or a small file) names; None where it names none."""
+    """The checkpoint that a pointer (a link or a small file) names; None if it names none."""
     if pointer.is_symlink():
         return pointer.readlink().name
     try:

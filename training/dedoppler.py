@@ -36,7 +36,7 @@ class Track(NamedTuple):
     """Detection statistic, in standard deviations: the sum along the line in the ON panels, less a penalty for the OFF
     panels."""
     drift_rate: float
-    """Hz/s; above 0 where the channel number rises with time."""
+    """Hz/s; above 0 if the channel number rises with time."""
     start_channel: float
     """Channel in the first time bin of the cadence; it may lie outside of the snippet."""
     end_channel: float

@@ -59,7 +59,7 @@ def check_gpu(
     driver_folder: Path = Path("/proc/driver/nvidia"),
     device_folder: Path = Path("/dev"),
 ) -> None:
-    """Raise InputError where an NVIDIA GPU is here, torch cannot use it, and nobody asked for the CPU."""
+    """Raise InputError if an NVIDIA GPU is here, torch cannot use it, and nobody asked for the CPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip()
     if cpu_is_asked or visible in ("", "-1") or torch.version.hip:
         return
@@ -73,7 +73,7 @@ def check_gpu(
 
 
 def check_architecture(build: TorchBuild) -> None:
-    """Raise InputError where torch has no code that the GPU runs."""
+    """Raise InputError if torch has no code that the GPU runs."""
     device = 10 * build.capability[0] + build.capability[1]
     kinds = [re.fullmatch(r"(sm|compute)_(\d+)[af]?", name) for name in build.architectures]
     numbers = [(kind[1], int(kind[2])) for kind in kinds if kind]

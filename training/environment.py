@@ -19,7 +19,7 @@ def cpu_is_asked_for() -> bool:
 
 
 def check_environment() -> None:
-    """Raise InputError where a variable, such as `accelerate launch` sets, would silently change a result."""
+    """Raise InputError if a variable, such as `accelerate launch` sets, would silently change a result."""
     for name, (accepted, instead) in _OURS.items():
         value = os.environ.get(name, accepted[0])
         if value.lower() not in accepted:

@@ -128,7 +128,7 @@ def _example(trained: Trained, count: int) -> Tensor:
 
 
 def _check_logits(trained: Trained, run: Callable[[Tensor], Logits], where: Path, reader: str) -> None:
-    """Raise InputError where an exported model gives other logits (3, 1) than the model itself."""
+    """Raise InputError if an exported model gives other logits (3, 1) than the model itself."""
     image = _example(trained, 3)
     with torch.inference_mode():
         expected, found = trained.model(image).numpy(), np.asarray(run(image))

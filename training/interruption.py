@@ -84,7 +84,7 @@ class Interruption:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a run to stop; not SIGHUP where it is ignored, as nohup does before it starts us."""
+    """The signals that ask a run to stop; not SIGHUP if it is ignored, as under nohup."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
 

@@ -30,7 +30,7 @@ def roc_auc(target: Ints, score: Floats) -> float:
 
 
 def average_precision(target: Ints, score: Floats) -> float:
-    """Area under the precision-recall curve as scikit-learn sums it; NaN where there is no positive."""
+    """Area under the precision-recall curve as scikit-learn sums it; NaN if there is no positive."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(target, score)) if (target == 1).any() else float("nan")
@@ -89,7 +89,7 @@ def calibration(target: Ints, score: Floats, bins: int = 10) -> tuple[Floats, Fl
 def recall_at_fpr(target: Ints, score: Floats, rate: float) -> float:
     """Share of positives above the lowest threshold that at most a share `rate` of the negatives exceeds.
 
-    NaN where there is no positive, or so few negatives that `rate` is less than one of them.
+    NaN if there is no positive, or so few negatives that `rate` is less than one of them.
     """
     positive, negative = score[target == 1], np.sort(score[target == 0])[::-1]
     allowed = allowed_false_positives(rate, len(negative))

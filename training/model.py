@@ -94,7 +94,7 @@ class ModelConfig:
 
     @property
     def sees_time_reversed(self) -> bool:
-        """Whether a cadence reversed in time is a valid input: not where lines are followed from panel to panel."""
+        """Whether a cadence reversed in time is a valid input: not if lines are followed from panel to panel."""
         return self.stem == "none"
 
     def views(self, possible: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,8 +105,8 @@ class ModelConfig:
 def build_model(config: ModelConfig, channels: int, height: int, width: int) -> nn.Module:
     """A network from canvases (B, channels, height, width) to logits (B, 1).
 
-    Raises InputError where timm has no such model, it does not take such canvases, or the pretrained file does not fit
-    it; NoPretrainedError where the hub's weights are not available.
+    Raises InputError if timm has no such model, it does not take such canvases, or the pretrained file does not fit
+    it; NoPretrainedError if the hub's weights are not available.
     """
     name, own = _OWN_MODELS.get(config.model, (config.model, {}))
     _check_name(config.model, name)
@@ -146,7 +146,7 @@ def _build_search_model(config: ModelConfig, name: str, options: dict[str, Any],
 
 
 def _check_candidates(config: ModelConfig, channels: int, width: int) -> None:
-    """Raise InputError where the search for candidates cannot work on this canvas."""
+    """Raise InputError if the search for candidates cannot work on this canvas."""
     if channels != PANELS:
         raise InputError(f"--stem {config.stem}: needs the six panels apart, --canvas panels")
     if width < CUTOUT_CHANNELS:
@@ -156,7 +156,7 @@ def _check_candidates(config: ModelConfig, channels: int, width: int) -> None:
 
 
 def _check_name(given: str, name: str) -> None:
-    """Raise InputError where timm lacks a model, or the variant (tag) of it after the dot."""
+    """Raise InputError if timm lacks a model, or the variant (tag) of it after the dot."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *_OWN_MODELS], n=3)
         raise InputError(f"--model {given}: timm has no such model{f'; similar names: {near}' if near else ''}")
@@ -232,7 +232,7 @@ def _refusal(where: str, error: Exception) -> InputError:
 
 
 def pick_precision(device: torch.device) -> str:
-    """bf16 where the hardware has it, else fp16 on a GPU, else float32; in Accelerate's words."""
+    """bf16 if the hardware has it, else fp16 on a GPU, else float32; in Accelerate's words."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     # Emulated bf16 is slower than float32.
@@ -240,7 +240,7 @@ def pick_precision(device: torch.device) -> str:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise InputError where --compile would fail in the first step: torch needs a compiler for it."""
+    """Raise InputError if --compile would fail in the first step: torch needs a compiler for it."""
     variable, usual = ("CXX", ("g++",)) if device.type == "cpu" else ("CC", ("gcc", "clang"))
     named = shlex.split(os.environ.get(variable, ""))[:1]
     if not any(shutil.which(program) for program in named or usual):

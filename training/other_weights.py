@@ -46,7 +46,7 @@ def load_other_weights(path: Path, name: str, canvas: CanvasConfig) -> nn.Module
 
 
 def _to_own_form(model: nn.Module, state: State, where: str, name: str) -> State:
-    """`state` under the model's own names. Raises InputError where timm would resize a tensor to another canvas."""
+    """`state` under the model's own names. Raises InputError if timm would resize a tensor to another canvas."""
     own = model.state_dict()
     _check_tables(state, own, where, name)
     try:

@@ -38,7 +38,7 @@ def write_scores(
     logit: npt.NDArray[np.float64],
     fold: npt.NDArray[np.int8] | None = None,
 ) -> None:
-    """Write id, fold (where there are several), target, score and logit, at once or not at all."""
+    """Write id, fold (if there are several), target, score and logit, at once or not at all."""
     columns = {"id": list(keys)} | ({} if fold is None else {"fold": fold.tolist()})
     columns |= {"target": target.tolist(), "score": sigmoid(logit).tolist(), "logit": logit.tolist()}
     text = io.StringIO()
@@ -51,7 +51,7 @@ def write_scores(
 def read_scores(path: Path) -> Scores:
     """Read what `write_scores` wrote, or an older version without logits, which are then computed from the scores.
 
-    Raises InputError where the file is not such a table.
+    Raises InputError if the file is not such a table.
     """
     try:
         with path.open(newline="") as file:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 Norms = Mapping[str, Any]
-"""A part at a step, as in norms.jsonl: step, part, gradient, weight, update. The last three are L2 norms, None where
+"""A part at a step, as in norms.jsonl: step, part, gradient, weight, update. The last three are L2 norms, None if
 not finite: of the gradient before clipping, of the weights before the update, and of the change that it made."""
 _WRAPPER = "backbone."
 
@@ -91,12 +91,12 @@ class PartNorms:
 
 
 def gradient_norm(norms: Norms) -> float:
-    """The norm of the gradient; NaN where it was not finite."""
+    """The norm of the gradient; NaN if it was not finite."""
     return math.nan if norms["gradient"] is None else float(norms["gradient"])
 
 
 def update_share(norms: Norms) -> float:
-    """The norm of the update divided by that of the weights; NaN where either was not finite, or the latter 0."""
+    """The norm of the update divided by that of the weights; NaN if either was not finite, or the latter 0."""
     if norms["update"] is None or not norms["weight"]:
         return math.nan
     return float(norms["update"] / norms["weight"])

@@ -116,7 +116,7 @@ def _tensors(held: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """`state` without wrappers' prefixes: as many are stripped as make the most names match a model's `names`."""
+    """`state` without wrappers' prefixes: strips as many as let the most names match a model's `names`."""
     stripped = [state]
     while (shorter := _without_one(stripped[-1])).keys() != stripped[-1].keys():
         stripped.append(shorter)

@@ -111,7 +111,7 @@ def build_network(config: TrainConfig, accelerator: Accelerator) -> nn.Module:
     """The network that a run starts from. Its options are checked here, before any data is read."""
     if config.compile:
         check_compiler(accelerator.device)
-    # A run with weights of its own can be resumed, or is finished, without the hub.
+    # A run with weights of its own needs no hub, whether it is resumed or finished.
     model = replace(config.model, pretrained="none") if config.resume and is_trained(config.run_dir) else config.model
     set_seed(config.seed)
     with accelerator.local_main_process_first():  # it downloads weights; the others find them in the cache
@@ -331,7 +331,7 @@ def about_weights(run: Run, auc: float) -> dict[str, Any]:
         "fold": run.config.fold,
         "auc": auc,
         "shards_identity": run.manifest.identity,
-        # Only where several were joined: weights of one data set keep the older form.
+        # Only if several were joined: weights of one data set keep the older form.
         **({"data_sets": [each.identity for each in run.manifest.parts]} if run.manifest.parts else {}),
         **(
             {"backgrounds": [each.identity for each in run.backgrounds.data_sets]}

@@ -64,7 +64,7 @@ class Scoring:
 
     @property
     def folder(self) -> str:
-        """The folder, or URL, of the parts: another model, data set or option has another one."""
+        """The folder, or URL, of the parts: it differs with the model, the data sets and the options."""
         views = [(str(each.canvas), [str(view) for view in each.views]) for each in self.trained]
         digests = [file_sha256(path) for path in self.weights]
         about = [self.manifest.identity, digests, views, self.precision, self.how.split, self.how.batch_size, ROWS]
@@ -91,7 +91,7 @@ class PartFiles:
         return f"{self._folder}/{name}"
 
     def read(self, name: str) -> pa.Table:
-        """One part. Raises InputError where it is damaged or absent."""
+        """One part. Raises InputError if it is damaged or absent."""
         try:
             data = read_file(self._store or LocalStore(self._path("")), name)
             if data is not None:

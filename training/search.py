@@ -129,9 +129,10 @@ class Search(nn.Module):
     """(P, R, k, 2) cosines and sines of the phases by which all rows of a panel turn together."""
 
     def __init__(self, axes: Axes, count: int, outside: int | None = None) -> None:
-        """Find `count` lines, which may lie up to `outside` channels (None: half of them all) outside the panels.
+        """Find `count` lines.
 
-        That is their distance on either side in the middle of the cadence.
+        In the middle of the cadence they may lie up to `outside` channels beyond either edge of the panels; None: half
+        the panels' channels.
         """
         super().__init__()
         self.axes, self.count, self.channels = axes, count, axes.channels
@@ -203,7 +204,7 @@ class Search(nn.Module):
         return self.find_best(best_sums(on), on, off, off_near)
 
     def find_best(self, best: Tensor, on: Tensor, off: Tensor, off_near: Tensor) -> Lines:
-        """As `find`, where `best_sums(on)` is known."""
+        """As `find`, if `best_sums(on)` is known."""
         # What is near the line in the other panels counts against it.
         of_all = best.sub((off_near - EXCUSED).clamp_min_(0), alpha=VETO)
         score = of_all.amax(1)  # (B, C)

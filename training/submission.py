@@ -20,7 +20,7 @@ _SCORE_BYTES = 26  # of a line, after the id: the longest float64, comma and new
 
 
 def check_split(split: str, manifest: Manifest) -> None:
-    """Raise InputError where the shards have no cadences of a split."""
+    """Raise InputError if the shards have no cadences of a split."""
     if manifest.splits[split]["samples"]:
         return
     other = "train" if split == "test" else "test"
@@ -33,8 +33,8 @@ def check_split(split: str, manifest: Manifest) -> None:
 def submission_keys(split: str, manifest: Manifest) -> list[str]:
     """The ids that the submission has to hold, in order: those of each data set, one data set after the other.
 
-    A data set with a sample submission has the ids of that file, in its order. Raises InputError where that file
-    changed, or where two data sets have an id in common.
+    A data set with a sample submission has the ids of that file, in its order. Raises InputError if that file
+    changed, or if two data sets have an id in common.
     """
     holder: dict[str, DataSet] = {}
     for each in manifest.data_sets:
@@ -59,7 +59,7 @@ def _keys_of(data_set: DataSet, split: str, manifest: Manifest) -> list[str]:
 
 
 def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float | None) -> None:
-    """Raise InputError where the shards lack ids of the submission, unless these are to be filled in."""
+    """Raise InputError if the shards lack ids of the submission, unless these are to be filled in."""
     missing = sorted(set(keys).difference(manifest.keys_of(manifest.rows(split))))
     if missing and fill is None:
         raise InputError(
@@ -69,7 +69,7 @@ def check_ids(keys: Sequence[str], split: str, manifest: Manifest, fill: float |
 
 
 def check_out(out: Path, keys: Sequence[str]) -> None:
-    """Raise InputError where the submission could not be written: a bad path, no permission, or no room."""
+    """Raise InputError if the submission could not be written: a bad path, no permission, or no room."""
     if out.is_dir():
         raise InputError(f"--out {out}: a folder, expected the name of the submission")
     try:
@@ -120,7 +120,7 @@ def _reserve(descriptor: int, size: int) -> None:
 def write_submission(path: Path, keys: Sequence[str], score_of: dict[str, float], fill: float | None) -> None:
     """Write id,target for exactly `keys`, in their order, at once or not at all; `fill` is for those without a score.
 
-    Raises InputError where a score is not a number in 0 to 1.
+    Raises InputError if a score is not a number in 0 to 1.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -15,7 +15,7 @@ _SECONDS = 20  # for a command to answer
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, memory, GPU (None where there is none) and system."""
+    """CPU, cores, memory, GPU (None if there is none) and system."""
     gpus = (output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "").splitlines()
     gpu, _, driver = gpus[0].rpartition(", ") if gpus else ("", "", "")
     return {
@@ -42,7 +42,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def output_of(*words: str) -> str | None:
-    """What a command printed; None where it is not installed or does not succeed."""
+    """What a command printed; None if it is not installed or does not succeed."""
     if shutil.which(words[0]) is None:
         return None
     try:

@@ -48,7 +48,7 @@ def _digest(tensors: dict[str, Tensor], about: str) -> str:
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and their metadata. Raises InputError where the file is not such weights."""
+    """Read weights and their metadata. Raises InputError if the file is not such weights."""
     try:
         # Read, not mapped: not every file system can map files, and all of it is hashed anyway.
         data = path.read_bytes()
@@ -94,7 +94,7 @@ def _read_metadata(file: BinaryIO) -> dict[str, str]:
 
 
 def fill_model(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Put weights into a model. Raises InputError where they do not fit, or are not finite."""
+    """Put weights into a model. Raises InputError if they do not fit, or are not finite."""
     check_finite(state, where)
     try:
         model.load_state_dict(state)

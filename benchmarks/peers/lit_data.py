@@ -17,7 +17,7 @@ from benchmarks.peers.transforms import load_npy, transformed
 
 
 def build(spec: Spec, workers: int) -> Loading:
-    """Uses uncompressed chunks of 64 MB, as its documentation advises, and its own DataLoader, which restarts them."""
+    """Uses uncompressed chunks of 64 MB, as its documentation advises, and its DataLoader, which starts epochs anew."""
     folder = made_once(spec.data / "litdata", lambda out: _write(out, spec))
     dataset = litdata.StreamingDataset(
         str(folder), shuffle=spec.shuffles, transform=partial(_transform, spec), drop_last=False

@@ -106,7 +106,7 @@ class PlacedHits:
 
     hits: Hits
     panels: list[tuple[int, int] | None]
-    """Cadence and panel; None where no snippet holds the hit."""
+    """Cadence and panel; None if no snippet holds the hit."""
     rows: list[Int64s]
     """The snippets' rows in the data set; first the one in which the hit is farthest from the edges."""
 
@@ -172,7 +172,7 @@ class _Frequencies:
 
 
 def write_scored_hits(path: Path, placed: PlacedHits, known: Known, manifest: Manifest) -> None:
-    """Write the table with what lies near each hit; cells are empty where nothing is known."""
+    """Write the table with what lies near each hit; cells are empty if nothing is known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*placed.hits.columns, *ADDED])

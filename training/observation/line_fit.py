@@ -29,7 +29,7 @@ _SEARCH_STEP = 1.3 / (RATES // 2)  # between the search's rates where they are w
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # channels
 _BESIDE = 64  # channels to both sides of the line, in which the noise is measured
 _GUARD = 26  # channels to both sides of the line that may be part of it
-_LEAST_BESIDE = 32  # values: fewer are too few to measure noise
+_LEAST_BESIDE = 32  # values: from fewer the noise is not measured
 _FOR_NOISE = 4096  # values of a panel: enough to measure its noise to 2 %; a line's SNR uses the noise beside it
 _OUTLIER = 4.0  # standard deviations; values beyond are left out when noise is measured
 _FIRST_NOISE, _CLIPPINGS = 2.0, 3  # first guess of the noise beside a line, in the panel's noise; rounds of clipping
@@ -57,13 +57,13 @@ class Fit:
         return self.middle + self.rate * rows
 
     def snr(self, positions: Sequence[int]) -> float:
-        """Signal to noise ratio in these panels together; NaN where it is known in none."""
+        """Signal to noise ratio in these panels together; NaN if it is known in none."""
         known = self.panel_snr[list(positions)]
         known = known[np.isfinite(known)]
         return float(known.sum() / np.sqrt(len(known))) if len(known) else float("nan")
 
     def best_snr(self, positions: Sequence[int]) -> float:
-        """The highest SNR of these panels; NaN where it is known in none."""
+        """The highest SNR of these panels; NaN if it is known in none."""
         known = self.panel_snr[list(positions)]
         return float(np.nanmax(known)) if np.isfinite(known).any() else float("nan")
 
@@ -84,7 +84,7 @@ def to_noise_units(snippet: npt.NDArray[np.floating]) -> Float32s:
 
 
 def _median_and_noise(values: Float32s) -> tuple[float, float]:
-    """Median, and standard deviation of the noise by the median absolute deviation; 0 where there is none."""
+    """Median, and standard deviation of the noise by the median absolute deviation; 0 if there is none."""
     if len(values) < _LEAST_BESIDE:
         return 0.0, 0.0
     level = np.median(values)

@@ -75,7 +75,7 @@ class Findings:
 
 
 def search_observation(manifest: Manifest, observed: Observed, split: str, how: How) -> Findings:
-    """Search all snippets of a split. Raises InputError where no snippet has noise in all its panels."""
+    """Search all snippets of a split. Raises InputError if no snippet has noise in all its panels."""
     rows = _rows_with_noise(manifest, observed, split)
     cadence = np.array([observed.places[row].cadence for row in rows])
     lines: list[SnippetLine] = []

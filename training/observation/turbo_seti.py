@@ -115,7 +115,7 @@ def write_turbo_seti(
 
 
 def check_replaced(folder: Path, observed: Observed) -> None:
-    """Raise InputError where `write_turbo_seti` would replace a file that it did not write."""
+    """Raise InputError if `write_turbo_seti` would replace a file that it did not write."""
     for _, paths in _plan_paths(folder, observed):
         for path in paths:
             if path.exists() and not _is_ours(path):
@@ -142,7 +142,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _dat_name(files: CadenceFiles, panel: int) -> str:
-    """The name that turboSETI gives the file; its panel goes in front if two files of a cadence would share the name."""
+    """The name that turboSETI gives the file; its panel goes in front if two files of a cadence share that name."""
     names = [Path(name).with_suffix(".dat").name for name in files.files]
     return names[panel] if names.count(names[panel]) == 1 else f"{PANEL_NAMES[panel]}_{names[panel]}"
 

@@ -179,7 +179,7 @@ def find_candidates(
 ) -> Written:
     """Search the snippets of a split, rank what was found, and write the tables.
 
-    Raises InputError where the data set is no observation, the weights do not fit, or no snippet can be searched.
+    Raises InputError if the data set is no observation, the weights do not fit, or no snippet can be searched.
     """
     assert config.candidates is not None
     _check_out(config, config.candidates)
