@@ -3,16 +3,24 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
-from shard_tools.key_digests import RANGES, UInt64s, find_repeated, rows_with, sorted_digests
+from shard_tools.key_digests import (
+    UInt64s,
+    ascending_runs,
+    find_repeated,
+    leading_words,
+    places_of,
+    rows_with,
+    sorted_digests,
+    take,
+)
 from shard_tools.manifest import (
     Contents,
     DataSet,
@@ -50,7 +58,7 @@ def read_manifests(
         data_sets = list(pool.map(lambda root: read_contents(root, config), roots))
         columns = allocate_columns(data_sets)
         ends = list(itertools.accumulate(each.samples for each in data_sets))
-        # Each decodes its rows where they stay, so that no column is held or copied twice.
+        # Each data set decodes its rows into their final place, so that no column is held or copied twice.
         rows = [slice(end - each.samples, end) for each, end in zip(data_sets, ends, strict=True)]
         parts = [{name: column[each] for name, column in columns.items()} for each in rows]
         opened = list(pool.map(_open_part, range(len(roots)), data_sets, parts))
@@ -59,27 +67,25 @@ def read_manifests(
 
 @dataclass(frozen=True)
 class _Part:
-    """One of the data sets, and what joining needs of it."""
+    """One of the data sets, with what joining needs from it."""
 
     manifest: Manifest
     shards: list[Shard]
     """Its shards as the joined store names them."""
-    digests: UInt64s
-    """Of its keys, sorted."""
 
 
 def _open_part(number: int, contents: Contents, columns: Columns) -> _Part:
     manifest = read_samples(contents, columns)
     shards = [replace(shard, name=joined_name(number, shard.name)) for shard in manifest.shards]
-    return _Part(manifest, shards, sorted_digests(manifest.keys))
+    return _Part(manifest, shards)
 
 
 def _join(opened: Sequence[_Part], columns: Columns) -> Manifest:
-    """One manifest over the rows of several, which are parts of `columns`; changes their numbers of shards."""
+    """One manifest of all rows, which lie in `columns`; renumbers their shards in place."""
     manifests = [part.manifest for part in opened]
     _check_alike(manifests)
     data_sets = tuple(_to_data_sets(manifests))
-    _check_keys_differ(manifests, [part.digests for part in opened])
+    _check_keys_differ(manifests)
     identities = "\n".join(each.identity for each in manifests)
     first_shard = [0, *itertools.accumulate(len(each.shards) for each in manifests)]
     for first, each in zip(first_shard, manifests, strict=False):
@@ -95,7 +101,7 @@ def _join(opened: Sequence[_Part], columns: Columns) -> Manifest:
             for number, each in enumerate(manifests)
             for name, digest in each.files.items()
         },
-        # A joined run differs from a run on one data set, and from one on the same data sets in another order.
+        # It tells a joined run from a run on one data set, and from one on the same data sets in another order.
         identity=hashlib.sha256(f"joined\n{identities}".encode()).hexdigest(),
         keys=pa.chunked_array([chunk for each in manifests for chunk in each.keys.chunks]),
         parts=data_sets,
@@ -126,22 +132,35 @@ def _to_data_sets(manifests: Iterable[Manifest]) -> Iterator[DataSet]:
         start += len(each)
 
 
-def _check_keys_differ(manifests: Sequence[Manifest], digests: Sequence[UInt64s]) -> None:
-    """Raise InputError naming a key that two data sets hold, in whichever split."""
-    with ThreadPoolExecutor(rank_cores(), thread_name_prefix="digests") as pool:
-        # Of two keys with equal digests, most often a key that occurs twice.
-        repeated = np.concatenate(list(pool.map(lambda number: find_repeated(digests, number), range(RANGES))))
-    if not len(repeated):
-        return
+def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
+    """Raise InputError naming a key that two data sets hold, in any split."""
     holder: dict[str, Manifest] = {}
-    for each in manifests:
-        for key in each.keys_of(rows_with(each.keys, repeated)):
+    with ThreadPoolExecutor(rank_cores(), thread_name_prefix="keys") as pool:
+        suspects = _keys_that_begin_alike(manifests, pool)
+        repeated = find_repeated(list(pool.map(sorted_digests, suspects)), pool)
+    for each, keys in zip(manifests, suspects, strict=True):
+        # Two keys with equal digests are nearly always the same key.
+        for key in take(keys, rows_with(keys, repeated)).to_pylist():
             other = holder.setdefault(key, each)
             if other is not each:  # a key in both splits of one data set is left to `verify`
                 raise InputError(
                     f"{key}: is in {other.root} and in {each.root}, expected in one data set only; leave one of the "
                     "two out, or pack one again without it"
                 )
+
+
+def _keys_that_begin_alike(manifests: Sequence[Manifest], pool: Executor) -> list[pa.ChunkedArray]:
+    """Of each data set, the keys that share the first letters in which keys differ with another key."""
+    ends = [each.key(row) for each in manifests for row in (0, len(each) - 1)]
+    skip = sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*ends, strict=False)))
+    words = list(pool.map(lambda each: leading_words(each.keys, skip), manifests))
+    repeated = find_repeated(list(itertools.chain.from_iterable(pool.map(ascending_runs, words))), pool)
+
+    def suspects(manifest: Manifest, own: UInt64s) -> pa.ChunkedArray:
+        rows = places_of(own, repeated)
+        return manifest.keys if len(rows) == len(own) else take(manifest.keys, rows)
+
+    return list(pool.map(suspects, manifests, words))
 
 
 def _add_up(splits: Sequence[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

@@ -1,10 +1,16 @@
-"""Find repeated keys among many millions: 64-bit digests are sorted, and only keys with equal digests are compared.
+"""Find repeated keys among many millions, by 64-bit numbers instead of strings.
 
-A set of 60 million Python strings takes minutes and 6 GB. Digests take 8 bytes a key, and NumPy processes them without
-holding the GIL.
+A set of 60 million Python strings takes minutes and 6 GB. A number takes 8 bytes a key, and NumPy processes numbers
+without holding the GIL. There are two kinds. Leading words are a key's first letters: in a table that is sorted by key
+they are sorted already, but different keys may share one. Digests are equal for different keys by chance only, but have
+to be sorted.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +18,9 @@ import pyarrow as pa
 
 UInt64s = npt.NDArray[np.uint64]
 
-RANGES = 16
-"""Equal ranges of digests, each searched alone: on several threads, and with little memory."""
-
+_RANGES = 16  # of numbers, each searched by itself: threads share the work, and little memory is needed
+_SAMPLES = 1024  # numbers of each run that say where the ranges end
+_MOST_RUNS = 16  # a table in another order is sorted anew
 _BLOCK = 1 << 15  # keys at a time: few enough to stay in the processor's cache
 _WORD = 8
 # The multipliers and the shift of SplitMix64's finaliser (Steele, Lea, Flood 2014).
@@ -31,23 +37,69 @@ def sorted_digests(keys: pa.ChunkedArray) -> UInt64s:
     return digests
 
 
-def find_repeated(parts: Sequence[UInt64s], number: int) -> UInt64s:
-    """The digests that occur more than once in all `parts`, which are sorted; in range `number` of RANGES alone."""
-    width = 2**64 // RANGES
-    least, largest = np.uint64(number * width), np.uint64((number + 1) * width - 1)
-    inside = [slice(np.searchsorted(part, least), np.searchsorted(part, largest, "right")) for part in parts]
-    digests = np.concatenate([part[each] for part, each in zip(parts, inside, strict=True)])
-    # A stable sort merges parts that are already sorted instead of sorting them again.
-    digests.sort(kind="stable")
-    return np.unique(digests[1:][digests[1:] == digests[:-1]])
+def leading_words(keys: pa.ChunkedArray, skip: int) -> UInt64s:
+    """The eight letters of each key that follow its first `skip`, as numbers that compare as the letters do.
+
+    In the order of the keys. Shorter keys are filled up with zeros.
+    """
+    words = np.empty(len(keys), np.uint64)
+    for start, block in _blocks(keys):
+        letters, _ = _to_words(block, skip, 1)
+        words[start : start + len(block)] = letters[:, 0].byteswap() if sys.byteorder == "little" else letters[:, 0]
+    return words
+
+
+def ascending_runs(numbers: UInt64s) -> list[UInt64s]:
+    """The numbers as a few ascending runs: parts of `numbers` where it has few, else one sorted copy."""
+    ends = np.flatnonzero(numbers[1:] < numbers[:-1]) + 1
+    return np.split(numbers, ends) if len(ends) < _MOST_RUNS else [np.sort(numbers)]
+
+
+def find_repeated(runs: Sequence[UInt64s], pool: Executor) -> UInt64s:
+    """The numbers that occur more than once over all `runs`, ascending; each run is ascending too."""
+    sample = np.sort(np.concatenate([run[:: len(run) // _SAMPLES + 1] for run in runs]))
+    ends = np.unique(sample[len(sample) // _RANGES :: len(sample) // _RANGES + 1])
+    ranges = list(pairwise([None, *ends, None]))
+    return np.concatenate(list(pool.map(lambda each: _repeated_between(runs, *each), ranges)))
+
+
+def _repeated_between(runs: Sequence[UInt64s], first: np.uint64 | None, end: np.uint64 | None) -> UInt64s:
+    """The repeated numbers from `first` to below `end`; None: no such limit."""
+
+    def place(run: UInt64s, limit: np.uint64 | None) -> int | None:
+        return None if limit is None else int(np.searchsorted(run, limit))
+
+    numbers = np.concatenate([run[place(run, first) : place(run, end)] for run in runs])
+    # A stable sort merges runs that are already sorted instead of sorting them again.
+    numbers.sort(kind="stable")
+    return np.unique(numbers[1:][numbers[1:] == numbers[:-1]])
+
+
+def places_of(numbers: UInt64s, wanted: UInt64s) -> npt.NDArray[np.int64]:
+    """The places in `numbers` of those that are among the `wanted`, which are ascending."""
+    found = [np.zeros(0, np.int64)]
+    for start in range(0, len(numbers), _BLOCK):
+        block = numbers[start : start + _BLOCK]
+        # In a sorted table a block is a small part of the range, and so are the numbers that it may hold.
+        near = wanted[np.searchsorted(wanted, block.min()) : np.searchsorted(wanted, block.max(), "right")]
+        if len(near):
+            place = np.minimum(np.searchsorted(near, block), len(near) - 1)
+            found.append(start + np.flatnonzero(near[place] == block))
+    return np.concatenate(found)
 
 
 def rows_with(keys: pa.ChunkedArray, wanted: UInt64s) -> npt.NDArray[np.int64]:
-    """The rows whose keys have one of the `wanted` digests, which are sorted."""
+    """The rows whose keys have one of the `wanted` digests, which are ascending."""
     found = [np.zeros(0, np.int64)]
     for start, block in _blocks(keys):
         found.append(start + np.flatnonzero(np.isin(_digest_block(block), wanted)))
     return np.concatenate(found)
+
+
+def take(keys: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> pa.ChunkedArray:
+    """The keys of some rows."""
+    # Not pa.array, which imports pandas: that takes time, and on two threads at once it may never end.
+    return keys.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
 
 
 def _blocks(keys: pa.ChunkedArray) -> Iterator[tuple[int, pa.StringArray]]:
@@ -69,20 +121,29 @@ def _digest_block(block: pa.StringArray) -> UInt64s:
     return digests
 
 
-def _to_words(block: pa.StringArray) -> tuple[UInt64s, npt.NDArray[np.int32]]:
-    """(keys, words): each key as zero-padded 64-bit words; and the keys' lengths in bytes."""
+def _to_words(block: pa.StringArray, skip: int = 0, most: int | None = None) -> tuple[UInt64s, npt.NDArray[np.int32]]:
+    """(keys, words): each key after its first `skip` bytes as zero-padded 64-bit words; and the keys' lengths in bytes.
+
+    `most` is the number of words, which cuts longer keys; None: as many as the longest key needs.
+    """
     _, ends, letters = block.buffers()
     offsets = np.frombuffer(ends, np.int32)[block.offset : block.offset + len(block) + 1]
     data = np.frombuffer(letters, np.uint8)
     lengths = np.diff(offsets)
     longest = int(lengths.max())
-    padded = np.zeros((len(block), -(-longest // _WORD) * _WORD), np.uint8)
+    words = max(1, -(-(longest - skip) // _WORD)) if most is None else most
+    padded = np.zeros((len(block), words * _WORD), np.uint8)
+
+    def copy(chosen: Any, rows: npt.NDArray[np.uint8]) -> None:
+        part = rows[:, skip : skip + padded.shape[1]]
+        padded[chosen, : part.shape[1]] = part
+
     if int(lengths.min()) == longest:  # as in the Kaggle data
-        padded[:, :longest] = data[offsets[0] : offsets[-1]].reshape(len(block), longest)
+        copy(slice(None), data[offsets[0] : offsets[-1]].reshape(len(block), longest))
     else:
         for length in np.unique(lengths).tolist():
             chosen = np.flatnonzero(lengths == length)
-            padded[chosen, :length] = data[offsets[chosen][:, None] + np.arange(length)]
+            copy(chosen, data[offsets[chosen][:, None] + np.arange(length)])
     return padded.view(np.uint64), lengths
 
 

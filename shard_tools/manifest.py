@@ -64,7 +64,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set of shards, or several joined. The columns have one value a sample, in the order of the shards.
+    """A data set of shards, or several joined. The columns have one value per sample, in the order of the shards.
 
     Where several were joined (`joined_manifest.read_manifests`), the names of shards and files begin with the number of
     their data set, because names may repeat.
@@ -108,11 +108,11 @@ class Manifest:
 
     @property
     def time_bin(self) -> int:
-        """How many time bins were summed to one while packing."""
+        """How many time bins were summed into one while packing."""
         return int(self.made.get("time_bin", 1))
 
     def rows(self, split: str, fold: int | None = None, held_out: bool = False) -> Int64s:
-        """Row numbers of a split: all of it, or without `fold`, or (`held_out`) of `fold` alone."""
+        """Row numbers of a split: all; all but those of `fold`; or with `held_out` only those of `fold`."""
         chosen = self.split == SPLITS.index(split)
         return np.flatnonzero(chosen if fold is None else chosen & ((self.fold == fold) == held_out))
 
@@ -181,7 +181,7 @@ def read_manifest(root: Path | str, config: StoreConfig = StoreConfig()) -> Mani
 
 
 def read_contents(root: Path | str, config: StoreConfig) -> Contents:
-    """Read and check manifest.json, as `read_manifest` does first."""
+    """Read and check manifest.json, the first step of `read_manifest`."""
     store = open_store(root, config)
     path = store.where(MANIFEST)
     text = read_file(store, MANIFEST)
@@ -227,7 +227,7 @@ def _check_content(path: str, text: bytes) -> dict[str, Any]:
         raise InputError(
             f"{path}: format version {content.get('format_version')}, expected {FORMAT_VERSION}; pack again"
         )
-    # Cut off as text: serialising a large manifest again takes longer than everything else.
+    # The digest is cut off as text: serialising a large manifest again takes longer than everything else.
     body = text.removesuffix(f',\n "~sha256": "{stated}"\n}}\n'.encode()) + b"\n}"
     if len(body) >= len(text) or hashlib.sha256(body).hexdigest() != stated:
         raise InputError(f"{path}: changed after packing (its SHA-256 does not match); pack again")
@@ -249,7 +249,7 @@ def _has_form(content: dict[str, Any]) -> bool:
             and len(content["shape"]) == 3
             and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
             and all(isinstance(digest, str) for digest in [*hashes, *content["files"].values()])
-            # Joined to the folder's path when they are opened: they must not lead out of it.
+            # Names are joined to the folder's path: they must not lead out of it.
             and all(_SHARD_NAME.match(name) for name in names)
             and all(_FILE_NAME.match(name) for name in content["files"])
             and len(set(names)) == len(names)
@@ -280,7 +280,7 @@ def _check_samples(manifest: Manifest, where: str) -> None:
 
 
 def _check_places(manifest: Manifest, where: str) -> None:
-    """Refuse places that point outside the shards: a reader trusts them."""
+    """Refuse places that point outside the shards: readers trust them."""
     if manifest.shape[0] != PANELS:
         raise InputError(f"{where}: snippets of {manifest.shape[0]} panels, expected {PANELS}; pack again")
     sizes = np.array([shard.bytes for shard in manifest.shards], np.int64)

@@ -34,8 +34,8 @@ SAMPLES_SCHEMA = pa.schema(
 
 Columns = dict[str, npt.NDArray[Any]]
 
-_BATCH_ROWS = 1 << 20  # as `pack` writes row groups
-# Letters that are checked at a time: few enough to stay in the processor's cache.
+_BATCH_ROWS = 1 << 20  # the size of the row groups that `pack` writes
+# Bytes of keys that are checked at a time: few enough to stay in the processor's cache.
 _LETTERS = 1 << 18
 
 
@@ -46,7 +46,7 @@ def empty_columns(rows: int) -> Columns:
 
 
 def read_columns(table: Bytes, where: str, content: dict[str, Any], columns: Columns) -> pa.ChunkedArray:
-    """Decode samples.parquet into `columns`, which have a row for each sample of the shards; gives the keys.
+    """Decode samples.parquet into `columns`, which have a row for each sample of the shards; return the keys.
 
     Raises InputError where the table is not the one that was packed, has empty cells, or unsafe or repeated keys.
     """
@@ -76,7 +76,7 @@ def _check_footer(file: pq.ParquetFile, where: str, content: dict[str, Any]) -> 
 
 
 def _decode(file: pq.ParquetFile, where: str, columns: Columns) -> pa.ChunkedArray:
-    """Fill `columns` and give the keys. Decoded batch by batch, so that no column is held twice."""
+    """Fill `columns` and return the keys, batch by batch, so that no column is held twice."""
     rows, found = file.metadata.num_rows, 0
     keys: list[pa.StringArray] = []
     for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
@@ -99,7 +99,7 @@ def _check_keys(keys: pa.ChunkedArray, split: npt.NDArray[np.int8], where: str) 
     lengths = pc.binary_length(keys)
     in_limits = pc.min(lengths).as_py() >= 1 and pc.max(lengths).as_py() <= MAX_KEY_LENGTH
     safe = in_limits and not any(block.translate(None, _KEY_BYTES) for block in _letters(keys))
-    # `pack` sorts each split by key, so that repeats are neighbours. Only a table in another order needs a
+    # `pack` sorts each split by key, so repeats are neighbours. Only a table in another order needs a
     # set of all keys, which is slow and large.
     descents = np.from_dlpack(pc.indices_nonzero(pc.greater_equal(keys.slice(0, len(keys) - 1), keys.slice(1))))
     steps = np.diff(split)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
-from shard_tools.key_digests import RANGES, find_repeated, rows_with, sorted_digests
+from shard_tools.key_digests import (
+    ascending_runs,
+    find_repeated,
+    leading_words,
+    places_of,
+    rows_with,
+    sorted_digests,
+)
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_snippet_of
@@ -270,16 +278,43 @@ def test_the_command_line_takes_one_folder_or_several() -> None:
 keys = st.text("abc_-0", min_size=1, max_size=20)
 
 
+def to_keys(found: list[str], cut: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(found[:cut], pa.string()), pa.array(found[cut:], pa.string())])
+
+
 @given(st.lists(keys, min_size=2, max_size=40), st.integers(1, 39))
 def test_digests_find_exactly_the_keys_that_repeat(found: list[str], cut: int) -> None:
-    array = pa.chunked_array([pa.array(found[:cut]), pa.array(found[cut:], pa.string())])
-    parts = [sorted_digests(pa.chunked_array([chunk])) for chunk in array.chunks]
-    repeated = np.concatenate([find_repeated(parts, number) for number in range(RANGES)])
-    rows = rows_with(array, repeated)
+    array = to_keys(found, cut)
+    digests = [sorted_digests(pa.chunked_array([chunk])) for chunk in array.chunks]
+    with ThreadPoolExecutor(2) as pool:
+        rows = rows_with(array, find_repeated(digests, pool))
     assert rows.tolist() == [row for row, key in enumerate(found) if found.count(key) > 1]
+
+
+@given(st.lists(keys, min_size=2, max_size=60), st.integers(1, 39), st.integers(0, 9), st.booleans())
+def test_leading_words_find_exactly_the_keys_that_share_eight_letters(
+    found: list[str], cut: int, skip: int, is_sorted: bool
+) -> None:
+    found = sorted(found[:cut]) + sorted(found[cut:]) if is_sorted else found
+    words = leading_words(to_keys(found, cut), skip)
+    letters = [key[skip : skip + 8] for key in found]
+    assert np.array_equal(np.argsort(words, kind="stable"), np.argsort(np.array(letters), kind="stable"))
+    with ThreadPoolExecutor(2) as pool:
+        rows = places_of(words, find_repeated(ascending_runs(words), pool))
+    assert rows.tolist() == [row for row, each in enumerate(letters) if letters.count(each) > 1]
+
+
+def test_numbers_in_any_order_become_ascending_runs() -> None:
+    rng = np.random.default_rng(0)
+    for numbers in (np.arange(9), np.r_[5:9, 0:7, 3:3], rng.permutation(1000), np.zeros(0)):
+        runs = ascending_runs(numbers.astype(np.uint64))
+        assert all((run[1:] >= run[:-1]).all() for run in runs)
+        assert np.array_equal(np.sort(np.concatenate(runs)), np.sort(numbers))
 
 
 def test_digests_that_are_equal_by_chance_refuse_nothing(roots: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shard_tools.key_digests._mix", lambda values: values & np.uint64(1))
+    # All keys begin alike, so that all are compared by their digests.
+    monkeypatch.setattr("shard_tools.joined_manifest.leading_words", lambda keys, _: np.zeros(len(keys), np.uint64))
     joined = read_manifests(roots)
     assert len(joined) == 3 * (TRAIN + TEST)
