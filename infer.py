@@ -3,8 +3,8 @@
 python infer.py --help
 """
 
-import shard_tools.allocator
-import shard_tools.openmp  # noqa: F401  before torch is loaded
+import shard_tools.system.allocator
+import shard_tools.system.openmp  # noqa: F401  before torch is loaded
 from pipeline import compile_ahead
 
 if __name__ == "__main__":
@@ -30,10 +30,11 @@ from reports.candidates import Scored, write_best
 from reports.observation import write_observation_report
 from reports.sections import Prediction, write_prediction_report
 from shard_tools.atomic_files import is_stream
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Int64s, Manifest
 from shard_tools.storage.base import StoreConfig
+from shard_tools.system.command import run_command
 from shard_tools.tasks.base import TaskConfig
 from training.accelerator import build_accelerator
 from training.config import listed

@@ -2,8 +2,8 @@
 
 import sys
 
-import shard_tools.allocator
-import shard_tools.openmp  # noqa: F401  before torch is loaded
+import shard_tools.system.allocator
+import shard_tools.system.openmp  # noqa: F401  before torch is loaded
 from pipeline import compile_ahead
 
 if __name__ == "__main__":
@@ -27,9 +27,9 @@ from pipeline.stall import StallTimer
 from reports.plots import write_curves, write_roc
 from reports.sections import write_training_report
 from reports.tracked_results import track_results
-from shard_tools.errors import run_command
 from shard_tools.joined_manifest import read_manifests
-from shard_tools.progress import progress
+from shard_tools.system.command import run_command
+from shard_tools.system.progress import progress
 from training.accelerator import build_accelerator
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import shard_tools.openmp  # noqa: F401  before torch is loaded
+import shard_tools.system.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
 import numpy as np
@@ -30,7 +30,6 @@ from benchmarks.history import record
 from pipeline.loader import LoaderConfig
 from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import ON_POSITIONS
-from shard_tools.errors import run_command
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import MANIFEST, Manifest
 from shard_tools.observation.ingest import ingest
@@ -46,6 +45,7 @@ from shard_tools.observation.simulate import (
     write_fbh5,
 )
 from shard_tools.observation.tables import read_observations
+from shard_tools.system.command import run_command
 from train import train
 from training.accelerator import build_accelerator
 from training.metrics import recall_at_fpr, roc_auc

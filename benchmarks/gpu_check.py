@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.gpu_tests import GpuTests, collect_gpu_tests, judge
 from benchmarks.history import PACKAGES, RESULTS, ROOT, commit, read
 from shard_tools.atomic_files import write_whole
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
+from shard_tools.system.command import run_command
 from training.system_info import machine, versions
 
 _LAST_LINES = 15

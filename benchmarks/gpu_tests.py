@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.history import ROOT
-from shard_tools.cores import usable_cores
+from shard_tools.system.cores import usable_cores
 
 COLLECTING_SECONDS = 40
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")

@@ -27,8 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import shard_tools.allocator
-import shard_tools.openmp  # noqa: F401  before torch is loaded
+import shard_tools.system.allocator
+import shard_tools.system.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
 import tyro
@@ -57,10 +57,11 @@ from benchmarks.learning_verdicts import (
     judge_start,
     table,
 )
-from shard_tools.cores import usable_cores
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.simulate import SimulateConfig
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import usable_cores
 from training.config import Preset
 from training.metrics import Floats, Ints
 

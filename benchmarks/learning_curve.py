@@ -35,8 +35,9 @@ from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
 from benchmarks.needle_rows import classical_scores, predicted, run_program
 from benchmarks.needle_scores import Runs, ahead_figure, real_figure, simulated_figure
 from shard_tools.atomic_files import write_whole
-from shard_tools.cores import bound_cores, usable_cores
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import bound_cores, usable_cores
 
 _NOTHING = "--learning-rate 1e-12 --min-learning-rate 0"
 Figure = dict[str, Any]

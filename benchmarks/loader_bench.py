@@ -33,7 +33,8 @@ from benchmarks.peers.figures import Row, missed_goals, ratios, verdict
 from benchmarks.peers.process import Failed
 from benchmarks.peers.spec import BY_NAME, CONTESTANTS, Contestant, Source, Spec, Workload
 from benchmarks.peers.table import ratio_lines, table
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
+from shard_tools.system.command import run_command
 
 CORES = len(os.sched_getaffinity(0))
 _STAYED = 0.05  # share of a contestant's files that may be in the page cache when its turn on a cold disk begins

@@ -49,9 +49,9 @@ from benchmarks.needle_scores import (
     real_figure,
     simulated_figure,
 )
-from shard_tools.cores import usable_cores
-from shard_tools.errors import run_command
 from shard_tools.manifest import read_manifest
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import usable_cores
 from training.metrics import roc_auc
 
 Row = tuple[Figure, dict[str, Runs]]

@@ -18,9 +18,9 @@ from benchmarks.needle_data import NeedleSet, test_snippets
 from benchmarks.needle_recipes import Recipe
 from shard_tools.baselines import trivial_scores
 from shard_tools.cadence import read_snippet
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
+from shard_tools.system.cores import usable_cores
 from training.dedoppler import find_drift
 from training.model import build_model
 from training.presets import parse_train_config

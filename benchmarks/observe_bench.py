@@ -27,12 +27,13 @@ import tyro
 from benchmarks.commands import Spent, run, run_together
 from benchmarks.history import record
 from benchmarks.observe_goals import INGEST, SEARCH, START, TURBO_SETI, missed_goals
-from shard_tools.cores import usable_cores
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
 from shard_tools.observation.candidates_table import read_candidates
 from shard_tools.observation.lines import TRUTH_TABLE, read_truth
 from shard_tools.observation.recall import Found, RecallConfig, find_needles, group_needles
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import usable_cores
 
 _NARROW = 16384  # channels of a coarse channel where recall is measured
 _TURBO_SETI = """

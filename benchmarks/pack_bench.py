@@ -29,9 +29,10 @@ import tyro
 
 from benchmarks.history import ROOT, record
 from shard_tools.cadence import KAGGLE_SHAPE, npy_header
-from shard_tools.cores import usable_cores
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import LABELS
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import usable_cores
 
 GOAL = 2.0  # times the seconds of `tar cf` and `sync`
 PACK, START, TAR, SYNCED = "shard_tools pack", "its start", "tar cf", "tar cf, sync"

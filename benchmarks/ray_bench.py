@@ -25,12 +25,13 @@ import tyro
 
 from benchmarks.history import record
 from benchmarks.pack_bench import write_cadences
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.opening import read_header
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
 from shard_tools.pack import PackConfig, pack
+from shard_tools.system.command import run_command
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import InTurn
 from shard_tools.tasks.places import open_tasks

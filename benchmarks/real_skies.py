@@ -42,9 +42,10 @@ from benchmarks.needle_data import TWIN, NeedleSet, snippet_path, write_snippet,
 from benchmarks.needle_recipes import UNTRAINED
 from benchmarks.tables import SKIES
 from shard_tools.cadence import read_snippet
-from shard_tools.cores import usable_cores
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
 from shard_tools.pack import PackConfig, pack
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import usable_cores
 
 SIMULATED, REAL = "simulated skies", "real skies too"
 

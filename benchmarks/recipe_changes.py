@@ -28,8 +28,9 @@ from benchmarks.learning_curve import (
     to_row,
     train_points,
 )
-from shard_tools.cores import usable_cores
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import usable_cores
 
 RECIPE = "demo"
 CHANGES = {

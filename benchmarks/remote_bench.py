@@ -26,9 +26,9 @@ import tyro
 
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.plan import Order, Share
-from shard_tools.cores import usable_cores
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.storage.base import StoreConfig
+from shard_tools.system.cores import usable_cores
 from training.presets import PRESETS
 
 _PREFIX = "bucket/data"

@@ -23,7 +23,8 @@ from benchmarks.history import HISTORY, RESULTS, read
 from benchmarks.panels import Panel, latest_panels, panels_of
 from benchmarks.tables import NEEDLES, OF_THE_RECIPE, Table, front_tables, loader_table, other_tables
 from shard_tools.atomic_files import write_whole
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
+from shard_tools.system.command import run_command
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 

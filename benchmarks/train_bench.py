@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import shard_tools.allocator
-import shard_tools.openmp  # noqa: F401  before torch is loaded
+import shard_tools.system.allocator
+import shard_tools.system.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
 import tyro
@@ -49,9 +49,9 @@ from benchmarks.train_bench_config import (
 from benchmarks.train_variants import five_epochs, measure_variant, variant_figures
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share
-from shard_tools.cores import usable_cores
-from shard_tools.errors import run_command
 from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.system.command import run_command
+from shard_tools.system.cores import usable_cores
 from training.accelerator import build_accelerator
 from training.config import Preset, TrainConfig
 from training.drivers import check_gpu

@@ -13,10 +13,10 @@ from benchmarks.model_figures import VARIANTS
 from benchmarks.pack_bench import write_cadences
 from benchmarks.rates import What
 from shard_tools.cadence import KAGGLE_SHAPE
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
+from shard_tools.system.cores import usable_cores
 from training.config import Preset, TrainConfig
 from training.environment import cpu_is_asked_for
 from training.model import ModelConfig

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.kernel_cache import cached_signatures
-from shard_tools.cores import usable_cores
+from shard_tools.system.cores import usable_cores
 
 Kernel = Literal["train", "train_with_signals", "eval"]
 _GPU = Path("/dev/nvidiactl")  # where it exists DALI makes the images, unless asked otherwise

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 
-from shard_tools.library_caches import user_folder
+from shard_tools.system.library_caches import user_folder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _CONSTANTS = (bool, int, float, complex, str, bytes, np.generic)  # what Numba compiles into a kernel

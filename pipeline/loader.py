@@ -31,9 +31,9 @@ from pipeline.planner import EXTRA, Planned, Planner, UpcomingBatches
 from pipeline.randomness import Int64s
 from pipeline.raw_batches import RawSnippets
 from pipeline.reader import Reader
-from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.system.cores import rank_cores
 
 Engine = Literal["auto", "dali", "cpu"]
 _ASKED_FOR = (-1, -1)  # stands for the batch that is waited for: if it fails, all are begun again

@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 
 from shard_tools.baselines import read_trivial_auc
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
 from shard_tools.fingerprint import FingerprintConfig, Groups, fingerprint
 from shard_tools.import_webdataset import ImportConfig, import_webdataset
 from shard_tools.kaggle_layout import SPLITS
@@ -24,6 +24,7 @@ from shard_tools.observation.tables import read_observations
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 from shard_tools.storage.base import StoreConfig
+from shard_tools.system.command import run_command
 from shard_tools.tasks.base import TaskConfig
 from shard_tools.verify import verify
 

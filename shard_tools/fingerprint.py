@@ -20,7 +20,6 @@ import numpy.typing as npt
 import tyro
 
 from shard_tools.cadence import PANELS, read_rows
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.fold_split import write_groups
 from shard_tools.kaggle_layout import Record, common_shape, read_catalog
@@ -35,6 +34,7 @@ from shard_tools.overlaps import (
     proof_rows,
     to_codes,
 )
+from shard_tools.system.cores import usable_cores
 from shard_tools.tasks.base import TaskConfig, Tasks, Work
 from shard_tools.tasks.local import Threads
 from shard_tools.tasks.places import open_tasks, run_shown

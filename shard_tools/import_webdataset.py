@@ -24,12 +24,12 @@ import tyro
 
 from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import check_key
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import LABELS, SUBMISSION, to_target
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
-from shard_tools.progress import progress
+from shard_tools.system.cores import usable_cores
+from shard_tools.system.progress import progress
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # pipe:, http:, s3: ...
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

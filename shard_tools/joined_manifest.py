@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
 from shard_tools.key_digests import (
     UInt64s,
@@ -34,6 +33,7 @@ from shard_tools.manifest import (
 from shard_tools.sample_table import Columns
 from shard_tools.storage.base import StoreConfig
 from shard_tools.storage.joined import JoinedStore, joined_name
+from shard_tools.system.cores import rank_cores
 
 # Each table's file is in memory while it is decoded: 200 MB for 10 million samples.
 _TABLES_AT_ONCE = 2

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shard_tools.errors import InputError
-from shard_tools.locks import folder_lock
 from shard_tools.manifest import MANIFEST
 from shard_tools.storage.address import check_url, is_remote, local_folder
+from shard_tools.system.locks import folder_lock
 from shard_tools.tasks.base import TaskConfig
 from shard_tools.unfinished import BESIDE, WORK, Place, check_out_folder, clear_leftovers
 

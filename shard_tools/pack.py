@@ -13,13 +13,13 @@ import tyro
 from shard_tools.atomic_files import file_sha256
 from shard_tools.cadence import check_time_bins, npy_header
 from shard_tools.conversions import report_conversions
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import NO_FILE, DataSet, write_tables
 from shard_tools.output import Output
 from shard_tools.sources import digest_sources, find_changed, find_unsure, renew_sources, write_sources
+from shard_tools.system.cores import usable_cores
 from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_shard
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import Threads

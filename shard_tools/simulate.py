@@ -31,11 +31,11 @@ from shard_tools.cadence import (
     TIME_BIN_SECONDS,
     npy_header,
 )
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
-from shard_tools.progress import progress
 from shard_tools.sky import CHANNELS, NOISE, PANEL_BINS, TIME_BINS, Broad, draw_sky, log_uniform
 from shard_tools.snippet_files import clutter_kind
+from shard_tools.system.cores import usable_cores
+from shard_tools.system.progress import progress
 from shard_tools.tasks.local import end_with_parent
 
 Needle = Literal["straight", "s_curve", "pulsed", "broadened"]

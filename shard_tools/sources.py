@@ -21,9 +21,9 @@ from shard_tools.conversions import Conversions
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import Record
 from shard_tools.manifest import TAR_BLOCK, Manifest
-from shard_tools.progress import progress
 from shard_tools.sample import read_record
 from shard_tools.storage.base import read_file
+from shard_tools.system.progress import progress
 from shard_tools.tar_shard import Making, ShardPlan, hash_shard, member_bytes
 
 SOURCES = ".sources.json"  # not part of the data set: times differ between two copies of the same files

@@ -15,10 +15,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from shard_tools.__main__ import main
-from shard_tools.errors import run_command
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sources import SOURCES
+from shard_tools.system.command import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 # The packages of the program: every folder of the checkout that is a package, except tests.

@@ -21,10 +21,10 @@ import numpy as np
 from infer import InferConfig, infer
 from shard_tools import atomic_files as files
 from shard_tools.atomic_files import file_sha256
-from shard_tools.errors import run_command
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sources import SOURCES
 from shard_tools.storage.cache import SampleCache
+from shard_tools.system.command import run_command
 from shard_tools.verify import verify
 from tests.tiny import tiny_config, write_tiny_data
 from train import train

@@ -22,7 +22,7 @@ from timm.models.swin_transformer import SwinTransformer
 import infer
 import train
 from shard_tools.__main__ import main as shard_tools_main
-from shard_tools.errors import run_command
+from shard_tools.system.command import run_command
 from tests.tiny import write_tiny_data
 
 OLD_RUN = Path(__file__).parent / "data" / "old_run"

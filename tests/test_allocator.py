@@ -31,5 +31,5 @@ def count_faults(first: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_a_large_block_that_was_freed_is_used_again_without_new_pages() -> None:
-    without, kept = count_faults(""), count_faults("import shard_tools.allocator")
+    without, kept = count_faults(""), count_faults("import shard_tools.system.allocator")
     assert kept < without / 5

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-import shard_tools.library_caches as library_caches
-import shard_tools.locks as locks
+import shard_tools.system.library_caches as library_caches
+import shard_tools.system.locks as locks
 from shard_tools.atomic_files import whole_file, write_whole
 from shard_tools.errors import InputError
 from tests.conftest import MakeData
@@ -81,7 +81,7 @@ import errno, fcntl, os, pathlib, sys, time
 def flock(*_):
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 fcntl.flock = flock
-from shard_tools.locks import folder_lock
+from shard_tools.system.locks import folder_lock
 with folder_lock(pathlib.Path(sys.argv[1]), ".lock"):
     print("held", flush=True)
     sys.stdin.read()

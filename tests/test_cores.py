@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools.cores import usable_cores
+from shard_tools.system.cores import usable_cores
 from tests.conftest import ROOT, source_files
 
 NO_LIMIT = Path("/nonexistent")
@@ -68,7 +68,7 @@ def test_a_container_is_believed(tmp_path: Path, group: str, files: dict[str, st
 
 @pytest.mark.parametrize(("ranks", "expected"), [("1", 8), ("2", 4), ("3", 2), ("16", 1), ("", 8), ("many", 8)])
 def test_the_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, ranks: str, expected: int) -> None:
-    from shard_tools import cores
+    from shard_tools.system import cores
 
     monkeypatch.setattr(cores, "usable_cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)

@@ -144,7 +144,7 @@ def test_kernels_run_where_nothing_can_be_cached_beside_them_or_at_home(clones: 
     clones.add("clone")
     (clones.folder / "clone" / "__pycache__").write_bytes(b"")  # a file in place of the folder that would be made
     nowhere = {"XDG_CACHE_HOME": os.devnull, "TMPDIR": str(clones.folder)}
-    before = "import shard_tools.library_caches as caches\ncaches._ROOT = caches.Path(caches.os.devnull)\n"
+    before = "import shard_tools.system.library_caches as caches\ncaches._ROOT = caches.Path(caches.os.devnull)\n"
     value, _, folder = clones.run("clone", f"{before}caches.place_library_caches()", **nowhere)
     assert value == 2 and folder.is_relative_to(clones.folder / f"needlestream-caches-{os.getuid()}")
 

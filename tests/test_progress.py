@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A clock that jumps five seconds per item, so that the test need not wait.
 SCRIPT = """
 import itertools, logging, sys
-import shard_tools.progress as p
+import shard_tools.system.progress as p
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 if sys.argv[1] == "log":
     clock = itertools.count(0, 5)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from shard_tools import locks
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.pack import PackConfig, pack
@@ -17,6 +16,7 @@ from shard_tools.storage import open_remote
 from shard_tools.storage.base import StoreConfig
 from shard_tools.storage.lock import store_lock
 from shard_tools.storage.remote import RemoteStore
+from shard_tools.system import locks
 from tests.conftest import ROOT
 from tests.faulty_proxy import FaultyProxy, Request
 from tests.s3_server import read_s3, s3_client, serving_s3, through_proxy

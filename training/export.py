@@ -20,7 +20,8 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from shard_tools.atomic_files import whole_file, write_whole
-from shard_tools.errors import InputError, run_command
+from shard_tools.errors import InputError
+from shard_tools.system.command import run_command
 from training.model_card import write_model_card
 from training.prediction import Trained, read_trained
 

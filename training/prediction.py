@@ -22,7 +22,7 @@ from pipeline.plan import Order, Share
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.observation.band_folds import band_folds
-from shard_tools.progress import progress
+from shard_tools.system.progress import progress
 from training.candidates import WindowModel
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model, pick_precision

@@ -26,9 +26,9 @@ from pipeline.plan import Order, Share
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
-from shard_tools.locks import folder_lock
 from shard_tools.manifest import Manifest
 from shard_tools.observation.observed_axes import is_observed
+from shard_tools.system.locks import folder_lock
 from training.checkpoint import has_checkpoint, rehearse_checkpoint
 from training.config import TrainConfig, check_same_run, run_identity, to_dict
 from training.finite import FiniteWatch

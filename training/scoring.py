@@ -5,7 +5,7 @@ of the data, weights and options. So there is one file for a part, whichever pro
 tries.
 """
 
-import shard_tools.openmp  # noqa: F401  before torch is loaded: a node's process begins here
+import shard_tools.system.openmp  # noqa: F401  before torch is loaded: a node's process begins here
 
 # isort: split
 import functools
@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 from accelerate import Accelerator
 
 from shard_tools.atomic_files import file_sha256, write_whole
-from shard_tools.cores import rank_cores
 from shard_tools.errors import InputError
 from shard_tools.manifest import Int64s, Manifest
 from shard_tools.manifest_rows import only_rows
@@ -33,6 +32,7 @@ from shard_tools.storage import open_remote
 from shard_tools.storage.address import is_remote, local_folder
 from shard_tools.storage.base import StoreConfig, read_file
 from shard_tools.storage.local import LocalStore
+from shard_tools.system.cores import rank_cores
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import InTurn
 from shard_tools.tasks.places import open_tasks, run_shown

@@ -9,7 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from shard_tools.cores import usable_cores
+from shard_tools.system.cores import usable_cores
 
 _SECONDS = 20  # for a command to answer
 

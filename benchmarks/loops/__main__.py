@@ -5,8 +5,8 @@ quit
 """
 
 # Every loop gets these settings of train.py and infer.py: the loops are compared, not the settings of the process.
-import shard_tools.allocator
-import shard_tools.openmp  # noqa: F401  before torch is loaded
+import shard_tools.system.allocator
+import shard_tools.system.openmp  # noqa: F401  before torch is loaded
 
 # isort: split
 import argparse

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shard_tools.cores import usable_cores
 from shard_tools.errors import InputError
+from shard_tools.system.cores import usable_cores
 from shard_tools.tasks.base import TaskConfig
 
 

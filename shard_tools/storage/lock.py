@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 
-from shard_tools import locks
 from shard_tools.errors import InputError, StoreError
-from shard_tools.locks import in_use, is_abandoned, is_ours, sign_of_life
 from shard_tools.storage.base import StoreConfig
 from shard_tools.storage.remote import RemoteStore
+from shard_tools.system import locks
+from shard_tools.system.locks import in_use, is_abandoned, is_ours, sign_of_life
 
 _BEAT_TIMEOUT = 20.0  # seconds: a beat that fails must leave time for another one before SILENT_SECONDS have passed
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from shard_tools.errors import InputError
-from shard_tools.progress import progress
+from shard_tools.system.progress import progress
 from shard_tools.tasks.base import Done, T, TaskConfig, Tasks, Work
 
 

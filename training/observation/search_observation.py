@@ -20,7 +20,7 @@ from shard_tools.axes import Axes
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
-from shard_tools.progress import progress
+from shard_tools.system.progress import progress
 from training.candidates import WindowModel
 from training.observation.events import Event, merge_lines
 from training.observation.line_scores import LineScorer

@@ -6,7 +6,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _WITH_KERNELS = ("pipeline", "training")  # packages that Numba compiles from
 
 

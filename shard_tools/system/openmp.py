@@ -8,7 +8,7 @@ are kept.
 
 import os
 
-from shard_tools.cores import bound_cores, rank_cores
+from shard_tools.system.cores import bound_cores, rank_cores
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # OpenMP respects the process's affinity, but not a container's quota or other ranks.

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from shard_tools.streams import is_terminal
+from shard_tools.system.streams import is_terminal
 
 _SECONDS_BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The process and its machine: cores, memory, threads, locks, standard streams, progress, and how a command exits."""
