@@ -50,9 +50,9 @@ from train import train
 from training.accelerator import build_accelerator
 from training.metrics import recall_at_fpr, roc_auc
 from training.model import build_model
-from training.observed_search import aim_at
 from training.prediction import PredictConfig, Trained, predict_all, read_trained
 from training.presets import PRESETS
+from training.search.aiming import aim_at
 from training.validation_set import with_validation_set
 
 _NFPC, _COARSE = 1 << 17, 8  # fine channels of a coarse channel, and coarse channels

@@ -21,10 +21,10 @@ from shard_tools.cadence import read_snippet
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest
 from shard_tools.system.cores import usable_cores
-from training.dedoppler import find_drift
 from training.model import build_model
 from training.presets import parse_train_config
 from training.pretrained import NoPretrainedError
+from training.search.dedoppler import find_drift
 
 Scores = pd.DataFrame
 """A row for each cadence, by its key; a column for each detector."""

@@ -13,8 +13,8 @@ from shard_tools.cadence import CHANNEL_WIDTH_HZ, TIME_BIN_SECONDS
 from shard_tools.manifest import Manifest
 from shard_tools.observation.observed_axes import is_observed
 from shard_tools.sample import read_snippet_of, read_snippets
-from training.dedoppler import find_drift
 from training.out_of_fold import read_scores
+from training.search.dedoppler import find_drift
 
 Rows = npt.NDArray[np.int64]
 _SHOWN = 6  # cadences in a picture, and in each gallery of validation

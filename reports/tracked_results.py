@@ -13,7 +13,7 @@ from reports.waterfalls import draw_waterfall
 from shard_tools.manifest import Manifest
 from shard_tools.observation.observed_axes import is_observed
 from shard_tools.sample import read_snippet_of
-from training.dedoppler import find_drift
+from training.search.dedoppler import find_drift
 
 PICTURES = ("curves", "roc")
 COLUMNS = ("rank", "key", "target", "score", "logit", "drift rate in Hz/s", "first channel", "waterfall")

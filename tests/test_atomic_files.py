@@ -188,7 +188,7 @@ def test_output_that_cannot_be_written_is_an_error_and_no_traceback(make_data: M
 
 HOMELESS = """
 import os, sys
-import pipeline.cpu_kernels, training.dedoppler_kernels, reports.plots
+import pipeline.cpu_kernels, training.search.dedoppler_kernels, reports.plots
 print(os.environ["NUMBA_CACHE_DIR"], os.environ["MPLCONFIGDIR"])
 """
 

@@ -9,8 +9,8 @@ from scipy.ndimage import maximum_filter
 
 from shard_tools.cadence import CHANNEL_WIDTH_HZ, OFF_POSITIONS, ON_POSITIONS, PANELS, TIME_BIN_SECONDS
 from shard_tools.errors import InputError
-from training.dedoppler import find_drift
-from training.dedoppler_kernels import largest_nearby
+from training.search.dedoppler import find_drift
+from training.search.dedoppler_kernels import largest_nearby
 
 BINS, CHANNELS = 91, 128
 

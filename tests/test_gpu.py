@@ -23,11 +23,11 @@ from shard_tools.manifest import Manifest
 from tests.tiny import CANVAS, pack_tiny, tiny_config
 from train import train
 from training.accelerator import build_accelerator
-from training.candidates import Candidates
 from training.checkpoint import save_checkpoint
 from training.metrics import roc_auc
 from training.model import ModelConfig, build_model
 from training.prediction import predict_rows
+from training.search.candidates import Candidates
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -41,7 +41,7 @@ from training.float32_linear import Float32Linear
 from training.prediction import predict_rows
 from training.presets import PRESETS
 from training.run import Run, build_run
-from training.search import Search
+from training.search.lines import Search
 
 ALL_CANVASES = [*(config.canvas for config in PRESETS.values()), *CANVASES]
 CPU = torch.device("cpu")

@@ -44,7 +44,6 @@ from tests.observation_files import NAMES, write_cadence, write_h5
 from tests.observation_files import fields as header_fields_of
 from tests.test_line_fit import FINE, add_line, noise
 from tests.tiny import pack_tiny
-from training.candidates import WindowModel
 from training.model import ModelConfig, build_model
 from training.observation.hits import Hits, place_hits, read_hits
 from training.observation.line_scores import LineScorer
@@ -53,6 +52,7 @@ from training.observation.ranking import rank_events
 from training.observation.search_observation import How, search_observation
 from training.observation.snippet_lines import find_lines
 from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, load_judges
+from training.search.candidates import WindowModel
 from training.weights import find_weights, save_weights
 
 BAND = SimulateObservationConfig(Path(), coarse_channels=4, nfpc=32768, seed=3)

@@ -23,7 +23,8 @@ from shard_tools.sample import read_snippets
 from tests import twin
 from tests.tiny import pack_tiny, tiny_config
 from train import train
-from training.candidates import (
+from training.model import ModelConfig, build_model
+from training.search.candidates import (
     CUTOUT_CHANNELS,
     CUTOUT_PLANES,
     WINDOW_CHANNELS,
@@ -33,8 +34,7 @@ from training.candidates import (
     SumWindows,
     upright_shape,
 )
-from training.model import ModelConfig, build_model
-from training.search import EVIDENCE, Search, flatten, near, whiten
+from training.search.lines import EVIDENCE, Search, flatten, near, whiten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256

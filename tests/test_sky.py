@@ -13,7 +13,7 @@ from scipy.stats import ks_2samp, kurtosis
 from shard_tools.axes import kaggle_axes
 from shard_tools.cadence import KAGGLE_SHAPE, OFF_POSITIONS, ON_POSITIONS
 from shard_tools.sky import CHANNELS, NOISE, PANEL_BINS, TIME_BINS, Broad, draw_sky
-from training.candidates import Candidates
+from training.search.candidates import Candidates
 
 KINDS = get_args(Broad)
 Floats = npt.NDArray[np.float32]

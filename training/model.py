@@ -16,7 +16,9 @@ from torch.random import fork_rng
 from shard_tools.axes import kaggle_axes
 from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
-from training.candidates import (
+from training.float32_linear import Float32Linear
+from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
+from training.search.candidates import (
     CUTOUT_CHANNELS,
     CUTOUT_PLANES,
     FEATURES,
@@ -29,11 +31,9 @@ from training.candidates import (
     WindowModel,
     upright_shape,
 )
-from training.float32_linear import Float32Linear
-from training.paths import PATH_PLANES, path_shape
-from training.pretrained import NoPretrainedError, create_from_hub, fill_pretrained, read_state, without_prefixes
+from training.search.panel_paths import PATH_PLANES, path_shape
+from training.search.window_network import convnext_window
 from training.weights import SHIPPED, SHIPPED_FINE, fill_model, find_weights
-from training.window_network import convnext_window
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
 # stage (2 million), for small images; and convolutions (0.1 million) for windows of the de-Doppler sums.
@@ -62,9 +62,9 @@ class ModelConfig:
     weights-fine` made, of preset fine. Anything else: a file of weights (.safetensors, .pth) for this model."""
     stem: Literal["none", "sums", "candidates"] = "none"
     """What the network looks at. none: the whole canvas. The others look at the lines on which the ON panels stand out
-    most (training/candidates.py). sums: the de-Doppler sums around each line. candidates: the cadence along each line,
-    turned upright. Both need --canvas panels, and are made for panels that are neither resized nor normalised, as in
-    preset demo."""
+    most (training/search/candidates.py). sums: the de-Doppler sums around each line. candidates: the cadence along each
+    line, turned upright. Both need --canvas panels, and are made for panels that are neither resized nor normalised, as
+    in preset demo."""
     candidates: int = 2
     """With --stem sums or candidates, the number of lines; the control (ON and OFF exchanged) has the same number."""
     drop_path: float = 0.0

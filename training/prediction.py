@@ -23,11 +23,11 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.observation.band_folds import band_folds
 from shard_tools.system.progress import progress
-from training.candidates import WindowModel
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model, pick_precision
-from training.observed_search import CadenceScorer, aim, to_axes
 from training.other_weights import load_other_weights
+from training.search.aiming import CadenceScorer, aim, to_axes
+from training.search.candidates import WindowModel
 from training.weights import fill_model, find_weights, is_ours, load_weights
 
 _log = logging.getLogger(__name__)

@@ -34,9 +34,9 @@ from training.config import TrainConfig, check_same_run, run_identity, to_dict
 from training.finite import FiniteWatch
 from training.interruption import Interruption
 from training.model import build_model, check_compiler
-from training.observed_search import aim_at, aimed_axes
 from training.optimiser import build_optimiser
 from training.part_norms import PartNorms
+from training.search.aiming import aim_at, aimed_axes
 
 CONFIG = "config.json"
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-_WITH_KERNELS = ("pipeline", "training")  # packages that Numba compiles from
+_WITH_KERNELS = ("pipeline", "training/search", "training/observation")  # packages that Numba compiles from
 
 
 def place_library_caches() -> None:

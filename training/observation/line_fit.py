@@ -1,7 +1,7 @@
 """The fit of one line to a snippet: its channel, drift rate, width, and signal to noise ratio in each panel.
 
-The search (training/search.py) says where to look, to a few channels. Here every line near it is tried on the snippet's
-own values, at the times when its panels were observed.
+The search (training/search/lines.py) says where to look, to a few channels. Here every line near it is tried on the
+snippet's own values, at the times when its panels were observed.
 
 Axes: P panel, in the order of the observation; T time bin; F frequency channel; W channel beside the line.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shard_tools.axes import Axes
 from shard_tools.cadence import PANELS
 from training.observation import line_kernels as kernels
-from training.search import RATES
+from training.search.lines import RATES
 
 Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]

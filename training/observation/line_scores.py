@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from shard_tools.axes import Axes
-from training.candidates import PanelSums, SumWindows, WindowModel
-from training.observed_search import started_as
-from training.search import Lines, best_sums
+from training.search.aiming import started_as
+from training.search.candidates import PanelSums, SumWindows, WindowModel
+from training.search.lines import Lines, best_sums
 
 Float64s = npt.NDArray[np.float64]
 

@@ -21,12 +21,12 @@ from shard_tools.cadence import PANELS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.system.progress import progress
-from training.candidates import WindowModel
 from training.observation.events import Event, merge_lines
 from training.observation.line_scores import LineScorer
 from training.observation.observed import Observed
 from training.observation.snippet_lines import SnippetLine, find_lines
-from training.search import RATES
+from training.search.candidates import WindowModel
+from training.search.lines import RATES
 
 _LINES = 4  # lines of a snippet in one search without weights
 _SUMS_BYTES = 25e6  # the de-Doppler sums of a batch; the search holds a few times as much

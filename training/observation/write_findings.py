@@ -22,7 +22,6 @@ from shard_tools.observation.candidates_table import (
     remove_pictures,
     write_candidates,
 )
-from training.candidates import WindowModel
 from training.observation import interference
 from training.observation.hits import ADDED, LEAST_SNR, Known, place_hits, read_hits, write_scored_hits
 from training.observation.interference import write_interference
@@ -31,6 +30,7 @@ from training.observation.ranking import rank_events
 from training.observation.search_observation import Findings, How, Judge, search_observation
 from training.observation.turbo_seti import check_replaced, write_turbo_seti
 from training.prediction import Trained, load_trained, plan_judges, warn_of_known
+from training.search.candidates import WindowModel
 
 NO_WEIGHTS = Path("none")
 """The value of --weights that stands for the search alone."""

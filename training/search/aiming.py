@@ -1,6 +1,6 @@
 """Aim a model's search at the cadences of an observation: in training at their median, in scoring at each by itself.
 
-A search (search.py) has to know when the panels began and how steep a line may be. Both are the same for all of the
+A search (lines.py) has to know when the panels began and how steep a line may be. Both are the same for all of the
 competition's snippets, but differ between observations.
 """
 
@@ -18,7 +18,7 @@ from shard_tools.axes import Axes
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.observation.observed_axes import axes_of, cadence_of, is_observed
-from training.search import Search
+from training.search.lines import Search
 
 
 def aim(model: nn.Module, axes: Axes) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.paths import PATH_CHANNELS, PATH_EVIDENCE, PATH_PLANES, cut_out_paths, find_paths
+from training.search.panel_paths import PATH_CHANNELS, PATH_EVIDENCE, PATH_PLANES, cut_out_paths, find_paths
 
 BINS, CHANNELS = 39, 256
 

@@ -1,6 +1,6 @@
 """The best path through each panel: a line that may bend, begin and end anywhere, and lie elsewhere in the next panel.
 
-The lines of search.py are straight and continue from panel to panel. A signal that wanders, or comes back at another
+The lines of lines.py are straight and continue from panel to panel. A signal that wanders, or comes back at another
 frequency, has no such line, but it has a path in each panel: the chain of neighbouring pixels with the largest sum. It
 is found as local alignments are (Smith & Waterman 1981, J. Mol. Biol. 147:195): a sum below 0 starts again at 0.
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from training.dedoppler import CLIP
+from training.search.dedoppler import CLIP
 
 PATH_CHANNELS = 16  # of a cut-out, with the path in the middle
 PATH_PLANES = 2  # the values, and where the path is

@@ -1,8 +1,8 @@
 """What the network sees of the candidates that the searches propose, and how it combines them into one logit.
 
 A needle covers a thousandth of its cadence's pixels, so a network that sees the whole cadence learns slowly. This one
-sees only the surroundings of the few best lines (search.py), as windows of the de-Doppler sums or as cut-outs of the
-cadence. With windows it also sees cut-outs along the best path of each panel (paths.py).
+sees only the surroundings of the few best lines (lines.py), as windows of the de-Doppler sums or as cut-outs of the
+cadence. With windows it also sees cut-outs along the best path of each panel (panel_paths.py).
 
 Axes: B cadence, P panel (ON ones first: A A A B C D), T time bin of a panel, F frequency channel; R drift rate,
 C channel of a line in the middle of the cadence, K candidate, W channel of a cut-out.
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
 from shard_tools.cadence import PANELS
-from training.dedoppler import CLIP
 from training.float32_linear import Float32Linear
-from training.paths import PATH_EVIDENCE, cut_out_paths, find_paths
-from training.search import EVIDENCE, ON, RATES, Lines, Search, flatten, near, whiten
+from training.search.dedoppler import CLIP
+from training.search.lines import EVIDENCE, ON, RATES, Lines, Search, flatten, near, whiten
+from training.search.panel_paths import PATH_EVIDENCE, cut_out_paths, find_paths
 
 CUTOUT_CHANNELS = 28  # seven patches of a Swin; the line is in the middle of the fourth
 CUTOUT_PLANES = PANELS + 1
 WINDOW_RATES, WINDOW_CHANNELS = 16, 32
-# The sums of the six panels, `near` (search.py) of the ON and of the OFF panels, the line's steepness, and nearness.
+# The sums of the six panels, `near` (lines.py) of the ON and of the OFF panels, the line's steepness, and nearness.
 WINDOW_PLANES = PANELS + 4
 FEATURES = 64  # numbers by which the backbone describes a window
 _TYPICAL = 2.9  # asinh of the score at which interference is as likely as a needle
@@ -83,7 +83,7 @@ class PanelSums(NamedTuple):
     off: Tensor
     """(B, 3, R, C) of the OFF panels."""
     on_near: Tensor
-    """(B, R, C) `near` (search.py) of the ON panels."""
+    """(B, R, C) `near` (lines.py) of the ON panels."""
     off_near: Tensor
     """(B, R, C) `near` of the OFF panels."""
 

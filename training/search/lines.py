@@ -18,8 +18,8 @@ from torch.nn.functional import max_pool1d, pad
 
 from shard_tools.axes import Axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
-from training.dedoppler import CLIP, EXCUSED, FAINTEST, VETO
 from training.float32_linear import float32_only
+from training.search.dedoppler import CLIP, EXCUSED, FAINTEST, VETO
 
 EVIDENCE = 8  # numbers about each candidate
 RATES = 121

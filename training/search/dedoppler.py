@@ -20,7 +20,7 @@ from shard_tools.errors import InputError
 Floats = npt.NDArray[np.float32]
 
 WIDTHS = (2,)  # channels that are summed across the line
-# The search for the network's candidates uses these four too (training/search.py).
+# The search for the network's candidates uses these four too (training/search/lines.py).
 CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 VETO = 2.0
 EXCUSED = 3.0  # standard deviations that noise alone reaches near a line in an OFF panel
@@ -52,7 +52,7 @@ def find_drift(snippet: npt.NDArray[np.floating]) -> Track:
     """
     if snippet.ndim != 3 or snippet.shape[0] != PANELS or min(snippet.shape) < 1:
         raise InputError(f"snippet of shape {snippet.shape}: expected ({PANELS}, time bins, frequency channels)")
-    from training import dedoppler_kernels as kernels  # here, as Numba takes half a second
+    from training.search import dedoppler_kernels as kernels  # here, as Numba takes half a second
 
     _, time_bins, channels = snippet.shape
     plan = _plan_search(time_bins, channels)
@@ -111,7 +111,7 @@ class _Plan(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def _plan_search(time_bins: int, channels: int) -> _Plan:
     """Rates within panels, one channel per panel apart; finer ones over the cadence; weights that turn sums to SNRs."""
-    from training import dedoppler_kernels as kernels
+    from training.search import dedoppler_kernels as kernels
 
     steepest = int(kernels.STEEPEST * time_bins) + 1
     rates = np.arange(-steepest, steepest + 1) / time_bins

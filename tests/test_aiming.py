@@ -24,9 +24,9 @@ from tests.observation_files import START_MJD, power, write_cadence, write_h5
 from tests.observation_files import fields as header_fields
 from training.accelerator import build_accelerator
 from training.model import ModelConfig, build_model
-from training.observed_search import CadenceScorer, aim, aim_at, aimed_axes, median_axes, started_as, to_axes
 from training.prediction import predict
-from training.search import Search
+from training.search.aiming import CadenceScorer, aim, aim_at, aimed_axes, median_axes, started_as, to_axes
+from training.search.lines import Search
 
 CANVAS = CanvasConfig("panels", 16, 1024, normalise=False)
 EVEN = Axes(16, 1024, 18.25, 22.35, (0.0, 320.0, 640.0, 960.0, 1280.0, 1600.0), 4.0)
