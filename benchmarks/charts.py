@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.panels import Panel
+from benchmarks.chart_panels import ChartPanel
 from reports.plots import Curve, label_axes, plot_curve, write_figure
 
 # Colours that stay apart for colour-blind eyes and in grey (Okabe and Ito).
@@ -20,7 +20,7 @@ _IN_ONE_COLUMN = 4  # panels
 _SHOWN_COMMITS = 30
 
 
-def write_bars(path: Path, panels: Sequence[Panel]) -> None:
+def write_bars(path: Path, panels: Sequence[ChartPanel]) -> None:
     """Draw each panel's horizontal bars, coloured by kind, with the range of the rounds."""
     columns = 1 if len(panels) <= _IN_ONE_COLUMN else 2
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
@@ -35,7 +35,7 @@ def write_bars(path: Path, panels: Sequence[Panel]) -> None:
     write_figure(path, figure)
 
 
-def _draw_bars(axes: Axes, panel: Panel) -> None:
+def _draw_bars(axes: Axes, panel: ChartPanel) -> None:
     loaders = [figure["cadences_per_s"] for figure in panel.figures if figure["kind"] != "ceiling"]
     longest = max((figure["cadences_per_s"] for figure in panel.figures), default=0.0)
     limit = min(_CUT * max(loaders, default=longest), 1.25 * longest) or 1.0
@@ -55,24 +55,24 @@ def _draw_bars(axes: Axes, panel: Panel) -> None:
         name.set_fontweight("bold" if figure["kind"] == "ours" else "normal")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.invert_yaxis()
-    title = "\n".join([panel.title, *textwrap.wrap(f"{panel.machine}, {panel.entry['time'][:10]}", 60)])
+    title = "\n".join([panel.title, *textwrap.wrap(f"{panel.machine_name}, {panel.entry['time'][:10]}", 60)])
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def write_trend(path: Path, panels: Sequence[Panel]) -> None:
+def write_trend(path: Path, panels: Sequence[ChartPanel]) -> None:
     """Draw, for each machine, our rate and its multiple of the best peer's over the commits; panels oldest first."""
-    machines = list(dict.fromkeys(panel.machine for panel in panels))
+    machines = list(dict.fromkeys(panel.machine_name for panel in panels))
     figure = Figure(figsize=(_WIDTH_INCHES, 5.2 * len(machines)), layout="constrained")
     grid = figure.subplots(2 * len(machines), 1, squeeze=False)[:, 0]
     for number, machine in enumerate(machines):
         rate_axes, ratio_axes = grid[2 * number], grid[2 * number + 1]
-        _draw_trend(rate_axes, ratio_axes, [panel for panel in panels if panel.machine == machine])
+        _draw_trend(rate_axes, ratio_axes, [panel for panel in panels if panel.machine_name == machine])
         rate_axes.set_title("\n".join(textwrap.wrap(machine, 90)), fontsize=10, loc="left", parse_math=False)
     write_figure(path, figure)
 
 
-def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[Panel]) -> None:
+def _draw_trend(rate_axes: Axes, ratio_axes: Axes, panels: Sequence[ChartPanel]) -> None:
     commits = list(dict.fromkeys(panel.entry["commit"] for panel in panels))[-_SHOWN_COMMITS:]
     workloads, sources = (
         list(dict.fromkeys(words)) for words in zip(*((p.workload, p.source) for p in panels), strict=True)

@@ -11,7 +11,7 @@ Four checks of each preset, with train.py's own step:
 - Twice the cadences, trained on for the same number of steps, do not give a lower ROC AUC (demo alone: networks that
   see the whole canvas learn nothing from so few).
 It prints a table, draws a picture, and exits with 1 if a check fails. Networks that are too large for two cores are
-replaced by a small one (benchmarks/learning_runs.py).
+replaced by a small one (benchmarks/learning/runs.py).
 """
 
 import math
@@ -33,8 +33,8 @@ import shard_tools.system.openmp  # noqa: F401  before torch is loaded
 # isort: split
 import tyro
 
-from benchmarks.learning_charts import write_learning
-from benchmarks.learning_runs import (
+from benchmarks.learning.charts import write_learning
+from benchmarks.learning.runs import (
     Learning,
     Precision,
     learn,
@@ -48,7 +48,7 @@ from benchmarks.learning_runs import (
     use_one_thread,
     whole_recipe,
 )
-from benchmarks.learning_verdicts import (
+from benchmarks.learning.verdicts import (
     MEMORISED,
     Verdict,
     judge_doubling,

@@ -28,12 +28,12 @@ import pandas as pd
 import tyro
 
 from benchmarks.history import RESULTS, record
-from benchmarks.needle_charts import write_learning_curve
-from benchmarks.needle_config import NeedleBenchConfig, simulated_splits
-from benchmarks.needle_data import NeedleSet, pack_real, simulate_backgrounds, simulate_set
-from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
-from benchmarks.needle_rows import classical_scores, predicted, run_program
-from benchmarks.needle_scores import Runs, ahead_figure, real_figure, simulated_figure
+from benchmarks.needles.charts import write_learning_curve
+from benchmarks.needles.config import NeedleBenchConfig, simulated_splits
+from benchmarks.needles.data import NeedleSet, pack_real, simulate_backgrounds, simulate_set
+from benchmarks.needles.recipes import CLASSICAL, UNTRAINED
+from benchmarks.needles.rows import classical_scores, predicted, run_program
+from benchmarks.needles.scores import Runs, ahead_figure, real_figure, simulated_figure
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.system.command import run_command

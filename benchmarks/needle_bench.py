@@ -4,7 +4,7 @@
     python benchmarks/needle_bench.py [--real DIR] [--check]
     python benchmarks/needle_bench.py --quick
 
-The recipes (benchmarks/needle_recipes.py) are command lines of train.py that anyone can repeat. Beside them stand a
+The recipes (benchmarks/needles/recipes.py) are command lines of train.py that anyone can repeat. Beside them stand a
 classical de-Doppler search and trivial statistics, which learn nothing. Each recipe first runs for seconds on a few
 cadences, which says how many epochs fit into --minutes, and is then trained from several seeds. Ours is compared with
 every other row on the same cadences. The test split has kinds of needles and of interference that the train split does
@@ -26,11 +26,11 @@ import pandas as pd
 import tyro
 
 from benchmarks.history import RESULTS, record
-from benchmarks.needle_charts import write_histograms, write_recall, write_rocs
-from benchmarks.needle_config import QUICK, NeedleBenchConfig, simulated_splits
-from benchmarks.needle_data import NeedleSet, pack_real, simulate_backgrounds, simulate_set
-from benchmarks.needle_recipes import CLASSICAL, OURS, TRIVIAL, Form, Recipe
-from benchmarks.needle_rows import (
+from benchmarks.needles.charts import write_histograms, write_recall, write_rocs
+from benchmarks.needles.config import QUICK, NeedleBenchConfig, simulated_splits
+from benchmarks.needles.data import NeedleSet, pack_real, simulate_backgrounds, simulate_set
+from benchmarks.needles.recipes import CLASSICAL, OURS, TRIVIAL, Form, Recipe
+from benchmarks.needles.rows import (
     RowFailedError,
     Training,
     classical_scores,
@@ -40,7 +40,7 @@ from benchmarks.needle_rows import (
     train,
     trivial_table,
 )
-from benchmarks.needle_scores import (
+from benchmarks.needles.scores import (
     Figure,
     Runs,
     ahead_figure,

@@ -22,6 +22,7 @@ import pandas as pd
 import tyro
 
 from benchmarks.history import record
+from benchmarks.history_tables import SKIES
 from benchmarks.learning_curve import (
     Curve,
     CurveConfig,
@@ -38,9 +39,8 @@ from benchmarks.learning_curve import (
     train_points,
     untrained_point,
 )
-from benchmarks.needle_data import TWIN, NeedleSet, snippet_path, write_snippet, write_submission_table
-from benchmarks.needle_recipes import UNTRAINED
-from benchmarks.tables import SKIES
+from benchmarks.needles.data import TWIN, NeedleSet, snippet_path, write_snippet, write_submission_table
+from benchmarks.needles.recipes import UNTRAINED
 from shard_tools.cadence import read_snippet
 from shard_tools.errors import InputError
 from shard_tools.pack import PackConfig, pack

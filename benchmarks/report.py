@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jinja2
 import tyro
 
+from benchmarks.chart_panels import ChartPanel, latest_panels, panels_of
 from benchmarks.charts import write_bars, write_trend
 from benchmarks.history import HISTORY, RESULTS, read
-from benchmarks.panels import Panel, latest_panels, panels_of
-from benchmarks.tables import NEEDLES, OF_THE_RECIPE, Table, front_tables, loader_table, other_tables
+from benchmarks.history_tables import NEEDLES, OF_THE_RECIPE, Table, front_tables, loader_table, other_tables
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.system.command import run_command
@@ -78,7 +78,7 @@ def write_page(path: Path, pictures: Sequence[Path], tables: Sequence[Table], ve
     write_whole(path, template.render(images=images, tables=tables, versions=versions))
 
 
-def write_tables(config: ReportConfig, panels: Sequence[Panel], others: Sequence[Table]) -> None:
+def write_tables(config: ReportConfig, panels: Sequence[ChartPanel], others: Sequence[Table]) -> None:
     """Put the tables into the Markdown files that were named."""
     for name in OF_THE_RECIPE:
         tables = [table for table in others if table.title == name]

@@ -18,7 +18,7 @@ from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA
 from shard_tools.tar_shard import PackedShard
 
 SKIPPED = "skipped.csv"
-# For snippets that were cut from a telescope's files, three more tables say where (observation/tables.py).
+# For snippets that were cut from a telescope's files, three more tables say where (observation/cadence_tables.py).
 CADENCES, CUTS, BANDPASS = "cadences.parquet", "cuts.parquet", "bandpass.parquet"
 TABLES = (SAMPLES, SKIPPED, SUBMISSION, CADENCES, CUTS, BANDPASS)
 NO_FILE = "no file"

@@ -13,13 +13,13 @@ import torch
 
 from benchmarks import gpu_check, gpu_tests, history, train_bench
 from benchmarks import report as bench_report
+from benchmarks.chart_panels import latest_panels
+from benchmarks.history_tables import other_tables
 from benchmarks.model_figures import count_flops, peak_flops
 from benchmarks.pack_bench import PACK, START, SYNCED, TAR, PackBenchConfig, above_goal
 from benchmarks.pack_bench import to_figures as pack_figures
-from benchmarks.panels import latest_panels
 from benchmarks.rates import Held, below_goal, infer_rates, to_figures, train_rates, verdict
 from benchmarks.ray_bench import raw_bytes
-from benchmarks.tables import other_tables
 from pipeline.canvas import CanvasConfig
 from pipeline.loader import Loader
 from pipeline.plan import Order, Share

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.learning_check import Findings, LearningCheckConfig, conclude
-from benchmarks.learning_runs import Learning, learn, memorising, opened, scores, small_preset, untrained
-from benchmarks.learning_verdicts import (
+from benchmarks.learning.runs import Learning, learn, memorising, opened, scores, small_preset, untrained
+from benchmarks.learning.verdicts import (
     Verdict,
     judge_doubling,
     judge_memory,
@@ -19,6 +18,7 @@ from benchmarks.learning_verdicts import (
     judge_start,
     table,
 )
+from benchmarks.learning_check import Findings, LearningCheckConfig, conclude
 from pipeline.canvas import CanvasConfig
 from shard_tools.pack import PackConfig, pack
 from tests.conftest import MakeData

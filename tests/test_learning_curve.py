@@ -12,8 +12,8 @@ import pytest
 from benchmarks import learning_curve, recipe_changes
 from benchmarks.history import record
 from benchmarks.learning_curve import Curve, CurveConfig, Point, Trained, cores_shared, print_table
-from benchmarks.needle_data import TWIN
-from benchmarks.needle_recipes import CLASSICAL, UNTRAINED
+from benchmarks.needles.data import TWIN
+from benchmarks.needles.recipes import CLASSICAL, UNTRAINED
 from benchmarks.recipe_changes import CHANGES, ChangesConfig
 from shard_tools.errors import InputError
 from training.presets import parse_train_config

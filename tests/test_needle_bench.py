@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from benchmarks import needle_bench
-from benchmarks.needle_config import NeedleBenchConfig
-from benchmarks.needle_data import TWIN, NeedleSet, pack_real, simulate_set, snippet_path
-from benchmarks.needle_recipes import CLASSICAL, OURS, RECIPES, Form
-from benchmarks.needle_rows import RowFailedError, epochs_in, run_program, split_sizes
-from benchmarks.needle_scores import ahead_figure, missed_goals, print_tables, real_figure, simulated_figure
+from benchmarks.needles.config import NeedleBenchConfig
+from benchmarks.needles.data import TWIN, NeedleSet, pack_real, simulate_set, snippet_path
+from benchmarks.needles.recipes import CLASSICAL, OURS, RECIPES, Form
+from benchmarks.needles.rows import RowFailedError, epochs_in, run_program, split_sizes
+from benchmarks.needles.scores import ahead_figure, missed_goals, print_tables, real_figure, simulated_figure
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS, read_snippet
 from shard_tools.errors import InputError
 from shard_tools.manifest import read_manifest

@@ -11,8 +11,8 @@ import pytest
 from benchmarks import learning_curve, real_skies
 from benchmarks.history import record
 from benchmarks.learning_curve import Curve, Point, Trained
-from benchmarks.needle_data import TWIN, NeedleSet
-from benchmarks.needle_recipes import UNTRAINED
+from benchmarks.needles.data import TWIN, NeedleSet
+from benchmarks.needles.recipes import UNTRAINED
 from benchmarks.real_skies import REAL, SIMULATED, RealSkiesConfig
 from shard_tools.cadence import KAGGLE_SHAPE
 from shard_tools.errors import InputError

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import train_bench
+from benchmarks.history_tables import other_tables
 from benchmarks.loops.contest import Contest, difference, training_fault
 from benchmarks.loops.feed import Job
 from benchmarks.loops.our_loop import open_loader
@@ -20,7 +21,6 @@ from benchmarks.loops.rows import Row, loop_figures, table
 from benchmarks.loops.spec import BY_NAME, LOOPS, Loop, LoopSpec, Turn
 from benchmarks.loops.torch_canvas import TorchCanvas
 from benchmarks.rates import What
-from benchmarks.tables import other_tables
 from benchmarks.train_bench_config import TrainBenchConfig, make_shards, name_of, train_config
 from pipeline.augment import DrawConfig
 from pipeline.canvas import CanvasConfig

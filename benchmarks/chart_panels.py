@@ -13,10 +13,10 @@ _CEILINGS = ("memcpy", "memory copy", "resident")
 
 
 @dataclass(frozen=True)
-class Panel:
+class ChartPanel:
     """What one run measured of one workload from one source."""
 
-    machine: str
+    machine_name: str
     workload: str
     source: str
     entry: dict[str, Any]
@@ -50,7 +50,7 @@ def machine_size(entry: dict[str, Any]) -> str:
     return f"{machine.get('gpu') or 'no GPU'}, {machine.get('cores', '?')} cores"
 
 
-def panels_of(entry: dict[str, Any]) -> list[Panel]:
+def panels_of(entry: dict[str, Any]) -> list[ChartPanel]:
     """The panels of one run of the loader benchmark."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for figure in entry["figures"]:
@@ -66,13 +66,13 @@ def panels_of(entry: dict[str, Any]) -> list[Panel]:
         timed = [figure for figure in named if figure.get("cadences_per_s") is not None]
         timed.sort(key=lambda figure: -figure["cadences_per_s"])
         failed = [figure for figure in named if figure.get("cadences_per_s") is None]
-        panels.append(Panel(machine_name(entry), workload, source, entry, timed, failed))
+        panels.append(ChartPanel(machine_name(entry), workload, source, entry, timed, failed))
     return panels
 
 
-def latest_panels(entries: Sequence[dict[str, Any]]) -> list[Panel]:
+def latest_panels(entries: Sequence[dict[str, Any]]) -> list[ChartPanel]:
     """The last run's panel of each size of machine, workload and source."""
-    found: dict[tuple[str, str, str], Panel] = {}
+    found: dict[tuple[str, str, str], ChartPanel] = {}
     for entry in entries:
         if entry["benchmark"] == "loader":
             size = machine_size(entry)

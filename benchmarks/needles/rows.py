@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.history import ROOT
-from benchmarks.needle_data import NeedleSet, test_snippets
-from benchmarks.needle_recipes import Recipe
+from benchmarks.needles.data import NeedleSet, test_snippets
+from benchmarks.needles.recipes import Recipe
 from shard_tools.baselines import trivial_scores
 from shard_tools.cadence import read_snippet
 from shard_tools.errors import InputError

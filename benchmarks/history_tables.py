@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.panels import Panel, machine_name, machine_size
+from benchmarks.chart_panels import ChartPanel, machine_name, machine_size
 
 Entry = dict[str, Any]
 """A line of the history (benchmarks/history.py)."""
@@ -96,7 +96,7 @@ def when_and_where(entry: dict[str, Any]) -> str:
     return f"{machine_name(entry)}, {entry['time'][:10]}, commit {entry['commit'].rstrip('+')[:7]}{dirty}"
 
 
-def loader_table(panel: Panel) -> Table:
+def loader_table(panel: ChartPanel) -> Table:
     """All figures of a panel, and how many times as fast ours is."""
     ours = panel.best.get("ours")
     rows = []
@@ -112,11 +112,11 @@ def loader_table(panel: Panel) -> Table:
     return Table(panel.title, when_and_where(panel.entry), headings, rows)
 
 
-def front_tables(panels: Sequence[Panel]) -> list[Table]:
+def front_tables(panels: Sequence[ChartPanel]) -> list[Table]:
     """A short table for each machine: a row for each loader, a column for each panel, cadences/s."""
     tables = []
-    for machine in dict.fromkeys(panel.machine for panel in panels):
-        mine = [panel for panel in panels if panel.machine == machine]
+    for machine in dict.fromkeys(panel.machine_name for panel in panels):
+        mine = [panel for panel in panels if panel.machine_name == machine]
         rates = [{figure["name"]: figure["cadences_per_s"] for figure in panel.figures} for panel in mine]
         names = dict.fromkeys(name for rate in rates for name in rate)  # the fastest of the first panel first
         rows = [[name, *(_cell(rate.get(name), ",.0f") for rate in rates)] for name in names]

@@ -17,8 +17,8 @@ from benchmarks.intervals import (
     share_interval,
     share_statistic,
 )
-from benchmarks.needle_data import TWIN, NeedleSet
-from benchmarks.needle_recipes import CLASSICAL, OURS
+from benchmarks.needles.data import TWIN, NeedleSet
+from benchmarks.needles.recipes import CLASSICAL, OURS
 from shard_tools.simulate import KINDS
 from training.metrics import snr_at_half_recall
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.intervals import share_interval
-from benchmarks.needle_data import TWIN, NeedleSet
-from benchmarks.needle_scores import RATE, found_needles
+from benchmarks.needles.data import TWIN, NeedleSet
+from benchmarks.needles.scores import RATE, found_needles
 from reports.plots import Curve, label_axes, plot_curve, roc, write_figure
 from shard_tools.simulate import KINDS
 

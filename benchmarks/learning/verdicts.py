@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.intervals import auc_statistic, interval
-from benchmarks.learning_runs import Learning, mean_losses
+from benchmarks.learning.runs import Learning, mean_losses
 from training.metrics import Floats, Ints
 from training.part_norms import Norms, gradient_norm, update_share
 

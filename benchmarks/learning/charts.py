@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.learning_runs import Learning
-from benchmarks.learning_verdicts import MEMORISED, UPDATE_SHARES
+from benchmarks.learning.runs import Learning
+from benchmarks.learning.verdicts import MEMORISED, UPDATE_SHARES
 from reports.plots import Curve, label_axes, plot_curve, write_figure
 from training.part_norms import gradient_norm, update_share
 

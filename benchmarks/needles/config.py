@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.needle_data import FOLDS
-from benchmarks.needle_recipes import RECIPES, Form, Recipe, quick
+from benchmarks.needles.data import FOLDS
+from benchmarks.needles.recipes import RECIPES, Form, Recipe, quick
 from shard_tools.errors import InputError
 from shard_tools.simulate import KINDS, Needle, SimulateConfig
 from shard_tools.sky import Broad
@@ -104,7 +104,7 @@ class NeedleBenchConfig:
 
     @property
     def is_part(self) -> bool:
-        """Whether rows, data or time differ from those of the whole benchmark, which pages prefer (tables.py)."""
+        """Whether rows, data or time differ from the whole benchmark, which pages prefer (history_tables.py)."""
         kept = {name: getattr(self, name) for name in ("real", "quick", "work_dir", "out", "check")}
         return self != NeedleBenchConfig(**kept)
 

@@ -1,0 +1,1 @@
+"""The parts of the learning check (benchmarks/learning_check.py)."""
