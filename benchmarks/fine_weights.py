@@ -32,6 +32,7 @@ from shard_tools.atomic_files import write_whole
 from shard_tools.cadence import ON_POSITIONS
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import MANIFEST, Manifest
+from shard_tools.observation.cadence_tables import read_observations
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lines import Line
@@ -44,7 +45,6 @@ from shard_tools.observation.simulate import (
     header_fields,
     write_fbh5,
 )
-from shard_tools.observation.tables import read_observations
 from shard_tools.system.command import run_command
 from train import train
 from training.accelerator import build_accelerator

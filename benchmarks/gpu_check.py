@@ -30,7 +30,7 @@ from benchmarks.history import PACKAGES, RESULTS, ROOT, commit, read
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.system.command import run_command
-from training.system_info import machine, versions
+from training.system_info import describe_machine, versions
 
 _LAST_LINES = 15
 _REQUIREMENTS = ROOT / "requirements.txt"
@@ -168,12 +168,12 @@ def check_gpu() -> None:
         )
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_check() -> dict[str, Any]:
     """The machine, commit and versions that the outcomes depend on."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "commit": commit(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "versions": versions(PACKAGES),
         "not_as_pinned": not_as_pinned(versions(list(pinned_versions()))),
     }
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out: Path = given.out.resolve()
     check_gpu()
     out.mkdir(parents=True, exist_ok=True)
-    about = describe_machine()
+    about = describe_check()
     outcomes: list[Outcome] = []
     text = header(about)
     print(text, end="", flush=True)

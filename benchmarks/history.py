@@ -14,7 +14,7 @@ from typing import Any
 
 from shard_tools.atomic_files import naming
 from shard_tools.errors import InputError
-from training.system_info import machine, output_of, versions
+from training.system_info import describe_machine, output_of, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,7 +42,7 @@ def record(
         "benchmark": benchmark,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "versions": versions(PACKAGES),
         "config": {name: _published(value) for name, value in config.items()},
         "figures": [dict(figure) for figure in figures],

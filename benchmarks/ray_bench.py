@@ -34,7 +34,7 @@ from shard_tools.pack import PackConfig, pack
 from shard_tools.system.command import run_command
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import InTurn
-from shard_tools.tasks.places import open_tasks
+from shard_tools.tasks.opening import open_tasks
 from shard_tools.verify import verify
 
 CADENCE_BYTES = 838_656  # one snippet of the competition

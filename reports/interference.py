@@ -15,9 +15,9 @@ from reports.plots import OFF_COLOUR, ON_COLOUR, to_png
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.csv_table import read_table
 from shard_tools.manifest import Manifest
+from shard_tools.observation.cadence_tables import Observations
 from shard_tools.observation.candidates_table import Candidate
 from shard_tools.observation.lines import to_number
-from shard_tools.observation.tables import Observations
 
 Floats = npt.NDArray[np.floating]
 _COLUMNS = ("frequency_mhz", "snr_off")

@@ -18,10 +18,10 @@ from reports.plots import to_png
 from shard_tools.atomic_files import write_whole
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
+from shard_tools.observation.cadence_tables import Observations, ObservedCadence, read_observations
 from shard_tools.observation.candidates_table import INTERFERENCE, Candidate, beside, read_candidates
 from shard_tools.observation.lines import TRUTH_TABLE, read_truth
 from shard_tools.observation.recall import RecallConfig, find_needles, group_needles
-from shard_tools.observation.tables import Observations, ObservedCadence, read_observations
 from shard_tools.sample import read_snippet_of
 
 _LISTED = 50  # rows of the table on the page

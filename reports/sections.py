@@ -41,7 +41,7 @@ from shard_tools.manifest import Manifest
 from training.config import listed
 from training.metrics import average_precision, calibration, recall_at_fpr, roc_auc
 from training.results import NORMS
-from training.system_info import machine, versions
+from training.system_info import describe_machine, versions
 
 _CANDIDATES = 12  # pictures of a prediction's best cadences
 _SUBMISSION = "submission"  # the row that identifies a prediction's section
@@ -82,7 +82,7 @@ def write_training_report(run_dir: Path, manifest: Manifest, accelerator: Accele
         Block("How good the validation scores are", pictures=_judgements(scored)),
         *build_galleries(manifest, scored),
         Block("Configuration", rows=to_rows(config), is_folded=True),
-        Block("Machine and versions", rows=to_rows({**machine(), **versions(_PACKAGES)}), is_folded=True),
+        Block("Machine and versions", rows=to_rows({**describe_machine(), **versions(_PACKAGES)}), is_folded=True),
         Block("Files of the run", rows=[(n, a) for n, a in _FILES.items() if (run_dir / n).exists()], is_folded=True),
         Block("To go on", text="This scores the test split with these weights.", command=shlex.join(command)),
     ]

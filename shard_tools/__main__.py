@@ -14,13 +14,13 @@ from shard_tools.import_webdataset import ImportConfig, import_webdataset
 from shard_tools.kaggle_layout import SPLITS
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.manifest_writer import CUTS, SKIPPED
+from shard_tools.observation.cadence_tables import read_observations
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.inject import InjectConfig, inject
 from shard_tools.observation.lines import TRUTH_TABLE
 from shard_tools.observation.recall import RecallConfig, recall_lines
 from shard_tools.observation.simulate import SimulateObservationConfig, simulate_observation
-from shard_tools.observation.tables import read_observations
 from shard_tools.pack import PackConfig, pack
 from shard_tools.simulate import SimulateConfig, simulate
 from shard_tools.storage.base import StoreConfig

@@ -37,7 +37,7 @@ from shard_tools.overlaps import (
 from shard_tools.system.cores import usable_cores
 from shard_tools.tasks.base import TaskConfig, Tasks, Work
 from shard_tools.tasks.local import Threads
-from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.tasks.opening import open_tasks, run_shown
 
 # Measured on the time bins of the proofs: the correlation reaches 0.08 for snippets without a common channel, even from
 # the same minutes of one observation, and 0.9999 for overlapping ones, despite float16 and different normalisation.

@@ -23,7 +23,7 @@ from shard_tools.system.cores import usable_cores
 from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_shard
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import Threads
-from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.tasks.opening import open_tasks, run_shown
 from shard_tools.unfinished import Place
 
 _log = logging.getLogger(__name__)

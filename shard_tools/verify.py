@@ -17,7 +17,7 @@ from shard_tools.sample_table import SAMPLES
 from shard_tools.storage.base import Store, StoreConfig
 from shard_tools.tasks.base import TaskConfig, Work
 from shard_tools.tasks.local import InTurn
-from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.tasks.opening import open_tasks, run_shown
 
 
 def verify(

@@ -6,10 +6,10 @@ import pytest
 from benchmarks.fine_weights import draw_interference, draw_needles, label
 from shard_tools.cadence import ON_POSITIONS
 from shard_tools.manifest import Manifest
+from shard_tools.observation.cadence_tables import read_observations
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.simulate import Line
-from shard_tools.observation.tables import read_observations
 from tests.observation_files import write_cadence
 
 

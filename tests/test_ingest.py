@@ -28,6 +28,7 @@ from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.observation import cutting
 from shard_tools.observation.agreement import Cadence, check_cadence
+from shard_tools.observation.cadence_tables import Observations, read_observations
 from shard_tools.observation.cut_plan import PIECE_COLUMNS, CutOptions, CutPlan, CutShard, plan_cuts
 from shard_tools.observation.cutting import to_power
 from shard_tools.observation.flatten import block_count, block_medians, remove_dc_spikes, sum_channels, to_bandpass
@@ -48,7 +49,6 @@ from shard_tools.observation.simulate import (
     simulate_observation,
     write_fbh5,
 )
-from shard_tools.observation.tables import Observations, read_observations
 from shard_tools.sample import read_snippets
 from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, data_set_bytes

@@ -16,13 +16,13 @@ import pytest
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.observation.cadence_tables import Observations, read_observations
 from shard_tools.observation.candidates_table import read_candidates
 from shard_tools.observation.ingest import ingest, plan_ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.inject import InjectConfig, draw_needles, inject
 from shard_tools.observation.lines import Line, TrueLine, read_truth, write_truth
 from shard_tools.observation.recall import RecallConfig, find_needles, group_needles, recall_lines
-from shard_tools.observation.tables import Observations, read_observations
 from shard_tools.sample import read_snippets
 from tests.conftest import Command, data_set_bytes
 from tests.observation_files import CHANNELS, NFPC, SPECTRA, START_MJD, write_cadence

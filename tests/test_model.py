@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from shard_tools.errors import InputError
-from training.model import ModelConfig, build_model, pick_precision
+from training.accelerator import pick_precision
+from training.model import ModelConfig, build_model
 
 
 @pytest.mark.parametrize("name", ["swin_nano", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])

@@ -28,9 +28,10 @@ from tests.conftest import ROOT
 from tests.range_server import serving
 from tests.tiny import tiny_config, write_tiny_data
 from train import train
+from training.accelerator import check_compiler
 from training.config import TrainConfig
 from training.cross_validation import train_folds
-from training.model import ModelConfig, build_model, check_compiler
+from training.model import ModelConfig, build_model
 from training.pretrained import NoPretrainedError, is_reachable
 from training.search.candidates import CUTOUT_PLANES, upright_shape
 from training.weights import save_weights

@@ -27,7 +27,7 @@ from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.pack import PackConfig, pack
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import InTurn
-from shard_tools.tasks.places import open_tasks
+from shard_tools.tasks.opening import open_tasks
 from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, data_set_bytes, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request

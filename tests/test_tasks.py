@@ -18,7 +18,7 @@ from shard_tools.pack import PackConfig
 from shard_tools.storage.local import LocalStore
 from shard_tools.tasks.base import Done, Need, T, TaskConfig, Tasks, Work, attempt
 from shard_tools.tasks.local import InTurn, Processes, Threads
-from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.tasks.opening import open_tasks, run_shown
 from shard_tools.verify import verify
 from tests.conftest import Command, Layout
 from tests.squares import take

@@ -17,10 +17,10 @@ from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.observation.band_folds import FOLDS, band_folds, rows_beside
+from shard_tools.observation.cadence_tables import read_observations
 from shard_tools.observation.ingest import ingest
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.observed_axes import axes_of, is_observed
-from shard_tools.observation.tables import read_observations
 from shard_tools.sample import read_snippets
 from shard_tools.verify import verify
 from tests.conftest import data_set_bytes

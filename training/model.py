@@ -1,9 +1,6 @@
 """The network: a timm model built for a canvas, with or without pretrained weights."""
 
 import difflib
-import os
-import shlex
-import shutil
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -229,22 +226,3 @@ def _try_out(model: nn.Module, where: str, shape: tuple[int, ...], outputs: int)
 def _refusal(where: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:200]
     return InputError(f"{where}: fails ({type(error).__name__}: {reason}); choose another model, --height or --width")
-
-
-def pick_precision(device: torch.device) -> str:
-    """bf16 if the hardware has it, else fp16 on a GPU, else float32; in Accelerate's words."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    # Emulated bf16 is slower than float32.
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raise InputError if --compile would fail in the first step: torch needs a compiler for it."""
-    variable, usual = ("CXX", ("g++",)) if device.type == "cpu" else ("CC", ("gcc", "clang"))
-    named = shlex.split(os.environ.get(variable, ""))[:1]
-    if not any(shutil.which(program) for program in named or usual):
-        raise InputError(
-            f"--compile: needs a compiler ({variable} or {' or '.join(usual)}), and there is none; install one "
-            "(Debian: apt-get install g++), or leave --compile out"
-        )

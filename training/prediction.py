@@ -23,8 +23,9 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import Manifest
 from shard_tools.observation.band_folds import band_folds
 from shard_tools.system.progress import progress
+from training.accelerator import pick_precision
 from training.metrics import sigmoid, unique_rows
-from training.model import ModelConfig, build_model, pick_precision
+from training.model import ModelConfig, build_model
 from training.other_weights import load_other_weights
 from training.search.aiming import CadenceScorer, aim, to_axes
 from training.search.candidates import WindowModel

@@ -29,11 +29,12 @@ from shard_tools.joined_manifest import read_manifests
 from shard_tools.manifest import Manifest
 from shard_tools.observation.observed_axes import is_observed
 from shard_tools.system.locks import folder_lock
+from training.accelerator import check_compiler
 from training.checkpoint import has_checkpoint, rehearse_checkpoint
 from training.config import TrainConfig, check_same_run, run_identity, to_dict
 from training.finite import FiniteWatch
 from training.interruption import Interruption
-from training.model import build_model, check_compiler
+from training.model import build_model
 from training.optimiser import build_optimiser
 from training.part_norms import PartNorms
 from training.search.aiming import aim_at, aimed_axes

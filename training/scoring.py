@@ -35,7 +35,7 @@ from shard_tools.storage.local import LocalStore
 from shard_tools.system.cores import rank_cores
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import InTurn
-from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.tasks.opening import open_tasks, run_shown
 from training.accelerator import build_accelerator
 from training.prediction import PredictConfig, Trained, predict_all
 

@@ -14,7 +14,7 @@ from shard_tools.system.cores import usable_cores
 _SECONDS = 20  # for a command to answer
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """CPU, cores, memory, GPU (None if there is none) and system."""
     gpus = (output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or "").splitlines()
     gpu, _, driver = gpus[0].rpartition(", ") if gpus else ("", "", "")

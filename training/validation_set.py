@@ -32,7 +32,7 @@ from shard_tools.kaggle_layout import Record
 from shard_tools.manifest import MANIFEST, Manifest, read_contents, read_manifest
 from shard_tools.manifest_writer import BANDPASS, CADENCES, CUTS, DataSet, write_tables
 from shard_tools.observation.band_folds import FOLDS, band_folds
-from shard_tools.observation.tables import read_observations
+from shard_tools.observation.cadence_tables import read_observations
 from shard_tools.tar_shard import write_members
 from training.accelerator import build_accelerator
 from training.config import TrainConfig

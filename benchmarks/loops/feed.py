@@ -25,8 +25,9 @@ from benchmarks.peers.spec import BATCHES_AHEAD
 from benchmarks.peers.torch_kernels import take_batch
 from benchmarks.peers.transforms import load_npy
 from shard_tools.manifest import Manifest, read_manifest
+from training.accelerator import pick_precision
 from training.config import TrainConfig
-from training.model import build_model, pick_precision
+from training.model import build_model
 
 
 @dataclass

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shard_tools.manifest import DataSet, Manifest
-from shard_tools.observation.tables import Observations, read_observations
+from shard_tools.observation.cadence_tables import Observations, read_observations
 
 FOLDS = 5
 _LARGEST_BLOCK = 32  # snippets

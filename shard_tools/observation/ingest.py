@@ -18,6 +18,7 @@ from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
 from shard_tools.manifest_writer import DataSet, write_tables
 from shard_tools.observation.agreement import check_cadence
 from shard_tools.observation.band_folds import FOLDS
+from shard_tools.observation.cadence_tables import write_observation_tables
 from shard_tools.observation.cut_jobs import METHOD, Job, cut_work, identity
 from shard_tools.observation.cut_plan import CutOptions, CutPlan, CutShard, plan_cut_shards, plan_cuts
 from shard_tools.observation.filterbank import check_feed
@@ -25,12 +26,11 @@ from shard_tools.observation.header import Header
 from shard_tools.observation.header_reader import HeaderReader
 from shard_tools.observation.ingest_config import IngestConfig
 from shard_tools.observation.lists import read_cadence_list
-from shard_tools.observation.tables import write_observation_tables
 from shard_tools.output import Output
 from shard_tools.sources import digest_sources, find_unsure, renew_sources, write_sources
 from shard_tools.tar_shard import PackedShard, ShardPlan, padded
 from shard_tools.tasks.local import Processes
-from shard_tools.tasks.places import open_tasks, run_shown
+from shard_tools.tasks.opening import open_tasks, run_shown
 from shard_tools.unfinished import WORK, Place
 
 _NEEDLES = "needles"

@@ -6,7 +6,7 @@ import numpy.typing as npt
 from shard_tools.axes import Axes, kaggle_axes
 from shard_tools.manifest import DataSet, Manifest
 from shard_tools.manifest_writer import CUTS
-from shard_tools.observation.tables import Observations, ObservedCadence, read_observations
+from shard_tools.observation.cadence_tables import Observations, ObservedCadence, read_observations
 
 
 def is_observed(manifest: Manifest) -> bool:

@@ -102,14 +102,19 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 def sign_of_life(number: int) -> bytes:
     """What an owner writes into its file at heartbeat `number`."""
-    about = {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid()), "beat": f"{number:012d}"}
+    about = {
+        "machine": _machine_id(),
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+        "beat": f"{number:012d}",
+    }
     return json.dumps(about).encode()
 
 
 def is_ours(content: bytes) -> bool:
     """Whether this process wrote an owner's file."""
     about = _parse_sign(content)
-    return (about.get("machine"), about.get("process")) == (_machine(), os.getpid())
+    return (about.get("machine"), about.get("process")) == (_machine_id(), os.getpid())
 
 
 def _parse_sign(content: bytes) -> dict[str, object]:
@@ -152,7 +157,7 @@ def is_abandoned(file: Path | str, content: bytes, has_changed: Callable[[], boo
     """
     about = _parse_sign(content)
     process = about.get("process")
-    if about.get("machine") == _machine() and isinstance(process, int):
+    if about.get("machine") == _machine_id() and isinstance(process, int):
         return _started(process) != about.get("started")
     _log.info(
         "%s: held by process %s of another machine; waiting %.0f s for a heartbeat", file, process, SILENT_SECONDS
@@ -164,7 +169,7 @@ def is_abandoned(file: Path | str, content: bytes, has_changed: Callable[[], boo
     return True
 
 
-def _machine() -> str:
+def _machine_id() -> str:
     """The machine, its boot and its container: the scope in which a process id is unique."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):

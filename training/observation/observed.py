@@ -7,8 +7,8 @@ from shard_tools.axes import Axes
 from shard_tools.errors import InputError
 from shard_tools.manifest import DataSet, Manifest
 from shard_tools.manifest_writer import CADENCES
+from shard_tools.observation.cadence_tables import Observations, read_observations
 from shard_tools.observation.observed_axes import to_axes
-from shard_tools.observation.tables import Observations, read_observations
 from training.observation.events import Place
 
 

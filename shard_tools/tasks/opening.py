@@ -1,4 +1,4 @@
-"""Choose the place where tasks run, and show their progress."""
+"""Open the place where the command line has tasks run, and show their progress."""
 
 import contextlib
 from collections.abc import Iterator
