@@ -130,7 +130,7 @@ def measure_speed(config: ObserveBenchConfig, folder: Path) -> list[dict[str, An
             found[TURBO_SETI].append(observation.turbo_seti(config.turbo_seti))
     truth = read_truth(observation.folder / "files" / TRUTH_TABLE)
     hits = _found(observation, observation.folder / "files")
-    carrier = hits[[each.line.kind for each in truth if each.is_needle].index("carrier")]
+    carrier = hits[[each.signal.kind for each in truth if each.is_needle].index("carrier")]
     figures = [_figure(name, spent) for name, spent in found.items() if spent]
     bare = statistics.median(a.seconds - b.seconds for a, b in zip(found[INGEST], found[START], strict=True))
     figures[0]["seconds_per_coarse_channel"] = bare / config.coarse_channels

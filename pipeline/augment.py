@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.special import betaincinv
 
 from pipeline.canvas import CanvasConfig
-from pipeline.observed_times import ObservedTimes
+from pipeline.observed_times import ObservedPanels
 from pipeline.randomness import EpochPart, Int64s, Stream
 from pipeline.signals import Bools, Float64s, Numbers, SignalConfig, Signals, draw_signals, no_signals
 from pipeline.simulated_signals import MOST_SIGNALS, SimulatedConfig, draw_simulated
@@ -197,7 +197,7 @@ def draw(
     canvas: CanvasConfig,
     planes: tuple[int, int, int],
     part: EpochPart,
-    observed: ObservedTimes | None = None,
+    observed: ObservedPanels | None = None,
 ) -> Draws:
     """Draw for positions of an epoch; `planes` is the shape (N, T, F) before the canvas is resized.
 
@@ -254,7 +254,7 @@ def _draw_signals(
     canvas: CanvasConfig,
     planes: tuple[int, int, int],
     part: EpochPart,
-    observed: ObservedTimes | None,
+    observed: ObservedPanels | None,
 ) -> Signals:
     if not config.most_signals:
         return no_signals(len(part))

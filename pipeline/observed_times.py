@@ -20,7 +20,7 @@ _WIDEST = 0.7  # largest share of the channels that a path drifts over while its
 
 
 @dataclass(frozen=True)
-class ObservedTimes:
+class ObservedPanels:
     """The times of n samples, or of all cadences."""
 
     times: Times
@@ -40,17 +40,17 @@ class ObservedTimes:
 class ObservedCadences:
     """The times of every cadence of a data set, and the cadence of each row."""
 
-    each: ObservedTimes
+    each: ObservedPanels
     """(c, ...)"""
     cadence: npt.NDArray[np.int64]
     """(rows,)"""
 
-    def of(self, rows: Int64s) -> ObservedTimes:
+    def of(self, rows: Int64s) -> ObservedPanels:
         """The times of some rows."""
         return self.each.at(self.cadence[rows])
 
 
-def to_times(axes: Sequence[Axes]) -> ObservedTimes:
+def to_times(axes: Sequence[Axes]) -> ObservedPanels:
     """The times of cadences with these axes, which must all have the same number of time bins."""
     starts = np.array([each.panel_starts_s for each in axes])
     bin_length = np.array([each.bin_length_s for each in axes])[:, None]
@@ -59,7 +59,7 @@ def to_times(axes: Sequence[Axes]) -> ObservedTimes:
     bins = starts[:, :, None] + bin_length[:, None] * np.arange(time_bins)
     times = Times(bins.reshape(len(axes), -1) / length, starts / length, (starts + time_bins * bin_length) / length)
     steepest = [each.max_drift_hz_s / each.channel_width_hz for each in axes] * length[:, 0]
-    return ObservedTimes(times, steepest)
+    return ObservedPanels(times, steepest)
 
 
 def observed_cadences(manifest: Manifest) -> ObservedCadences | None:

@@ -52,14 +52,14 @@ class Order:
         if self.sampling == "uniform":
             places = permute(self.seed, epoch, positions, len(self))
         elif self.sampling == "weighted":
-            places = self._drawn_places(uniform(self.seed, epoch, positions, Stream.ORDER))
+            places = self._draw_by_class(uniform(self.seed, epoch, positions, Stream.ORDER))
         return self.rows[places]
 
     @cached_property
     def _classes(self) -> tuple[Int64s, Int64s]:
         return np.flatnonzero(self.targets == 0), np.flatnonzero(self.targets == 1)
 
-    def _drawn_places(self, drawn: npt.NDArray[np.float64]) -> Int64s:
+    def _draw_by_class(self, drawn: npt.NDArray[np.float64]) -> Int64s:
         """Turn uniform numbers into places: first the class, then, with the rest of the number, its place."""
         classes = self._classes
         sizes = np.array([len(members) for members in classes])

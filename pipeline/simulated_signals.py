@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.observed_times import ObservedTimes
+from pipeline.observed_times import ObservedPanels
 from pipeline.randomness import EpochPart, Int64s, Stream
 from pipeline.signals import (
     MARGIN,
@@ -77,7 +77,7 @@ def draw_simulated(
     positions: tuple[int, ...],
     shape: tuple[int, int],
     part: EpochPart,
-    observed: ObservedTimes | None = None,
+    observed: ObservedPanels | None = None,
 ) -> Signals:
     """Needles and interference for the samples of a part, on the planes that show `positions`; `shape` is (t, F).
 
@@ -107,7 +107,7 @@ def _draw_counts(is_needle: Bools, which: Float64s) -> Int64s:
 
 
 def _draw_one(
-    config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, signal: int, observed: ObservedTimes | None
+    config: SimulatedConfig, shape: tuple[int, int], part: EpochPart, signal: int, observed: ObservedPanels | None
 ) -> _Drawn:
     """Signal number `signal` of each sample: number 0 is the needle."""
     bins, channels = shape

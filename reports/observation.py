@@ -57,7 +57,7 @@ _SNR = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ObservedSnippet:
     """Where a snippet was observed."""
 
     row: int
@@ -69,7 +69,7 @@ class Place:
 
 
 class ObservedSnippets:
-    """Finds the snippets of a manifest by key, with their places. Data sets that `pack` made have none."""
+    """Finds the observed snippets of a manifest by key. Data sets that `pack` made have none."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -86,23 +86,23 @@ class ObservedSnippets:
     def _rows(self) -> dict[str, int]:
         return {str(key): row for row, key in enumerate(self.manifest.keys.to_pylist())}
 
-    def find(self, key: str) -> Place | None:
-        """The place of a snippet; None if no observation has that key."""
+    def find(self, key: str) -> ObservedSnippet | None:
+        """The snippet of that key; None if no observation has it."""
         row = self._rows.get(key)
         for rows, observed in self.observed:
             if row is not None and row in rows:
                 n = row - rows.start
                 cadence = observed.cadences[observed.cadence[n]]
-                return Place(row, cadence, float(observed.first_mhz[n]), observed.level[n], observed.scale[n])
+                return ObservedSnippet(row, cadence, float(observed.first_mhz[n]), observed.level[n], observed.scale[n])
         return None
 
-    def panels(self, place: Place) -> Panels:
+    def panels(self, snippet: ObservedSnippet) -> Panels:
         """The panels of a snippet, in standard deviations of the receiver's noise."""
-        values = read_snippet_of(self.manifest, place.row).astype(np.float32)
-        noise = place.level[:, None, None] + place.scale[:, None, None] * values
-        cadence = place.cadence
+        values = read_snippet_of(self.manifest, snippet.row).astype(np.float32)
+        noise = snippet.level[:, None, None] + snippet.scale[:, None, None] * values
+        cadence = snippet.cadence
         return Panels(
-            noise, cadence.panel_start_s.tolist(), cadence.bin_length_s, place.first_mhz, cadence.channel_width_hz
+            noise, cadence.panel_start_s.tolist(), cadence.bin_length_s, snippet.first_mhz, cadence.channel_width_hz
         )
 
 
@@ -137,14 +137,14 @@ def write_observation_report(table: Path, manifest: Manifest, weights: Sequence[
 
 def write_picture(table: Path, snippets: ObservedSnippets, candidate: Candidate) -> Picture:
     """Draw one candidate, write it to the file that the table names, and return it with what is known about it."""
-    place = snippets.find(candidate.snippet)
-    if place is None:
+    snippet = snippets.find(candidate.snippet)
+    if snippet is None:
         raise InputError(
             f"{table}: rank {candidate.rank} has snippet {candidate.snippet!r}, which {snippets.manifest.root} does "
             "not hold; give the shards that were scored"
         )
     line = EventLine(candidate.frequency_mhz, candidate.drift_rate_hz_s)
-    png = to_png(draw_event(snippets.panels(place), line, candidate.panel_snrs))
+    png = to_png(draw_event(snippets.panels(snippet), line, candidate.panel_snrs))
     path = table.parent / candidate.picture
     if not path.resolve().is_relative_to(table.parent.resolve()):
         raise InputError(f"{table}: picture {candidate.picture!r} leads out of its folder; expected a path inside")

@@ -209,7 +209,7 @@ def read_samples(contents: Contents, columns: Columns) -> Manifest:
     of_rows: dict[str, Any] = {"keys": keys, **columns}
     manifest = Manifest(store, tuple(fields["shape"]), identity=contents.identity, **of_all, **of_rows)
     _check_samples(manifest, where)
-    _check_places(manifest, where)
+    _check_extents(manifest, where)
     store.identify(manifest.identity)
     return manifest
 
@@ -279,8 +279,8 @@ def _check_samples(manifest: Manifest, where: str) -> None:
             )
 
 
-def _check_places(manifest: Manifest, where: str) -> None:
-    """Refuse places that point outside the shards: readers trust them."""
+def _check_extents(manifest: Manifest, where: str) -> None:
+    """Refuse samples that lie outside the shards: readers trust them."""
     if manifest.shape[0] != PANELS:
         raise InputError(f"{where}: snippets of {manifest.shape[0]} panels, expected {PANELS}; pack again")
     sizes = np.array([shard.bytes for shard in manifest.shards], np.int64)

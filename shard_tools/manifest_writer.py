@@ -25,7 +25,7 @@ NO_FILE = "no file"
 
 
 @dataclass(frozen=True)
-class DataSet:
+class PackedDataSet:
     """What the tables and the manifest hold about the written shards."""
 
     records: Sequence[Record]
@@ -39,7 +39,7 @@ class DataSet:
     """How the data set was made, for the manifest."""
 
 
-def write_tables(source: Path, folder: Path, data: DataSet) -> None:
+def write_tables(source: Path, folder: Path, data: PackedDataSet) -> None:
     """Write samples.parquet, skipped.csv, the submission's ids and last the manifest, which makes the data set valid.
 
     `source` is the folder that was packed. Raises InputError if every snippet was left out.
@@ -58,17 +58,17 @@ def write_tables(source: Path, folder: Path, data: DataSet) -> None:
         write_whole(folder / SUBMISSION, (source / SUBMISSION).read_bytes())
     files = {name: file_sha256(folder / name) for name in TABLES if (folder / name).is_file()}
     splits = _count_splits(rows, data.skipped)
-    content = manifest_content(data.shape, [shard.shard for shard in data.packed], splits, data.made, files)
+    content = manifest_content(data.shape, [packed.shard for packed in data.packed], splits, data.made, files)
     write_whole(folder / MANIFEST, canonical_json(content))
 
 
-def _sample_rows(data: DataSet) -> list[tuple[Any, ...]]:
+def _sample_rows(data: PackedDataSet) -> list[tuple[Any, ...]]:
     """The rows of samples.parquet, in the order of SAMPLES_SCHEMA."""
     by_key = {record.key: record for record in data.records}
     return [
         (key, SPLITS.index(by_key[key].split), by_key[key].target, by_key[key].fold, number, offset, size)
-        for number, shard in enumerate(data.packed)
-        for key, offset, size in shard.places
+        for number, packed in enumerate(data.packed)
+        for key, offset, size in packed.members
     ]
 
 

@@ -14,7 +14,7 @@ from shard_tools.manifest import MANIFEST
 from shard_tools.storage.address import check_url, is_remote, local_folder
 from shard_tools.system.locks import folder_lock
 from shard_tools.tasks.base import TaskConfig
-from shard_tools.unfinished import BESIDE, WORK, Place, check_out_folder, clear_leftovers
+from shard_tools.unfinished import BESIDE, WORK, ShardDestination, check_out_folder, clear_leftovers
 
 if TYPE_CHECKING:
     from shard_tools.storage.upload import Upload
@@ -32,15 +32,15 @@ class Output:
         self._upload: Upload | None = None
         if not is_remote(self.out):
             self.folder = local_folder(self.out)
-            self.place = Place(self.folder)
+            self.destination = ShardDestination(self.folder)
         else:
             digest = hashlib.sha256(check_url(self.out).encode()).hexdigest()[:16]
             # Relative to the folder for temporary files, which differs between the nodes of some clusters.
             own = staging or Path(f"needlestream-pack-{os.getuid()}-{digest}")
             self.folder = Path(tempfile.gettempdir(), own)
             is_shared = tasks.on == "local"
-            self.place = Place(self.folder if is_shared else own, self._open_upload(), is_shared)
-            self._upload = self.place.upload
+            self.destination = ShardDestination(self.folder if is_shared else own, self._open_upload(), is_shared)
+            self._upload = self.destination.upload
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out {out}: is a file, expected a folder for the shards; choose another --out")
 

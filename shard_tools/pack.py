@@ -16,7 +16,7 @@ from shard_tools.conversions import report_conversions
 from shard_tools.errors import InputError
 from shard_tools.kaggle_layout import SPLITS, Catalog, Record, common_shape, digest_catalog, read_catalog
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
-from shard_tools.manifest_writer import NO_FILE, DataSet, write_tables
+from shard_tools.manifest_writer import NO_FILE, PackedDataSet, write_tables
 from shard_tools.output import Output
 from shard_tools.sources import digest_sources, find_changed, find_unsure, renew_sources, write_sources
 from shard_tools.system.cores import usable_cores
@@ -24,7 +24,7 @@ from shard_tools.tar_shard import Making, PackedShard, ShardPlan, padded, write_
 from shard_tools.tasks.base import Need, TaskConfig, Work
 from shard_tools.tasks.local import Threads
 from shard_tools.tasks.opening import open_tasks, run_shown
-from shard_tools.unfinished import Place
+from shard_tools.unfinished import ShardDestination
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def pack(config: PackConfig) -> Manifest:
         output.clear({plan.name for plan in plans})
         done = _pack_shards(config, plans, making, output)
         packed = [shard for shard, _ in done]
-        data = DataSet(catalog.records, packed, _say_what_was_left_out(catalog, packed), making.shape, made)
+        data = PackedDataSet(catalog.records, packed, _say_what_was_left_out(catalog, packed), making.shape, made)
         write_tables(config.input, output.folder, data)
         sources = {plan.name: digest for plan, (_, digest) in zip(plans, done, strict=True)}
         write_sources(output.folder, file_sha256(output.folder / MANIFEST), sources)
@@ -179,7 +179,7 @@ def _pack_shards(
     config: PackConfig, plans: Sequence[ShardPlan], making: Making, output: Output
 ) -> list[tuple[PackedShard, str]]:
     """Write missing shards; return all, each with the digest of its sources."""
-    calls = [(output.place, plan, making) for plan in plans]
+    calls = [(output.destination, plan, making) for plan in plans]
     names = [f"{config.out}/{plan.name}" for plan in plans]
     need = Need().uploading(config.shard_mb * 10**6) if output.is_remote else Need()
     work = Work(pack_shard, calls, "packing", "shards", names, need)
@@ -192,11 +192,11 @@ def _pack_shards(
     return [done[number] for number in range(len(plans))]
 
 
-def pack_shard(place: Place, plan: ShardPlan, making: Making) -> tuple[PackedShard, str]:
+def pack_shard(destination: ShardDestination, plan: ShardPlan, making: Making) -> tuple[PackedShard, str]:
     """Write a shard, unless an earlier run finished it and its bytes still match; also return its sources' digest."""
     sources = digest_sources(plan.records)  # before reading: the next run then notices a change made meanwhile
     write = functools.partial(write_shard, plan.records, making=making)
-    return place.finish_shard(plan.name, _inputs_digest(plan, making, sources), write), sources
+    return destination.finish_shard(plan.name, _inputs_digest(plan, making, sources), write), sources
 
 
 def _inputs_digest(plan: ShardPlan, making: Making, sources: str) -> str:

@@ -43,7 +43,7 @@ class PackedShard:
     """What a finished shard holds; kept as a note until the whole pack is done."""
 
     shard: Shard
-    places: list[list[Any]]
+    members: list[list[Any]]
     """[key, offset, size] of every sample."""
     quarantined: list[list[str]]
     """[key, split, reason] of every snippet left out."""
@@ -53,18 +53,18 @@ class PackedShard:
 
 
 class SnippetTar:
-    """A shard's tar while it is written, with the places of its samples and the lines of its index."""
+    """A shard's tar while it is written, with where its samples lie and the lines of its index."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._writer = TarWriter(file)
-        self.places: list[list[Any]] = []
+        self.members: list[list[Any]] = []
         """[key, offset, size] of every sample."""
         self._index_lines: list[str] = []
 
     def add(self, key: str, data: bytes, target: int = UNKNOWN_TARGET) -> None:
         """Append a sample: its npy file, and its label where it is known."""
         offset = self._writer.add(f"{key}.npy", data)
-        self.places.append([key, offset, len(data)])
+        self.members.append([key, offset, len(data)])
         line = f"npy {offset} {len(data)} {key}.npy"
         if target != UNKNOWN_TARGET:
             label = str(target).encode()
@@ -77,7 +77,7 @@ class SnippetTar:
         # DALI's own index format, so that its readers.webdataset takes the shards too.
         index = "\n".join([f"v1.2 {len(self._index_lines)}", *self._index_lines]) + "\n"
         index_sha256 = hashlib.sha256(index.encode()).hexdigest()
-        return Shard(name, size, self._writer.sha256, index_sha256, len(self.places)), index
+        return Shard(name, size, self._writer.sha256, index_sha256, len(self.members)), index
 
 
 def write_members(
@@ -93,7 +93,7 @@ def write_members(
             tar.add(*member)
         shard, index = tar.close(path.name)
     write_whole(path.with_suffix(".idx"), index)
-    return PackedShard(shard, tar.places, [], about=about)
+    return PackedShard(shard, tar.members, [], about=about)
 
 
 def write_shard(records: Sequence[Record], path: Path, making: Making) -> PackedShard:
@@ -129,7 +129,7 @@ def _fill(records: Sequence[Record], file: BinaryIO, name: str, making: Making) 
             continue
         tar.add(record.key, data, record.target)
     shard, index = tar.close(name)
-    return PackedShard(shard, tar.places, quarantined, conversions), index
+    return PackedShard(shard, tar.members, quarantined, conversions), index
 
 
 class TarWriter:

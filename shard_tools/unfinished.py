@@ -47,7 +47,7 @@ def clear_leftovers(out: Path, planned: Collection[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardDestination:
     """Where shards and their notes are kept once they are finished. It is pickled with the tasks that write them."""
 
     folder: Path
@@ -70,7 +70,7 @@ class Place:
             packed = write(folder / name)
             if self.upload:
                 self.upload.send_shard(folder / name)
-        self._write_note(f"{name}.json", json.dumps({"inputs": inputs, **asdict(packed)}))
+        self._write_note(f"{name}.json", _to_note(inputs, packed))
         return packed
 
     def _read_note(self, name: str) -> bytes:
@@ -108,6 +108,13 @@ class Place:
                 shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f"{_TASK}{os.getpid()}-", dir=here) as own:
             yield Path(own)
+
+
+def _to_note(inputs: str, packed: PackedShard) -> str:
+    """The note of a finished shard; its members are called places, as in the notes of earlier versions."""
+    content = asdict(packed)
+    content["places"] = content.pop("members")
+    return json.dumps({"inputs": inputs, **content})
 
 
 def _parse_note(text: bytes, inputs: str) -> PackedShard | None:

@@ -25,7 +25,7 @@ from tests.observation_files import fields as header_fields
 from training.accelerator import build_accelerator
 from training.model import ModelConfig, build_model
 from training.prediction import predict
-from training.search.aiming import CadenceScorer, aim, aim_at, aimed_axes, median_axes, started_as, to_axes
+from training.search.aiming import CadenceScorer, aim, aim_at, aimed_axes, median_axes, parse_axes, started_as
 from training.search.lines import Search
 
 CANVAS = CanvasConfig("panels", 16, 1024, normalise=False)
@@ -86,7 +86,7 @@ def test_each_snippet_is_scored_with_the_panels_of_its_own_cadence(manifest: Man
 def test_a_model_is_aimed_at_the_median_cadence_and_keeps_its_rates_when_it_scores(manifest: Manifest) -> None:
     model = build()
     aim_at(model, manifest, CANVAS)
-    aimed = to_axes(aimed_axes(model) or {})
+    aimed = parse_axes(aimed_axes(model) or {})
     first, second = axes_of(manifest)
     assert aimed.panel_starts_s == pytest.approx([385.0 * n for n in range(6)], abs=1e-3)
     assert aimed.steepest == pytest.approx(first.steepest)
@@ -109,7 +109,7 @@ def test_snippets_that_were_not_observed_are_scored_as_they_always_were() -> Non
         image = torch.randn(2, 6, 16, 1024)
         with torch.inference_mode():
             assert torch.equal(cadences.score(torch.arange(2), image, model), model(image))
-    assert to_axes(aimed_axes(model) or {}) == kaggle_axes(16, 1024)
+    assert parse_axes(aimed_axes(model) or {}) == kaggle_axes(16, 1024)
 
 
 def test_scores_in_parts_are_refused_for_an_observation(manifest: Manifest, tmp_path: Path) -> None:

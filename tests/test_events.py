@@ -15,7 +15,7 @@ from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
 from shard_tools.errors import InputError
 from shard_tools.observation.candidates_table import COLUMNS, Candidate, read_candidates, write_candidates
 from tests.test_line_fit import FINE
-from training.observation.events import PARTIAL, Event, Place, merge_lines
+from training.observation.events import PARTIAL, Event, SnippetOrigin, merge_lines
 from training.observation.false_alarms import false_alarm_rates
 from training.observation.interference import in_comb, is_crossed, is_crowded, is_repeated, write_interference
 from training.observation.line_fit import Fit
@@ -27,8 +27,8 @@ WIDTH_MHZ = FINE.channel_width_hz / 1e6
 STEP = 685  # channels from one snippet to the next
 
 
-def places(count: int = 4, axes: Axes = FINE, cadence: int = 0) -> list[Place]:
-    return [Place(cadence, axes, 8419.0 + number * STEP * WIDTH_MHZ, "") for number in range(count)]
+def origins(count: int = 4, axes: Axes = FINE, cadence: int = 0) -> list[SnippetOrigin]:
+    return [SnippetOrigin(cadence, axes, 8419.0 + number * STEP * WIDTH_MHZ, "") for number in range(count)]
 
 
 def line_in(
@@ -54,13 +54,13 @@ def line_in(
 def event_at(mhz: float, rate: float = 0.0, level: float = 12.0, cadence: int = 0, width: int = 1) -> Event:
     line = line_in(0, (mhz - 8419.0) / WIDTH_MHZ, rate, level=level, width=width)
     fit = dataclasses.replace(line.fit, panel_snr=np.full(6, level))
-    return Event(dataclasses.replace(line, fit=fit), places(cadence=cadence)[0], 1)
+    return Event(dataclasses.replace(line, fit=fit), origins(cadence=cadence)[0], 1)
 
 
 def test_a_line_that_overlapping_snippets_show_is_one_event_of_the_snippet_that_shows_it_best() -> None:
     lines = [line_in(0, 900, 0.9, score=9.0), line_in(1, 900.7, 0.902, score=3.0)]
     for order in (lines, lines[::-1]):
-        (event,) = merge_lines(order, places())
+        (event,) = merge_lines(order, origins())
         assert event.line.row == 1 and event.line.score == 3.0 and event.snippets == 2
 
 
@@ -69,9 +69,9 @@ def test_a_part_of_a_line_does_not_become_an_event_of_its_own() -> None:
     whole = line_in(1, 1010, 2.0)
     part = line_in(0, 1010 + 6.0, 2.0 + 6.0 / 35)
     assert np.isfinite(part.fit.panel_snr).sum() == 3
-    (event,) = merge_lines([part, whole], places())
+    (event,) = merge_lines([part, whole], origins())
     assert event.line is whole and PARTIAL not in event.flags
-    (alone,) = merge_lines([part], places())
+    (alone,) = merge_lines([part], origins())
     assert alone.flags == (PARTIAL,)
 
 
@@ -79,16 +79,16 @@ def test_a_part_of_interference_that_lacks_the_panels_to_show_it_is_no_candidate
     whole = line_in(1, 1010, 2.0, panels=range(6))
     part = line_in(0, 1010 + 6.0, 2.0 + 6.0 / 35)
     assert part.can_be_judged and not part.is_interference and whole.is_interference
-    findings = _to_findings([part, whole], Observed([], places()), 6.0)
+    findings = _to_findings([part, whole], Observed([], origins()), 6.0)
     assert not findings.events and not findings.controls and len(findings.interference) == 1
 
 
 def test_lines_that_cross_and_lines_of_other_cadences_stay_apart() -> None:
-    crossing = merge_lines([line_in(0, 500, 1.0), line_in(0, 500, -1.0)], places())
+    crossing = merge_lines([line_in(0, 500, 1.0), line_in(0, 500, -1.0)], origins())
     assert len(crossing) == 2
-    two = [*places(1), *places(1, cadence=1)]
+    two = [*origins(1), *origins(1, cadence=1)]
     again = dataclasses.replace(line_in(0, 500, 1.0), row=1)
-    assert [event.place.cadence for event in merge_lines([line_in(0, 500, 1.0), again], two)] == [0, 1]
+    assert [event.origin.cadence for event in merge_lines([line_in(0, 500, 1.0), again], two)] == [0, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,8 +103,8 @@ def test_merging_is_the_same_in_any_order_and_keeps_every_line_of_the_sky(
         for row in range(4)
         if channel - row * STEP - abs(rate) * 55 >= 0 and channel - row * STEP + abs(rate) * 55 < FINE.channels
     ]
-    first = merge_lines(shown, places())
-    second = merge_lines([shown[n] for n in rng.permutation(len(shown))], places())
+    first = merge_lines(shown, origins())
+    second = merge_lines([shown[n] for n in rng.permutation(len(shown))], origins())
     assert {id(event.line) for event in first} == {id(event.line) for event in second}
     for each in shown:
         start = 8419.0 + (each.row * STEP + each.fit.channels(FINE.rows[0, :1] - 0.5)[0]) * WIDTH_MHZ
@@ -112,7 +112,7 @@ def test_merging_is_the_same_in_any_order_and_keeps_every_line_of_the_sky(
 
 
 def test_frequency_is_that_at_the_start_of_the_panel_and_drift_in_hz_per_second() -> None:
-    (event,) = merge_lines([line_in(0, 500, -0.5)], places())
+    (event,) = merge_lines([line_in(0, 500, -0.5)], origins())
     drift = -0.5 * FINE.channel_width_hz / FINE.bin_length_s
     assert event.drift_rate_hz_s == pytest.approx(drift)
     for panel, start_s in enumerate(FINE.panel_starts_s):
@@ -122,8 +122,8 @@ def test_frequency_is_that_at_the_start_of_the_panel_and_drift_in_hz_per_second(
 
 
 def test_the_bandwidth_leaves_out_the_drift_within_a_time_bin_and_is_a_channel_at_least() -> None:
-    assert merge_lines([line_in(0, 500, 2.0, width=6)], places())[0].bandwidth_hz == pytest.approx(4 * 22.3517)
-    assert merge_lines([line_in(0, 500, 3.0, width=2)], places())[0].bandwidth_hz == pytest.approx(22.3517)
+    assert merge_lines([line_in(0, 500, 2.0, width=6)], origins())[0].bandwidth_hz == pytest.approx(4 * 22.3517)
+    assert merge_lines([line_in(0, 500, 3.0, width=2)], origins())[0].bandwidth_hz == pytest.approx(22.3517)
 
 
 @pytest.mark.parametrize(

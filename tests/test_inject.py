@@ -67,7 +67,7 @@ def needles_in_snippets(out: Path, manifest: Manifest) -> Iterator[tuple[Line, i
     middle_s = cadence.row_starts_s(SPECTRA) + cadence.bin_length_s / 2
     for each in read_truth(out / "truth.csv"):
         for row, first_mhz in enumerate(observed.first_mhz):
-            yield each.line, row, (each.line.mhz_at(middle_s) - first_mhz) * 1e6 / cadence.channel_width_hz
+            yield each.signal, row, (each.signal.mhz_at(middle_s) - first_mhz) * 1e6 / cadence.channel_width_hz
 
 
 def test_needles_are_as_strong_as_truth_says_and_where_it_says_and_nothing_else_changes(
@@ -129,7 +129,7 @@ def test_a_steep_needle_is_where_it_was_in_every_time_bin_borders_and_pauses_inc
 def test_the_place_in_the_coarse_channel_counts_from_its_lowest_frequency(files: list[Path], tmp_path: Path) -> None:
     inject(config(tmp_path / "out", files))
     for each in read_truth(tmp_path / "out" / "truth.csv"):
-        channel = CHANNELS - 1 - (8420.0 - each.line.frequency_mhz) / (187.5 / 64 / (1 << 20))
+        channel = CHANNELS - 1 - (8420.0 - each.signal.frequency_mhz) / (187.5 / 64 / (1 << 20))
         assert each.place == pytest.approx((channel + 0.5) / NFPC % 1, abs=1e-6)
         assert each.start_mjd == START_MJD and each.is_needle
 
@@ -157,7 +157,7 @@ def test_needles_of_a_cadence_that_is_left_out_are_neither_listed_nor_counted(
     listed.write_text("\n".join(map(str, [*files, *bad])))
     options = {"cadences": listed, "on_bad": "skip", "needles": 3}
     manifest = inject(config(tmp_path / "out", [], **options))
-    lines = [each.line for each in read_truth(tmp_path / "out" / "truth.csv")]
+    lines = [each.signal for each in read_truth(tmp_path / "out" / "truth.csv")]
     assert len(lines) == 3 and all(line.frequency_mhz < 8421 for line in lines)
     assert manifest.made["observation"]["needles"] == 3
     before = data_set_bytes(tmp_path / "out")
@@ -169,7 +169,7 @@ def test_excluded_ranges_get_no_needle(files: list[Path], tmp_path: Path) -> Non
     (plan,) = plan_ingest(config(tmp_path / "out", files))[0]
     low, high = plan.column_mhz(800), plan.column_mhz(2400)
     inject(config(tmp_path / "out", files, exclude_mhz=(f"{low}-{high}",), needles=4))
-    lines = [each.line for each in read_truth(tmp_path / "out" / "truth.csv")]
+    lines = [each.signal for each in read_truth(tmp_path / "out" / "truth.csv")]
     assert 1 <= len(lines) < 4
     assert not any(low < mhz < high for line in lines for mhz in (line.frequency_mhz, line.mhz_at(1900)))
 
@@ -256,8 +256,8 @@ def test_every_needle_is_in_one_group_of_each_kind(tmp_path: Path) -> None:
         needle(8420 + n / 100, float(rng.uniform(-4, 4)), float(rng.uniform(5, 99)), place=float(rng.uniform(0, 1)))
         for n in range(50)
     ]
-    rows = [{"frequency_mhz": each.line.frequency_mhz, "drift_rate_hz_s": each.line.drift_rate_hz_s}
-            for each in truth if each.line.snr > np.median([each.line.snr for each in truth])]  # fmt: skip
+    rows = [{"frequency_mhz": each.signal.frequency_mhz, "drift_rate_hz_s": each.signal.drift_rate_hz_s}
+            for each in truth if each.signal.snr > np.median([each.signal.snr for each in truth])]  # fmt: skip
     found = find_needles(read_candidates(write_found(tmp_path, rows)), truth, options(tmp_path))
     groups = group_needles(found)
     assert len(groups) == 3

@@ -497,7 +497,7 @@ def test_a_hit_is_in_the_band_whose_snippets_hold_it_where_several_began_at_its_
     cadence_of = {round(files.fch1_mhz, 3): number for number, files in enumerate(observed.cadences)}
     assert placed.panels == [(cadence_of[8420.0], 2), (cadence_of[8421.0], 2), None]
     for mhz, rows in zip(hits.mhz[:2], placed.rows, strict=False):
-        places = [observed.places[row] for row in rows.tolist()]
+        places = [observed.origins[row] for row in rows.tolist()]
         assert places and all(place.first_mhz <= mhz <= place.first_mhz + 0.023 for place in places)
     assert not len(placed.rows[2])
 

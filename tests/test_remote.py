@@ -27,7 +27,7 @@ from shard_tools.sample import read_record
 from shard_tools.storage.base import GIVE_UP_SECONDS, StoreConfig
 from shard_tools.storage.upload import Upload
 from shard_tools.tar_shard import PackedShard
-from shard_tools.unfinished import WORK, Place
+from shard_tools.unfinished import WORK, ShardDestination
 from shard_tools.verify import verify
 from tests.conftest import ROOT, Command, folder_bytes
 from tests.faulty_proxy import FaultyProxy, Request
@@ -332,7 +332,7 @@ def test_verify_finds_what_changed_in_a_store(proxy: FaultyProxy) -> None:
 
 def test_the_note_of_a_shard_in_a_store_never_describes_other_bytes(proxy: FaultyProxy, tmp_path: Path) -> None:
     """A pack of changed sources is killed after writing a shard, of the old one's size, and before writing its note."""
-    place = Place(tmp_path, Upload("s3://bucket/notes", MANIFEST, WORK))
+    place = ShardDestination(tmp_path, Upload("s3://bucket/notes", MANIFEST, WORK))
     written: list[bytes] = []
 
     def finish(inputs: str, data: bytes) -> None:

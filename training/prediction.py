@@ -27,7 +27,7 @@ from training.accelerator import pick_precision
 from training.metrics import sigmoid, unique_rows
 from training.model import ModelConfig, build_model
 from training.other_weights import load_other_weights
-from training.search.aiming import CadenceScorer, aim, to_axes
+from training.search.aiming import CadenceScorer, aim, parse_axes
 from training.search.candidates import WindowModel
 from training.weights import fill_model, find_weights, is_ours, load_weights
 
@@ -193,7 +193,7 @@ def read_trained(path: Path) -> tuple[Trained, tuple[int, ...]]:
         canvas, shape = CanvasConfig(**about["canvas"]), tuple(about["shape"])
         stem, candidates = about.get("stem", "none"), about.get("candidates", 1)  # older weights have neither
         architecture = ModelConfig(about["model"], stem=stem, candidates=candidates)
-        axes = to_axes(about["axes"]) if about.get("axes") else None  # only a search in observations has them
+        axes = parse_axes(about["axes"]) if about.get("axes") else None  # only a search in observations has them
         _ = f"{about['auc']:.4f} {about['fold']}"  # printed at the end
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: of another version of the program ({error}); train again") from None

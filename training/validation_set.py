@@ -30,7 +30,7 @@ from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.kaggle_layout import Record
 from shard_tools.manifest import MANIFEST, Manifest, read_contents, read_manifest
-from shard_tools.manifest_writer import BANDPASS, CADENCES, CUTS, DataSet, write_tables
+from shard_tools.manifest_writer import BANDPASS, CADENCES, CUTS, PackedDataSet, write_tables
 from shard_tools.observation.band_folds import FOLDS, band_folds
 from shard_tools.observation.cadence_tables import read_observations
 from shard_tools.tar_shard import write_members
@@ -93,7 +93,7 @@ def make_validation_set(folder: Path, manifest: Manifest, config: TrainConfig) -
         Record(key, "train", target, int(fold), folder)
         for key, target, fold in zip(keys, about["targets"], chosen.fold, strict=True)
     ]
-    write_tables(temporary, temporary, DataSet(records, [packed], [], manifest.shape, made))
+    write_tables(temporary, temporary, PackedDataSet(records, [packed], [], manifest.shape, made))
     temporary.rename(folder)
     _log.info("validation: %d snippets are kept back, with needles added to %d", len(keys), sum(about["targets"]))
     return read_manifest(folder)

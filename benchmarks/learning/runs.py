@@ -137,7 +137,7 @@ def learn(run: Run, steps: int, enough: float = 0.0) -> Learning:
     found = Learning(losses, run.progress.norms, share.steps, share.length)
     run.model.train()
     try:
-        for batch in _batches(run, steps):
+        for batch in _training_batches(run, steps):
             losses.append(float(train_step(run, batch)) * share.global_batch / int(batch.counts.sum()))
             run.progress.norms += run.norms.read()
             if len(losses) % share.steps == 0 and found.pass_losses[-1] < enough:
@@ -147,7 +147,7 @@ def learn(run: Run, steps: int, enough: float = 0.0) -> Learning:
     return replace(found, failed=failed)
 
 
-def _batches(run: Run, count: int) -> Iterator[Batch]:
+def _training_batches(run: Run, count: int) -> Iterator[Batch]:
     """The first batches of a run, over as many epochs as it takes."""
     left = count
     while left:

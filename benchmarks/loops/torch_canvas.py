@@ -22,31 +22,31 @@ class TorchCanvas:
     Random numbers are torch's, which seeds each worker.
     """
 
-    canvas: CanvasConfig
+    config: CanvasConfig
     draws: DrawConfig
 
     def planes(self, snippet: Tensor) -> Tensor:
         """(P, t, F) float16 to (N, T, F) float32: summed, without background, normalised and compressed."""
-        canvas, positions = self.canvas, list(self.canvas.positions)
+        config, positions = self.config, list(self.config.positions)
         values = (snippet if positions == list(range(len(snippet))) else snippet[positions]).float()
-        if canvas.sum_time_bins > 1:
-            shape = (len(values), -1, canvas.sum_time_bins, values.shape[2])
-            values = values.reshape(shape).sum(2) / canvas.sum_time_bins**0.5
-        if canvas.subtract != "none":
+        if config.sum_time_bins > 1:
+            shape = (len(values), -1, config.sum_time_bins, values.shape[2])
+            values = values.reshape(shape).sum(2) / config.sum_time_bins**0.5
+        if config.subtract != "none":
             values = values - values.mean((0, 1))
-        if canvas.subtract == "lines_bursts":
+        if config.subtract == "lines_bursts":
             values = values - values.mean(2, keepdim=True)
-        if canvas.normalise:
+        if config.normalise:
             values = F.layer_norm(values, values.shape[1:], eps=NORMALISE_EPSILON)
-        return values.asinh() if canvas.compress == "asinh" else values
+        return values.asinh() if config.compress == "asinh" else values
 
     def augmented(self, planes: Tensor) -> Tensor:
         """(N, T, F) flipped, rolled, shifted, brightened and erased at random."""
         draws, (_, time_bins, channels) = self.draws, planes.shape
         if _happens(draws.flip_frequency):
             planes = planes.flip(2)
-        if self.canvas.flips_time and _happens(draws.flip_time):
-            planes = planes.reshape(self.canvas.stacks, -1, *planes.shape[1:]).flip(1, 2).flatten(0, 1)
+        if self.config.flips_time and _happens(draws.flip_time):
+            planes = planes.reshape(self.config.stacks, -1, *planes.shape[1:]).flip(1, 2).flatten(0, 1)
         if most := int(draws.roll_frequency * channels):
             planes = planes.roll(_between(-most, most), 2)
         if most := int(draws.shift_time * time_bins):
@@ -58,8 +58,8 @@ class TorchCanvas:
 
     def image(self, planes: Tensor) -> Tensor:
         """(N, T, F) to (C, H, W): stacked, and resized if the canvas has another size; antialiased bilinear."""
-        size = (self.canvas.height, self.canvas.width)
-        stacked = planes.reshape(self.canvas.channels, -1, planes.shape[-1])
+        size = (self.config.height, self.config.width)
+        stacked = planes.reshape(self.config.channels, -1, planes.shape[-1])
         if stacked.shape[1:] == size:
             return stacked
         return F.interpolate(stacked[None], size=size, mode="bilinear", antialias=True)[0]

@@ -58,12 +58,12 @@ class KernelImages:
         return torch.from_numpy(images), torch.from_numpy(mixed)
 
 
-def _draw(config: DrawConfig, canvas: CpuCanvas, count: int) -> Draws:
+def _draw(config: DrawConfig, images: CpuCanvas, count: int) -> Draws:
     """Draws of `count` samples whose partners are their neighbours, seeded by torch, which seeds each worker."""
     # Other positions of the same epoch: for another epoch the draws' hash keys would be computed anew.
     start = 2 * int(torch.randint(2**40, ()))
     part = EpochPart(0, 0, np.arange(start, start + count), start + count)
-    draws = draw(config, canvas.canvas, canvas.planes, part)
+    draws = draw(config, images.canvas, images.planes, part)
     return replace(draws, partner=partner_positions(np.arange(count), count))
 
 

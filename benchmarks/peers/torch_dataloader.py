@@ -14,7 +14,7 @@ from benchmarks.peers.transforms import load_npy, snippet_of, transformed
 
 
 @dataclass
-class Files:
+class NpyFiles:
     """One file per sample."""
 
     paths: list[Path]
@@ -58,4 +58,4 @@ def build(spec: Spec, workers: int) -> Loading:
         root = spec.data / BUCKET
         names = [f"{BUCKET}/{path.relative_to(root)}" for path in paths]
         return build_dataloader(Objects(spec, names), spec, workers, shuffle=spec.shuffles, collate_fn=default_collate)
-    return build_dataloader(Files(paths, spec), spec, workers, shuffle=spec.shuffles)
+    return build_dataloader(NpyFiles(paths, spec), spec, workers, shuffle=spec.shuffles)

@@ -16,7 +16,7 @@ from benchmarks.peers.spec import Loading, Spec
 
 
 @dataclass
-class Batches:
+class KernelBatches:
     """Makes a whole batch at once, as a pair of CutMix partners is one call of a kernel."""
 
     paths: list[Path]
@@ -43,7 +43,7 @@ def take_batch(batch: Any) -> Any:
 
 def build(spec: Spec, workers: int) -> Loading:
     """In training the kernels do CutMix too, so that nothing is left to do to a finished batch."""
-    dataset = Batches(snippet_paths(spec.data), spec, KernelImages(CANVAS, spec.shape))
+    dataset = KernelBatches(snippet_paths(spec.data), spec, KernelImages(CANVAS, spec.shape))
     options = {"shuffle": spec.shuffles, "collate_fn": take_batch, **loader_options(spec, workers)}
     loader: Any = DataLoader(cast(Any, dataset), spec.batch_size, **options)
     return Loading(Epochs(loader, replace(spec, workload="canvas")))

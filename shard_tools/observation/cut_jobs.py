@@ -11,12 +11,12 @@ from shard_tools.observation.cut_plan import CutPlan, CutShard
 from shard_tools.observation.cutting import to_members
 from shard_tools.tar_shard import PackedShard, write_members
 from shard_tools.tasks.base import Need, Work
-from shard_tools.unfinished import Place
+from shard_tools.unfinished import ShardDestination
 
 METHOD = 2
 """Version of the way in which values are computed: raise it with every change of the values."""
 _MEMORY = 600_000_000  # of a process that cuts (measured: 0.4 GB, with 16 spectra and 8 channels summed), and some room
-Job = tuple[Place, CutShard, str]
+Job = tuple[ShardDestination, CutShard, str]
 """Where to write a shard, the shard, and the digest of its sources' sizes and times."""
 
 
@@ -51,14 +51,14 @@ def _culprit() -> InputError | None:
     )
 
 
-def cut_shard(place: Place, shard: CutShard, sources: str, seconds: float) -> PackedShard:
+def cut_shard(destination: ShardDestination, shard: CutShard, sources: str, seconds: float) -> PackedShard:
     """Cut a shard, unless an earlier run finished it from the same sources.
 
     If this is a child process, it is ended if one read takes more than `seconds`.
     """
     read_watch.watch_reads(seconds)
     inputs = hashlib.sha256(repr([identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()
-    return place.finish_shard(shard.name, inputs, lambda path: write_shard(shard, path))
+    return destination.finish_shard(shard.name, inputs, lambda path: write_shard(shard, path))
 
 
 def write_shard(shard: CutShard, path: Path) -> PackedShard:

@@ -15,7 +15,7 @@ from shard_tools.cadence import npy_header
 from shard_tools.errors import InputError, StoreError
 from shard_tools.kaggle_layout import NO_FOLD, UNKNOWN_TARGET, Record
 from shard_tools.manifest import MANIFEST, TAR_BLOCK, Manifest, read_manifest
-from shard_tools.manifest_writer import DataSet, write_tables
+from shard_tools.manifest_writer import PackedDataSet, write_tables
 from shard_tools.observation.agreement import check_cadence
 from shard_tools.observation.band_folds import FOLDS
 from shard_tools.observation.cadence_tables import write_observation_tables
@@ -31,7 +31,7 @@ from shard_tools.sources import digest_sources, find_unsure, renew_sources, writ
 from shard_tools.tar_shard import PackedShard, ShardPlan, padded
 from shard_tools.tasks.local import Processes
 from shard_tools.tasks.opening import open_tasks, run_shown
-from shard_tools.unfinished import WORK, Place
+from shard_tools.unfinished import WORK, ShardDestination
 
 _NEEDLES = "needles"
 _log = logging.getLogger(__name__)
@@ -58,15 +58,15 @@ def ingest(config: IngestConfig, change: Callable[[list[CutPlan]], list[CutPlan]
             return _already_ingested(config, made, shards, output)
         output.clear({shard.name for shard in shards})
         sources = {shard.name: digest_sources(_sources(shard)) for shard in shards}
-        jobs = [(output.place, shard, sources[shard.name]) for shard in shards]
+        jobs = [(output.destination, shard, sources[shard.name]) for shard in shards]
         done = _cut_shards(config, jobs, skipped, output)
         plans, shards, packed = _without_damaged(output, plans, shards, done)
         made = _count_needles(made, plans)
         write_observation_tables(output.folder, plans, shards, packed)
         records = [
-            Record(key, "test", UNKNOWN_TARGET, NO_FOLD, output.folder) for done in packed for key, *_ in done.places
+            Record(key, "test", UNKNOWN_TARGET, NO_FOLD, output.folder) for done in packed for key, *_ in done.members
         ]
-        write_tables(output.folder, output.folder, DataSet(records, packed, skipped, plans[0].shape, made))
+        write_tables(output.folder, output.folder, PackedDataSet(records, packed, skipped, plans[0].shape, made))
         write_sources(output.folder, file_sha256(output.folder / MANIFEST), sources)
         output.publish()
     output.tidy()
@@ -293,7 +293,7 @@ def _find_changed(config: IngestConfig, manifest: Manifest, shards: Sequence[Cut
     with tempfile.TemporaryDirectory(prefix="needlestream-ingest-") as folder:
         Path(folder, WORK).mkdir()
         for shard in shards:
-            (made,) = Processes(1).run(cut_work([(Place(Path(folder)), shard, "")]))
+            (made,) = Processes(1).run(cut_work([(ShardDestination(Path(folder)), shard, "")]))
             if made.error is None:
                 Path(folder, shard.name).unlink()
                 if made.result().shard.sha256 != expected.get(shard.name):

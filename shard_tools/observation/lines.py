@@ -78,7 +78,7 @@ def add_line(values: npt.NDArray[np.float32], grid: Grid, line: Line, power: flo
 class TrueLine:
     """A simulated line, as truth.csv lists it."""
 
-    line: Line
+    signal: Line
     start_mjd: float
     """Of the first panel; NaN where the table does not say."""
     place: float
@@ -87,14 +87,14 @@ class TrueLine:
     @property
     def is_needle(self) -> bool:
         """Whether it is in the ON panels alone."""
-        return self.line.panels == ON_POSITIONS
+        return self.signal.panels == ON_POSITIONS
 
 
 def write_truth(path: Path, lines: Iterable[TrueLine]) -> None:
     """Write a table of lines, whole or not at all."""
     text = io.StringIO()
     rows: list[Sequence[object]] = [TRUTH]
-    for line, start_mjd, place in ((each.line, each.start_mjd, each.place) for each in lines):
+    for line, start_mjd, place in ((each.signal, each.start_mjd, each.place) for each in lines):
         rows.append((*line[:-1], " ".join(map(str, line.panels)), start_mjd, "" if np.isnan(place) else place))
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_whole(path, text.getvalue())

@@ -38,15 +38,15 @@ def _axes_of_one(manifest: Manifest, data_set: DataSet) -> list[Axes]:
     observations = read_observations(data_set)
     if observations is None:
         return [kaggle_axes(*manifest.shape[1:])]
-    return to_axes(observations, data_set, manifest.shape)
+    return cadence_axes(observations, data_set, manifest.shape)
 
 
-def to_axes(observations: Observations, data_set: DataSet, shape: tuple[int, int, int]) -> list[Axes]:
+def cadence_axes(observations: Observations, data_set: DataSet, shape: tuple[int, int, int]) -> list[Axes]:
     """The axes of each cadence of an observed data set; (P, T, F) is the shape of its snippets."""
     max_drift = data_set.made["observation"]["max_drift_hz_s"]
-    return [_to_axes(cadence, *shape[1:], max_drift) for cadence in observations.cadences]
+    return [_axes_of_cadence(cadence, *shape[1:], max_drift) for cadence in observations.cadences]
 
 
-def _to_axes(cadence: ObservedCadence, time_bins: int, channels: int, max_drift_hz_s: float) -> Axes:
+def _axes_of_cadence(cadence: ObservedCadence, time_bins: int, channels: int, max_drift_hz_s: float) -> Axes:
     starts = tuple(cadence.panel_start_s.tolist())
     return Axes(time_bins, channels, cadence.bin_length_s, cadence.channel_width_hz, starts, max_drift_hz_s)

@@ -59,14 +59,14 @@ class Found:
         """The candidate's frequency at the start minus the needle's."""
         if self.candidate is None:
             return math.nan
-        return 1e6 * (self.candidate.frequency_mhz - self.needle.line.frequency_mhz)
+        return 1e6 * (self.candidate.frequency_mhz - self.needle.signal.frequency_mhz)
 
     @property
     def error_hz_s(self) -> float:
         """The candidate's drift rate minus the needle's."""
         if self.candidate is None:
             return math.nan
-        return self.candidate.drift_rate_hz_s - self.needle.line.drift_rate_hz_s
+        return self.candidate.drift_rate_hz_s - self.needle.signal.drift_rate_hz_s
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def find_needles(candidates: Sequence[Candidate], truth: Sequence[TrueLine], con
     )
     found = []
     for needle in (each for each in truth if each.is_needle):
-        is_it = np.abs(mhz - needle.line.frequency_mhz) * 1e6 <= config.within_hz
-        is_it &= np.abs(drift - needle.line.drift_rate_hz_s) <= config.within_hz_s
+        is_it = np.abs(mhz - needle.signal.frequency_mhz) * 1e6 <= config.within_hz
+        is_it &= np.abs(drift - needle.signal.drift_rate_hz_s) <= config.within_hz_s
         is_it &= ~(np.abs(start - needle.start_mjd) > _SAME_START_DAYS)  # NaN matches any cadence
         first = np.flatnonzero(is_it)[:1].tolist()
         found.append(Found(needle, counted[first[0]] if first else None))
@@ -98,7 +98,7 @@ def find_needles(candidates: Sequence[Candidate], truth: Sequence[TrueLine], con
 
 def group_needles(found: Sequence[Found]) -> dict[str, list[Group]]:
     """Needles in groups of about equal number by drift rate and by SNR, and by their place in the coarse channel."""
-    lines = [each.needle.line for each in found]
+    lines = [each.needle.signal for each in found]
     drift = np.array([abs(line.drift_rate_hz_s) for line in lines])
     snr = np.array([line.snr for line in lines])
     place = np.array([each.needle.place for each in found])
@@ -133,7 +133,7 @@ def recall_lines(config: RecallConfig) -> Iterator[str]:
     if config.each:
         yield f"{'':10} {'MHz':>14} {'Hz/s':>8} {'SNR':>7}   rank"
         for each in found:
-            line = each.needle.line
+            line = each.needle.signal
             rank = "not found" if each.candidate is None else str(each.candidate.rank)
             yield f"{line.kind:10} {line.frequency_mhz:14.6f} {line.drift_rate_hz_s:+8.3f} {line.snr:7.1f}   {rank}"
     hits = [each for each in found if each.candidate is not None]

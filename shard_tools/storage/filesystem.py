@@ -23,7 +23,7 @@ class BucketFiles:
     def __init__(self, files: Any, scheme: str) -> None:
         """`files` is fsspec's filesystem."""
         self._files, self.loop, self._scheme = files, files.loop, scheme
-        self._signed = SignedReads(files) if scheme == "s3" and not files.anon else None
+        self._signed_reads = SignedReads(files) if scheme == "s3" and not files.anon else None
 
     async def about(self, path: str) -> dict[str, Any]:
         """The store's metadata of a file: its `size`, and when it was written."""
@@ -46,7 +46,7 @@ class BucketFiles:
     async def read(self, path: str, start: int, end: int) -> bytes:
         """The bytes from `start` to `end` (excluded); fewer, or none, where the file is shorter."""
         try:
-            read = self._signed.read if self._signed else self._files._cat_file
+            read = self._signed_reads.read if self._signed_reads else self._files._cat_file
             data: bytes = await read(path, start=start, end=end)
             return data
         except Exception as error:

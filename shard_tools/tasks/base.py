@@ -9,7 +9,7 @@ from shard_tools.errors import InputError
 
 T = TypeVar("T")
 _UPLOADED_AT_ONCE = 524_288_000  # bytes: s3fs reads ten parts of 50 MiB of a file, and sends them side by side
-Place = TypeVar("Place", bound=str | Path)
+PathOrUrl = TypeVar("PathOrUrl", bound=str | Path)
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class TaskConfig:
         if self.ray_address is not None and self.on != "ray":
             raise InputError(f"--ray-address {self.ray_address}: is used with --on ray only; give both, or neither")
 
-    def absolute(self, place: Place) -> Place:
+    def absolute(self, path: PathOrUrl) -> PathOrUrl:
         """A path as all machines have it: with --on ray, relative ones become absolute, from this process's folder."""
-        if self.on == "local" or "://" in str(place):
-            return place
-        return type(place)(Path(place).absolute())
+        if self.on == "local" or "://" in str(path):
+            return path
+        return type(path)(Path(path).absolute())
 
 
 @dataclass(frozen=True)

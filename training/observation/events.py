@@ -19,7 +19,7 @@ PARTIAL = "partial"
 
 
 @dataclass(frozen=True)
-class Place:
+class SnippetOrigin:
     """Where a snippet lies, and when it was observed."""
 
     cadence: int
@@ -36,7 +36,7 @@ class Event:
     """One line, as seen in the snippet in which it lies farthest from the edges."""
 
     line: SnippetLine
-    place: Place
+    origin: SnippetOrigin
     snippets: int
     """How many snippets show it."""
 
@@ -47,33 +47,33 @@ class Event:
 
     def panel_mhz(self, panel: int) -> float:
         """Frequency at the start of a panel."""
-        axes = self.place.axes
+        axes = self.origin.axes
         channel = self.line.fit.channels(axes.rows[panel, :1] - 0.5)[0]
-        return float(self.place.first_mhz + channel * axes.channel_width_hz / 1e6)
+        return float(self.origin.first_mhz + channel * axes.channel_width_hz / 1e6)
 
     @property
     def drift_rate_hz_s(self) -> float:
         """Above 0 if the frequency rises."""
-        return self.place.axes.hertz_per_second(self.line.fit.rate)
+        return self.origin.axes.hertz_per_second(self.line.fit.rate)
 
     @property
     def bandwidth_hz(self) -> float:
         """Width of the line less its drift within a time bin; at least a channel, as narrower lines look the same."""
-        return max(1.0, self.line.fit.width - abs(self.line.fit.rate)) * self.place.axes.channel_width_hz
+        return max(1.0, self.line.fit.width - abs(self.line.fit.rate)) * self.origin.axes.channel_width_hz
 
     @property
     def flags(self) -> tuple[str, ...]:
         """The flags of its snippet and its own."""
-        return (*self.place.flags.split(), *([PARTIAL] if self.line.fit.inside < _WHOLE else []))
+        return (*self.origin.flags.split(), *([PARTIAL] if self.line.fit.inside < _WHOLE else []))
 
 
-def merge_lines(lines: Iterable[SnippetLine], places: Sequence[Place]) -> list[Event]:
-    """One event for each line, from lower to higher frequencies; `places` has one place for each row.
+def merge_lines(lines: Iterable[SnippetLine], origins: Sequence[SnippetOrigin]) -> list[Event]:
+    """One event for each line, from lower to higher frequencies; `origins` has one entry for each row.
 
     The score and everything else come from the snippet in which the line is farthest from the edges: another snippet
     may lack the panels that show the line as interference.
     """
-    placed = [_Placed.of(line, places[line.row]) for line in lines]
+    placed = [_Placed.of(line, origins[line.row]) for line in lines]
     placed.sort(key=lambda each: -each.margin)
     by_bin: dict[tuple[int, int], list[_Placed]] = defaultdict(list)
     kept: list[_Placed] = []
@@ -86,8 +86,8 @@ def merge_lines(lines: Iterable[SnippetLine], places: Sequence[Place]) -> list[E
             by_bin[each.bin].append(each)
         else:
             same.snippets.add(each.line.row)
-    events = [Event(each.line, each.place, len(each.snippets)) for each in kept]
-    return sorted(events, key=lambda event: (event.place.cadence, event.start_mhz))
+    events = [Event(each.line, each.origin, len(each.snippets)) for each in kept]
+    return sorted(events, key=lambda event: (event.origin.cadence, event.start_mhz))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Placed:
     """A line with its channels in all panels, counted from 0 MHz: comparable between the snippets of a cadence."""
 
     line: SnippetLine
-    place: Place
+    origin: SnippetOrigin
     channels: Float64s
     """(P,) in the middle of each panel."""
     margin: float
@@ -103,21 +103,21 @@ class _Placed:
     snippets: set[int]
 
     @classmethod
-    def of(cls, line: SnippetLine, place: Place) -> "_Placed":
-        axes = place.axes
+    def of(cls, line: SnippetLine, origin: SnippetOrigin) -> "_Placed":
+        axes = origin.axes
         within = line.fit.channels(axes.rows)
         margin = float(min(within.min(), axes.channels - 1 - within.max()))
-        channels = place.first_mhz * 1e6 / axes.channel_width_hz + within.mean(axis=1)
-        return cls(line, place, channels, margin, {line.row})
+        channels = origin.first_mhz * 1e6 / axes.channel_width_hz + within.mean(axis=1)
+        return cls(line, origin, channels, margin, {line.row})
 
     @property
     def bin(self) -> tuple[int, int]:
         """Bin of a table in which lines of the same event lie in one bin or in neighbouring ones."""
         # Two such lines are close in a panel that shows both. At the cadence's middle they may have drifted apart, by
         # twice the steepest rate.
-        axes = self.place.axes
+        axes = self.origin.axes
         width = 2 * axes.steepest / axes.time_bins * np.abs(axes.rows).max() + 2 * _APART + axes.channels / 8
-        return self.place.cadence, int(self.channels[[0, -1]].mean() // width)
+        return self.origin.cadence, int(self.channels[[0, -1]].mean() // width)
 
     def is_same(self, other: "_Placed") -> bool:
         """Whether both are close to each other in all panels that show both; in at least one."""

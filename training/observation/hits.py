@@ -104,7 +104,7 @@ def _to_number(path: Path, line: int, cells: Sequence[str], place: int) -> float
 class PlacedHits:
     """Which snippets hold each hit, and in which panel it was found."""
 
-    hits: Hits
+    table: Hits
     panels: list[tuple[int, int] | None]
     """Cadence and panel; None if no snippet holds the hit."""
     rows: list[Int64s]
@@ -113,10 +113,10 @@ class PlacedHits:
 
 def place_hits(hits: Hits, observed: Observed) -> PlacedHits:
     """Find the snippets that hold each hit."""
-    first = np.array([place.first_mhz for place in observed.places])
-    width = np.array([place.axes.channel_width_hz / 1e6 for place in observed.places])
-    channels = np.array([place.axes.channels for place in observed.places])
-    cadence = np.array([place.cadence for place in observed.places])
+    first = np.array([origin.first_mhz for origin in observed.origins])
+    width = np.array([origin.axes.channel_width_hz / 1e6 for origin in observed.origins])
+    channels = np.array([origin.axes.channels for origin in observed.origins])
+    cadence = np.array([origin.cadence for origin in observed.origins])
     panels: list[tuple[int, int] | None] = []
     rows = []
     for mhz, mjd in zip(hits.mhz, hits.mjd, strict=True):
@@ -161,8 +161,8 @@ class _Frequencies:
     def __init__(self, events: Sequence[Event]) -> None:
         mhz = [[event.panel_mhz(panel) for panel in range(PANELS)] for event in events]
         self._mhz = np.array(mhz).reshape(-1, PANELS)
-        self._cadence = np.array([event.place.cadence for event in events], np.int64)
-        self._within_hz = _NEAR * np.array([event.place.axes.channel_width_hz for event in events])
+        self._cadence = np.array([event.origin.cadence for event in events], np.int64)
+        self._within_hz = _NEAR * np.array([event.origin.axes.channel_width_hz for event in events])
 
     def near(self, mhz: float, panel: tuple[int, int]) -> list[int]:
         """The numbers of the lines that are near a frequency in a panel (cadence and panel)."""
@@ -175,15 +175,15 @@ def write_scored_hits(path: Path, placed: PlacedHits, known: Known, manifest: Ma
     """Write the table with what lies near each hit; cells are empty if nothing is known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*placed.hits.columns, *ADDED])
+    writer.writerow([*placed.table.columns, *ADDED])
     groups = [event for _, event in known.ranked], known.interference, known.faint
     frequencies = [_Frequencies(events) for events in groups]
-    for number, row in enumerate(placed.hits.rows):
+    for number, row in enumerate(placed.table.rows):
         rows, panel = placed.rows[number], placed.panels[number]
         if panel is None or not len(rows):
             added: tuple[object, ...] = (OUTSIDE, *[""] * (len(ADDED) - 1))
         else:
-            near = (each.near(placed.hits.mhz[number], panel) for each in frequencies)
+            near = (each.near(placed.table.mhz[number], panel) for each in frequencies)
             added = (*_cells_near(known, *near), manifest.key(int(rows[0])))
         writer.writerow([*row, *added])
     write_whole(path, text.getvalue())

@@ -31,12 +31,12 @@ def is_crowded(events: Sequence[Event], interference: Sequence[Event]) -> npt.ND
     """Whether each event lies among many lines of interference of its cadence; (events,)."""
     others: dict[int, list[float]] = defaultdict(list)
     for each in interference:
-        others[each.place.cadence].append(each.start_mhz * 1e6)
+        others[each.origin.cadence].append(each.start_mhz * 1e6)
     rising = {cadence: np.sort(hertz) for cadence, hertz in others.items()}
     found = np.zeros(len(events), bool)
     for number, event in enumerate(events):
         here = event.start_mhz * 1e6
-        low, high = np.searchsorted(rising.get(event.place.cadence, []), (here - _BESIDE_HZ, here + _BESIDE_HZ))
+        low, high = np.searchsorted(rising.get(event.origin.cadence, []), (here - _BESIDE_HZ, here + _BESIDE_HZ))
         found[number] = high - low >= _CROWD
     return found
 
@@ -52,7 +52,7 @@ def in_comb(events: Sequence[Event]) -> npt.NDArray[np.bool_]:
     for number in np.unique(cadence):
         of_cadence = np.flatnonzero(cadence == number)
         rising = of_cadence[np.argsort(start[of_cadence], kind="stable")]
-        axes = events[rising[0]].place.axes
+        axes = events[rising[0]].origin.axes
         distance = np.diff(start[rising]) * 1e6 / axes.channel_width_hz
         drift = np.array([events[each].line.fit.rate for each in rising]) * np.ptp(axes.rows)
         even = (np.abs(np.diff(distance)) <= _SAME_DISTANCE) & (np.ptp(_triples(drift), axis=1) <= _SAME_RATE)
@@ -66,12 +66,12 @@ def is_crossed(events: Sequence[Event], others: Sequence[Event]) -> npt.NDArray[
     """Whether a brighter line of `others` crosses or touches each event in an ON panel; (events,)."""
     found = np.zeros(len(events), bool)
     for number in sorted(set(_cadences(events))):
-        of_cadence = [other for other in others if other.place.cadence == number]
+        of_cadence = [other for other in others if other.origin.cadence == number]
         ends = np.array([_on_ends(other) for other in of_cadence]).reshape(-1, len(ON_POSITIONS), 2)
         snr = np.array([other.line.snr for other in of_cadence])
         half = np.array([other.line.fit.width / 2 for other in of_cadence])
         for place, event in enumerate(events):
-            if event.place.cadence == number:
+            if event.origin.cadence == number:
                 apart = ends - _on_ends(event)
                 touch = np.abs(apart).min(axis=2) <= (_TOUCHING + half + event.line.fit.width / 2)[:, None]
                 cross = (apart[..., 0] * apart[..., 1] < 0) | touch
@@ -90,7 +90,7 @@ def is_repeated(events: Sequence[Event], others: Sequence[Event], sources: Seque
     source = np.array([sources[cadence] for cadence in _cadences(others)])[rising]
     here = np.array([event.start_mhz * 1e6 for event in events])
     own = np.array([sources[cadence] for cadence in _cadences(events)])
-    reach = _REPEATED * np.array([event.place.axes.channel_width_hz for event in events])
+    reach = _REPEATED * np.array([event.origin.axes.channel_width_hz for event in events])
     found = np.zeros(len(events), bool)
     for name in np.unique(own):
         elsewhere, mine = hertz[rising][source != name], own == name
@@ -101,13 +101,13 @@ def is_repeated(events: Sequence[Event], others: Sequence[Event], sources: Seque
 
 def _on_ends(event: Event) -> Float64s:
     """(3, 2) channels at the start and the end of each ON panel, counted from 0 MHz."""
-    axes = event.place.axes
+    axes = event.origin.axes
     ends = axes.rows[list(ON_POSITIONS)][:, [0, -1]] + np.array([-0.5, 0.5])
-    return np.asarray(event.place.first_mhz * 1e6 / axes.channel_width_hz + event.line.fit.channels(ends))
+    return np.asarray(event.origin.first_mhz * 1e6 / axes.channel_width_hz + event.line.fit.channels(ends))
 
 
 def _cadences(events: Sequence[Event]) -> list[int]:
-    return [event.place.cadence for event in events]
+    return [event.origin.cadence for event in events]
 
 
 def _triples(values: Float64s) -> Float64s:
@@ -133,7 +133,7 @@ def write_interference(path: Path, interference: Sequence[Event], sources: Seque
     writer.writerow(COLUMNS)
     for event in sorted(interference, key=lambda each: each.start_mhz):
         fit = event.line.fit
-        source, start_mjd = sources[event.place.cadence]
+        source, start_mjd = sources[event.origin.cadence]
         snrs = (f"{fit.best_snr(positions):.2f}" for positions in (ON_POSITIONS, OFF_POSITIONS))
         numbers = f"{event.start_mhz:.6f}", f"{event.drift_rate_hz_s:.4f}", *snrs, f"{event.bandwidth_hz:.1f}"
         writer.writerow([*numbers, event.snippets, source, f"{start_mjd:.8f}"])

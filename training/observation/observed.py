@@ -8,8 +8,8 @@ from shard_tools.errors import InputError
 from shard_tools.manifest import DataSet, Manifest
 from shard_tools.manifest_writer import CADENCES
 from shard_tools.observation.cadence_tables import Observations, read_observations
-from shard_tools.observation.observed_axes import to_axes
-from training.observation.events import Place
+from shard_tools.observation.observed_axes import cadence_axes
+from training.observation.events import SnippetOrigin
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class CadenceFiles:
 
     axes: Axes
     sources: tuple[str, ...]
-    files: tuple[str, ...]
+    names: tuple[str, ...]
     start_mjd: float
     fch1_mhz: float
     foff_mhz: float
@@ -45,30 +45,30 @@ class CadenceFiles:
 
 @dataclass(frozen=True)
 class Observed:
-    """All cadences and places of a data set."""
+    """The cadences of a data set, and where in them its snippets lie."""
 
     cadences: list[CadenceFiles]
-    places: list[Place]
+    origins: list[SnippetOrigin]
     """One for each row."""
 
 
 def read_observed(manifest: Manifest) -> Observed:
-    """Read cadences and places. Raises InputError if `ingest` did not cut a data set, which then has no frequencies."""
+    """Read both. Raises InputError if `ingest` did not cut a data set, which then has no frequencies."""
     cadences: list[CadenceFiles] = []
-    places: list[Place] = []
+    origins: list[SnippetOrigin] = []
     for data_set in manifest.data_sets:
         first = len(cadences)
         observations = _read_one(data_set)
-        axes = to_axes(observations, data_set, manifest.shape)
+        axes = cadence_axes(observations, data_set, manifest.shape)
         rows = observations.tables[CADENCES].to_pylist()
         cadences += [_to_files(row, each) for row, each in zip(rows, axes, strict=True)]
-        places += [
-            Place(first + int(cadence), axes[cadence], float(mhz), flags)
+        origins += [
+            SnippetOrigin(first + int(cadence), axes[cadence], float(mhz), flags)
             for cadence, mhz, flags in zip(
                 observations.cadence, observations.first_mhz, observations.flags, strict=True
             )
         ]
-    return Observed(cadences, places)
+    return Observed(cadences, origins)
 
 
 def check_searched_once(observed: Observed) -> None:
@@ -79,10 +79,10 @@ def check_searched_once(observed: Observed) -> None:
     widths: dict[tuple[object, ...], float] = {}
     for files in observed.cadences:
         width = files.axes.channel_width_hz
-        other = widths.setdefault((files.files, files.start_mjd, files.fch1_mhz), width)
+        other = widths.setdefault((files.names, files.start_mjd, files.fch1_mhz), width)
         if other != width:
             raise InputError(
-                f"--candidates: {files.files[0]} is in the data twice, in channels of {other:.4g} and {width:.4g} Hz, "
+                f"--candidates: {files.names[0]} is in the data twice, in channels of {other:.4g} and {width:.4g} Hz, "
                 "expected it once, since each of its lines would be listed twice; search each data set by itself, with "
                 "a table of its own"
             )
@@ -102,7 +102,7 @@ def _to_files(row: dict[str, Any], axes: Axes) -> CadenceFiles:
     return CadenceFiles(
         axes=axes,
         sources=tuple(row["sources"]),
-        files=tuple(row["files"]),
+        names=tuple(row["files"]),
         start_mjd=row["start_mjd"],
         fch1_mhz=row["fch1_mhz"],
         foff_mhz=row["foff_mhz"],

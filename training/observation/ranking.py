@@ -51,7 +51,7 @@ def rank_events(
         candidates.append(
             Candidate(
                 **_columns_of_line(event),
-                **_columns_of_files(event, observed.cadences[event.place.cadence]),
+                **_columns_of_files(event, observed.cadences[event.origin.cadence]),
                 rank=rank,
                 score=float(shown[number]),
                 false_alarm_rate=float(rates[number]),

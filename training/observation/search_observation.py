@@ -77,7 +77,7 @@ class Findings:
 def search_observation(manifest: Manifest, observed: Observed, split: str, how: How) -> Findings:
     """Search all snippets of a split. Raises InputError if no snippet has noise in all its panels."""
     rows = _rows_with_noise(manifest, observed, split)
-    cadence = np.array([observed.places[row].cadence for row in rows])
+    cadence = np.array([observed.origins[row].cadence for row in rows])
     lines: list[SnippetLine] = []
     for judge in how.judges:
         for number, files in enumerate(observed.cadences):
@@ -99,21 +99,21 @@ def _to_findings(found: list[SnippetLine], observed: Observed, min_snr: float) -
     halves = []
     for on in (True, False):
         in_half = [line for line in lines if line.on == on and not line.is_interference]
-        merged = merge_lines(in_both + in_half, observed.places)
+        merged = merge_lines(in_both + in_half, observed.origins)
         halves.append([event for event in merged if event.line.can_be_judged and not event.line.is_interference])
-    return Findings(halves[0], halves[1], *(merge_lines(each, observed.places) for each in (in_both, faint)))
+    return Findings(halves[0], halves[1], *(merge_lines(each, observed.origins) for each in (in_both, faint)))
 
 
 def _rows_with_noise(manifest: Manifest, observed: Observed, split: str) -> npt.NDArray[np.int64]:
     rows = manifest.rows(split)
-    kept = np.array([row for row in rows.tolist() if _EMPTY not in observed.places[row].flags.split()], np.int64)
+    kept = np.array([row for row in rows.tolist() if _EMPTY not in observed.origins[row].flags.split()], np.int64)
     if not len(kept):
         raise InputError(
             f"--candidates: each of the {len(rows):,} snippets of {manifest.root} has a panel without noise (flag "
             f"{_EMPTY}); expected data in all six files: look at what the files hold, and ingest again"
         )
-    if all(observed.places[row].flags for row in kept.tolist()):
-        words = sorted({word for row in kept.tolist() for word in observed.places[row].flags.split()})
+    if all(observed.origins[row].flags for row in kept.tolist()):
+        words = sorted({word for row in kept.tolist() for word in observed.origins[row].flags.split()})
         _log.warning("each of %d snippets has a flag (%s): distrust their candidates", len(kept), ", ".join(words))
     if len(kept) < len(rows):
         _log.warning("%d of %d snippets have a panel without noise and are left out", len(rows) - len(kept), len(rows))

@@ -109,7 +109,9 @@ def write_turbo_seti(
         hits = [_hits_of(findings, number, panel) for panel in range(PANELS)]
         for panel, found in enumerate(hits):
             write_whole(paths[panel], _to_dat(files, panel, found))
-        write_whole(paths[PANELS], _to_table(files, [each for each in ranked if each[1].place.cadence == number], hits))
+        write_whole(
+            paths[PANELS], _to_table(files, [each for each in ranked if each[1].origin.cadence == number], hits)
+        )
         written += paths
     return written
 
@@ -143,7 +145,7 @@ def _is_ours(path: Path) -> bool:
 
 def _dat_name(files: CadenceFiles, panel: int) -> str:
     """The name that turboSETI gives the file; its panel goes in front if two files of a cadence share that name."""
-    names = [Path(name).with_suffix(".dat").name for name in files.files]
+    names = [Path(name).with_suffix(".dat").name for name in files.names]
     return names[panel] if names.count(names[panel]) == 1 else f"{PANEL_NAMES[panel]}_{names[panel]}"
 
 
@@ -153,7 +155,7 @@ def _hits_of(findings: Findings, cadence: int, panel: int) -> list[_Hit]:
     shown = [
         event
         for event in [*alone, *findings.interference]
-        if event.place.cadence == cadence and event.line.fit.panel_snr[panel] >= _LEAST_SNR  # False for NaN
+        if event.origin.cadence == cadence and event.line.fit.panel_snr[panel] >= _LEAST_SNR  # False for NaN
     ]
     shown.sort(key=lambda event: event.panel_mhz(panel))
     return [_Hit(event, panel, number) for number, event in enumerate(shown, start=1)]
@@ -163,7 +165,7 @@ def _to_dat(files: CadenceFiles, panel: int, hits: Sequence[_Hit]) -> str:
     """The text of a .dat file."""
     ra, dec = _position(files, panel)
     head = (
-        f"{_OURS}# File ID: {files.files[panel]} \n{_RULE}# Source:{files.sources[panel]}\n"
+        f"{_OURS}# File ID: {files.names[panel]} \n{_RULE}# Source:{files.sources[panel]}\n"
         f"# MJD: {_start_mjd(files, panel):18.12f}\tRA: {ra}\tDEC: {dec}\n"
         f"# DELTAT: {files.axes.bin_length_s:10.6f}\tDELTAF(Hz): {files.foff_mhz * 1e6:10.6f}\t"
         f"max_drift_rate: {files.axes.max_drift_hz_s:10.6f}\tobs_length: {_length_s(files):10.6f}\n{_LINE}"
@@ -205,7 +207,7 @@ def _event_row(files: CadenceFiles, candidate: Candidate, hit: _Hit, total: int,
     source, mjd = files.sources[hit.panel].upper(), f"{_start_mjd(files, hit.panel):.12f}"
     return (
         *(hit.number, f"{hit.event.drift_rate_hz_s:.6f}", f"{hit.snr:.6f}", f"{hit.mhz:.6f}", index),
-        *(f"{start:.6f}", f"{end:.6f}", coarse, total, files.files[hit.panel], source, mjd),
+        *(f"{start:.6f}", f"{end:.6f}", coarse, total, files.names[hit.panel], source, mjd),
         *(*_position(files, hit.panel), f"{files.axes.bin_length_s:.6f}", f"{files.foff_mhz * 1e6:.6f}"),
         *(f"{files.axes.max_drift_hz_s:.6f}", f"{_length_s(files):.6f}", f"{source}_{candidate.rank}"),
         *(f"on_table_{ON_POSITIONS.index(hit.panel) + 1}", shown - 1, 0, f"{files.axes.panel_starts_s[hit.panel]:.6f}"),

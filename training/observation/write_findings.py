@@ -98,13 +98,13 @@ def load_judges(weights: Sequence[Path], manifest: Manifest, split: str, device:
 
 
 def _to_line_model(path: Path, trained: Trained, manifest: Manifest) -> WindowModel:
-    model, canvas = trained.model, trained.canvas
+    model, config = trained.model, trained.canvas
     time_bins, channels = manifest.shape[1:]
-    summed = canvas.sum_time_bins
+    summed = config.sum_time_bins
     plain = CanvasConfig("panels", time_bins // summed, channels, summed, normalise=False)
-    if not isinstance(model, WindowModel) or canvas != plain:
+    if not isinstance(model, WindowModel) or config != plain:
         raise InputError(
-            f"{path}: trained with --canvas {canvas.canvas} to give one score for a snippet, expected weights that "
+            f"{path}: trained with --canvas {config.canvas} to give one score for a snippet, expected weights that "
             "score lines: train with a preset that has --stem sums on panels that are neither resized nor normalised, "
             "or give --weights none to rank by the search alone"
         )

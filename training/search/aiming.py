@@ -48,7 +48,7 @@ def aimed_axes(model: nn.Module) -> dict[str, Any] | None:
     return next((asdict(search.axes) for search in _searches(model)), None)
 
 
-def to_axes(plain: dict[str, Any]) -> Axes:
+def parse_axes(plain: dict[str, Any]) -> Axes:
     """The axes of `aimed_axes`, read from JSON. Raises KeyError or TypeError if it is no such description."""
     return Axes(**{**plain, "panel_starts_s": tuple(plain["panel_starts_s"])})
 
