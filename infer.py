@@ -41,7 +41,13 @@ from training.config import listed
 from training.drivers import check_gpu
 from training.environment import cpu_is_asked_for
 from training.metrics import Average, mean_logit, mean_score, roc_auc
-from training.observation.write_findings import NO_WEIGHTS, CandidatesConfig, Written, find_candidates
+from training.observation.write_findings import (
+    NO_WEIGHTS,
+    CandidatesConfig,
+    ObservationSearch,
+    Written,
+    find_candidates,
+)
 from training.prediction import (
     BATCH_SIZE,
     OtherModel,
@@ -190,8 +196,8 @@ def _search_observation(config: InferConfig, manifest: Manifest, accelerator: Ac
     """Write the candidates of an observation, their pictures and a page, and print their paths."""
     if accelerator.num_processes > 1:
         raise InputError("--candidates: works in one process; start infer.py without accelerate launch or torchrun")
-    where = config.split, config.weights, config.loader, accelerator.device
-    written = find_candidates(config.observation, manifest, *where)
+    search = ObservationSearch(manifest, config.split, config.weights, config.loader, accelerator.device)
+    written = find_candidates(config.observation, search)
     _print_found(written)
     page = write_observation_report(written.paths[0], manifest, list(map(str, config.weights)))
     print(f"report:      {page}")

@@ -100,6 +100,35 @@ def _cache_class() -> Any:
 
     caching: Any = numba.core.caching  # its types cannot be relied upon either
 
+    locator = _locator_class(caching)
+
+    class SharedFiles(caching.CompileResultCacheImpl):  # type: ignore[misc]
+        _first, *_others = caching.CacheImpl._locator_classes
+        _locator_classes = (_first, locator, *_others)  # the first is that of NUMBA_CACHE_DIR
+
+    class KernelCache(caching.FunctionCache):  # type: ignore[misc]
+        """A cache in which damage costs a compilation, not the run."""
+
+        _impl_class = SharedFiles
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            try:
+                return super().load_overload(sig, target_context)
+            except Exception:  # whatever unpickling a damaged file raises
+                with contextlib.suppress(OSError):
+                    self.flush()
+                return None
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            with contextlib.suppress(Exception):  # a full disk, or a damaged index: the kernel is there all the same
+                super().save_overload(sig, data)
+
+    return KernelCache
+
+
+def _locator_class(caching: Any) -> Any:
+    """What tells Numba where the files of a kernel lie, for its module of caches."""
+
     class Locator(caching._CacheLocator):  # type: ignore[misc]
         """Where a kernel's files lie."""
 
@@ -129,25 +158,4 @@ def _cache_class() -> Any:
         def get_disambiguator(self) -> str:
             return str(self._lineno)
 
-    class Files(caching.CompileResultCacheImpl):  # type: ignore[misc]
-        _first, *_others = caching.CacheImpl._locator_classes
-        _locator_classes = (_first, Locator, *_others)  # the first is that of NUMBA_CACHE_DIR
-
-    class KernelCache(caching.FunctionCache):  # type: ignore[misc]
-        """A cache in which damage costs a compilation, not the run."""
-
-        _impl_class = Files
-
-        def load_overload(self, sig: Any, target_context: Any) -> Any:
-            try:
-                return super().load_overload(sig, target_context)
-            except Exception:  # whatever unpickling a damaged file raises
-                with contextlib.suppress(OSError):
-                    self.flush()
-                return None
-
-        def save_overload(self, sig: Any, data: Any) -> None:
-            with contextlib.suppress(Exception):  # a full disk, or a damaged index: the kernel is there all the same
-                super().save_overload(sig, data)
-
-    return KernelCache
+    return Locator

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -86,6 +86,19 @@ class ImportConfig:
         return PackConfig(folder, self.out, **options)
 
 
+class _Member(NamedTuple):
+    """A regular file of a tar."""
+
+    tar: str
+    name: str
+    data: bytes
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return f"{self.tar}, {self.name}"
+
+
 @dataclass
 class _Found:
     """What was found in the tars so far."""
@@ -111,8 +124,8 @@ def import_webdataset(config: ImportConfig) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="needlestream-import-", dir=config.staging) as name:
         folder, found = Path(name), _Found()
         for tar in progress(tars, len(tars), "importing", "tars"):
-            for member, data in _members(tar):
-                _take(config, folder, found, f"{tar}, {member}", member, data)
+            for member in _members(tar):
+                _take(config, folder, found, member)
         _check_found(config, found, tars)
         table = LABELS if config.split == "train" else SUBMISSION
         rows = [(key, found.labels.get(key, 0.5)) for key in sorted(found.arrays)]
@@ -154,35 +167,36 @@ def expand_sources(sources: tuple[str, ...]) -> list[str]:
     return tars
 
 
-def _members(tar: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each regular file of a tar, compressed or not."""
+def _members(tar: str) -> Iterator[_Member]:
+    """Each regular file of a tar, compressed or not."""
     from webdataset.tariterators import tar_file_iterator  # it loads torch
 
     with Path(tar).open("rb") as file, closing(tar_file_iterator(file)) as members:
         try:
             for member in members:
-                yield member["fname"], member["data"]
+                yield _Member(tar, member["fname"], member["data"])
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise InputError(f"{tar}: not a whole tar file ({error}); make or copy it again") from None
 
 
-def _take(config: ImportConfig, folder: Path, found: _Found, where: str, member: str, data: bytes) -> None:
+def _take(config: ImportConfig, folder: Path, found: _Found, member: _Member) -> None:
     """Keep an array or a label; count anything else."""
-    if Path(member).name.startswith("._"):  # tar on a Mac adds such a file, with the same extension, to each member
+    name, data, where = member.name, member.data, member.where
+    if Path(name).name.startswith("._"):  # tar on a Mac adds such a file, with the same extension, to each member
         found.others += 1
         return
-    if ext := _ext_of(member, config.array_ext, ("npy", "npz")):
-        key = _to_key(member, ext, where, found)
+    if ext := _ext_of(name, config.array_ext, ("npy", "npz")):
+        key = _to_key(name, ext, where, found)
         if key in found.arrays:
             raise InputError(f"{where}: a second array of {key}, after {found.arrays[key]}; expected one (--array-ext)")
         found.arrays[key] = where
-        found.names.add(member[: -len(ext) - 1].removeprefix("./").strip("/"))
+        found.names.add(name[: -len(ext) - 1].removeprefix("./").strip("/"))
         path = folder / config.split / key[0] / f"{key}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_unzip(data, config.array_name, where) if ext.endswith("npz") else data)
-    elif ext := _ext_of(member, config.label_ext, ("cls", "txt", "json")):
+    elif ext := _ext_of(name, config.label_ext, ("cls", "txt", "json")):
         if config.split == "train":
-            key = _to_key(member, ext, where, found)
+            key = _to_key(name, ext, where, found)
             if key in found.labels:
                 raise InputError(f"{where}: a second label of {key}; expected one (--label-ext)")
             found.labels[key] = _to_label(data, ext, config.label_field, key, where)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shard_tools.axes import Axes, kaggle_axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
-from training.observation.line_fit import Fit, blank_line, cumulate, fit_line, to_noise_units
+from training.observation.line_fit import Fit, FitValues, blank_line, fit_line, to_noise_units
 from training.observation.line_kernels import sum_lines
 
 STARTS = (0.0, 320.0, 655.0, 975.0, 1290.0, 1610.0)  # with pauses of different lengths
@@ -51,7 +51,7 @@ def add_line(
 
 def fitted(values: Values, axes: Axes, middle: float, rate: float, positions: tuple[int, ...] = ON_POSITIONS) -> Fit:
     standard = to_noise_units(values)
-    return fit_line(standard, cumulate(standard), axes, middle, rate, positions)
+    return fit_line(FitValues.of(standard, axes), middle, rate, positions)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -179,9 +179,9 @@ def test_a_blanked_line_is_gone_and_the_rest_stays(level: float) -> None:
     values = noise(FINE)
     add_line(values, FINE, 500, 1.3, level)
     standard = to_noise_units(values)
-    fit = fit_line(standard, cumulate(standard), FINE, 500, 1.3, ON_POSITIONS)
+    fit = fit_line(FitValues.of(standard, FINE), 500, 1.3, ON_POSITIONS)
     blank_line(standard, FINE, fit)
-    left = fit_line(standard, cumulate(standard), FINE, 500, 1.3, ON_POSITIONS)
+    left = fit_line(FitValues.of(standard, FINE), 500, 1.3, ON_POSITIONS)
     assert not left.snr(ON_POSITIONS) > 6
     assert 0.003 < (standard == 0).mean() < 0.03
 

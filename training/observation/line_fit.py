@@ -98,14 +98,27 @@ def cumulate(values: Float32s) -> Float64s:
     return cumulated
 
 
-def fit_line(
-    values: Float32s, cumulated: Float64s, axes: Axes, channel: float, rate: float, positions: Sequence[int]
-) -> Fit:
-    """Fit a line to `values` (P, T, F) of `to_noise_units`, near `channel` in the middle of the cadence and `rate`.
+class FitValues(NamedTuple):
+    """The values of a snippet that lines are fitted to."""
 
-    `cumulated` is what `cumulate` makes of them. `positions` are the panels in which it is looked for: the ON ones, or
-    the OFF ones for a control.
+    values: Float32s
+    """(P, T, F) of `to_noise_units`."""
+    cumulated: Float64s
+    """What `cumulate` makes of them."""
+    axes: Axes
+
+    @classmethod
+    def of(cls, values: Float32s, axes: Axes) -> "FitValues":
+        """Cumulate `values`, which must not change while lines are fitted."""
+        return cls(values, cumulate(values), axes)
+
+
+def fit_line(snippet: FitValues, channel: float, rate: float, positions: Sequence[int]) -> Fit:
+    """Fit a line near `channel` in the middle of the cadence and near `rate`.
+
+    `positions` are the panels in which it is looked for: the ON ones, or the OFF ones for a control.
     """
+    values, cumulated, axes = snippet
     chosen = list(positions)
     rows = np.ascontiguousarray(axes.rows[chosen])
     steepest = axes.steepest / axes.time_bins

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from shard_tools.axes import Axes
 from shard_tools.cadence import OFF_POSITIONS, ON_POSITIONS
-from training.observation.line_fit import Fit, Float32s, blank_line, cumulate, fit_line, to_noise_units
+from training.observation.line_fit import Fit, FitValues, Float32s, blank_line, fit_line, to_noise_units
 from training.observation.line_scores import FoundLines, LineScorer, ScoredLines
 
 _ROUNDS = 4  # searches of a snippet at most: it is searched again as long as each search finds something
@@ -134,10 +134,10 @@ def _fit_lines(row: int, values: Float32s, axes: Axes, starts: list[_Start], min
 
 def _fit_each(row: int, values: Float32s, axes: Axes, starts: Sequence[_Start], min_snr: float) -> list[SnippetLine]:
     lines = []
-    cumulated = cumulate(values)
+    snippet = FitValues.of(values, axes)
     for start in starts:
         positions = ON_POSITIONS if start.on else OFF_POSITIONS
-        fit = fit_line(values, cumulated, axes, start.channel, start.rate, positions)
+        fit = fit_line(snippet, start.channel, start.rate, positions)
         if fit.snr(positions) >= min_snr:
             lines.append(SnippetLine(row, start.on, start.score, fit))
     return lines

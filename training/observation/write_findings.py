@@ -66,6 +66,18 @@ class CandidatesConfig:
 
 
 @dataclass(frozen=True)
+class ObservationSearch:
+    """Which snippets are searched, and with what."""
+
+    manifest: Manifest
+    split: str
+    weights: Sequence[Path]
+    """Files of weights; NO_WEIGHTS alone: the search alone."""
+    loader: LoaderConfig
+    device: torch.device
+
+
+@dataclass(frozen=True)
 class Written:
     """What was found and written."""
 
@@ -169,29 +181,23 @@ def _make_folder(option: str, value: Path, folder: Path) -> None:
         raise InputError(f"{option} {value}: cannot be written ({error.strerror}); choose another place") from None
 
 
-def find_candidates(
-    config: CandidatesConfig,
-    manifest: Manifest,
-    split: str,
-    weights: Sequence[Path],
-    loader: LoaderConfig,
-    device: torch.device,
-) -> Written:
-    """Search the snippets of a split, rank what was found, and write the tables.
+def find_candidates(config: CandidatesConfig, search: ObservationSearch) -> Written:
+    """Search the snippets of an observation, rank what was found, and write the tables.
 
     Raises InputError if the data set is no observation, the weights do not fit, or no snippet can be searched.
     """
     assert config.candidates is not None
+    manifest, split = search.manifest, search.split
     _check_out(config, config.candidates)
     observed = read_observed(manifest)
     check_searched_once(observed)
     if config.turbo_seti is not None:
         check_replaced(config.turbo_seti, observed)
     placed = None if config.hits is None else place_hits(read_hits(config.hits), observed)
-    judges = load_judges(weights, manifest, split, device)
+    judges = load_judges(search.weights, manifest, split, search.device)
     is_trained = judges[0].model is not None
     watched = frozenset(int(row) for rows in placed.rows for row in rows) if placed else frozenset()
-    how = How(judges, config.min_snr, device, loader, watched, LEAST_SNR)
+    how = How(judges, config.min_snr, search.device, search.loader, watched, LEAST_SNR)
     findings = search_observation(manifest, observed, split, how)
     folder = beside(config.candidates, PICTURES).name
     pictures = [f"{folder}/{rank}.png" for rank in range(1, min(config.pictures, len(findings.events)) + 1)]
