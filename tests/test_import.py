@@ -260,7 +260,7 @@ def test_commands_and_urls_are_refused(tmp_path: Path, source: str) -> None:
 FAULTS: dict[str, tuple[Members, str]] = {
     "no array": ({"a.cls": b"1"}, r"x\.tar: no array in 1 tars"),
     "no label": ({"a.npy": npy(array(0))}, r"x\.tar, a\.npy: no label"),
-    "a label alone": (samples() | {"b.cls": b"1"}, "a label of b and no array"),
+    "a label alone": (samples() | {"b.cls": b"1"}, "a label of b but no array"),
     "a label that is none": (samples() | {"k001.cls": b"seven"}, r"x\.tar, k001\.cls: target 'seven'"),
     "two arrays": (samples() | {"k001.npz": npz(x=array(1))}, r"k001\.npz: a second array of k001"),
     "two labels": (samples() | {"k001.txt": b"1"}, r"k001\.txt: a second label of k001"),
