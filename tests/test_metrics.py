@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from training.metrics import (
+    allowed_false_positives,
     average_precision,
     mean_score,
     recall_at_fpr,
@@ -103,3 +104,9 @@ def test_recall_reaches_one_half_where_isotonic_regression_does(needles: list[tu
 def test_of_no_samples_there_is_no_number() -> None:
     none = np.zeros(0)
     assert np.isnan([snr_at_half_recall(none, none.astype(bool)), recall_at_fpr(none.astype(int), none, 0.1)]).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_without_negatives_none_may_be_a_false_positive_and_recall_is_not_a_number(rate: float) -> None:
+    assert allowed_false_positives(rate, 0) == 0
+    assert np.isnan(recall_at_fpr(np.ones(3, int), np.arange(3.0), rate))

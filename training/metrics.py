@@ -98,7 +98,8 @@ def recall_at_fpr(target: Ints, score: Floats, rate: float) -> float:
 
 def allowed_false_positives(rate: float, negatives: int) -> int:
     """How many of `negatives` negatives may be false positives at `rate`; 0 if none."""
-    return min(math.floor(rate * negatives + 1e-9), negatives - 1)  # 0.29 * 100 is 28.999999999999996, not 29
+    most = math.floor(rate * negatives + 1e-9)  # 0.29 * 100 is 28.999999999999996, not 29
+    return max(0, min(most, negatives - 1))
 
 
 def snr_at_half_recall(snr: Floats, found: npt.NDArray[np.bool_]) -> float:
