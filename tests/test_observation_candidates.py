@@ -214,8 +214,29 @@ def test_pictures_of_an_earlier_run_are_removed_and_other_files_stay(voyager: Ma
     assert sorted(path.name for path in pictures.iterdir()) == ["1.png", "3.png", "4.png", "notes.txt"]
     assert (tmp_path / "3.png").read_text() == "mine"
     out.write_text(text)
-    candidates_of(voyager, out, min_snr=1e6)
+    candidates_of(voyager, out, min_snr=1e6, pictures=3)
     assert sorted(path.name for path in pictures.iterdir()) == ["4.png", "notes.txt"]
+
+
+def test_a_picture_that_no_earlier_run_wrote_is_not_replaced(
+    voyager: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*_: Any) -> None:
+        raise AssertionError("the search began")
+
+    mine = tmp_path / "candidates" / "2.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    candidates_of(voyager, tmp_path / "candidates.csv", pictures=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.observation.write_findings.search_observation", search)
+        with pytest.raises(InputError, match=f"could replace {mine}, .* move or remove that file, or choose another"):
+            candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    for _ in range(2):  # the second run replaces pictures of the first
+        candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
+    assert mine.read_bytes().startswith(b"\x89PNG")
 
 
 def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_path: Path) -> None:

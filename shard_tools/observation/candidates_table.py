@@ -103,12 +103,32 @@ def _to_cell(name: str, value: object) -> str:
 
 
 def remove_pictures(path: Path) -> None:
-    """Remove the pictures of an earlier table at `path`: those that it names in its own folder of pictures."""
+    """Remove the pictures of an earlier table at `path`."""
+    for picture in _pictures_of(path):
+        if picture.is_file():
+            picture.unlink()
+
+
+def foreign_pictures(path: Path, most: int) -> list[Path]:
+    """Files that the first `most` pictures of a table at `path` would replace and that no earlier table there names."""
+    folder = beside(path, PICTURES)
+    there = {each for each in folder.iterdir() if _is_picture(each, most)} if folder.is_dir() else set()
+    return sorted(there - _pictures_of(path)) if there else []
+
+
+def _is_picture(path: Path, most: int) -> bool:
+    """Whether the name is that of one of the first `most` pictures: 1.png, 2.png and so on."""
+    rank = int(path.stem) if path.stem.isdecimal() else 0
+    return 1 <= rank <= most and path.name == f"{rank}.png"
+
+
+def _pictures_of(path: Path) -> set[Path]:
+    """What an earlier table at `path` names in its own folder of pictures."""
+    folder = beside(path, PICTURES)
     with contextlib.suppress(InputError):  # no table, or not one of ours
-        for candidate in read_candidates(path):
-            picture = path.parent / candidate.picture
-            if picture.parent == beside(path, PICTURES) and picture.is_file():
-                picture.unlink()
+        named = {path.parent / candidate.picture for candidate in read_candidates(path)}
+        return {picture for picture in named if picture.parent == folder}
+    return set()
 
 
 def read_candidates(path: Path) -> list[Candidate]:

@@ -19,6 +19,7 @@ from shard_tools.observation.candidates_table import (
     PICTURES,
     Candidate,
     beside,
+    foreign_pictures,
     remove_pictures,
     write_candidates,
 )
@@ -141,6 +142,7 @@ def _check_out(config: CandidatesConfig, out: Path) -> None:
     _check_replaced(out, tables[1], interference.COLUMNS)
     if config.hits is not None:
         _check_replaced(out, tables[2], ADDED)
+    _check_pictures(out, config.pictures)
     _make_folder("--candidates", out, out.parent)
     if config.turbo_seti is not None:
         _make_folder("--turbo-seti", config.turbo_seti, config.turbo_seti)
@@ -156,6 +158,15 @@ def _check_replaced(out: Path, table: Path, columns: Sequence[str]) -> None:
         raise InputError(
             f"--candidates {out}: {table} would be replaced, but its first line is not one of infer.py's; choose "
             "another name, or remove the file if an earlier version of infer.py wrote it"
+        )
+
+
+def _check_pictures(out: Path, most: int) -> None:
+    """Raise InputError if a picture could replace a file that no earlier run wrote."""
+    if foreign := foreign_pictures(out, most):
+        raise InputError(
+            f"--candidates {out}: a picture could replace {foreign[0]}, which no table of an earlier run names; move "
+            "or remove that file, or choose another name for the table"
         )
 
 
