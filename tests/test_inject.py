@@ -165,13 +165,48 @@ def test_needles_of_a_cadence_that_is_left_out_are_neither_listed_nor_counted(
     assert data_set_bytes(tmp_path / "out") == before
 
 
-def test_excluded_ranges_get_no_needle(files: list[Path], tmp_path: Path) -> None:
+def test_excluded_ranges_get_no_needle_and_the_number_stays(files: list[Path], tmp_path: Path) -> None:
     (plan,) = plan_ingest(config(tmp_path / "out", files))[0]
     low, high = plan.column_mhz(800), plan.column_mhz(2400)
     inject(config(tmp_path / "out", files, exclude_mhz=(f"{low}-{high}",), needles=4))
     lines = [each.signal for each in read_truth(tmp_path / "out" / "truth.csv")]
-    assert 1 <= len(lines) < 4
+    assert len(lines) == 4
     assert not any(low < mhz < high for line in lines for mhz in (line.frequency_mhz, line.mhz_at(1900)))
+
+
+def test_needles_lie_evenly_in_what_the_excluded_ranges_leave(files: list[Path], tmp_path: Path) -> None:
+    (plan,) = plan_ingest(config(tmp_path / "out", files))[0]
+    band = [plan.column_mhz(column) for column in (0, int(plan.borders[-1]) - 1)]
+    ranges = [(8000.0, plan.column_mhz(200)), (plan.column_mhz(1900), plan.column_mhz(2900)), (8440.0, 9000.0)]
+    ranges.append((plan.column_mhz(1000), plan.column_mhz(2100)))  # neither sorted nor apart
+    asked = config(tmp_path / "out", files, needles=4, exclude_mhz=[f"{low}-{high}" for low, high in ranges])
+    (plan,) = plan_ingest(asked)[0]
+    free = (ranges[0][1], ranges[3][0]), (ranges[1][1], band[1])
+    half = plan.column_width_hz / 2e6
+    for number in range(50):
+        needles = draw_needles(plan, asked, number)
+        assert len(needles) == 4
+        for n, line in enumerate(needles):
+            ends = sorted([line.frequency_mhz, line.mhz_at(plan.cadence.length_s)])
+            part = next(place for place, (low, high) in enumerate(free) if low <= ends[0] and ends[1] <= high + half)
+            before = sum(high - low for low, high in free[:part])
+            share = (line.frequency_mhz - free[part][0] + before) / sum(high - low for low, high in free)
+            assert abs(share - (n + 0.5) / 4) < 0.3
+
+
+def test_ranges_outside_the_band_change_no_needle(files: list[Path], tmp_path: Path) -> None:
+    options = {"needles": 5, "seed": 3}
+    (plan,) = plan_ingest(config(tmp_path / "out", files))[0]
+    asked = config(tmp_path / "out", files, **options, exclude_mhz=("1200-1340", "8500-8600"))
+    (excluding,) = plan_ingest(asked)[0]
+    assert excluding.exclude_mhz and draw_needles(excluding, asked, 0) == draw_needles(plan, asked, 0)
+
+
+def test_ranges_that_leave_no_place_for_a_needle_are_refused(files: list[Path], tmp_path: Path) -> None:
+    (plan,) = plan_ingest(config(tmp_path / "out", files))[0]
+    ranges = (f"8000-{plan.column_mhz(1500)}", f"{plan.column_mhz(1510)}-9000")  # 200 Hz are left
+    with pytest.raises(InputError, match=r"--exclude-mhz: .* has no place .* or a smaller --max-drift"):
+        inject(config(tmp_path / "out", files, needles=1, exclude_mhz=ranges))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ class InjectConfig(IngestConfig):
     """
 
     needles: int | None = None
-    """Needles for each cadence, spread evenly over its band. Unset: one for every third snippet, at most 1,000."""
+    """Needles for each cadence, spread evenly over its band outside --exclude-mhz. Unset: one for every third snippet,
+    at most 1,000."""
     snr_min: float = 10.0
     """SNR of the faintest needle, in one panel and one channel of the file, if it does not drift."""
     snr_max: float = 200.0
@@ -66,7 +67,8 @@ def inject(config: InjectConfig) -> Manifest:
 def draw_needles(plan: CutPlan, config: InjectConfig, number: int) -> tuple[Line, ...]:
     """The needles of cadence `number`: its band is cut into equal parts, with one at a random place in each.
 
-    Each stays in the band for the whole cadence. Raises InputError where they would lie closer than snippets do.
+    The excluded ranges do not count as parts of the band. Each needle stays in the band, and outside these ranges, for
+    the whole cadence. Raises InputError where needles would lie closer than snippets do, or where one has no place.
     """
     header, cadence = plan.cadence.first, plan.cadence
     most = len(plan.starts)
@@ -83,17 +85,36 @@ def draw_needles(plan: CutPlan, config: InjectConfig, number: int) -> tuple[Line
     crossed_mhz = drifts * cadence.length_s / 1e6
     shares = (np.arange(count) + rng.uniform(0, 1, count)) / count
     lowest = header.lowest_mhz + np.maximum(0, -crossed_mhz)
-    starts = lowest + shares * np.maximum(0, width_mhz - np.abs(crossed_mhz))
+    lengths = np.maximum(0, width_mhz - np.abs(crossed_mhz))
+    places = zip(lowest.tolist(), lengths.tolist(), crossed_mhz.tolist(), shares.tolist(), strict=True)
+    starts = [_find_start(plan, *place) for place in places]
     return tuple(
-        Line("needle", float(mhz), float(drift), float(snr), ON_POSITIONS)
-        for mhz, drift, snr in zip(starts, drifts, snrs, strict=True)
-        if not _is_excluded(plan, float(mhz), float(mhz + drift * cadence.length_s / 1e6))
+        Line("needle", mhz, drift, snr, ON_POSITIONS)
+        for mhz, drift, snr in zip(starts, drifts.tolist(), snrs.tolist(), strict=True)
     )
 
 
-def _is_excluded(plan: CutPlan, *ends_mhz: float) -> bool:
-    """Whether a line touches a range of --exclude-mhz."""
-    return any(low <= max(ends_mhz) and min(ends_mhz) <= high for low, high in plan.exclude_mhz)
+def _find_start(plan: CutPlan, lowest: float, length: float, crossed: float, share: float) -> float:
+    """Where a line that drifts by `crossed` begins, in MHz: at `share` of the places that --exclude-mhz leaves free.
+
+    The places are those from `lowest` to `lowest + length` at which it touches no excluded range.
+    """
+    free = [(0.0, length)]  # parts of the band, as distances from `lowest`
+    for low, high in plan.exclude_mhz:
+        first, last = low - max(0, crossed) - lowest, high - min(0, crossed) - lowest
+        parts = [part for begin, end in free for part in ((begin, min(end, first)), (max(begin, last), end))]
+        free = [(begin, end) for begin, end in parts if begin <= end]
+    if not free:
+        raise InputError(
+            f"--exclude-mhz: {plan.cadence.first.path} has no place for a needle that drifts by {crossed * 1e6:.0f} Hz "
+            "in a cadence and touches no excluded range; give smaller ranges or a smaller --max-drift"
+        )
+    place = share * sum(end - begin for begin, end in free)
+    for begin, end in free[:-1]:
+        if place < end - begin:
+            return lowest + begin + place
+        place -= end - begin
+    return lowest + free[-1][0] + place
 
 
 def _to_truth(plan: CutPlan) -> Sequence[TrueLine]:
