@@ -15,7 +15,7 @@ from training import load_model
 from training.metrics import roc_auc
 from training.model import ModelConfig, build_model
 from training.presets import PRESETS
-from training.weights import SHIPPED, load_weights
+from training.weights import SHIPPED, SHIPPED_FINE, load_weights
 
 DEMO = PRESETS["demo"]
 
@@ -49,3 +49,11 @@ def test_a_training_starts_from_them_and_another_network_refuses_them() -> None:
         InputError, match=r"these weights are those of presets demo and fine .* not of --model swin_nano --stem no"
     ):
         ModelConfig("swin_nano", "needlestream")
+
+
+@pytest.mark.skipif(SHIPPED_FINE.is_file(), reason="these weights were made here")
+def test_the_error_for_fine_weights_that_are_missing_says_how_they_are_made() -> None:
+    with pytest.raises(InputError, match=r"--pretrained needlestream-fine: .* `make weights-fine` trains them"):
+        ModelConfig("convnext_window", "needlestream-fine", stem="sums")
+    with pytest.raises(InputError, match=r"needlestream-fine.safetensors: .* `make weights-fine` trains them"):
+        load_model("needlestream-fine")

@@ -30,7 +30,7 @@ from training.search.candidates import (
 )
 from training.search.panel_paths import PATH_PLANES, path_shape
 from training.search.window_network import convnext_window
-from training.weights import SHIPPED, SHIPPED_FINE, fill_model, find_weights
+from training.weights import MAKE_FINE, SHIPPED, SHIPPED_FINE, fill_model, find_weights
 
 # Small enough for a CPU: timm's tiny Swin, half as wide and a third as deep (5 million weights); one without its last
 # stage (2 million), for small images; and convolutions (0.1 million) for windows of the de-Doppler sums.
@@ -72,10 +72,9 @@ class ModelConfig:
             raise InputError(f"--drop-path {self.drop_path}: expected 0 to below 1")
         weights = find_weights(self.pretrained)
         if self.pretrained not in ("hub", "none") and not weights.is_file():
-            raise InputError(
-                f"--pretrained {self.pretrained}: no such file; expected hub, none, needlestream, needlestream-fine or "
-                "a weights file"
-            )
+            expected = "expected hub, none, needlestream, needlestream-fine or a weights file"
+            remedy = MAKE_FINE if weights == SHIPPED_FINE else expected
+            raise InputError(f"--pretrained {self.pretrained}: no such file; {remedy}")
         if weights in (SHIPPED, SHIPPED_FINE) and (self.model, self.stem) != (convnext_window.__name__, "sums"):
             raise InputError(
                 f"--pretrained {self.pretrained}: these weights are those of presets demo and fine (--model "

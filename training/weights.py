@@ -19,6 +19,8 @@ SHIPPED = Path(__file__).with_name("needlestream.safetensors")
 """Weights that come with the program: preset demo, trained on simulated cadences alone (make weights)."""
 SHIPPED_FINE = Path(__file__).with_name("needlestream-fine.safetensors")
 """Weights for fine products: preset fine, trained on simulated observations alone (make weights-fine)."""
+MAKE_FINE = "these weights do not come with the program; `make weights-fine` trains them"
+"""What an error says if SHIPPED_FINE is missing."""
 _METADATA, _SHA256 = "needlestream", "sha256"
 _LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 _NAMED = 6  # tensors that a message names
@@ -58,7 +60,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise InputError(f"{path}: changed after it was written (its SHA-256 does not match); train again")
         return tensors, json.loads(text)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such weights; train.py writes best.safetensors into its run folder") from None
+        remedy = MAKE_FINE if path == SHIPPED_FINE else "train.py writes best.safetensors into its run folder"
+        raise InputError(f"{path}: no such weights; {remedy}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: unreadable, or not a safetensors file ({error}); expected train.py's best.safetensors{_OTHERS}"
