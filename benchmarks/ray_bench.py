@@ -177,7 +177,7 @@ def print_on_paper(figures: Sequence[Figure]) -> None:
     core = {name: figure.rate / 2 for name, figure in two.items()}
     cores, network = _NODES * _CORES, _NODES * _NETWORK
     packing = min(cores * core["pack"] * CADENCE_BYTES, network / 2)  # in and out
-    print(f"\nOn paper, {_NODES} nodes of {_CORES} cores, {_NETWORK * 8 / 1e9:g} Gbit/s each:\n")
+    print(f"\nEstimated, not measured: {_NODES} nodes of {_CORES} cores, {_NETWORK * 8 / 1e9:g} Gbit/s each:\n")
     print("| what | value |\n|---|---|")
     print(f"| cost of an empty task, through the whole cluster | {1e3 / two['empty tasks'].rate:.1f} ms |")
     print(f"| empty tasks that one driver starts a second | {two['empty tasks'].rate:,.0f} |")
