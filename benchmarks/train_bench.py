@@ -9,7 +9,8 @@ predict with it, each in a process of its own, taking turns (benchmarks/loops). 
 benchmark of the same model, batch and precision, and the share of the device's peak; with --variants a table of
 precisions, layouts and compiler, each in a fresh process; with --five-epochs the time of 5 epochs of 48,000 cadences.
 
-Training has run on an NVIDIA H200, prediction on an H100. --variants, --five-epochs and --peers have not run on a GPU.
+Training has run on an NVIDIA H200 and an H100, prediction on the H100. --variants, --five-epochs and --peers have not
+run on a GPU: the five epochs in docs/performance.md were begun with train.py itself, and stopped in the third.
 The data is noise that is made and packed here: the rates do not depend on what is in a cadence.
 """
 
