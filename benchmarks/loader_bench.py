@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from textwrap import fill
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,6 +46,19 @@ SOURCES = {
 }
 
 
+def _peers_help() -> str:
+    """The help of --peers, from the list of contestants."""
+    peers = [contestant for contestant in CONTESTANTS if contestant.kind in ("peer", "kernels")]
+    in_default = [peer.name for peer in peers if peer.by_default]
+    in_all = [peer.name for peer in peers if peer.in_all and not peer.by_default]
+    named = [peer.name for peer in peers if not peer.in_all and not peer.by_default]
+    kernels = [peer.name for peer in peers if peer.kind == "kernels"]
+    return (
+        f"none, default ({', '.join(in_default)}), all (also {', '.join(in_all)}), or names; only by name: "
+        f"{', '.join(named)}. With canvases made by our kernels: {', '.join(kernels)}."
+    )
+
+
 @dataclass(frozen=True)
 class LoaderBenchConfig:
     """What to measure."""
@@ -52,10 +66,7 @@ class LoaderBenchConfig:
     workloads: tuple[Workload, ...] = ("raw", "canvas", "train")
     """raw: float16 batches as they are. canvas: the six panels stacked, resized to 224x224. train: the canvas with
     every draw and CutMix. tta: the canvas and its reverse along frequency."""
-    peers: tuple[str, ...] = ("default",)
-    """`default`, `all`, `none`, or names: torch, torch-workers, kernels, kernels-workers (which make
-    canvases with our kernels), original, webdataset, dali; and for `all` original-workers, streaming, litdata, spdl,
-    datasets, grain, grain-workers."""
+    peers: Annotated[tuple[str, ...], tyro.conf.arg(help=_peers_help())] = ("default",)
     source: Source = "page-cache"
     """page-cache: files that were just read. cold: dropped from the page cache before every round, which is one
     epoch. s3: a server on this machine that waits before each answer."""

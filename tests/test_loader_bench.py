@@ -1,6 +1,7 @@
 """The loader benchmark compares equal work, hides no failure, and says what was measured."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 
 from benchmarks import loader_bench
 from benchmarks.bench_data import DataConfig, make_data, snippet_paths
@@ -253,3 +255,10 @@ def test_settings_that_cannot_work_are_refused() -> None:
     names = [contestant.name for contestant in asked_for.contestants()]
     assert names == ["ours", "spdl", "memory-copy", "resident"]
     assert (asked_for.data.cadences, asked_for.rounds) == (128, 2)
+
+
+def test_the_help_of_peers_names_every_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(LoaderBenchConfig, args=["--help"], console_outputs=True)
+    words = set(re.findall(r"[\w-]+", capsys.readouterr().out.partition("--peers")[2].partition("--source")[0]))
+    assert words >= {contestant.name for contestant in CONTESTANTS if contestant.kind in ("peer", "kernels")}
