@@ -6,7 +6,8 @@
    only a Dataset: see `torch_dataloader.py`. One with files of its own format writes them once, with
    `bench_data.made_once`: see `lit_data.py`.
 2. Add a `Contestant` with its name, module and packages to `CONTESTANTS` in `spec.py`.
-3. Pin its packages in requirements-bench.txt. If they are not installed, its row says so and the others still run.
+3. Pin its packages in requirements-bench.txt. If they are not installed, its row says so and the others still run. Add
+   what it imports to the `module` list of mypy's overrides in pyproject.toml, for `make lint`.
 4. Try it: `python benchmarks/loader_bench.py --quick --peers NAME`. Every contestant runs in a process of its own
    (`__main__.py`), and its batches are compared with a reference before it is timed (`contest.py`): a row that is not
    timed says why.
