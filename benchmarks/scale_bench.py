@@ -2,9 +2,9 @@
 
     python benchmarks/scale_bench.py
 
-For each size, and for several data sets that are opened side by side as one: the time from opening the table to the
-first planned batch (rows and draws; imports left out), the peak memory of a rank until then, beyond that of the
-imports, and the cost of planning a step. Every measurement is a fresh process.
+For each size, and for several data sets opened as one, it measures: the time from opening the table to the first
+planned batch (rows and draws, without imports); a rank's peak memory until then, beyond that of the imports; the cost
+of planning a step. Each measurement is a fresh process.
 """
 
 import hashlib
@@ -21,6 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import shard_tools.system.allocator  # noqa: F401  as in train.py; before pyarrow is loaded
+
+# isort: split
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,9 +40,9 @@ from shard_tools.manifest import MANIFEST, TAR_BLOCK, Shard, canonical_json, man
 from shard_tools.sample_table import SAMPLES, SAMPLES_SCHEMA
 from shard_tools.tar_shard import padded
 
-_KEY_DIGITS = 15  # hexadecimal, as the longest of the Kaggle data
-_ROW_GROUP = 1 << 20  # as pyarrow cuts a table that is written at once, as `pack` does
-_TRAIN_SHARE = 0.6  # 60,000 of the Kaggle data's 99,995
+_KEY_DIGITS = 15  # hexadecimal digits of the longest Kaggle key
+_ROW_GROUP = 1 << 20  # pyarrow's row groups if a table is written at once, as by `pack`
+_TRAIN_SHARE = 0.6  # the Kaggle data's share: 60,000 of 99,995
 _BATCH = 32
 _COLUMNS = (("first_batch_s", 3), ("first_batch_cpu_s", 2), ("memory_mb", 0), ("step_us", 0))
 _RANKS = 8
@@ -56,11 +59,12 @@ class ScaleConfig:
     repeats: int = 3
     """Fresh processes for each size and order."""
     steps: int = 500
-    """Steps that are planned for the cost of one."""
+    """Steps to plan; their median is the cost of one."""
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes): sets the number of shards in manifest.json."""
     measure: tuple[Path, ...] = ()
-    """Measure these folders as one, once, in this process, and print JSON; the benchmark starts its processes so."""
+    """Measure these folders as one data set, once, in this process, and print JSON. The benchmark uses this for its
+    processes."""
     sampling: Sampling = "uniform"
     """The order that `measure` plans."""
 
@@ -68,9 +72,9 @@ class ScaleConfig:
 def write_simulated_tables(
     folder: Path, samples: int, shard_mb: int, row_group: int = _ROW_GROUP, seed: int = 0
 ) -> None:
-    """manifest.json and samples.parquet of a data set of the Kaggle shape whose shards are not there.
+    """manifest.json and samples.parquet of a data set of the Kaggle shape, without its shards.
 
-    Keys are random numbers of 60 bits: with another `seed` they are others.
+    Keys are random 60-bit numbers, which depend on `seed`.
     """
     size = len(npy_header(KAGGLE_SHAPE)) + 2 * int(np.prod(KAGGLE_SHAPE))
     member = TAR_BLOCK + padded(size) + 2 * TAR_BLOCK
@@ -136,7 +140,7 @@ def plan_step(order: Order, share: Share, step: int) -> tuple[Int64s, Any]:
 
 def measure(config: ScaleConfig, *folders: Path) -> dict[str, float]:
     """Time to the first planned batch (s), memory beyond the imports (MB), a step's cost (us)."""
-    # The first use loads SciPy's lookup tables and starts Arrow's threads: that belongs to the imports.
+    # The first use loads SciPy's lookup tables and starts Arrow's threads: which counts as importing.
     few = Order(np.arange(100), np.arange(100, dtype=np.int8) % 2, config.sampling)
     plan_step(few, Share(100, _BATCH), 0)
     before = _peak_mb()
@@ -163,7 +167,7 @@ def measure(config: ScaleConfig, *folders: Path) -> dict[str, float]:
 
 
 def _peak_mb() -> float:
-    # Not getrusage, whose peak a process inherits from the one that started it.
+    # Not getrusage: a process inherits its parent's peak there.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
@@ -188,7 +192,7 @@ def _print_rows(config: ScaleConfig, label: str, count: int, samples: int) -> No
         for seed, folder in enumerate(folders):
             folder.mkdir()
             write_simulated_tables(folder, samples, config.shard_mb, seed=seed)
-        os.sync()  # or the measured processes would share the cores with the writing of these tables to the disk
+        os.sync()  # otherwise writing these tables to the disk would take cores from the measured processes
         for sampling in ("uniform", "weighted"):
             words = [sys.executable, __file__, "--measure", *map(str, folders), "--sampling", sampling]
             found = [

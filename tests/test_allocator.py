@@ -1,5 +1,6 @@
 """The setting of malloc that keeps large blocks."""
 
+import os
 import subprocess
 import sys
 
@@ -21,6 +22,17 @@ for _ in range(5):
     step()
 print(faults() - before)
 """
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")]
+)
+def test_arrow_uses_the_same_malloc_unless_the_user_chose_another(chosen: dict[str, str], expected: str) -> None:
+    script = "import shard_tools.system.allocator, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    others = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, env={**others, **chosen}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == chosen.get("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def count_faults(first: str) -> int:
