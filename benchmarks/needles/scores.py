@@ -138,7 +138,8 @@ def print_tables(figures: Sequence[Figure]) -> None:
         for (name, form), (_, width) in zip(_COLUMNS, head, strict=True):
             line += f"{_cell(figure, name, form):>{width}}"
         print(line)
-    print("1e-2, 1e-3: recall at these false positive rates. SNR: at which recall at 1e-2 is 1/2.")
+    print("1e-2, 1e-3: recall at these false positive rates.")
+    print("SNR: the one at which recall at 1e-2 is 0.5.")
     print("twins: AUC with the needles in OFF panels. ep: epochs.")
     print("s: seconds of training. /s: cadences/s of training, or of a search.")
     scored = [figure for figure in figures if "failed" not in figure]
