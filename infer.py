@@ -139,7 +139,7 @@ class InferConfig:
 
 
 def load_all(config: InferConfig, manifest: Manifest) -> list[Trained]:
-    """Load the models of all files. Raises InputError if one cannot be used, or if none needs --model."""
+    """Load the models of all files. Raises InputError if one cannot be used, or --model is given but not needed."""
     other = None if config.model is None else OtherModel(config.model, config.canvas)
     trained = [load_trained(path, manifest, config.tta, other) for path in config.weights]
     if other is not None and all(each.about for each in trained):

@@ -1,4 +1,4 @@
-"""The data of the loader benchmark: noise in the Kaggle layout, in shards, and in the own formats of other loaders.
+"""The data of the loader benchmark: noise in the Kaggle layout, in shards, and in other loaders' own formats.
 
 DIR/bench_data.json         the configuration, so that a kept folder is reused only for the same data
 DIR/bucket/input/           train_labels.csv, train/<c>/<key>.npy

@@ -2,9 +2,9 @@
 
 The backgrounds are simulated observations, with interference and without needles, cut by `ingest` as real files are.
 Training adds needles to them (preset fine). Then two more sets of observations are simulated: with needles in the raw
-spectra, and without. The scores of their snippets are compared with those of a network with random weights, which are
-the search's own, and with those of the weights `needlestream`, which were trained on the competition's shape. Finished
-parts are kept: after an interruption the same command goes on.
+spectra, and without. The network's scores of their snippets are compared with those of two others: one with random
+weights, which gives the scores of the search alone, and one with the weights `needlestream`, which were trained on the
+competition's shape. Finished parts are kept: after an interruption the same command goes on.
 """
 
 import dataclasses

@@ -38,7 +38,7 @@ class GpuTests:
 
     @property
     def unexpected(self) -> dict[str, str]:
-        """Those of `broken` that do not merely lack a package that no test marked gpu needs."""
+        """`broken`, except files that only lack a package that no test marked gpu needs."""
         return {path: reason for path, reason in self.broken.items() if _absent(reason) not in NOT_NEEDED}
 
     def words(self, junit: Path) -> tuple[str, ...]:

@@ -90,8 +90,8 @@ class LoaderBenchConfig:
     check: bool = False
     """Exit with code 1 if a goal is missed."""
     check_margin: float = 1.0
-    """Multiplies what the goals require. Below 1, for machines that are busy with other work, it multiplies what was
-    reached if that is less than required."""
+    """Multiplies the ratios that the goals require. Below 1, for machines that are busy with other work, it multiplies
+    the ratio that docs/performance.md reports, where that is less than the goal."""
     history: bool = True
     """Append the figures to the history (benchmarks/history.py)."""
 

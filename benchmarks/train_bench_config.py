@@ -42,7 +42,7 @@ class TrainBenchConfig:
     batch_size: int = 0
     """Cadences of one forward pass; 0: the preset's, or with --what infer: infer.py's on a GPU, 16 without one."""
     compile: bool = False
-    """Compile the model that is trained with torch.compile, as train.py --compile does."""
+    """Compile the model with torch.compile before it is trained, as train.py --compile does."""
     rounds: int = 5
     """Times that each rate is measured."""
     shards: Path | None = None

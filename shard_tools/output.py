@@ -75,7 +75,7 @@ class Output:
             self._upload.clear(planned, BESIDE)
 
     def check_held(self) -> None:
-        """Raise InputError where another process has taken the place in a store over."""
+        """Raise InputError where another process has taken over the place in a store."""
         if self._upload:
             self._upload.check_locked()
 

@@ -111,7 +111,7 @@ class ShardDestination:
 
 
 def _to_note(inputs: str, packed: PackedShard) -> str:
-    """The note of a finished shard; its members are called places, as in the notes of earlier versions."""
+    """The note of a finished shard. Its field "places" holds the members, as in the notes of earlier versions."""
     content = asdict(packed)
     content["places"] = content.pop("members")
     return json.dumps({"inputs": inputs, **content})

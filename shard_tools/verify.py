@@ -85,7 +85,7 @@ def verify_shard(contents: Manifest, elsewhere: bool = False) -> list[str]:
 
 
 def _verify_file(store: Store, name: str, sha256: str, size: int | None = None) -> Iterator[str]:
-    """At most one fault of one file; that it cannot be read is one."""
+    """At most one fault of one file. A file that cannot be read is a fault."""
     try:
         yield from _find_faults(store, name, sha256, size)
     except OSError as error:

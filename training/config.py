@@ -33,7 +33,7 @@ class TrainConfig:
     backgrounds: tuple[str, ...] = ()
     """Folders or URLs like those of --shards, with cadences without needles, labelled or not. All of both splits are
     trained on, with signals added as --needles says; --shards then only serves for validation. Give an observation to
-    both options: a fold of its snippets is kept back for validation, for which needles are added once."""
+    both options: a fold of its snippets is kept back for validation, and needles are added to these once."""
     preset: Preset = "full"
     """Defaults of the other options. demo: trains in minutes on a CPU. seed: the recipe of the project that
     Needlestream is based on, with its faults corrected. full: for the Kaggle data on a GPU. fine: for snippets that

@@ -77,7 +77,7 @@ class PartNorms:
         return rows
 
     def _norms(self, tensors: list[Tensor]) -> Tensor:
-        """The norm of each part (parts,), of a tensor for each weight."""
+        """The norm of each part (parts,); `tensors` has one for each weight."""
         norms = iter(torch._foreach_norm(tensors))
         return torch.stack([torch.stack([next(norms) for _ in part]).norm() for part in self._parts.values()])
 

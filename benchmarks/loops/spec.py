@@ -106,7 +106,7 @@ class Loop:
 OF_ALL = (
     "torch's optimiser as it is by default, not fused; no search for losses that are not finite; where torch makes the "
     "canvases, one CutMix box for a whole batch, across panels; in prediction demo's model searches each TTA view; "
-    "ours searches once for both"
+    "ours searches once for both views"
 )
 """How every peer differs from our loop."""
 _TIMM = (

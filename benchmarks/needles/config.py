@@ -17,7 +17,7 @@ from training.environment import cpu_is_asked_for
 _SIZES: dict[Form, tuple[int, int, int, float]] = {"cpu": (2000, 2000, 480, 3.0), "gpu": (20_000, 8000, 3840, 10.0)}
 QUICK = 64  # cadences of each split
 _HELD_OUT_KINDS: tuple[Needle, ...] = ("s_curve",)
-# Not comb or bursts, which most real skies have.
+# Not comb or bursts, the most frequent kinds in real skies (shard_tools/sky.py).
 _HELD_OUT_INTERFERENCE: tuple[Broad, ...] = ("stripes", "dashes")
 
 
@@ -104,7 +104,7 @@ class NeedleBenchConfig:
 
     @property
     def is_part(self) -> bool:
-        """Whether rows, data or time differ from the whole benchmark, which pages prefer (history_tables.py)."""
+        """Whether rows, data or time differ from a whole benchmark, which a part never replaces (history_tables.py)."""
         kept = {name: getattr(self, name) for name in ("real", "quick", "work_dir", "out", "check")}
         return self != NeedleBenchConfig(**kept)
 

@@ -54,7 +54,7 @@ def _culprit() -> InputError | None:
 def cut_shard(destination: ShardDestination, shard: CutShard, sources: str, seconds: float) -> PackedShard:
     """Cut a shard, unless an earlier run finished it from the same sources.
 
-    If this is a child process, it is ended if one read takes more than `seconds`.
+    In a child process, a read that takes more than `seconds` ends the process.
     """
     read_watch.watch_reads(seconds)
     inputs = hashlib.sha256(repr([identity(shard.plan), shard.first, shard.last, sources]).encode()).hexdigest()

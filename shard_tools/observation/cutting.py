@@ -104,7 +104,7 @@ def _read_panel(plan: CutPlan, panel: int, file: FilterbankFile, first: int, sto
     if plan.cadence.first.has_dc_spikes:
         remove_dc_spikes(values, plan.cadence.first.nfpc)
     sums = sum_channels(values, plan.channel_bin)
-    sums[sums == 0] = np.nan  # of whole numbers, of which a single 0 may be a low power
+    sums[sums == 0] = np.nan  # where power is stored as integers, a single 0 may be a low power
     return sums
 
 

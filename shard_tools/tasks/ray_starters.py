@@ -141,7 +141,10 @@ class ProcessStarter(Starter):
         return None
 
     def started(self, reference: Any) -> None:
-        """See Starter. Of processes asked for before the same failure only one counts: one node may end them all."""
+        """See Starter.
+
+        A failed start does not count if it was asked for before the last counted failure: one node may end them all.
+        """
         process: _Process = self.starting.pop(reference)
         try:
             process.node = ray.get(reference)
@@ -191,7 +194,7 @@ class ProcessStarter(Starter):
 
     def _add_processes(self, waiting: deque[Try]) -> None:
         """Ask for processes for the waiting calls that no idle process suits."""
-        # An idle process suits no waiting call here, and a new one may have no room beside it.
+        # Processes that are idle here suit no waiting call, and may take the room of new ones.
         while self._idle:
             ray.kill(self._idle.pop().actor)
         failed = list(takewhile(lambda each: each.tries > 1, waiting))  # calls to try again are put first

@@ -25,14 +25,14 @@ _STEP = 0.5  # channels between the lines that are tried, in the middle and at t
 _FINER = 4  # the second pass takes steps so many times finer
 _CHANNELS = 9.0  # channels tried to both sides of where the search found the line
 _RATE_STEPS = 3.0  # rates tried to both sides, in steps of the search
-_SEARCH_STEP = 1.3 / (RATES // 2)  # between the search's rates where they are widest, as a share of the steepest
+_SEARCH_STEP = 1.3 / (RATES // 2)  # the widest step between the search's rates, as a share of the steepest rate
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # channels
 _BESIDE = 64  # channels to both sides of the line, in which the noise is measured
 _GUARD = 26  # channels to both sides of the line that may be part of it
 _LEAST_BESIDE = 32  # values: from fewer the noise is not measured
 _FOR_NOISE = 4096  # values of a panel: enough to measure its noise to 2 %; a line's SNR uses the noise beside it
 _OUTLIER = 4.0  # standard deviations; values beyond are left out when noise is measured
-_FIRST_NOISE, _CLIPPINGS = 2.0, 3  # first guess of the noise beside a line, in the panel's noise; rounds of clipping
+_FIRST_NOISE, _CLIPPINGS = 2.0, 3  # first guess of the noise beside a line, relative to the panel's; clipping rounds
 _MADS = 1.4826  # median absolute deviations in a standard deviation of Gaussian noise
 _VISIBLE = 4.0  # standard deviations: how far to both sides of its middle a line is blanked
 
@@ -127,8 +127,8 @@ def fit_line(snippet: FitValues, channel: float, rate: float, positions: Sequenc
     reach = max(rate_step, _RATE_STEPS * _SEARCH_STEP * steepest)
     panels = _Panels(cumulated, np.array(chosen), rows)
     near = _best_lines(panels, width, (rate, reach, rate_step), (channel, _CHANNELS, _STEP))
-    # In these steps two panels may seem to show more than all three, if the true line lies between steps. So the lines
-    # of more panels than the brightest line's are refined too.
+    # If the true line lies between two steps, two panels may seem to show more than all three. So besides the brightest
+    # line, the best lines of larger numbers of panels are refined.
     steps = rate_step / _FINER, _STEP / _FINER
     finer = [
         line
@@ -176,7 +176,7 @@ def _best_lines(panels: _Panels, width: float, rates: Range, middles: Range) -> 
 
 
 def _choose(panels: _Panels, lines: Sequence[_Line]) -> _Line:
-    """The line that stands out most; if others differ by a channel, the one with the largest sum of nearest channels.
+    """The line that stands out most, or one more than a channel away whose nearest channels sum to more.
 
     The box around a slow line misses half of its power where it passes between two channels. So two panels in which a
     wrong line meets the middle of a channel may show more than all three panels of the true line.

@@ -53,7 +53,7 @@ class Observed:
 
 
 def read_observed(manifest: Manifest) -> Observed:
-    """Read both. Raises InputError if `ingest` did not cut a data set, which then has no frequencies."""
+    """Read cadences and snippets' places. Raises InputError if `ingest` did not cut a data set (no frequencies)."""
     cadences: list[CadenceFiles] = []
     origins: list[SnippetOrigin] = []
     for data_set in manifest.data_sets:

@@ -91,7 +91,8 @@ def _to_findings(found: list[SnippetLine], observed: Observed, min_snr: float) -
     """Events of the lines of all snippets.
 
     A snippet that holds only a part of a line may lack the panels that show it as interference. So lines of
-    interference are merged with those of each half, and the snippet that shows a line best decides what it is.
+    interference are merged with the lines of the ON panels, and with those of the OFF panels; the snippet that shows a
+    line best decides what the line is.
     """
     lines = [line for line in found if line.snr >= min_snr]
     faint = [line for line in found if line.snr < min_snr and line.on and not line.is_interference]
