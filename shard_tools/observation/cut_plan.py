@@ -21,7 +21,7 @@ FINE_COLUMNS, FINE_CHANNEL_BIN = 1024, 8
 MID_TIME_BINS, MID_COLUMNS = KAGGLE_SHAPE[1:]
 # Where coarse channels are not known, the bandpass is fitted to pieces of the band of this width.
 PIECE_COLUMNS = 1 << 17
-# Of a coarse channel: in fewer columns, a signal would raise the medians by which it is divided.
+# Fewest columns of a coarse channel: with fewer, a signal would raise the medians that it is divided by.
 FEWEST_COARSE_COLUMNS = 64
 _MOST_OVERLAP = 0.75  # share of a snippet; the larger it is, the more snippets hold each channel
 _MAX_SOURCE = 40  # letters of a source's name in a key

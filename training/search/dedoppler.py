@@ -20,7 +20,7 @@ from shard_tools.errors import InputError
 Floats = npt.NDArray[np.float32]
 
 WIDTHS = (2,)  # channels that are summed across the line
-# The search for the network's candidates uses these four too (training/search/lines.py).
+# The search for the network's candidates (training/search/lines.py) uses CLIP, VETO, EXCUSED and FAINTEST too.
 CLIP = 4.0  # standard deviations a pixel: one bright blip must not pass for a line
 VETO = 2.0
 EXCUSED = 3.0  # standard deviations that noise alone reaches near a line in an OFF panel
