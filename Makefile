@@ -65,7 +65,7 @@ help:
 	@echo 'make peers    train and predict with loops of other projects (1 hour, estimated)'
 	@echo 'make needles  train and judge recipes (half an hour on two cores);'
 	@echo '              ARGS="--real DIR": judge them on real needles too'
-	@echo 'make weights  train the weights that come with the program (20 minutes)'
+	@echo 'make weights  train the weights that come with the program (23 minutes)'
 	@echo 'make weights-fine  train weights for fine products (15 minutes, estimated)'
 	@echo 'make curve    train on ever more cadences (an hour on two cores)'
 	@echo 'make recipes  train with one choice changed at a time (half an hour)'

@@ -63,8 +63,8 @@ class ScaleConfig:
     shard_mb: int = 256
     """Size of a shard, in MB (10^6 bytes): sets the number of shards in manifest.json."""
     measure: tuple[Path, ...] = ()
-    """Measure these folders as one data set, once, in this process, and print JSON. The benchmark uses this for its
-    processes."""
+    """Measure these folders as one data set, once, in this process, and print JSON. The benchmark starts its
+    processes with this option."""
     sampling: Sampling = "uniform"
     """The order that `measure` plans."""
 

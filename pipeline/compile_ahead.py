@@ -24,7 +24,7 @@ Kernel = Literal["train", "train_with_signals", "eval"]
 _GPU = Path("/dev/nvidiactl")  # where it exists DALI makes the images, unless asked otherwise
 _ROOT = Path(__file__).parents[1]
 _PR_SET_PDEATHSIG = 1  # of prctl.h
-_LONGEST = 120.0  # seconds after its start for which it is waited for at most
+_LONGEST = 120.0  # `wait` gives up so many seconds after the process started
 _process: subprocess.Popen[bytes] | None = None
 _began = 0.0
 
@@ -32,7 +32,7 @@ _began = 0.0
 def start(kernels: Sequence[Kernel]) -> None:
     """Begin to compile the kernels, in this order.
 
-    Not where a GPU makes the images, all of them are cached, or it would save no time.
+    Does nothing where a GPU makes the images, where all kernels are cached, or where it would save no time.
     """
     global _process, _began
     words = {word.rpartition("=")[2] for word in sys.argv}
@@ -86,7 +86,7 @@ def compile_kernels(kernels: Sequence[str]) -> None:
 
 
 def _is_cached(module: Any, name: Kernel) -> bool:
-    """Whether a kernel of `cpu_kernels` is in the cache; also where that cannot be told."""
+    """Whether a kernel of `cpu_kernels` is in the cache; True too where that cannot be told."""
     signatures = cached_signatures(module.write_eval_image if name == "eval" else module.write_train_images)
     if signatures is None:
         return True

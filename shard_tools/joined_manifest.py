@@ -150,7 +150,7 @@ def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
 
 
 def _keys_that_begin_alike(manifests: Sequence[Manifest], pool: Executor) -> list[pa.ChunkedArray]:
-    """Of each data set, the keys that share the first letters in which keys differ with another key."""
+    """For each data set, the keys whose first eight differing letters another key shares too."""
     ends = [each.key(row) for each in manifests for row in (0, len(each) - 1)]
     skip = sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*ends, strict=False)))
     words = list(pool.map(lambda each: leading_words(each.keys, skip), manifests))

@@ -40,7 +40,7 @@ def sorted_digests(keys: pa.ChunkedArray) -> UInt64s:
 def leading_words(keys: pa.ChunkedArray, skip: int) -> UInt64s:
     """The eight letters of each key that follow its first `skip`, as numbers that compare as the letters do.
 
-    In the order of the keys. Shorter keys are filled up with zeros.
+    They are in the order of the keys. Shorter keys are filled up with zeros.
     """
     words = np.empty(len(keys), np.uint64)
     for start, block in _blocks(keys):
