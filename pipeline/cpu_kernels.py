@@ -65,13 +65,13 @@ SAMPLE_DRAWS = np.dtype(
     ],
     align=True,
 )
-"""What is drawn for one training sample, but for signals; see Draws. A record, since Numba compiles faster for one than
-for a tuple."""
-SampleDraws = Any
+"""What is drawn for one training sample, except signals; see Draws. Numba compiles faster for a record than for a
+tuple."""
+SampleDraws = Any  # one such record, or an array of them: no type that mypy knows has its fields
 
 
 class SampleSignals(NamedTuple):
-    """The signals that are added to each sample of a batch; see Draws. S is 0 where none are."""
+    """The signals that are added to the samples of a batch; see Draws."""
 
     path: Float32s
     """(n, S, N, t) channel of each signal in each plane."""

@@ -14,8 +14,8 @@ from shard_tools.key_digests import (
     UInt64s,
     ascending_runs,
     find_repeated,
+    indices_of,
     leading_words,
-    places_of,
     rows_with,
     sorted_digests,
     take,
@@ -157,7 +157,7 @@ def _keys_that_begin_alike(manifests: Sequence[Manifest], pool: Executor) -> lis
     repeated = find_repeated(list(itertools.chain.from_iterable(pool.map(ascending_runs, words))), pool)
 
     def suspects(manifest: Manifest, own: UInt64s) -> pa.ChunkedArray:
-        rows = places_of(own, repeated)
+        rows = indices_of(own, repeated)
         return manifest.keys if len(rows) == len(own) else take(manifest.keys, rows)
 
     return list(pool.map(suspects, manifests, words))

@@ -75,8 +75,8 @@ def _repeated_between(runs: Sequence[UInt64s], first: np.uint64 | None, end: np.
     return np.unique(numbers[1:][numbers[1:] == numbers[:-1]])
 
 
-def places_of(numbers: UInt64s, wanted: UInt64s) -> npt.NDArray[np.int64]:
-    """The places in `numbers` of those that are among the `wanted`, which are ascending."""
+def indices_of(numbers: UInt64s, wanted: UInt64s) -> npt.NDArray[np.int64]:
+    """The indices of the numbers that are among the `wanted`, which are ascending."""
     found = [np.zeros(0, np.int64)]
     for start in range(0, len(numbers), _BLOCK):
         block = numbers[start : start + _BLOCK]

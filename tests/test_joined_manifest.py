@@ -23,8 +23,8 @@ from shard_tools.joined_manifest import read_manifests
 from shard_tools.key_digests import (
     ascending_runs,
     find_repeated,
+    indices_of,
     leading_words,
-    places_of,
     rows_with,
     sorted_digests,
 )
@@ -300,7 +300,7 @@ def test_leading_words_find_exactly_the_keys_that_share_eight_letters(
     letters = [key[skip : skip + 8] for key in found]
     assert np.array_equal(np.argsort(words, kind="stable"), np.argsort(np.array(letters), kind="stable"))
     with ThreadPoolExecutor(2) as pool:
-        rows = places_of(words, find_repeated(ascending_runs(words), pool))
+        rows = indices_of(words, find_repeated(ascending_runs(words), pool))
     assert rows.tolist() == [row for row, each in enumerate(letters) if letters.count(each) > 1]
 
 
