@@ -80,11 +80,15 @@ def indices_of(numbers: UInt64s, wanted: UInt64s) -> npt.NDArray[np.int64]:
     found = [np.zeros(0, np.int64)]
     for start in range(0, len(numbers), _BLOCK):
         block = numbers[start : start + _BLOCK]
+        order = None if (block[1:] >= block[:-1]).all() else np.argsort(block)
+        ascending = block if order is None else block[order]
         # In a sorted table a block is a small part of the range, and so are the numbers that it may hold.
-        near = wanted[np.searchsorted(wanted, block.min()) : np.searchsorted(wanted, block.max(), "right")]
-        if len(near):
-            place = np.minimum(np.searchsorted(near, block), len(near) - 1)
-            found.append(start + np.flatnonzero(near[place] == block))
+        near = wanted[np.searchsorted(wanted, ascending[0]) : np.searchsorted(wanted, ascending[-1], "right")]
+        first, end = (
+            np.bincount(np.searchsorted(ascending, near, side), minlength=len(block) + 1) for side in ("left", "right")
+        )
+        inside = np.flatnonzero(np.cumsum(first - end))
+        found.append(start + (inside if order is None else np.sort(order[inside])))
     return np.concatenate(found)
 
 

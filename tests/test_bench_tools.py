@@ -102,15 +102,20 @@ def test_concurrent_writers_append_whole_lines(tmp_path: Path) -> None:
 
 def test_a_line_says_where_when_and_with_what_it_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
-    figure = {"loader": "ours", "cadences_per_s": 1.5, "lowest": None}
+    figure = {"loader": "ours", "cadences_per_s": 1.5, "lowest": None, "unit": "cadences/s, both / model, s3://a/b"}
     config = {"data_dir": tmp_path / "some" / "folder", "rounds": 3, "workloads": ("raw",), "text": str(tmp_path)}
-    written = history.record("loader", config, [figure], path)
+    died = {"failed": f"ImportError: {tmp_path}/lib/some.py:21: no module 'a/b' ({tmp_path})"}
+    written = history.record("loader", config, [figure, died], path)
     assert history.read(path) == [written]
     assert written["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"python", "numpy", "timm", "accelerate", "nvidia-dali"} <= written["versions"].keys()
     assert written["machine"].keys() == MACHINE.keys() and written["machine"]["cores"] > 0
     # A history is published, so it must not hold folders of the machine that it was made on.
     assert written["config"] == {"data_dir": "folder", "rounds": 3, "workloads": ["raw"], "text": tmp_path.name}
+    assert written["figures"] == [
+        figure,
+        {"failed": f"ImportError: some.py:21: no module 'a/b' ({tmp_path.name})"},
+    ]
     assert written["time"].endswith("+00:00")
 
 

@@ -82,6 +82,8 @@ class ContestantProcess:
     def _last_words(self) -> str:
         """Why it died, as far as it said."""
         code = self._process.wait(_SECONDS_TO_QUIT)
+        if code == -signal.SIGKILL:
+            return "SIGKILL, most often for lack of memory"  # what it printed last has nothing to do with it
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
