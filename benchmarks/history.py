@@ -28,8 +28,8 @@ PACKAGES = (
 _FIELDS = {
     "benchmark": str, "time": str, "commit": str, "machine": dict, "versions": dict, "config": dict, "figures": list,
 }  # fmt: skip
-# The folders of an absolute path in a text; not of a URL, a unit such as cadences/s, or a ratio such as both / model.
-_FOLDERS = re.compile(r"(?<![\w/:.)])/(?=\S)(?:[^\s/'\"]+/)*")
+# The folders of an absolute path; not of a URL, a unit such as cadences/s, or a ratio such as both / model.
+_FOLDERS = re.compile(r"(?<![\w/.)<~])/(?:[^\s/'\",;<>]+/)+")
 _GIT = ("git", "--no-optional-locks", "-C", str(ROOT))
 
 
@@ -48,7 +48,7 @@ def record(
         "machine": describe_machine(),
         "versions": versions(PACKAGES),
         "config": {name: _published(value) for name, value in config.items()},
-        "figures": [_published(figure) for figure in figures],
+        "figures": [{name: _without_folders(value) for name, value in figure.items()} for figure in figures],
     }
     line = json.dumps(entry, allow_nan=False).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +109,16 @@ def commit() -> str:
 
 
 def _published(value: Any) -> Any:
-    """A value as JSON; of each path only its last part, also within a text, since histories are published."""
+    """A value of a configuration as JSON; of a path only its last part, since histories are published."""
     if isinstance(value, Mapping):
         return {str(name): _published(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set):
         return [_published(part) for part in value]
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, str):
-        return _FOLDERS.sub("", value.rstrip("/"))
-    return value if isinstance(value, int | float | bool | None) else str(value)
+    if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/")):
+        return Path(value).name
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _without_folders(value: Any) -> Any:
+    """A figure; of the absolute paths in a text, such as why a peer failed, only the last part."""
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value

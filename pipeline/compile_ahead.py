@@ -55,8 +55,8 @@ def start(kernels: Sequence[Kernel]) -> None:
 
 def training_kernels(words: Sequence[str]) -> tuple[Kernel, ...]:
     """The kernels that a training with this command line needs."""
-    adds_signals = any(word.startswith(("--backgrounds", "--needles", "--inject")) for word in words)
-    return ("train_with_signals" if adds_signals else "train"), "eval"
+    options = {word.partition("=")[0] for word in words}
+    return ("train_with_signals" if options & {"--backgrounds", "--needles", "--inject"} else "train"), "eval"
 
 
 def wait() -> None:

@@ -19,6 +19,7 @@ from shard_tools.key_digests import (
     rows_with,
     sorted_digests,
     take,
+    tell_apart,
 )
 from shard_tools.manifest import (
     Contents,
@@ -136,7 +137,7 @@ def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
     """Raise InputError naming a key that two data sets hold, in any split."""
     holder: dict[str, Manifest] = {}
     with ThreadPoolExecutor(rank_cores(), thread_name_prefix="keys") as pool:
-        suspects = _keys_that_begin_alike(manifests, pool)
+        suspects = _keys_to_compare(manifests, pool)
         repeated = find_repeated(list(pool.map(sorted_digests, suspects)), pool)
     for each, keys in zip(manifests, suspects, strict=True):
         # Two keys with equal digests are nearly always the same key.
@@ -149,16 +150,18 @@ def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
                 )
 
 
-def _keys_that_begin_alike(manifests: Sequence[Manifest], pool: Executor) -> list[pa.ChunkedArray]:
-    """For each data set, the keys whose first eight differing letters another key shares too."""
-    ends = [each.key(row) for each in manifests for row in (0, len(each) - 1)]
-    skip = sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*ends, strict=False)))
+def _keys_to_compare(manifests: Sequence[Manifest], pool: Executor) -> list[pa.ChunkedArray]:
+    """For each data set, the keys whose first eight differing bytes another key shares too; all where most keys do."""
+    ends = [each.key(row).encode() for each in manifests for row in (0, len(each) - 1)]
+    skip = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ends, strict=False)))
     words = list(pool.map(lambda each: leading_words(each.keys, skip), manifests))
-    repeated = find_repeated(list(itertools.chain.from_iterable(pool.map(ascending_runs, words))), pool)
+    if not all(pool.map(tell_apart, words)):
+        return [each.keys for each in manifests]
+    repeated = find_repeated(list(itertools.chain.from_iterable(map(ascending_runs, words))), pool)
 
     def suspects(manifest: Manifest, own: UInt64s) -> pa.ChunkedArray:
         rows = indices_of(own, repeated)
-        return manifest.keys if len(rows) == len(own) else take(manifest.keys, rows)
+        return take(manifest.keys, rows) if 2 * len(rows) < len(own) else manifest.keys
 
     return list(pool.map(suspects, manifests, words))
 

@@ -1,7 +1,7 @@
 """Find repeated keys among many millions, by 64-bit numbers instead of strings.
 
 A set of 60 million Python strings takes minutes and 6 GB. A number takes 8 bytes a key, and NumPy processes numbers
-without holding the GIL. There are two kinds. Leading words are a key's first letters: in a table that is sorted by key
+without holding the GIL. There are two kinds. Leading words are a key's first bytes: in a table that is sorted by key
 they are sorted already, but different keys may share one. Digests are equal for different keys by chance only, but have
 to be sorted.
 """
@@ -20,7 +20,7 @@ UInt64s = npt.NDArray[np.uint64]
 
 _RANGES = 16  # of numbers, each searched by itself: threads share the work, and little memory is needed
 _SAMPLES = 1024  # numbers of each run that say where the ranges end
-_MOST_RUNS = 16  # a table in another order is sorted anew
+_MOST_RUNS = 16  # with more, a table is not sorted by key
 _BLOCK = 1 << 15  # keys at a time: few enough to stay in the processor's cache
 _WORD = 8
 # The multipliers and the shift of SplitMix64's finaliser (Steele, Lea, Flood 2014).
@@ -38,7 +38,7 @@ def sorted_digests(keys: pa.ChunkedArray) -> UInt64s:
 
 
 def leading_words(keys: pa.ChunkedArray, skip: int) -> UInt64s:
-    """The eight letters of each key that follow its first `skip`, as numbers that compare as the letters do.
+    """The eight bytes of each key that follow its first `skip`, as numbers that compare as the bytes do.
 
     They are in the order of the keys. Shorter keys are filled up with zeros.
     """
@@ -49,10 +49,15 @@ def leading_words(keys: pa.ChunkedArray, skip: int) -> UInt64s:
     return words
 
 
+def tell_apart(words: UInt64s) -> bool:
+    """Whether leading words are worth comparing: most differ, and they are in a few ascending runs."""
+    sample = words[:: len(words) // _SAMPLES + 1]
+    return 2 * len(np.unique(sample)) > len(sample) and int((words[1:] < words[:-1]).sum()) < _MOST_RUNS
+
+
 def ascending_runs(numbers: UInt64s) -> list[UInt64s]:
-    """The numbers as a few ascending runs: parts of `numbers` where it has few, else one sorted copy."""
-    ends = np.flatnonzero(numbers[1:] < numbers[:-1]) + 1
-    return np.split(numbers, ends) if len(ends) < _MOST_RUNS else [np.sort(numbers)]
+    """The numbers as ascending runs, which are parts of `numbers`."""
+    return np.split(numbers, np.flatnonzero(numbers[1:] < numbers[:-1]) + 1)
 
 
 def find_repeated(runs: Sequence[UInt64s], pool: Executor) -> UInt64s:
@@ -101,9 +106,18 @@ def rows_with(keys: pa.ChunkedArray, wanted: UInt64s) -> npt.NDArray[np.int64]:
 
 
 def take(keys: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> pa.ChunkedArray:
-    """The keys of some rows."""
-    # Not pa.array, which imports pandas: that takes time, and on two threads at once it may never end.
-    return keys.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
+    """The keys of some rows, which are ascending.
+
+    Chunk by chunk: pyarrow's own `take` copies all chunks into one first, which fails above 2 GiB of text.
+    """
+    starts = np.cumsum([0, *(len(chunk) for chunk in keys.chunks)])
+    limits = np.searchsorted(rows, starts)
+    taken = []
+    for chunk, start, (first, end) in zip(keys.chunks, starts, pairwise(limits), strict=False):
+        inside = np.ascontiguousarray(rows[first:end] - start)
+        # Not pa.array, which imports pandas: that takes time, and on two threads at once it may never end.
+        taken.append(chunk.take(pa.Array.from_buffers(pa.int64(), len(inside), [None, pa.py_buffer(inside)])))
+    return pa.chunked_array(taken, pa.string())
 
 
 def _blocks(keys: pa.ChunkedArray) -> Iterator[tuple[int, pa.StringArray]]:

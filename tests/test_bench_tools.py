@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 
@@ -102,9 +103,14 @@ def test_concurrent_writers_append_whole_lines(tmp_path: Path) -> None:
 
 def test_a_line_says_where_when_and_with_what_it_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
-    figure = {"loader": "ours", "cadences_per_s": 1.5, "lowest": None, "unit": "cadences/s, both / model, s3://a/b"}
+    figure = {
+        "loader": "ours",
+        "cadences_per_s": 1.5,
+        "lowest": None,
+        "unit": "cadences/s, both / model, 12 /s, s3://a/b/, ~/x/y, <p>a</p>",
+    }
     config = {"data_dir": tmp_path / "some" / "folder", "rounds": 3, "workloads": ("raw",), "text": str(tmp_path)}
-    died = {"failed": f"ImportError: {tmp_path}/lib/some.py:21: no module 'a/b' ({tmp_path})"}
+    died = {"failed": f"ImportError:{tmp_path}/lib/some.py:21: no module 'a/b' ({tmp_path})"}
     written = history.record("loader", config, [figure, died], path)
     assert history.read(path) == [written]
     assert written["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -114,9 +120,15 @@ def test_a_line_says_where_when_and_with_what_it_was_measured(tmp_path: Path) ->
     assert written["config"] == {"data_dir": "folder", "rounds": 3, "workloads": ["raw"], "text": tmp_path.name}
     assert written["figures"] == [
         figure,
-        {"failed": f"ImportError: some.py:21: no module 'a/b' ({tmp_path.name})"},
+        {"failed": f"ImportError:some.py:21: no module 'a/b' ({tmp_path.name})"},
     ]
     assert written["time"].endswith("+00:00")
+
+
+def test_a_number_of_numpy_is_refused_and_not_recorded_as_text(tmp_path: Path) -> None:
+    for number in (np.int64(5), np.float32("nan")):
+        with pytest.raises(TypeError):
+            history.record("loader", {}, [{"cadences_per_s": number}], tmp_path / "history.jsonl")
 
 
 def test_a_number_that_is_not_finite_is_no_figure(tmp_path: Path) -> None:

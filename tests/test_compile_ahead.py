@@ -105,6 +105,7 @@ def test_a_process_is_started_only_where_it_saves_time(
     ("words", "kernel"),
     [
         (["--shards", "shards"], "train"),
+        (["--inject-snr-max", "6", "--backgrounds-folder=more"], "train"),
         (["--backgrounds", "more"], "train_with_signals"),
         (["--backgrounds=more"], "train_with_signals"),
         (["--inject", "0.3"], "train_with_signals"),

@@ -18,6 +18,7 @@ from infer import InferConfig, infer
 from pipeline.augment import DrawConfig
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.plan import Order, Share
+from shard_tools import joined_manifest
 from shard_tools.errors import InputError
 from shard_tools.joined_manifest import read_manifests
 from shard_tools.key_digests import (
@@ -27,11 +28,14 @@ from shard_tools.key_digests import (
     leading_words,
     rows_with,
     sorted_digests,
+    take,
+    tell_apart,
 )
 from shard_tools.manifest import Manifest, read_manifest
 from shard_tools.pack import PackConfig, pack
 from shard_tools.sample import read_snippet_of
 from shard_tools.storage.base import StoreConfig
+from shard_tools.storage.local import LocalStore
 from tests.conftest import snippet, write_table
 from tests.s3_server import environment, serving_s3
 from tests.tiny import CANVAS, SHAPE, tiny_config
@@ -304,17 +308,55 @@ def test_leading_words_find_exactly_the_keys_that_share_eight_letters(
     assert rows.tolist() == [row for row, each in enumerate(letters) if letters.count(each) > 1]
 
 
-def test_numbers_in_any_order_become_ascending_runs() -> None:
-    rng = np.random.default_rng(0)
-    for numbers in (np.arange(9), np.r_[5:9, 0:7, 3:3], rng.permutation(1000), np.zeros(0)):
-        runs = ascending_runs(numbers.astype(np.uint64))
+def test_numbers_become_ascending_runs_without_a_copy() -> None:
+    for numbers in (np.arange(9), np.r_[5:9, 0:7, 3:3], np.random.default_rng(0).permutation(50), np.zeros(0)):
+        numbers = numbers.astype(np.uint64)
+        runs = ascending_runs(numbers)
         assert all((run[1:] >= run[:-1]).all() for run in runs)
-        assert np.array_equal(np.sort(np.concatenate(runs)), np.sort(numbers))
+        assert np.array_equal(np.concatenate(runs), numbers)
+        assert not len(numbers) or all(np.shares_memory(run, numbers) for run in runs)
+
+
+def test_words_that_tell_no_keys_apart_or_are_not_sorted_are_not_compared() -> None:
+    words = np.arange(5000, dtype=np.uint64)
+    assert tell_apart(words) and tell_apart(np.roll(words, 1000))
+    assert not tell_apart(words // np.uint64(3000)) and not tell_apart(np.random.default_rng(0).permutation(words))
+
+
+@given(st.lists(keys, min_size=1, max_size=40), st.integers(0, 40), st.data())
+def test_rows_are_taken_from_every_chunk(found: list[str], cut: int, data: st.DataObject) -> None:
+    rows = sorted(data.draw(st.sets(st.integers(0, len(found) - 1))))
+    assert take(to_keys(found, cut), np.array(rows, np.int64)).to_pylist() == [found[row] for row in rows]
+
+
+def test_rows_are_taken_from_chunks_that_do_not_fit_into_one() -> None:
+    chunk = pa.array(["k" * 1000] * 100_000)
+    array = pa.chunked_array([chunk] * 25)  # 2.5 GB of text, of which 100 MB are in memory
+    assert take(array, np.array([0, 1_250_000, 2_499_999])).to_pylist() == ["k" * 1000] * 3
+
+
+@pytest.mark.parametrize("digits", ["{:012x}", "one-long-name-for-all-{:03d}", "{:02d}-set"])
+def test_a_key_in_the_first_and_third_of_three_data_sets_is_named(digits: str) -> None:
+    numbers = np.random.default_rng(0).permutation(90)
+    texts = [sorted(digits.format(number) for number in part) for part in np.split(numbers, 3)]
+    texts[2][7] = texts[0][11]
+    with pytest.raises(InputError, match=f"^{texts[0][11]}: is in first and in third"):
+        check_keys_differ(texts)
+    check_keys_differ(texts[:2])
+
+
+def check_keys_differ(texts: list[list[str]]) -> None:
+    """Join keys alone."""
+    manifests = [
+        Manifest(LocalStore(Path(name)), (6, 1, 1), (), {}, {}, {}, "", to_keys(text, 5), *[np.zeros(len(text))] * 6)  # type: ignore[arg-type]
+        for name, text in zip(("first", "second", "third"), texts, strict=False)
+    ]
+    joined_manifest._check_keys_differ(manifests)
 
 
 def test_digests_that_are_equal_by_chance_refuse_nothing(roots: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shard_tools.key_digests._mix", lambda values: values & np.uint64(1))
-    # All keys begin alike, so that all are compared by their digests.
-    monkeypatch.setattr("shard_tools.joined_manifest.leading_words", lambda keys, _: np.zeros(len(keys), np.uint64))
+    # So that all keys are compared by their digests.
+    monkeypatch.setattr("shard_tools.joined_manifest.tell_apart", lambda _: False)
     joined = read_manifests(roots)
     assert len(joined) == 3 * (TRAIN + TEST)

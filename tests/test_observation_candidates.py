@@ -234,9 +234,15 @@ def test_a_picture_that_no_earlier_run_wrote_is_not_replaced(
             candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
     assert mine.read_text() == "mine"
     mine.unlink()
-    for _ in range(2):  # the second run replaces pictures of the first
+    for damage in (
+        "",
+        "about ",
+    ):  # the second run replaces pictures of the first, and the third those of a damaged table
         candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
-    assert mine.read_bytes().startswith(b"\x89PNG")
+        assert mine.read_bytes().startswith(b"\x89PNG")
+        table = (tmp_path / "candidates.csv").read_text()
+        (tmp_path / "candidates.csv").write_text(table.replace("\n1,", f"\n{damage}1,"))
+    candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
 
 
 def test_needles_are_found_wherever_they_lie_once_each_and_where_they_are(tmp_path: Path) -> None:

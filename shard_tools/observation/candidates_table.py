@@ -1,6 +1,5 @@
 """The table of candidates: candidates.csv, one row per event, best first."""
 
-import contextlib
 import csv
 import io
 import math
@@ -123,12 +122,12 @@ def _is_picture(path: Path, most: int) -> bool:
 
 
 def _pictures_of(path: Path) -> set[Path]:
-    """What an earlier table at `path` names in its own folder of pictures."""
-    folder = beside(path, PICTURES)
-    with contextlib.suppress(InputError):  # no table, or not one of ours
-        named = {path.parent / candidate.picture for candidate in read_candidates(path)}
-        return {picture for picture in named if picture.parent == folder}
-    return set()
+    """What an earlier table at `path` names in its own folder of pictures, even if the table is damaged."""
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        named = {path.parent / (row.get("picture") or "") for row in csv.DictReader(file)}
+    return {picture for picture in named if picture.parent == beside(path, PICTURES)}
 
 
 def read_candidates(path: Path) -> list[Candidate]:
