@@ -43,7 +43,12 @@ def to_kernel_types(draws: Draws) -> DrawnBatch:
     if not draws.signal_level.shape[1]:
         return DrawnBatch(values, None)
     signals = kernels.SampleSignals(
-        draws.signal_path, draws.signal_level, draws.signal_width, draws.signal_lorentzian, draws.signal_normalised
+        path=draws.signal_path,
+        level=draws.signal_level,
+        is_in_plane=np.any(draws.signal_level > 0, axis=3),
+        width=draws.signal_width,
+        lorentzian=draws.signal_lorentzian,
+        normalised=draws.signal_normalised,
     )
     return DrawnBatch(values, signals)
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from pipeline.kernel_cache import Function, kernel
+from pipeline.inlining import inlined
+from pipeline.kernel_cache import kernel
 from pipeline.signals import LORENTZIAN_END, LORENTZIAN_REACH, NEIGHBOUR_ROOT
 
 Float32s = npt.NDArray[np.float32]
@@ -77,6 +77,8 @@ class SampleSignals(NamedTuple):
     """(n, S, N, t) channel of each signal in each plane."""
     level: Float32s
     """(n, S, N, t) its brightness, in standard deviations of the plane's noise."""
+    is_in_plane: Bools
+    """(n, S, N) whether its brightness is above 0 in any time bin of the plane."""
     width: Float32s
     """(n, S) its standard deviation, or half width at half maximum, in channels."""
     lorentzian: Bools
@@ -99,22 +101,14 @@ class Scratch(NamedTuple):
 # Sums may be in any order, so that they can be vectorised; infinity and NaN keep their meaning.
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
-_STEP_OPTIONS = {**_OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
 _TO_FLOAT32 = np.float32(2.0**112)  # the exponents' biases are 127 and 15
 _SQRT_HALF = np.uint32(0x3F3504F3)  # as bits of a float32
 _REACH = 5.0  # standard deviations out to which a profile is added; 4e-6 of its peak remains there
 _kernel = kernel(**_OPTIONS)
-
-
-def _inlined(function: Function) -> Function:
-    """Compile a step into the kernels that call it.
-
-    A function that is not inlined exists twice, compiled alone and with its caller, with sums in different orders.
-    Which of the two runs depends on whether this process compiled them or found them in the cache. Wrappers are left
-    out: they are for calls from Python and C.
-    """
-    compiled: Function = njit(**_STEP_OPTIONS)(function)
-    return compiled
+# A function that is not inlined exists twice, compiled alone and with its caller, with sums in different orders. Which
+# of the two runs depends on whether this process compiled them or found them in the cache. Wrappers are left out: they
+# are for calls from Python and C.
+_step = inlined(**_OPTIONS, forceinline=True, no_cpython_wrapper=True)
 
 
 @_kernel
@@ -181,7 +175,7 @@ def write_train_images(
         _resize_columns(sums[sample], steps.columns, images[sample])
 
 
-@_inlined
+@_step
 def _planes_to_sum(together: bool, is_first: bool, source: int, planes: int) -> tuple[int, int]:
     """The first plane to sum before plane `source` is used, and the one after the last.
 
@@ -194,7 +188,7 @@ def _planes_to_sum(together: bool, is_first: bool, source: int, planes: int) -> 
     return source, source + 1
 
 
-@_inlined
+@_step
 def _sum_and_add_signals(
     panels: UInt16s,
     steps: Steps,
@@ -223,24 +217,15 @@ def _sum_and_add_signals(
         _sum_rows(wide, steps.sum_time_bins, values)
 
 
-@_inlined
+@_step
 def _has_signal(signals: SampleSignals, slot: int, plane: int) -> bool:
     found = False
-    for signal in range(signals.level.shape[1]):
-        found |= _is_bright(signals.level[slot, signal, plane])
+    for signal in range(signals.is_in_plane.shape[1]):
+        found |= signals.is_in_plane[slot, signal, plane]
     return found
 
 
-@_inlined
-def _is_bright(level: Float32s) -> bool:
-    """Whether a signal's brightness (t,) is above 0 in any time bin."""
-    found = False
-    for time in range(len(level)):
-        found |= level[time] > 0
-    return found
-
-
-@_inlined
+@_step
 def _clear(sums: Float32s) -> None:
     """Fill (C, H, F) with 0."""
     for channel in range(sums.shape[0]):
@@ -248,13 +233,13 @@ def _clear(sums: Float32s) -> None:
             _fill(sums[channel, row], np.float32(0))
 
 
-@_inlined
+@_step
 def _fill(of: Float32s, value: np.float32) -> None:
     for place in range(len(of)):
         of[place] = value
 
 
-@_inlined
+@_step
 def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
     """A panel (t, F) of float16 bits to a plane (T, F): sums of `time_bins` rows, divided by sqrt(time_bins).
 
@@ -274,14 +259,14 @@ def _sum_time_bins(panel: UInt16s, time_bins: int, plane: Float32s) -> None:
                     total[channel] += _to_float32(halves[channel]) * factor
 
 
-@_inlined
+@_step
 def _to_float32(half: np.uint16) -> np.float32:
     bits = np.uint32(half)
     wide = ((bits & np.uint32(0x8000)) << np.uint32(16)) | ((bits & np.uint32(0x7FFF)) << np.uint32(13))
     return np.uint32(wide).view(np.float32) * _TO_FLOAT32
 
 
-@_inlined
+@_step
 def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
     """A panel (t, F) to a plane (T, F), like `_sum_time_bins`."""
     factor = np.float32(1 / np.sqrt(time_bins))
@@ -294,13 +279,13 @@ def _sum_rows(panel: Float32s, time_bins: int, plane: Float32s) -> None:
                 total[channel] += values[channel] * factor
 
 
-@_inlined
+@_step
 def _add_signals(values: Float32s, time_bins: int, signals: SampleSignals, slot: int, plane: int) -> None:
     """Add the signals of plane number `plane` to its values (T, F), sums of `time_bins` rows, as in dali_graph.py."""
     noise = _noise(values) / np.sqrt(time_bins)
-    for signal in range(signals.level.shape[1]):
-        path, level = signals.path[slot, signal, plane], signals.level[slot, signal, plane]
-        if _is_bright(level):
+    for signal in range(signals.is_in_plane.shape[1]):
+        if signals.is_in_plane[slot, signal, plane]:
+            path, level = signals.path[slot, signal, plane], signals.level[slot, signal, plane]
             width = signals.width[slot, signal]
             if signals.lorentzian[slot, signal]:
                 _add_lorentzian(values, time_bins, path, level, noise, width)
@@ -308,7 +293,7 @@ def _add_signals(values: Float32s, time_bins: int, signals: SampleSignals, slot:
                 _add_gaussian(values, time_bins, path, level, noise, width)
 
 
-@_inlined
+@_step
 def _noise(plane: Float32s) -> float:
     """Standard deviation of the noise of a plane (T, F), from the steps between neighbouring channels."""
     channels = plane.shape[1]
@@ -321,7 +306,7 @@ def _noise(plane: Float32s) -> float:
     return float((total / (len(plane) * (channels - 1)) / NEIGHBOUR_ROOT) ** 2)
 
 
-@_inlined
+@_step
 def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, level: Float32s, noise: float, width: float) -> None:
     """Add a Gaussian profile along a path (t,) to a plane (T, F); its peak is `level` (t,) times `noise`.
 
@@ -345,7 +330,7 @@ def _add_gaussian(plane: Float32s, time_bins: int, path: Float32s, level: Float3
             ratio *= fall
 
 
-@_inlined
+@_step
 def _add_lorentzian(
     plane: Float32s, time_bins: int, path: Float32s, level: Float32s, noise: float, width: float
 ) -> None:
@@ -362,7 +347,7 @@ def _add_lorentzian(
             plane[time // time_bins, channel] += np.float32(scale * (1 / (1 + offset * offset) - LORENTZIAN_END))
 
 
-@_inlined
+@_step
 def _subtract_means(planes: Float32s, of_rows: bool) -> None:
     """Subtract each channel's mean over all planes (N, T, F), then with `of_rows` each time bin's over the channels."""
     count, time_bins, channels = planes.shape
@@ -386,7 +371,7 @@ def _subtract_means(planes: Float32s, of_rows: bool) -> None:
                     values[channel] -= shift
 
 
-@_inlined
+@_step
 def _normalise_and_compress(plane: Float32s, steps: Steps) -> None:
     """The steps that are the same in training and evaluation, on a plane (T, F)."""
     if steps.normalise:
@@ -395,7 +380,7 @@ def _normalise_and_compress(plane: Float32s, steps: Steps) -> None:
         _compress(plane)
 
 
-@_inlined
+@_step
 def _normalise(plane: Float32s, epsilon: float) -> None:
     """Bring a plane (T, F) to mean 0 and standard deviation 1."""
     total = np.float64(0)
@@ -417,7 +402,7 @@ def _normalise(plane: Float32s, epsilon: float) -> None:
             plane[row, channel] = (plane[row, channel] - mean) * factor
 
 
-@_inlined
+@_step
 def _compress(plane: Float32s) -> None:
     """The asinh of a plane (T, F), to 1e-6: sign(x) log(|x| + sqrt(x^2 + 1)).
 
@@ -446,7 +431,7 @@ def _compress(plane: Float32s) -> None:
             values[channel] = y if values[channel] >= 0 else -y
 
 
-@_inlined
+@_step
 def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None:
     """Flip, roll, shift, scale and erase a plane (T, F) into `to`, the canvas's plane number `plane`."""
     time_bins, channels = of.shape
@@ -471,13 +456,13 @@ def _augment(of: Float32s, draws: SampleDraws, plane: int, to: Float32s) -> None
             _fill(to[row, box[2] : box[2] + box[5]], np.float32(0))
 
 
-@_inlined
+@_step
 def _scale(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:
     for channel in range(len(to)):
         to[channel] = of[channel] * gain + offset
 
 
-@_inlined
+@_step
 def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Float32s) -> None:
     last = len(to) - 1
     for channel in range(len(to)):
@@ -485,7 +470,7 @@ def _scale_reversed(of: Float32s, gain: np.float32, offset: np.float32, to: Floa
         to[channel] = of[np.uintp(last - channel)] * gain + offset
 
 
-@_inlined
+@_step
 def _mix(first: Float32s, second: Float32s, of_first: SampleDraws, of_second: SampleDraws) -> None:
     """CutMix or mixup of two planes (T, F), each with the other as it was before this step."""
     box_1, box_2 = of_first.cutmix_box, of_second.cutmix_box
@@ -498,7 +483,7 @@ def _mix(first: Float32s, second: Float32s, of_first: SampleDraws, of_second: Sa
             _mix_rows(first[row], second[row], ends, of_first.mixed, of_second.mixed)
 
 
-@_inlined
+@_step
 def _mix_rows(
     first: Float32s, second: Float32s, ends: tuple[int, int, int, int], share_1: np.float32, share_2: np.float32
 ) -> None:
@@ -515,14 +500,14 @@ def _mix_rows(
         second[channel] = a if left_2 <= place < right_2 else b + share_2 * (a - b)
 
 
-@_inlined
+@_step
 def _copy(of: Float32s, to: Float32s) -> None:
     # Numba copies one slice into another value by value; this loop is vectorised.
     for place in range(len(to)):
         to[place] = of[place]
 
 
-@_inlined
+@_step
 def _resize_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) -> None:
     """Add the share of a plane (T, F) to the resized rows (H, F) of its stack; `start` is its first row in the stack.
 
@@ -557,7 +542,7 @@ def _resize_rows(plane: Float32s, start: int, weights: Weights, sums: Float32s) 
             place += 1
 
 
-@_inlined
+@_step
 def _resize_columns(sums: Float32s, weights: Weights, image: Float32s) -> None:
     """Images (C, H, F) to (C, H, W)."""
     first, weight = weights
