@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.search.panel_paths import PATH_CHANNELS, PATH_EVIDENCE, PATH_PLANES, cut_out_paths, find_paths
+from training.search.panel_paths import (
+    PATH_CHANNELS,
+    PATH_EVIDENCE,
+    PATH_PLANES,
+    cut_out_paths,
+    find_paths,
+    path_evidence,
+)
 
 BINS, CHANNELS = 39, 256
 
@@ -59,7 +66,7 @@ def test_no_other_path_has_a_larger_sum(seed: int, bins: int, channels: int, sca
     found = find_paths(torch.from_numpy(values))
     expected = [[best_by_trying(panel) for panel in cadence] for cadence in values]
     np.testing.assert_allclose(found.score.numpy(), expected, rtol=1e-4, atol=1e-4)
-    assert found.inside.any(2).all() and found.evidence.shape == (2, 3, PATH_EVIDENCE)
+    assert found.inside.any(2).all() and path_evidence(found).shape == (2, 3, PATH_EVIDENCE)
     assert (found.channel.diff(dim=2).abs() <= 1).all()
 
 
@@ -81,3 +88,11 @@ def test_a_path_at_the_edge_is_cut_out_with_zeros_beyond_it(channel: int) -> Non
     if channel:
         beyond = cut_out_paths(values, paths)[0, 2, 0, :BINS, PATH_CHANNELS // 2 + 2 :]
     assert (paths.channel[0, 2] - channel).abs().max() <= 1 and not beyond.any()
+
+
+@pytest.mark.parametrize("batch", [1, 20, 45])
+def test_paths_of_a_large_batch_are_those_of_each_cadence(batch: int) -> None:
+    """They are found a few cadences at a time."""
+    values = torch.randn(batch, 6, BINS, CHANNELS, generator=torch.Generator().manual_seed(0))
+    for whole, *each in zip(find_paths(values), *map(find_paths, values.split(1)), strict=True):
+        assert torch.equal(whole, torch.cat(each))

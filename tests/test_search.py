@@ -34,7 +34,7 @@ from training.search.candidates import (
     SumWindows,
     upright_shape,
 )
-from training.search.lines import EVIDENCE, Search, flatten, near, whiten
+from training.search.lines import EVIDENCE, Search, asinh, flatten, near, whiten
 from training.weights import fill_model, load_weights, save_weights
 
 BINS, CHANNELS = 39, 256
@@ -375,3 +375,10 @@ def test_one_search_serves_both_views(channels: int) -> None:
         both = model.both_views(image)
     torch.testing.assert_close(both, expected, atol=1e-4, rtol=0)
     assert (both[:, 0] - both[:, 1]).abs().max() > 1e-3  # the two differ, so the second is not a copy of the first
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1))
+def test_the_fast_asinh_is_torchs(values: list[float]) -> None:
+    of = torch.tensor(values)
+    torch.testing.assert_close(asinh(of), torch.asinh(of.double()).float(), atol=1e-9, rtol=1e-6)

@@ -18,8 +18,8 @@ from torch.nn.functional import pad, softplus
 from shard_tools.cadence import PANELS
 from training.float32_linear import Float32Linear
 from training.search.dedoppler import CLIP
-from training.search.lines import EVIDENCE, ON, RATES, Lines, Search, flatten, near, whiten
-from training.search.panel_paths import PATH_EVIDENCE, cut_out_paths, find_paths
+from training.search.lines import EVIDENCE, ON, RATES, Lines, Search, asinh, flatten, near, whiten
+from training.search.panel_paths import PATH_EVIDENCE, cut_out_paths, find_paths, path_evidence
 
 CUTOUT_CHANNELS = 28  # seven patches of a Swin; the line is in the middle of the fourth
 CUTOUT_PLANES = PANELS + 1
@@ -48,7 +48,7 @@ class Candidates(Search):
         sums = self.sums(values.clamp(-CLIP, CLIP))
         on, off = sums[:, :ON], sums[:, ON:]
         needles, controls = self.find(on, off, near(off)), self.find(off, on, near(on))
-        values = values.asinh()
+        values = asinh(values)
         images = [
             self._cut_out(values, self.rows, needles),
             self._cut_out(values.roll(ON, 1), self.rows.roll(ON, 0), controls),
@@ -136,7 +136,7 @@ class SumWindows(Search):
         for sign in (1, -1):
             windows = torch.cat([self._window(planes, needles, sign), self._window(exchanged, controls, sign)])
             cutouts = cut_out_paths(values, paths, sign)
-            yield Seen(windows, evidence, cutouts, paths.evidence, channel, rate)
+            yield Seen(windows, evidence, cutouts, path_evidence(paths), channel, rate)
 
     def _window(self, planes: list[Tensor], lines: Lines, sign: int) -> Tensor:
         """Windows (B, K, WINDOW_PLANES, 16, 32) of `planes`, each (B, N, R, C), around each line; 0 outside of them.
@@ -159,7 +159,7 @@ class SumWindows(Search):
         # A Swin sees only relative positions: the last plane marks where in the window the line is.
         nearness = torch.exp(-(rows[:, None].square() + columns.square()) / 8)
         like = found[0][:, :, :1]
-        return torch.cat([torch.cat(found, 2).asinh() * inside, steepness.expand_as(like), nearness.expand_as(like)], 2)
+        return torch.cat([asinh(torch.cat(found, 2)) * inside, steepness.expand_as(like), nearness.expand_as(like)], 2)
 
 
 class _SearchModel(nn.Module):

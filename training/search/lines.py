@@ -82,15 +82,27 @@ def _windows(values: Tensor, width: int, axis: int, combine: Callable[[Tensor, T
     Put together from windows of 1, 2, 4, ... neighbours: torch's pooling takes ten times as long.
     """
     places = values.shape[axis] - width + 1
-    found, start, size = None, 0, 1
-    while size <= width:
+    found, start = None, 0
+    for power in range(width.bit_length()):
+        size = 1 << power
+        if power:
+            length = values.shape[axis] - size // 2
+            values = combine(values.narrow(axis, 0, length), values.narrow(axis, size // 2, length))
         if width & size:
             part = values.narrow(axis, start, places)
             found, start = part if found is None else combine(found, part), start + size
-        length = values.shape[axis] - size
-        values, size = combine(values.narrow(axis, 0, length), values.narrow(axis, size, length)), 2 * size
     assert found is not None
     return found
+
+
+def asinh(values: Tensor) -> Tensor:
+    """As torch.asinh, which takes four times as long on a CPU, as it works on one value at a time.
+
+    For float32 values below 1e19 (larger ones give NaN), and not for gradients.
+    """
+    size = values.abs()
+    square = size.square()
+    return torch.log1p(size + square / (1 + torch.sqrt(square + 1))).copysign(values)
 
 
 def _level(half: Tensor) -> tuple[Tensor, Tensor]:

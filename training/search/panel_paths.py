@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from training.search.dedoppler import CLIP
+from training.search.lines import asinh
 
 PATH_CHANNELS = 16  # of a cut-out, with the path in the middle
 PATH_PLANES = 2  # the values, and where the path is
@@ -21,6 +22,7 @@ PATH_EVIDENCE = 2  # numbers about each path
 _EXPECTED = 1.5  # standard deviations taken off each pixel: about the mean along the best path through noise
 _STEP = 0.2  # cost of moving to the next channel
 _SQRT_6 = 6**0.5
+_ONE_THREAD = (1 << 15) - 1  # values of which torch lets one thread take care
 
 
 def path_shape(time_bins: int) -> tuple[int, int]:
@@ -38,10 +40,10 @@ class Paths(NamedTuple):
     inside: Tensor
     """(B, P, T) whether the path has begun and not ended."""
 
-    @property
-    def evidence(self) -> Tensor:
-        """(B, P, PATH_EVIDENCE) the logarithm of 1 + the score, and the path's share of the panel's time."""
-        return torch.stack([self.score.clamp_min(0).log1p(), self.inside.float().mean(2)], 2)
+
+def path_evidence(paths: Paths) -> Tensor:
+    """(B, P, PATH_EVIDENCE) the logarithm of 1 + the score, and the path's share of the panel's time."""
+    return torch.stack([paths.score.clamp_min(0).log1p(), paths.inside.float().mean(2)], 2)
 
 
 def find_paths(values: Tensor) -> Paths:
@@ -49,16 +51,22 @@ def find_paths(values: Tensor) -> Paths:
 
     From one time bin to the next a path moves by one channel at most.
     """
+    batch, panels, time_bins, channels = values.shape
     gain = pad(values, (1, 1))
     # Smoothed over three channels, the width of a narrow signal.
     gain = ((gain[..., :-2] + 2 * gain[..., 1:-1] + gain[..., 2:]) / _SQRT_6).clamp(-CLIP, CLIP) - _EXPECTED
     # Sums along the best paths so far, bordered by zeros: a path may begin there, but none continues from there.
-    totals = [gain.new_zeros((*gain.shape[:2], gain.shape[3] + 2))]
-    for here in gain.unbind(2):
-        before = totals[-1]
-        aside = torch.maximum(before[..., :-2], before[..., 2:]).sub_(_STEP)
-        totals.append(pad(torch.maximum(before[..., 1:-1], aside).clamp_min_(0).add_(here), (1, 1)))
-    return _trace(torch.stack(totals, 2))
+    totals = gain.new_zeros(batch, panels, 1 + time_bins, 1 + channels + 1)
+    # Waking torch's threads for steps as short as these takes longer than the steps (docs/performance.md).
+    is_shared = values.is_cuda or torch.compiler.is_compiling()
+    few = batch if is_shared else max(1, _ONE_THREAD // (panels * channels))
+    for part, here in zip(torch.split(totals, few), torch.split(gain, few), strict=True):
+        for row in range(time_bins):
+            before = part[:, :, row]
+            aside = torch.maximum(before[..., :-2], before[..., 2:]).sub_(_STEP)
+            best = torch.maximum(before[..., 1:-1], aside).clamp_min_(0)
+            part[:, :, row + 1, 1:-1] = best.add_(here[:, :, row])
+    return _trace(totals)
 
 
 def _trace(totals: Tensor) -> Paths:
@@ -92,6 +100,6 @@ def cut_out_paths(values: Tensor, paths: Paths, sign: int = 1) -> Tensor:
     offset = torch.arange(PATH_CHANNELS, device=values.device) - PATH_CHANNELS // 2
     place = paths.channel[..., None] + sign * offset
     known = (place >= 0) & (place < values.shape[3])
-    found = values.gather(3, place.clamp(0, values.shape[3] - 1)).asinh() * known
+    found = asinh(values.gather(3, place.clamp(0, values.shape[3] - 1))) * known
     on = paths.inside[..., None].expand_as(found).to(found.dtype)
     return pad(torch.stack([found, on], 2), (0, 0, 0, path_shape(values.shape[2])[0] - values.shape[2]))
