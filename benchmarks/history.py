@@ -29,7 +29,7 @@ _FIELDS = {
     "benchmark": str, "time": str, "commit": str, "machine": dict, "versions": dict, "config": dict, "figures": list,
 }  # fmt: skip
 # The folders of an absolute path; not of a URL, a unit such as cadences/s, or a ratio such as both / model.
-_FOLDERS = re.compile(r"(?<![\w/.)<~])/(?:[^\s/'\",;<>]+/)+")
+_FOLDERS = re.compile(r"(?<![\w/.)<~])(?:file://)?/(?:[^\s/'\",;<>]+/)+(?=[^\s/'\",;<>])")
 _GIT = ("git", "--no-optional-locks", "-C", str(ROOT))
 
 
@@ -114,11 +114,11 @@ def _published(value: Any) -> Any:
         return {str(name): _published(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set):
         return [_published(part) for part in value]
-    if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/")):
-        return Path(value).name
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if isinstance(value, Path):
+        return value.name
+    return _without_folders(value) if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _without_folders(value: Any) -> Any:
-    """A figure; of the absolute paths in a text, such as why a peer failed, only the last part."""
+    """A figure; of the absolute paths that a text holds, such as why a peer failed, only the last part."""
     return _FOLDERS.sub("", value) if isinstance(value, str) else value

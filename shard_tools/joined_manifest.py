@@ -151,7 +151,10 @@ def _check_keys_differ(manifests: Sequence[Manifest]) -> None:
 
 
 def _keys_to_compare(manifests: Sequence[Manifest], pool: Executor) -> list[pa.ChunkedArray]:
-    """For each data set, the keys whose first eight differing bytes another key shares too; all where most keys do."""
+    """For each data set, the keys that have the same eight bytes as another key, after what all keys begin with.
+
+    All keys, where these bytes tell few keys apart or a table is not sorted.
+    """
     ends = [each.key(row).encode() for each in manifests for row in (0, len(each) - 1)]
     skip = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ends, strict=False)))
     words = list(pool.map(lambda each: leading_words(each.keys, skip), manifests))

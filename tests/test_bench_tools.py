@@ -109,7 +109,7 @@ def test_a_line_says_where_when_and_with_what_it_was_measured(tmp_path: Path) ->
         "lowest": None,
         "unit": "cadences/s, both / model, 12 /s, s3://a/b/, ~/x/y, <p>a</p>",
     }
-    config = {"data_dir": tmp_path / "some" / "folder", "rounds": 3, "workloads": ("raw",), "text": str(tmp_path)}
+    config = {"data_dir": tmp_path / "some" / "folder", "rounds": 3, "workloads": ("raw",), "text": f"--out={tmp_path}"}
     died = {"failed": f"ImportError:{tmp_path}/lib/some.py:21: no module 'a/b' ({tmp_path})"}
     written = history.record("loader", config, [figure, died], path)
     assert history.read(path) == [written]
@@ -117,7 +117,12 @@ def test_a_line_says_where_when_and_with_what_it_was_measured(tmp_path: Path) ->
     assert {"python", "numpy", "timm", "accelerate", "nvidia-dali"} <= written["versions"].keys()
     assert written["machine"].keys() == MACHINE.keys() and written["machine"]["cores"] > 0
     # A history is published, so it must not hold folders of the machine that it was made on.
-    assert written["config"] == {"data_dir": "folder", "rounds": 3, "workloads": ["raw"], "text": tmp_path.name}
+    assert written["config"] == {
+        "data_dir": "folder",
+        "rounds": 3,
+        "workloads": ["raw"],
+        "text": f"--out={tmp_path.name}",
+    }
     assert written["figures"] == [
         figure,
         {"failed": f"ImportError:some.py:21: no module 'a/b' ({tmp_path.name})"},

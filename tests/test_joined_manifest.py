@@ -335,13 +335,28 @@ def test_rows_are_taken_from_chunks_that_do_not_fit_into_one() -> None:
     assert take(array, np.array([0, 1_250_000, 2_499_999])).to_pylist() == ["k" * 1000] * 3
 
 
-@pytest.mark.parametrize("digits", ["{:012x}", "one-long-name-for-all-{:03d}", "{:02d}-set"])
-def test_a_key_in_the_first_and_third_of_three_data_sets_is_named(digits: str) -> None:
-    numbers = np.random.default_rng(0).permutation(90)
-    texts = [sorted(digits.format(number) for number in part) for part in np.split(numbers, 3)]
+@pytest.mark.parametrize(
+    ("digits", "is_sorted", "are_told_apart"),
+    [
+        ("{:012x}", True, True),
+        ("one-long-name-for-all-{:03d}", True, True),
+        ("{:02d}-set", True, True),
+        ("{:012x}", False, False),
+    ],
+)
+def test_a_key_in_the_first_and_third_of_three_data_sets_is_named(
+    monkeypatch: pytest.MonkeyPatch, digits: str, is_sorted: bool, are_told_apart: bool
+) -> None:
+    answers: list[bool] = []
+    tell_apart = joined_manifest.tell_apart
+    monkeypatch.setattr(joined_manifest, "tell_apart", lambda words: answers.append(tell_apart(words)) or answers[-1])
+    numbers = np.random.default_rng(0).permutation(180)
+    texts = [[digits.format(number) for number in part] for part in np.split(numbers, 3)]
+    texts = [sorted(text) for text in texts] if is_sorted else texts
     texts[2][7] = texts[0][11]
     with pytest.raises(InputError, match=f"^{texts[0][11]}: is in first and in third"):
         check_keys_differ(texts)
+    assert all(answers) == are_told_apart
     check_keys_differ(texts[:2])
 
 

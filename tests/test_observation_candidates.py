@@ -234,14 +234,13 @@ def test_a_picture_that_no_earlier_run_wrote_is_not_replaced(
             candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
     assert mine.read_text() == "mine"
     mine.unlink()
-    for damage in (
-        "",
-        "about ",
-    ):  # the second run replaces pictures of the first, and the third those of a damaged table
+    # Each run replaces the pictures of the one before, even if its table is damaged: a number that is none, and an open
+    # quote before more text than a cell may hold.
+    for damage, end in (("", ""), ("about ", ""), ("", '"' + 150_000 * "x")):
         candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
         assert mine.read_bytes().startswith(b"\x89PNG")
         table = (tmp_path / "candidates.csv").read_text()
-        (tmp_path / "candidates.csv").write_text(table.replace("\n1,", f"\n{damage}1,"))
+        (tmp_path / "candidates.csv").write_text(table.replace("\n1,", f"\n{damage}1,") + end)
     candidates_of(voyager, tmp_path / "candidates.csv", pictures=2)
 
 

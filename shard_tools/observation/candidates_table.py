@@ -1,5 +1,6 @@
 """The table of candidates: candidates.csv, one row per event, best first."""
 
+import contextlib
 import csv
 import io
 import math
@@ -122,11 +123,12 @@ def _is_picture(path: Path, most: int) -> bool:
 
 
 def _pictures_of(path: Path) -> set[Path]:
-    """What an earlier table at `path` names in its own folder of pictures, even if the table is damaged."""
-    if not path.is_file():
-        return set()
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        named = {path.parent / (row.get("picture") or "") for row in csv.DictReader(file)}
+    """What an earlier table at `path` names in its own folder of pictures; of a damaged table, as far as it is read."""
+    named: set[Path] = set()
+    if path.is_file():
+        with path.open("rb") as file, contextlib.suppress(InputError):
+            for _, cells in read_table(file, str(path), ["picture"]):
+                named.add(path.parent / cells["picture"])
     return {picture for picture in named if picture.parent == beside(path, PICTURES)}
 
 
