@@ -51,22 +51,26 @@ def find_paths(values: Tensor) -> Paths:
 
     From one time bin to the next a path moves by one channel at most.
     """
-    batch, panels, time_bins, channels = values.shape
     gain = pad(values, (1, 1))
     # Smoothed over three channels, the width of a narrow signal.
     gain = ((gain[..., :-2] + 2 * gain[..., 1:-1] + gain[..., 2:]) / _SQRT_6).clamp(-CLIP, CLIP) - _EXPECTED
-    # Sums along the best paths so far, bordered by zeros: a path may begin there, but none continues from there.
-    totals = gain.new_zeros(batch, panels, 1 + time_bins, 1 + channels + 1)
     # Waking torch's threads for steps as short as these takes longer than the steps (docs/performance.md).
     is_shared = values.is_cuda or torch.compiler.is_compiling()
-    few = batch if is_shared else max(1, _ONE_THREAD // (panels * channels))
-    for part, here in zip(torch.split(totals, few), torch.split(gain, few), strict=True):
-        for row in range(time_bins):
-            before = part[:, :, row]
-            aside = torch.maximum(before[..., :-2], before[..., 2:]).sub_(_STEP)
-            best = torch.maximum(before[..., 1:-1], aside).clamp_min_(0)
-            part[:, :, row + 1, 1:-1] = best.add_(here[:, :, row])
-    return _trace(totals)
+    few = len(gain) if is_shared else max(1, _ONE_THREAD // (gain.shape[1] * (gain.shape[3] + 2)))
+    return _trace(torch.cat([_add_up(part) for part in torch.split(gain, few)]))
+
+
+def _add_up(gain: Tensor) -> Tensor:
+    """Sums along the best paths up to each pixel of `gain` (B, P, T, F): (B, P, 1 + T, 1 + F + 1), with borders of 0.
+
+    A path may begin at a border, but none continues from there.
+    """
+    totals = [gain.new_zeros((*gain.shape[:2], gain.shape[3] + 2))]
+    for here in gain.unbind(2):
+        before = totals[-1]
+        aside = torch.maximum(before[..., :-2], before[..., 2:]).sub_(_STEP)
+        totals.append(pad(torch.maximum(before[..., 1:-1], aside).clamp_min_(0).add_(here), (1, 1)))
+    return torch.stack(totals, 2)
 
 
 def _trace(totals: Tensor) -> Paths:
