@@ -120,5 +120,5 @@ def _published(value: Any) -> Any:
 
 
 def _without_folders(value: Any) -> Any:
-    """A figure; of the absolute paths that a text holds, such as why a peer failed, only the last part."""
+    """A text with only the last part of each absolute path in it; any other value as it is."""
     return _FOLDERS.sub("", value) if isinstance(value, str) else value

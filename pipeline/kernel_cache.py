@@ -23,6 +23,7 @@ import numpy as np
 from shard_tools.system.library_caches import user_folder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_INLINING = Path(__file__).with_name("inlining.py")
 _CONSTANTS = (bool, int, float, complex, str, bytes, np.generic)  # what Numba compiles into a kernel
 
 
@@ -64,12 +65,14 @@ def cached_signatures(kernel: Callable[..., Any]) -> list[str] | None:
 def kernel_digest(function: Callable[..., Any]) -> str:
     """A digest of all that a kernel is compiled from: its file, the numbers that the file imports, and the compiler.
 
-    Functions that the file imports are not in it: a kernel's steps are all in its own file.
+    Part of the compiler is inlining.py. Functions that the file imports are not in it: a kernel's steps are all in its
+    own file.
     """
     constants = {name: repr(value) for name, value in function.__globals__.items() if _is_constant(name, value)}
     compiler = [importlib.metadata.version(name) for name in ("numba", "llvmlite", "numpy")]
     told = repr((sorted(constants.items()), compiler, platform.python_version(), function.__module__))
-    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes() + told.encode()).hexdigest()
+    sources = Path(inspect.getfile(function)).read_bytes() + _INLINING.read_bytes()
+    return hashlib.sha256(sources + told.encode()).hexdigest()
 
 
 def shared_folder() -> Path | None:

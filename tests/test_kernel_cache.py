@@ -100,6 +100,15 @@ def test_the_kernels_of_images_depend_on_every_number_that_they_import(monkeypat
     assert kernel_cache.kernel_digest(kernel) == before
 
 
+def test_kernels_depend_on_how_their_steps_are_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kernel = cpu_kernels.write_train_images.py_func
+    before = kernel_cache.kernel_digest(kernel)
+    changed = tmp_path / "inlining.py"
+    changed.write_bytes(kernel_cache._INLINING.read_bytes() + b"#")
+    monkeypatch.setattr(kernel_cache, "_INLINING", changed)
+    assert kernel_cache.kernel_digest(kernel) != before
+
+
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 def test_a_damaged_cache_costs_a_compilation_and_not_the_run(clones: Clones, suffix: str) -> None:
     clones.run(clones.add("clone"))

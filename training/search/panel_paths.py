@@ -22,7 +22,7 @@ PATH_EVIDENCE = 2  # numbers about each path
 _EXPECTED = 1.5  # standard deviations taken off each pixel: about the mean along the best path through noise
 _STEP = 0.2  # cost of moving to the next channel
 _SQRT_6 = 6**0.5
-_ONE_THREAD = (1 << 15) - 1  # values of which torch lets one thread take care
+_ONE_THREAD = (1 << 15) - 1  # most values of an operation that torch does not share among its threads
 
 
 def path_shape(time_bins: int) -> tuple[int, int]:
